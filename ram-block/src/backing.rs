@@ -1,0 +1,93 @@
+//! Host memory: mapped here, unmapped here.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::{self, NonNull};
+
+/// The host's page size in bytes.
+pub(crate) fn host_page_bytes() -> u64 {
+    // SAFETY: sysconf reads no memory of ours.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).unwrap_or(0)
+}
+
+/// A readable and writable mapping that this value owns.
+///
+/// Invariant: `start` is the start of a mapping of `len` bytes, which lives until
+/// the value is dropped and which nothing else unmaps or remaps.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+    file: Option<File>,
+}
+
+// SAFETY: the mapping is plain memory without thread affinity, and the methods
+// that reach it (through `block`) use accesses that tolerate concurrent ones.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Private, zero, not yet populated memory of `len` bytes (non-zero).
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+        Self::map(len, None)
+    }
+
+    /// Memory of `len` bytes (non-zero) in a memory file, which another process can
+    /// map by its descriptor; zero and not yet populated.
+    pub(crate) fn memfd(len: usize) -> io::Result<Self> {
+        // SAFETY: the name is a NUL-terminated string that outlives the call.
+        let fd = unsafe { libc::memfd_create(c"ram-block".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made and nobody else owns it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(len as u64)?;
+        Self::map(len, Some(file))
+    }
+
+    fn map(len: usize, file: Option<File>) -> io::Result<Self> {
+        let (flags, fd) = match &file {
+            Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+        };
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: without MAP_FIXED the kernel chooses a free place, so no memory
+        // that is in use changes.
+        let start = unsafe {
+            libc::mmap(ptr::null_mut(), len, protection, flags | libc::MAP_NORESERVE, fd, 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { start, len, file })
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: by the type's invariant this is exactly our mapping, and slices of
+        // it borrow the owner, so none is left.
+        let result = unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        if result != 0 {
+            log::error!("munmap of {} bytes failed: {}", self.len, io::Error::last_os_error());
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The dirty bitmaps of one block, and the fan-out to all of them.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+
+use thiserror::Error;
+
+use crate::barrier;
+use crate::bitmap::{BITS, Bitmap};
+use crate::client::{ClientSet, DirtyClient};
+use crate::merge::shift_merge;
+use crate::page::PageSize;
+use crate::snapshot::{DirtySnapshot, Harvest};
+
+/// A request that a block's bitmaps cannot serve.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum DirtyError {
+    /// Pages outside the block were named.
+    #[error("Pages {start}..{end} were asked for, but the block has {pages}")]
+    OutOfRange {
+        /// First page asked for.
+        start: u64,
+        /// One past the last page asked for.
+        end: u64,
+        /// How many pages the block has.
+        pages: u64,
+    },
+    /// The bitmap to merge is too short for the pages it should describe.
+    #[error("A bitmap of {words} words cannot describe {pages} pages, which need {needed}")]
+    ShortBitmap {
+        /// Words given, of 64 bits.
+        words: usize,
+        /// Pages to be described.
+        pages: u64,
+        /// Words needed.
+        needed: u64,
+    },
+    /// The client logs nothing, so there is nothing to harvest.
+    #[error("Client {client} is off, only {enabled} log here")]
+    ClientOff {
+        /// The client asked for.
+        client: DirtyClient,
+        /// Those that are on.
+        enabled: ClientSet,
+    },
+}
+
+/// Set in `enabled` where writers must fence for themselves; see `barrier`.
+const WRITERS_FENCE: u64 = 1 << 63;
+
+/// The dirty bitmaps of one block: one for each [`DirtyClient`] that is on.
+///
+/// All methods may be called from any thread at any time. A mark that has
+/// returned is in the next harvest of every client that was on when the mark
+/// began, or in one that was running at the time. Page 0 is bit 0 of word 0, so
+/// blocks never share a word.
+///
+/// As vm-memory's `Bitmap` it marks whatever is written through a slice that
+/// carries it. Pointers escape it: after a write through `get_host_address`,
+/// `PtrGuardMut::as_ptr`, `get_atomic_ref` or `aligned_as_mut`, call
+/// [`mark`](Self::mark).
+pub struct DirtyMemory {
+    page_size: PageSize,
+    pages: u64,
+    /// The mask of clients that are on, and [`WRITERS_FENCE`].
+    enabled: AtomicU64,
+    /// Allocated when a client is first on.
+    bitmaps: [OnceLock<Bitmap>; DirtyClient::COUNT],
+}
+
+impl DirtyMemory {
+    /// Bitmaps for `pages` pages of `page_size`, every client off.
+    pub fn new(pages: u64, page_size: PageSize) -> Arc<Self> {
+        let fence = if barrier::available() { 0 } else { WRITERS_FENCE };
+        Arc::new(Self {
+            page_size,
+            pages,
+            enabled: AtomicU64::new(fence),
+            bitmaps: [const { OnceLock::new() }; DirtyClient::COUNT],
+        })
+    }
+
+    /// The grain of the bitmaps.
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// How many pages there are.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The clients that are on.
+    pub fn enabled(&self) -> ClientSet {
+        Self::clients_in(self.enabled.load(Ordering::Acquire))
+    }
+
+    fn clients_in(mask: u64) -> ClientSet {
+        ClientSet::from_bits(mask.to_le_bytes()[0])
+    }
+
+    /// Switches `client` on: every write from now on marks it.
+    ///
+    /// What was written before is not in its bitmap, so a client that mirrors
+    /// memory begins by taking all of it. A page whose write was under way is
+    /// either marked, or has its new contents in memory when this returns: a
+    /// client that reads pages afterwards misses neither.
+    pub fn enable(&self, client: DirtyClient) {
+        self.bitmaps[client.index()].get_or_init(|| Bitmap::new(self.pages));
+        self.enabled.fetch_or(1 << client.number(), Ordering::SeqCst);
+        if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !barrier::every_thread() {
+            log::warn!(
+                "membarrier is refused since the start: each mark of guest memory fences from now on"
+            );
+            self.enabled.fetch_or(WRITERS_FENCE, Ordering::SeqCst);
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// Switches `client` off and drops its bits. Does nothing if it is off.
+    ///
+    /// A mark that is under way may still leave a bit behind: when the client is
+    /// switched on again, it may find a page dirty that is not.
+    pub fn disable(&self, client: DirtyClient) {
+        let before = self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
+        if Self::clients_in(before).contains(client) {
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                bitmap.take(&(0..self.pages), |_, _| ());
+            }
+        }
+    }
+
+    /// The bitmaps to mark, read after the caller's store to the page.
+    #[inline]
+    fn targets(&self) -> Option<impl Iterator<Item = &Bitmap>> {
+        // Without a fence of its own this load may pass the caller's store to the
+        // page; `enable` makes that harmless, or sets WRITERS_FENCE.
+        let mut mask = self.enabled.load(Ordering::Acquire);
+        if mask == 0 {
+            return None;
+        }
+        if mask & WRITERS_FENCE != 0 {
+            fence(Ordering::SeqCst);
+            mask = self.enabled.load(Ordering::Acquire);
+        }
+        Some(Self::clients_in(mask).iter().filter_map(|client| self.bitmaps[client.index()].get()))
+    }
+
+    /// Marks the pages that `len` bytes from byte `offset` touch, for every client
+    /// that is on. The part that lies outside the block is ignored.
+    ///
+    /// Call it after the write. Costs a load and a branch when no client is on.
+    #[inline]
+    pub fn mark(&self, offset: u64, len: u64) {
+        if let Some(targets) = self.targets() {
+            let touched = self.page_size.touched(offset, len);
+            let pages = touched.start..touched.end.min(self.pages);
+            if !pages.is_empty() {
+                targets.for_each(|bitmap| bitmap.mark_range(&pages));
+            }
+        }
+    }
+
+    /// Merges a bitmap of `count` pages, bit 0 of which is page `first`, into every
+    /// client that is on. Returns how many pages it names.
+    ///
+    /// The form is that of KVM's dirty log: little-endian bit order in 64-bit
+    /// words. Bits from `count` on are ignored. `first` need not be a multiple of
+    /// 64. Costs one pass over the words.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
+    /// [`DirtyError::ShortBitmap`] if `words` does not hold `count` bits; nothing
+    /// is marked then.
+    pub fn merge(&self, first: u64, count: u64, words: &[u64]) -> Result<u64, DirtyError> {
+        self.check(&(first..first.saturating_add(count)))?;
+        let needed = count.div_ceil(BITS);
+        if (words.len() as u64) < needed {
+            return Err(DirtyError::ShortBitmap { words: words.len(), pages: count, needed });
+        }
+        let mut targets = [None; DirtyClient::COUNT];
+        for (slot, bitmap) in targets.iter_mut().zip(self.targets().into_iter().flatten()) {
+            *slot = Some(bitmap);
+        }
+        Ok(shift_merge(first, count, words, |word, bits| {
+            targets.iter().flatten().for_each(|bitmap| bitmap.mark_word(word, bits));
+        }))
+    }
+
+    fn check(&self, pages: &Range<u64>) -> Result<(), DirtyError> {
+        if pages.start > pages.end || pages.end > self.pages {
+            return Err(DirtyError::OutOfRange {
+                start: pages.start,
+                end: pages.end,
+                pages: self.pages,
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes the bits of exactly `pages` from `client`'s bitmap.
+    ///
+    /// # Errors
+    ///
+    /// As [`snapshot_and_clear_into`](Self::snapshot_and_clear_into).
+    pub fn snapshot_and_clear(
+        self: &Arc<Self>,
+        client: DirtyClient,
+        pages: Range<u64>,
+    ) -> Result<Harvest, DirtyError> {
+        self.snapshot_and_clear_into(client, pages, DirtySnapshot::default())
+    }
+
+    /// Takes the bits of exactly `pages` from `client`'s bitmap, using the buffer of
+    /// an earlier snapshot: allocates only if that is too small.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
+    /// [`DirtyError::ClientOff`].
+    pub fn snapshot_and_clear_into(
+        self: &Arc<Self>,
+        client: DirtyClient,
+        pages: Range<u64>,
+        mut buffer: DirtySnapshot,
+    ) -> Result<Harvest, DirtyError> {
+        self.check(&pages)?;
+        let enabled = self.enabled();
+        let bitmap = self.bitmaps[client.index()]
+            .get()
+            .filter(|_| enabled.contains(client))
+            .ok_or(DirtyError::ClientOff { client, enabled })?;
+        buffer.reset(pages.clone());
+        bitmap.take(&pages, |word, bits| buffer.put(word, bits));
+        Ok(Harvest::new(self.clone(), client, buffer))
+    }
+
+    /// Returns the bits of a harvest to the client they came from.
+    pub(crate) fn give_back(&self, client: DirtyClient, snapshot: &DirtySnapshot) {
+        if !self.enabled().contains(client) {
+            return;
+        }
+        if let Some(bitmap) = self.bitmaps[client.index()].get() {
+            snapshot.block_words().for_each(|(word, bits)| bitmap.mark_word(word, bits));
+        }
+    }
+
+    /// Whether `page` is dirty for `client`; false if the client is off or the block
+    /// has no such page.
+    pub fn is_dirty(&self, client: DirtyClient, page: u64) -> bool {
+        page < self.pages
+            && self.enabled().contains(client)
+            && self.bitmaps[client.index()].get().is_some_and(|bitmap| bitmap.contains(page))
+    }
+}
+
+impl fmt::Debug for DirtyMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirtyMemory")
+            .field("page_size", &self.page_size.bytes())
+            .field("pages", &self.pages)
+            .field("enabled", &self.enabled())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VGA: DirtyClient = DirtyClient::VGA;
+    const CODE: DirtyClient = DirtyClient::CODE;
+    const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
+
+    fn memory(pages: u64) -> Arc<DirtyMemory> {
+        DirtyMemory::new(pages, PageSize::new(4096).unwrap())
+    }
+
+    fn take(memory: &Arc<DirtyMemory>, client: DirtyClient, pages: Range<u64>) -> Vec<u64> {
+        let harvest = memory.snapshot_and_clear(client, pages).unwrap();
+        let pages = harvest.pages().collect();
+        harvest.commit();
+        pages
+    }
+
+    #[test]
+    fn a_harvest_takes_one_clients_bits_only() {
+        let memory = memory(200);
+        memory.enable(VGA);
+        memory.enable(MIGRATION);
+        memory.mark(70 * 4096 - 1, 2);
+        assert_eq!(take(&memory, VGA, 0..200), [69, 70]);
+        assert_eq!(take(&memory, VGA, 0..200), [0; 0]);
+        assert_eq!(take(&memory, MIGRATION, 70..200), [70]);
+        assert_eq!(take(&memory, MIGRATION, 0..200), [69]);
+        assert!(!memory.is_dirty(CODE, 70));
+    }
+
+    #[test]
+    fn a_client_that_is_off_holds_nothing_and_cannot_be_harvested() {
+        let memory = memory(64);
+        memory.mark(0, 4096);
+        memory.enable(MIGRATION);
+        memory.mark(4096, 1);
+        assert!(!memory.is_dirty(VGA, 1));
+        let refused = memory.snapshot_and_clear(VGA, 0..64).unwrap_err();
+        let enabled = ClientSet::EMPTY.with(MIGRATION);
+        assert_eq!(refused, DirtyError::ClientOff { client: VGA, enabled });
+        assert_eq!(take(&memory, MIGRATION, 0..64), [1]);
+    }
+
+    #[test]
+    fn switching_off_drops_the_bits() {
+        let memory = memory(64);
+        memory.enable(VGA);
+        memory.mark(0, 1);
+        memory.disable(VGA);
+        memory.enable(VGA);
+        assert_eq!(take(&memory, VGA, 0..64), [0; 0]);
+    }
+
+    #[test]
+    fn a_harvest_without_commit_gives_its_bits_back() {
+        let memory = memory(300);
+        memory.enable(VGA);
+        memory.mark(5 * 4096, 290 * 4096);
+        let harvest = memory.snapshot_and_clear(VGA, 10..20).unwrap();
+        assert!(!memory.is_dirty(VGA, 10));
+        drop(harvest);
+        assert_eq!(take(&memory, VGA, 0..300), (5..295).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_lies_outside_the_block_is_ignored_by_marks_and_refused_by_merges() {
+        let memory = memory(10);
+        memory.enable(VGA);
+        memory.mark(9 * 4096, u64::MAX);
+        memory.mark(10 * 4096, 1);
+        memory.mark(u64::MAX, 1);
+        assert_eq!(take(&memory, VGA, 0..10), [9]);
+        let out = DirtyError::OutOfRange { start: 9, end: 11, pages: 10 };
+        assert_eq!(memory.merge(9, 2, &[3]), Err(out.clone()));
+        assert_eq!(memory.snapshot_and_clear(VGA, 9..11).unwrap_err(), out);
+        let overflow = memory.merge(u64::MAX, 2, &[3]).unwrap_err();
+        assert!(matches!(overflow, DirtyError::OutOfRange { .. }));
+        let short = DirtyError::ShortBitmap { words: 0, pages: 10, needed: 1 };
+        assert_eq!(memory.merge(0, 10, &[]), Err(short));
+    }
+
+    #[test]
+    fn a_merge_reaches_every_client_that_is_on() {
+        let memory = memory(1000);
+        memory.enable(VGA);
+        memory.enable(CODE);
+        let words = [1 << 63, 0b101];
+        assert_eq!(memory.merge(37, 66, &words), Ok(2)); // bit 66 is past the count
+        for client in [VGA, CODE] {
+            assert_eq!(take(&memory, client, 0..1000), [37 + 63, 37 + 64]);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_buffer_is_reused() {
+        let memory = memory(6400);
+        memory.enable(VGA);
+        let mut buffer = DirtySnapshot::default();
+        for round in 0..3 {
+            memory.mark(round * 4096, 1);
+            let harvest = memory.snapshot_and_clear_into(VGA, 0..6400, buffer).unwrap();
+            assert_eq!(harvest.pages().collect::<Vec<_>>(), [round]);
+            let words = harvest.as_words().as_ptr();
+            buffer = harvest.commit();
+            assert_eq!(buffer.as_words().as_ptr(), words);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Guest RAM, and one dirty bitmap for each of its consumers.
+//!
+//! A virtual machine's memory has several readers that want to know *what
+//! changed*: a display redraws the touched lines, a live migration sends the
+//! touched pages again, a translator drops the code it made from them. Each of
+//! these [clients](DirtyClient) owns a bitmap here, so that one client's
+//! harvest never eats another's bits.
+//!
+//! The invariant: **a mark that has returned is seen by the next harvest of
+//! every client that was on**, and a harvest that is not committed gives its
+//! bits back. Nothing between a guest's store and its consumer loses a page.
+//!
+//! ```text
+//!   KVM's log  --merge-->  +--------------- RamBlock ---------------+
+//!   vm-memory  --mark--->  | host memory      DirtyMemory           |
+//!   devices    --mark--->  |                  VGA  CODE  MIGRATION  |
+//!                          +-----------------------|----------------+
+//!                                     snapshot_and_clear -> Harvest
+//! ```
+//!
+//! # Example
+//!
+//! ```
+//! use ram_block::{DirtyClient, RamBlock};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let ram = RamBlock::anonymous("pc.ram", 16 << 20)?;
+//! let page = ram.page_size().bytes();
+//! ram.dirty().enable(DirtyClient::VGA);
+//! ram.dirty().enable(DirtyClient::MIGRATION);
+//!
+//! ram.write(3 * page, b"a store of the monitor marks both clients")?;
+//!
+//! let harvest = ram.dirty().snapshot_and_clear(DirtyClient::VGA, 0..ram.pages())?;
+//! assert_eq!(harvest.pages().collect::<Vec<_>>(), [3]);
+//! harvest.commit(); // drawn: the bits are not given back
+//!
+//! assert!(!ram.dirty().is_dirty(DirtyClient::VGA, 3));
+//! assert!(ram.dirty().is_dirty(DirtyClient::MIGRATION, 3));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where the unsafe code is
+//!
+//! `backing` maps memory, `block` lends it to vm-memory, `word` makes zeroed
+//! arrays of atomics, and `barrier` issues a system call. Everything else is
+//! safe Rust.
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("guest memory is indexed with 64-bit offsets: a 64-bit host is needed");
+
+mod backing;
+mod barrier;
+mod bitmap;
+mod block;
+mod client;
+mod dirty;
+mod merge;
+mod page;
+mod snapshot;
+mod vm_memory_bitmap;
+mod word;
+
+pub use block::{MAX_ID_LEN, RamBlock, RamBlockError, RamSlice};
+pub use client::{ClientSet, DirtyClient};
+pub use dirty::{DirtyError, DirtyMemory};
+pub use page::{PageSize, PageSizeError};
+pub use snapshot::{DirtySnapshot, Harvest};
+/// The version of vm-memory whose traits the public types implement.
+pub use vm_memory;

@@ -1,0 +1,137 @@
+//! The page size as a value.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use thiserror::Error;
+
+/// A page size was asked for that no memory can have.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("Page size of {bytes} bytes: a power of two from 512 bytes to 1 GiB is needed")]
+pub struct PageSizeError {
+    /// The size that was asked for, in bytes.
+    pub bytes: u64,
+}
+
+/// The grain of dirty tracking, in bytes: a power of two.
+///
+/// KVM logs in host pages, which are 4, 16 or 64 KiB depending on the host, so
+/// nothing in these crates assumes one of them.
+///
+/// ```
+/// use ram_block::PageSize;
+///
+/// let page = PageSize::new(16384)?;
+/// assert_eq!(page.count(40_000), 3);
+/// assert_eq!(page.touched(16_000, 1_000), 0..2);
+/// # Ok::<(), ram_block::PageSizeError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageSize {
+    shift: u8,
+}
+
+impl PageSize {
+    /// A page size of `bytes` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`PageSizeError`] unless `bytes` is a power of two from 512 to 2^30.
+    pub const fn new(bytes: u64) -> Result<Self, PageSizeError> {
+        if bytes.is_power_of_two() && bytes >= 512 && bytes <= 1 << 30 {
+            // A power of two of at most 2^30 has at most 30 trailing zeros.
+            #[allow(clippy::cast_possible_truncation)]
+            let shift = bytes.trailing_zeros() as u8;
+            Ok(Self { shift })
+        } else {
+            Err(PageSizeError { bytes })
+        }
+    }
+
+    /// The page size of this host, the grain of KVM's dirty log.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system reports a page size that [`PageSize::new`]
+    /// refuses, which no supported one does.
+    pub fn host() -> Self {
+        static HOST: OnceLock<PageSize> = OnceLock::new();
+        *HOST.get_or_init(|| {
+            let bytes = crate::backing::host_page_bytes();
+            Self::new(bytes).expect("the host's page size is a power of two of at least 512 bytes")
+        })
+    }
+
+    /// The size in bytes.
+    pub const fn bytes(self) -> u64 {
+        1 << self.shift
+    }
+
+    /// The base-2 logarithm of the size in bytes.
+    pub const fn shift(self) -> u32 {
+        self.shift as u32
+    }
+
+    /// Whether `offset` (bytes) is a multiple of the page size.
+    pub const fn is_aligned(self, offset: u64) -> bool {
+        offset & (self.bytes() - 1) == 0
+    }
+
+    /// How many pages `len` bytes take, the last one perhaps in part.
+    pub const fn count(self, len: u64) -> u64 {
+        len.div_ceil(self.bytes())
+    }
+
+    /// The number of the page that holds the byte at `offset`.
+    pub const fn page_of(self, offset: u64) -> u64 {
+        offset >> self.shift
+    }
+
+    /// The pages that `len` bytes from `offset` touch; empty when `len` is 0.
+    ///
+    /// A range that would pass the end of the 64-bit space ends there.
+    pub const fn touched(self, offset: u64, len: u64) -> Range<u64> {
+        let first = self.page_of(offset);
+        if len == 0 {
+            return first..first;
+        }
+        first..self.page_of(offset.saturating_add(len - 1)) + 1
+    }
+}
+
+/// Narrows an index for use with slices; lossless, as hosts are 64-bit.
+#[allow(clippy::cast_possible_truncation)]
+pub(crate) const fn index(value: u64) -> usize {
+    value as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_powers_of_two_within_bounds_are_page_sizes() {
+        for bytes in [0, 1, 256, 4095, 4097, 6144, 1 << 31, u64::MAX] {
+            assert_eq!(PageSize::new(bytes), Err(PageSizeError { bytes }));
+        }
+        for bytes in [512, 4096, 16384, 65536, 2 << 20, 1 << 30] {
+            assert_eq!(PageSize::new(bytes).map(PageSize::bytes), Ok(bytes));
+        }
+    }
+
+    #[test]
+    fn a_byte_range_touches_whole_pages() {
+        let page = PageSize::new(4096).unwrap();
+        assert_eq!(page.touched(0, 0), 0..0);
+        assert_eq!(page.touched(4095, 1), 0..1);
+        assert_eq!(page.touched(4095, 2), 0..2);
+        assert_eq!(page.touched(8192, 4096), 2..3);
+        let last = u64::MAX >> 12;
+        assert_eq!(page.touched(u64::MAX, u64::MAX), last..last + 1);
+    }
+
+    #[test]
+    fn the_host_page_is_one_that_linux_has() {
+        assert!([4096, 16384, 65536].contains(&PageSize::host().bytes()));
+    }
+}
