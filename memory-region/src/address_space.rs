@@ -1,0 +1,82 @@
+//! The bus as its users see it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::access::{self, AccessError};
+use crate::flat_view::FlatView;
+use crate::region::RegionId;
+
+/// The addresses below one root region, as a processor or a device on that bus
+/// sees them.
+///
+/// Accesses use the view that the last commit published and never wait; one that
+/// runs while a commit is made sees the old map or the new, not a mixture.
+pub struct AddressSpace {
+    name: Arc<str>,
+    root: RegionId,
+    view: ArcSwap<FlatView>,
+}
+
+impl AddressSpace {
+    pub(crate) fn new(name: &str, root: RegionId, view: Arc<FlatView>) -> Self {
+        Self { name: name.into(), root, view: ArcSwap::new(view) }
+    }
+
+    /// The space's name, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
+    /// The region that the space shows.
+    pub fn root(&self) -> RegionId {
+        self.root
+    }
+
+    /// The current view; it stays as it is whatever is committed later.
+    pub fn view(&self) -> Arc<FlatView> {
+        self.view.load_full()
+    }
+
+    pub(crate) fn publish(&self, view: Arc<FlatView>) {
+        self.view.store(view);
+    }
+
+    /// Reads `data.len()` bytes at `address`.
+    ///
+    /// Devices are asked in accesses of 1, 2, 4 or 8 bytes, little-endian.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError`] for the first byte at which nothing answers. Such bytes read as
+    /// all ones, the others are read all the same.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        access::read(&self.view.load(), address, data)
+    }
+
+    /// Writes `data` at `address`, and marks the RAM that it reaches for every client
+    /// that logs it.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError`] for the first byte at which nothing answers or that is
+    /// read-only. Such bytes are dropped, the others are written all the same.
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
+        access::write(&self.view.load(), address, data)
+    }
+}
+
+impl fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddressSpace")
+            .field("name", &self.name)
+            .field("view", &self.view())
+            .finish()
+    }
+}

@@ -1,0 +1,133 @@
+//! The front door of the dirty log: who logs, and what they find.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ram_block::{DirtyClient, DirtySnapshot, Harvest, RamBlock};
+
+use crate::error::MapError;
+use crate::flat_view::Section;
+use crate::listener::MemoryListener;
+use crate::map::MemoryMap;
+use crate::region::RegionId;
+
+impl MemoryMap {
+    /// Switches the dirty log of one RAM region on or off for `client`.
+    ///
+    /// Everything written from the return of this call on is logged. The map
+    /// switches the clients of its blocks: [`DirtyMemory::enable`] is not needed.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], [`MapError::Refused`].
+    ///
+    /// [`DirtyMemory::enable`]: ram_block::DirtyMemory::enable
+    pub fn set_log(&self, region: RegionId, client: DirtyClient, on: bool) -> Result<(), MapError> {
+        self.update(|map| map.set_log(region, client, on))
+    }
+
+    /// Switches the dirty log of all RAM, present and future, on or off for `client`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Refused`].
+    pub fn set_global_log(&self, client: DirtyClient, on: bool) -> Result<(), MapError> {
+        self.update(|map| {
+            map.set_global_log(client, on);
+            Ok(())
+        })
+    }
+
+    /// Merges what accelerators know of writes to `region` into its block, for every
+    /// client that is on; nothing else is asked for. Regions without RAM know of none.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`], [`MapError::UnknownRegion`].
+    pub fn sync_dirty_log(&self, region: RegionId) -> Result<(), MapError> {
+        match self.ram_of(region)? {
+            (_, Some(block)) => self.sync_block(&block),
+            _ => Ok(()),
+        }
+    }
+
+    /// Merges what accelerators know of writes to all RAM that is logged.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`].
+    pub fn sync_all_dirty_logs(&self) -> Result<(), MapError> {
+        self.sync_where(|_| true)
+    }
+
+    /// Asks for the block wherever it is mapped: other regions may show it too.
+    fn sync_block(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
+        self.sync_where(|section| section.ram().is_some_and(|ram| Arc::ptr_eq(ram, block)))
+    }
+
+    /// No lock is held meanwhile: a section that a commit removes at this moment has
+    /// been synced by its listener.
+    fn sync_where(&self, wanted: impl Fn(&Section) -> bool) -> Result<(), MapError> {
+        for entry in self.spaces() {
+            if entry.listeners.is_empty() {
+                continue;
+            }
+            let view = entry.space.view();
+            let logged = |section: &&Section| !section.log().is_empty() && section.ram().is_some();
+            for section in view.sections().iter().filter(logged).filter(|section| wanted(section)) {
+                sync_section(&entry.listeners, section)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `client`'s dirty pages of the `bytes` of a RAM region: syncs the region,
+    /// then takes the bits of exactly the pages that the bytes touch.
+    ///
+    /// Read the pages after this call, not before: what is written later is in the
+    /// next harvest.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotRam`], [`MapError::Sync`], [`MapError::UnknownRegion`], or
+    /// [`MapError::Dirty`] if the client is off or the region has no such pages.
+    pub fn snapshot_and_clear(
+        &self,
+        region: RegionId,
+        client: DirtyClient,
+        bytes: Range<u64>,
+    ) -> Result<Harvest, MapError> {
+        self.snapshot_and_clear_into(region, client, bytes, DirtySnapshot::default())
+    }
+
+    /// As [`snapshot_and_clear`](Self::snapshot_and_clear), with the buffer of an
+    /// earlier snapshot.
+    ///
+    /// # Errors
+    ///
+    /// As [`snapshot_and_clear`](Self::snapshot_and_clear).
+    pub fn snapshot_and_clear_into(
+        &self,
+        region: RegionId,
+        client: DirtyClient,
+        bytes: Range<u64>,
+        buffer: DirtySnapshot,
+    ) -> Result<Harvest, MapError> {
+        let (name, block) = self.ram_of(region)?;
+        let block = block.ok_or(MapError::NotRam { name, client })?;
+        self.sync_block(&block)?;
+        let len = bytes.end.saturating_sub(bytes.start);
+        let pages = block.page_size().touched(bytes.start, len);
+        Ok(block.dirty().snapshot_and_clear_into(client, pages, buffer)?)
+    }
+}
+
+fn sync_section(listeners: &[Arc<dyn MemoryListener>], section: &Section) -> Result<(), MapError> {
+    for listener in listeners {
+        listener.sync(section).map_err(|source| {
+            let (listener, region) = (listener.name().to_owned(), section.name().to_owned());
+            MapError::Sync { listener, region, source }
+        })?;
+    }
+    Ok(())
+}

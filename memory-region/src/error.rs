@@ -1,0 +1,173 @@
+//! Why a map cannot be as asked.
+
+use ram_block::{DirtyClient, DirtyError, RamBlockError};
+use thiserror::Error;
+
+use crate::listener::ListenerError;
+
+/// A change of the memory map, or of its dirty logging, that cannot be made.
+///
+/// The map is then as it was before.
+#[derive(Debug, Error)]
+pub enum MapError {
+    /// A region's size is zero or above 2^64.
+    #[error("Region \"{name}\" has a size of {size:#x} bytes, 1 to 2^64 are possible")]
+    Size {
+        /// The region's name.
+        name: String,
+        /// The size asked for, in bytes.
+        size: u128,
+    },
+    /// The id names no region of this map, or one that was removed.
+    #[error("Region {id} is not in this map")]
+    UnknownRegion {
+        /// The region's number.
+        id: u64,
+    },
+    /// The address space belongs to another map.
+    #[error("Address space \"{name}\" is not of this map")]
+    UnknownSpace {
+        /// The space's name.
+        name: String,
+    },
+    /// Only containers hold other regions.
+    #[error("\"{child}\" cannot be placed in \"{parent}\", which is no container")]
+    NotAContainer {
+        /// Where it should go.
+        parent: String,
+        /// What should go there.
+        child: String,
+    },
+    /// A region is in one container at a time; an alias shows it elsewhere.
+    #[error("\"{child}\" cannot be placed in \"{parent}\", it is already in \"{current}\"")]
+    AlreadyPlaced {
+        /// What should be placed.
+        child: String,
+        /// Where it should go.
+        parent: String,
+        /// Where it is.
+        current: String,
+    },
+    /// The region is in no container.
+    #[error("\"{name}\" is in no container")]
+    NotPlaced {
+        /// The region's name.
+        name: String,
+    },
+    /// The region would reach past the end of its container.
+    #[error(
+        "\"{child}\" of {size:#x} bytes at {offset:#x} reaches past the end of \"{parent}\" of {parent_size:#x} bytes"
+    )]
+    OutsideContainer {
+        /// What should be placed.
+        child: String,
+        /// Its size in bytes.
+        size: u128,
+        /// Where, in bytes from the container's start.
+        offset: u64,
+        /// The container.
+        parent: String,
+        /// The container's size in bytes.
+        parent_size: u128,
+    },
+    /// Two regions want the same addresses, and neither was placed as overlapping.
+    #[error(
+        "\"{child}\" at {offset:#x} with {size:#x} bytes overlaps \"{other}\" at {other_offset:#x} with {other_size:#x} bytes"
+    )]
+    Overlap {
+        /// What should be placed.
+        child: String,
+        /// Where, in bytes from the container's start.
+        offset: u64,
+        /// Its size in bytes.
+        size: u128,
+        /// What is there.
+        other: String,
+        /// Where that starts.
+        other_offset: u64,
+        /// The size of that in bytes.
+        other_size: u128,
+    },
+    /// An alias would show what its target does not have.
+    #[error(
+        "Alias \"{name}\" wants {size:#x} bytes from {offset:#x} of \"{target}\", which has {target_size:#x}"
+    )]
+    AliasOutside {
+        /// The alias's name.
+        name: String,
+        /// Offset in the target, in bytes.
+        offset: u64,
+        /// The alias's size in bytes.
+        size: u128,
+        /// The target's name.
+        target: String,
+        /// The target's size in bytes.
+        target_size: u128,
+    },
+    /// A region would contain itself, perhaps through an alias.
+    #[error("\"{child}\" cannot be placed in \"{parent}\", which it already shows")]
+    Cycle {
+        /// What should be placed.
+        child: String,
+        /// Where it should go.
+        parent: String,
+    },
+    /// Regions are nested too deeply.
+    #[error("The map nests regions more than {limit} deep below \"{root}\"")]
+    TooDeep {
+        /// The address space's root.
+        root: String,
+        /// The deepest nesting that is rendered.
+        limit: usize,
+    },
+    /// The region is still placed, shown by an alias, or the root of an address space.
+    #[error("\"{name}\" cannot be removed, \"{user}\" uses it")]
+    InUse {
+        /// The region's name.
+        name: String,
+        /// Who uses it.
+        user: String,
+    },
+    /// Two different blocks have the same id, which a migration stream tells them by.
+    #[error("A block named \"{id}\" is already in the map")]
+    DuplicateBlock {
+        /// The id.
+        id: String,
+    },
+    /// Only RAM has a dirty log.
+    #[error("Client {client} cannot log \"{name}\", which is no RAM")]
+    NotRam {
+        /// The region's name.
+        name: String,
+        /// The client.
+        client: DirtyClient,
+    },
+    /// A listener cannot follow the change.
+    #[error("Listener \"{listener}\" refuses the new map of \"{space}\"")]
+    Refused {
+        /// The listener.
+        listener: String,
+        /// The address space that it follows.
+        space: String,
+        /// Its reason.
+        #[source]
+        source: ListenerError,
+    },
+    /// A listener could not bring its dirty log; what it has is not lost.
+    #[error("Listener \"{listener}\" cannot sync the dirty log of \"{region}\"")]
+    Sync {
+        /// The listener.
+        listener: String,
+        /// The region.
+        region: String,
+        /// Its reason.
+        #[source]
+        source: ListenerError,
+    },
+    /// The block's bitmaps cannot serve the request.
+    #[error(transparent)]
+    Dirty(#[from] DirtyError),
+    /// A block could not be made.
+    #[error(transparent)]
+    Block(#[from] RamBlockError),
+}

@@ -1,0 +1,70 @@
+//! The memory map of a machine: what answers at which address, and who is told
+//! when that changes.
+//!
+//! A tree of [regions](RegionId) (containers, RAM, ROM, devices, aliases) is
+//! edited in transactions. Each commit renders it into a [`FlatView`]: the sorted
+//! list of [`Section`]s that a bus sees. Accesses go through an [`AddressSpace`],
+//! which holds the current view and never waits for a writer; accelerators follow
+//! it as [`MemoryListener`]s.
+//!
+//! The invariant: **the view and every listener agree**. A commit that a listener
+//! refuses leaves the map, the view and the other listeners as they were.
+//!
+//! ```text
+//!   update(|map| ...)  ->  region tree  --render-->  FlatView  --publish-->  AddressSpace
+//!                                                       |                     read, write
+//!                                                      diff
+//!                                                       v
+//!                                                 MemoryListener (KVM's slots)
+//! ```
+//!
+//! # Example
+//!
+//! ```
+//! use memory_region::MemoryMap;
+//! use ram_block::{DirtyClient, RamBlock};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let memory = MemoryMap::new();
+//! let (system, vram) = memory.update(|map| {
+//!     let system = map.container("system", 1 << 64)?;
+//!     let ram = map.ram("ram", RamBlock::anonymous("pc.ram", 64 << 20)?)?;
+//!     let vram = map.ram("vram", RamBlock::anonymous("vga.vram", 16 << 20)?)?;
+//!     let window = map.alias("vga-window", vram, 0, 0x20000)?;
+//!     map.place(system, 0, ram)?;
+//!     map.place_overlapping(system, 0xa0000, window, 1)?;
+//!     Ok((system, vram))
+//! })?;
+//! let space = memory.address_space("memory", system)?;
+//!
+//! memory.set_log(vram, DirtyClient::VGA, true)?;
+//! space.write(0xa0010, &[7])?;
+//! let harvest = memory.snapshot_and_clear(vram, DirtyClient::VGA, 0..0x20000)?;
+//! assert_eq!(harvest.pages().collect::<Vec<_>>(), [0]);
+//! harvest.commit();
+//! # Ok(())
+//! # }
+//! ```
+
+mod access;
+mod address_space;
+mod diff;
+mod dirty_log;
+mod error;
+mod flat_view;
+mod listener;
+mod map;
+mod mmio;
+mod region;
+mod render;
+
+pub use access::AccessError;
+pub use address_space::AddressSpace;
+pub use error::MapError;
+pub use flat_view::{FlatView, Section, SectionTarget};
+pub use listener::{ListenerError, LogChange, MemoryListener, ViewChange};
+pub use map::MemoryMap;
+pub use mmio::MmioDevice;
+/// The crate whose types appear in this one's.
+pub use ram_block;
+pub use region::{MapEdit, RegionId};

@@ -1,0 +1,259 @@
+//! The map: one tree, its address spaces, and the commit that keeps all in step.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ram_block::{ClientSet, RamBlock};
+
+use crate::address_space::AddressSpace;
+use crate::diff::diff;
+use crate::error::MapError;
+use crate::flat_view::FlatView;
+use crate::listener::{MemoryListener, ViewChange};
+use crate::region::{MapEdit, RegionId, Topology};
+use crate::render::render;
+
+/// The memory map of one machine: its regions, address spaces and listeners.
+///
+/// There is no process-wide state: two machines of one process have two maps.
+/// All methods may be called from any thread, from within a device's handler too,
+/// but not from within an update's closure or a listener.
+pub struct MemoryMap {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    topology: Topology,
+    spaces: Vec<Space>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Space {
+    pub(crate) space: Arc<AddressSpace>,
+    /// In the order of their registration.
+    pub(crate) listeners: Vec<Arc<dyn MemoryListener>>,
+}
+
+/// A listener that has followed a change, to be told to go back if another refuses.
+struct Followed {
+    listener: Arc<dyn MemoryListener>,
+    change: Arc<ViewChange>,
+}
+
+impl MemoryMap {
+    /// An empty map.
+    #[allow(clippy::new_ret_no_self)] // always shared
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state changes only after everything that can fail or panic has run.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn spaces(&self) -> Vec<Space> {
+        self.lock().spaces.clone()
+    }
+
+    pub(crate) fn ram_of(
+        &self,
+        region: RegionId,
+    ) -> Result<(String, Option<Arc<RamBlock>>), MapError> {
+        let state = self.lock();
+        let name = state.topology.get(region)?.name.to_string();
+        let block =
+            state.topology.ram().find(|(id, ..)| *id == region).map(|(_, block, _)| block.clone());
+        Ok((name, block))
+    }
+
+    /// Changes the map in one transaction: one render, and one change that listeners
+    /// are told, however much `edit` does.
+    ///
+    /// # Errors
+    ///
+    /// What `edit` returns, [`MapError::TooDeep`], or [`MapError::Refused`] if a
+    /// listener cannot follow. The map, the views and the listeners are then as before.
+    pub fn update<T>(
+        &self,
+        edit: impl FnOnce(&mut MapEdit<'_>) -> Result<T, MapError>,
+    ) -> Result<T, MapError> {
+        let mut state = self.lock();
+        let mut topology = state.topology.clone();
+        let roots = state.spaces.iter().map(|s| (s.space.root(), s.space.shared_name())).collect();
+        let result = edit(&mut MapEdit { topology: &mut topology, roots })?;
+        state.commit(topology)?;
+        Ok(result)
+    }
+
+    /// An address space that shows `root` from address 0 on.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::UnknownRegion`] or [`MapError::TooDeep`].
+    pub fn address_space(&self, name: &str, root: RegionId) -> Result<Arc<AddressSpace>, MapError> {
+        let mut state = self.lock();
+        let shared = state.spaces.iter().find(|other| other.space.root() == root);
+        let view = match shared {
+            Some(other) => other.space.view(),
+            None => Arc::new(render(&state.topology, root)?),
+        };
+        let space = Arc::new(AddressSpace::new(name, root, view));
+        state.spaces.push(Space { space: space.clone(), listeners: Vec::new() });
+        Ok(space)
+    }
+
+    /// Lets `listener` follow `space`, beginning with all that is there now.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::UnknownSpace`] if the space is not of this map, or
+    /// [`MapError::Refused`]; the listener is not registered then.
+    pub fn add_listener(
+        &self,
+        space: &Arc<AddressSpace>,
+        listener: Arc<dyn MemoryListener>,
+    ) -> Result<(), MapError> {
+        let mut state = self.lock();
+        let Some(entry) = state.spaces.iter_mut().find(|entry| Arc::ptr_eq(&entry.space, space))
+        else {
+            return Err(MapError::UnknownSpace { name: space.name().to_owned() });
+        };
+        let change = diff(&FlatView::default(), &space.view());
+        listener.commit(&change).map_err(|source| refused(&*listener, space, source))?;
+        entry.listeners.push(listener);
+        Ok(())
+    }
+
+    /// Takes a listener off `space`, telling it that everything is gone. Returns
+    /// whether it was registered.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Refused`] if it cannot let go; it stays registered then.
+    pub fn remove_listener(
+        &self,
+        space: &Arc<AddressSpace>,
+        listener: &Arc<dyn MemoryListener>,
+    ) -> Result<bool, MapError> {
+        let mut state = self.lock();
+        let Some(entry) = state.spaces.iter_mut().find(|entry| Arc::ptr_eq(&entry.space, space))
+        else {
+            return Ok(false);
+        };
+        let Some(at) = entry.listeners.iter().position(|other| Arc::ptr_eq(other, listener)) else {
+            return Ok(false);
+        };
+        let change = diff(&space.view(), &FlatView::default());
+        listener.commit(&change).map_err(|source| refused(&**listener, space, source))?;
+        entry.listeners.remove(at);
+        Ok(true)
+    }
+
+    /// Every block of the map once, placed or not, in the order of their ids.
+    pub fn ram_blocks(&self) -> Vec<Arc<RamBlock>> {
+        let state = self.lock();
+        let blocks: BTreeMap<_, _> =
+            state.topology.ram().map(|(_, block, _)| (block.id(), block)).collect();
+        blocks.into_values().cloned().collect()
+    }
+}
+
+fn refused(
+    listener: &dyn MemoryListener,
+    space: &AddressSpace,
+    source: crate::listener::ListenerError,
+) -> MapError {
+    let (listener, space) = (listener.name().to_owned(), space.name().to_owned());
+    MapError::Refused { listener, space, source }
+}
+
+/// The clients that log each block, by its address (blocks are shared by `Arc`).
+fn logged(topology: &Topology) -> BTreeMap<*const RamBlock, (Arc<RamBlock>, ClientSet)> {
+    let mut logged = BTreeMap::new();
+    for (_, block, clients) in topology.ram() {
+        let entry = logged.entry(Arc::as_ptr(block)).or_insert((block.clone(), ClientSet::EMPTY));
+        entry.1 = entry.1.union(clients);
+    }
+    logged
+}
+
+impl State {
+    /// Makes `topology` the map, or fails and leaves everything as it was.
+    fn commit(&mut self, topology: Topology) -> Result<(), MapError> {
+        let mut views: BTreeMap<RegionId, Arc<FlatView>> = BTreeMap::new();
+        for root in self.spaces.iter().map(|entry| entry.space.root()) {
+            if let Entry::Vacant(view) = views.entry(root) {
+                view.insert(Arc::new(render(&topology, root)?));
+            }
+        }
+
+        // A client is on in the block before a listener starts to log for it, and
+        // off only after: no page is logged that its bitmap would not take.
+        let (before, after) = (logged(&self.topology), logged(&topology));
+        let clients_before =
+            |block| before.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
+        let mut switched_on = Vec::new();
+        for (block, (ram, clients)) in &after {
+            for client in clients.iter().filter(|client| !clients_before(block).contains(*client)) {
+                ram.dirty().enable(client);
+                switched_on.push((ram.clone(), client));
+            }
+        }
+
+        if let Err(error) = self.tell(&views) {
+            for (ram, client) in switched_on {
+                ram.dirty().disable(client);
+            }
+            return Err(error);
+        }
+
+        for entry in &self.spaces {
+            entry.space.publish(views[&entry.space.root()].clone());
+        }
+        self.topology = topology;
+        for (block, (ram, clients)) in before {
+            let still = after.get(&block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
+            for client in clients.iter().filter(|client| !still.contains(*client)) {
+                ram.dirty().disable(client);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells every listener what changes; if one refuses, takes the others back.
+    fn tell(&self, views: &BTreeMap<RegionId, Arc<FlatView>>) -> Result<(), MapError> {
+        let mut followed: Vec<Followed> = Vec::new();
+        for entry in &self.spaces {
+            let change = Arc::new(diff(&entry.space.view(), &views[&entry.space.root()]));
+            if change.is_empty() {
+                continue;
+            }
+            for listener in &entry.listeners {
+                if let Err(source) = listener.commit(&change) {
+                    for Followed { listener, change } in followed.iter().rev() {
+                        if let Err(error) = listener.commit(&change.inverse()) {
+                            log::error!(
+                                "{} cannot go back to the former map: {error}",
+                                listener.name()
+                            );
+                        }
+                    }
+                    return Err(refused(&**listener, &entry.space, source));
+                }
+                followed.push(Followed { listener: listener.clone(), change: change.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for MemoryMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spaces: Vec<_> = self.spaces().into_iter().map(|entry| entry.space).collect();
+        f.debug_struct("MemoryMap").field("spaces", &spaces).finish()
+    }
+}

@@ -1,0 +1,425 @@
+//! Accesses, transactions, listeners and the dirty log, through the public API.
+
+use std::sync::{Arc, Mutex};
+
+use memory_region::{
+    AccessError, ListenerError, MapError, MemoryListener, MemoryMap, MmioDevice, RegionId, Section,
+    ViewChange,
+};
+use ram_block::{ClientSet, DirtyClient, RamBlock};
+
+const VGA: DirtyClient = DirtyClient::VGA;
+const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
+
+fn block(id: &str) -> Arc<RamBlock> {
+    RamBlock::anonymous(id, 1 << 20).unwrap()
+}
+
+/// Notes its accesses and answers with a pattern.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<(char, u64, usize, u64)>>);
+
+impl MmioDevice for Recorder {
+    fn read(&self, offset: u64, size: usize) -> u64 {
+        self.0.lock().unwrap().push(('r', offset, size, 0));
+        0x8877_6655_4433_2211
+    }
+
+    fn write(&self, offset: u64, size: usize, value: u64) {
+        self.0.lock().unwrap().push(('w', offset, size, value));
+    }
+}
+
+#[test]
+fn an_access_is_split_where_the_sections_are() {
+    let map = MemoryMap::new();
+    let device = Arc::new(Recorder::default());
+    let (ram, rom) = (block("ram"), block("rom"));
+    ram.write((1 << 20) - 2, &[1, 2]).unwrap();
+    let root = map
+        .update(|map| {
+            let root = map.container("root", 1 << 64)?;
+            let ram = map.ram("ram", ram.clone())?;
+            let device = map.mmio("device", 4, device.clone())?;
+            let rom = map.rom("rom", rom.clone())?;
+            map.place(root, 0, ram)?;
+            map.place(root, 1 << 20, device)?;
+            map.place(root, 2 << 20, rom)?;
+            Ok(root)
+        })
+        .unwrap();
+    let space = map.address_space("memory", root).unwrap();
+
+    let mut data = [0; 10];
+    let error = space.read((1 << 20) - 2, &mut data).unwrap_err();
+    assert_eq!(data, [1, 2, 0x11, 0x22, 0x33, 0x44, 0xff, 0xff, 0xff, 0xff]);
+    assert!(
+        matches!(error, AccessError::Unassigned { unassigned: 0x10_0004, len: 10, .. }),
+        "{error}"
+    );
+
+    space.write((1 << 20) + 1, &[7, 8]).unwrap();
+    assert_eq!(*device.0.lock().unwrap(), [('r', 0, 4, 0), ('w', 1, 2, 0x0807)]);
+
+    let error = space.write(2 << 20, &[1]).unwrap_err();
+    assert!(matches!(&error, AccessError::ReadOnly { name, .. } if name == "rom"), "{error}");
+    let mut byte = [9];
+    space.read(2 << 20, &mut byte).unwrap();
+    assert_eq!(byte, [0]);
+
+    let error = space.read(u64::MAX, &mut [0; 2]).unwrap_err();
+    assert!(matches!(error, AccessError::Unassigned { unassigned: u64::MAX, .. }), "{error}");
+    space.read(5, &mut []).unwrap();
+}
+
+#[test]
+fn an_access_past_the_last_byte_does_not_wrap() {
+    let map = MemoryMap::new();
+    let ram = block("ram");
+    let root = map
+        .update(|map| {
+            let root = map.container("root", 1 << 64)?;
+            let ram = map.ram("ram", ram)?;
+            map.place(root, u64::MAX - (1 << 20) + 1, ram)?;
+            Ok(root)
+        })
+        .unwrap();
+    let space = map.address_space("memory", root).unwrap();
+    let mut data = [3; 4];
+    let error = space.read(u64::MAX - 1, &mut data).unwrap_err();
+    assert!(matches!(error, AccessError::PastEnd { len: 4, .. }), "{error}");
+    assert_eq!(data, [0, 0, 0xff, 0xff]);
+}
+
+#[test]
+fn a_device_may_change_the_map_from_its_handler() {
+    struct Switch(Arc<MemoryMap>, RegionId);
+    impl MmioDevice for Switch {
+        fn read(&self, _: u64, _: usize) -> u64 {
+            0
+        }
+
+        fn write(&self, _: u64, _: usize, value: u64) {
+            self.0.update(|map| map.set_enabled(self.1, value != 0)).unwrap();
+        }
+    }
+    let map = MemoryMap::new();
+    let (root, window) = map
+        .update(|map| {
+            let root = map.container("root", 1 << 32)?;
+            let window = map.ram("window", block("window"))?;
+            map.place(root, 1 << 20, window)?;
+            Ok((root, window))
+        })
+        .unwrap();
+    let device = Arc::new(Switch(map.clone(), window));
+    map.update(|map| {
+        let device = map.mmio("switch", 4, device)?;
+        map.place(root, 0, device)
+    })
+    .unwrap();
+    let space = map.address_space("memory", root).unwrap();
+    space.read(1 << 20, &mut [0]).unwrap();
+    space.write(0, &[0; 4]).unwrap();
+    assert!(space.read(1 << 20, &mut [0]).is_err());
+    space.write(0, &[1, 0, 0, 0]).unwrap();
+    space.read(1 << 20, &mut [0]).unwrap();
+}
+
+#[test]
+fn impossible_maps_are_refused_by_name() {
+    let map = MemoryMap::new();
+    let says = |result: Result<(), MapError>| result.unwrap_err().to_string();
+    let (small, ram) = map
+        .update(|map| Ok((map.container("small", 3 << 20)?, map.ram("ram", block("ram"))?)))
+        .unwrap();
+    map.update(|map| map.place(small, 0x1000, ram)).unwrap();
+
+    assert_eq!(
+        says(map.update(|map| {
+            let other = map.ram("other", block("other"))?;
+            map.place(small, 0x1000, other)
+        })),
+        "\"other\" at 0x1000 with 0x100000 bytes overlaps \"ram\" at 0x1000 with 0x100000 bytes"
+    );
+    assert_eq!(
+        says(map.update(|map| {
+            let other = map.ram("other", block("other"))?;
+            map.place_overlapping(small, (2 << 20) + 1, other, 9)
+        })),
+        "\"other\" of 0x100000 bytes at 0x200001 reaches past the end of \"small\" of 0x300000 bytes"
+    );
+    assert_eq!(
+        says(map.update(|map| map.container("none", 0).map(drop))),
+        "Region \"none\" has a size of 0x0 bytes, 1 to 2^64 are possible"
+    );
+    assert!(matches!(
+        map.update(|map| map.container("more", (1 << 64) + 1)),
+        Err(MapError::Size { .. })
+    ));
+    assert!(matches!(
+        map.update(|map| map.alias("a", ram, 1, 1 << 20)),
+        Err(MapError::AliasOutside { offset: 1, .. })
+    ));
+    assert!(matches!(
+        map.update(|map| map.place(ram, 0, small)),
+        Err(MapError::NotAContainer { .. })
+    ));
+    assert!(matches!(
+        map.update(|map| {
+            let alias = map.alias("loop", small, 0, 0x1000)?;
+            map.place_overlapping(small, 0, alias, 1)
+        }),
+        Err(MapError::Cycle { .. })
+    ));
+    assert!(matches!(map.update(|map| map.place(small, 0, small)), Err(MapError::Cycle { .. })));
+    assert!(matches!(
+        map.update(|map| {
+            let other = map.container("other", 4 << 20)?;
+            map.place(other, 0, ram)
+        }),
+        Err(MapError::AlreadyPlaced { .. })
+    ));
+    assert!(matches!(map.update(|map| map.unplace(small)), Err(MapError::NotPlaced { .. })));
+    assert!(matches!(map.update(|map| map.remove(ram)), Err(MapError::InUse { .. })));
+    assert!(matches!(
+        map.update(|map| map.ram("again", block("ram"))),
+        Err(MapError::DuplicateBlock { .. })
+    ));
+    assert!(matches!(map.set_log(small, VGA, true), Err(MapError::NotRam { .. })));
+    let stranger = map.update(|map| map.container("gone", 1)).unwrap();
+    map.update(|map| map.remove(stranger)).unwrap();
+    assert!(matches!(map.address_space("s", stranger), Err(MapError::UnknownRegion { .. })));
+    let foreign = MemoryMap::new().address_space("foreign", small);
+    assert!(matches!(foreign, Err(MapError::UnknownRegion { .. })));
+}
+
+/// A listener that keeps a log, has room for so many sections, and reports pages as
+/// dirty when it is asked.
+struct Slots {
+    name: &'static str,
+    room: usize,
+    state: Mutex<(usize, Vec<String>)>,
+    dirty: Mutex<Vec<u64>>,
+}
+
+impl Slots {
+    fn new(name: &'static str, room: usize) -> Arc<Self> {
+        Arc::new(Self { name, room, state: Mutex::default(), dirty: Mutex::default() })
+    }
+
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().unwrap().1)
+    }
+}
+
+impl MemoryListener for Slots {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        let mut state = self.state.lock().unwrap();
+        let used = state.0 - change.removed.len() + change.added.len();
+        if used > self.room {
+            return Err(format!("{used} sections for {} slots", self.room).into());
+        }
+        state.0 = used;
+        state.1.extend(change.removed.iter().map(|s| format!("-{}@{:#x}", s.name(), s.start())));
+        state.1.extend(change.added.iter().map(|s| format!("+{}@{:#x}", s.name(), s.start())));
+        state.1.extend(
+            change
+                .relogged
+                .iter()
+                .map(|c| format!("{} {}>{}", c.section.name(), c.old, c.section.log())),
+        );
+        Ok(())
+    }
+
+    fn sync(&self, section: &Section) -> Result<(), ListenerError> {
+        let block = section.ram().unwrap();
+        for page in self.dirty.lock().unwrap().drain(..) {
+            block.dirty().merge(page, 1, &[1])?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_refused_commit_leaves_everything_as_it_was() {
+    let map = MemoryMap::new();
+    let ram = block("ram");
+    let (root, region) = map
+        .update(|map| {
+            let root = map.container("root", 1 << 32)?;
+            let ram = map.ram("ram", ram.clone())?;
+            map.place(root, 0, ram)?;
+            Ok((root, ram))
+        })
+        .unwrap();
+    let space = map.address_space("memory", root).unwrap();
+    let (roomy, tight) = (Slots::new("roomy", 100), Slots::new("tight", 2));
+    map.add_listener(&space, roomy.clone()).unwrap();
+    map.add_listener(&space, tight.clone()).unwrap();
+    assert_eq!(roomy.log(), ["+ram@0x0"]);
+    assert_eq!(tight.log(), ["+ram@0x0"]);
+
+    // A hole in the middle makes three sections of one.
+    let refused = map.update(|map| {
+        let hole = map.mmio("hole", 0x1000, Arc::new(Recorder::default()))?;
+        map.place_overlapping(root, 0x8000, hole, 1)?;
+        map.set_log(region, VGA, true)
+    });
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.to_string(), "Listener \"tight\" refuses the new map of \"memory\"");
+    let reason = std::error::Error::source(&refused).unwrap().to_string();
+    assert_eq!(reason, "3 sections for 2 slots");
+    assert_eq!(
+        roomy.log(),
+        [
+            "-ram@0x0",
+            "+ram@0x0",
+            "+hole@0x8000",
+            "+ram@0x9000",
+            "-ram@0x0",
+            "-hole@0x8000",
+            "-ram@0x9000",
+            "+ram@0x0"
+        ]
+    );
+    assert_eq!(space.view().sections().len(), 1);
+    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY);
+
+    // The region that the refused transaction made is not there either.
+    map.update(|map| {
+        let other = map.ram("other", block("other"))?;
+        map.place(root, 1 << 20, other)
+    })
+    .unwrap();
+    assert_eq!(tight.log(), ["+other@0x100000"]);
+    let listener: Arc<dyn MemoryListener> = tight.clone();
+    assert!(map.remove_listener(&space, &listener).unwrap());
+    assert_eq!(tight.log(), ["-ram@0x0", "-other@0x100000"]);
+    assert!(!map.remove_listener(&space, &listener).unwrap());
+}
+
+#[test]
+fn logging_is_told_with_the_clients_before_and_after() {
+    let map = MemoryMap::new();
+    let ram = block("ram");
+    let (root, region) = map
+        .update(|map| {
+            let root = map.container("root", 1 << 32)?;
+            let ram = map.ram("ram", ram.clone())?;
+            map.place(root, 0, ram)?;
+            Ok((root, ram))
+        })
+        .unwrap();
+    let space = map.address_space("memory", root).unwrap();
+    let slots = Slots::new("slots", 10);
+    map.add_listener(&space, slots.clone()).unwrap();
+    slots.log();
+    map.set_log(region, VGA, true).unwrap();
+    map.set_log(region, VGA, true).unwrap();
+    map.set_global_log(MIGRATION, true).unwrap();
+    map.set_log(region, VGA, false).unwrap();
+    assert_eq!(
+        slots.log(),
+        ["ram none>vga", "ram vga>vga|migration", "ram vga|migration>migration"]
+    );
+    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY.with(MIGRATION));
+
+    map.update(|map| {
+        let late = map.ram("late", block("late"))?;
+        map.place(root, 1 << 20, late)
+    })
+    .unwrap();
+    assert_eq!(slots.log(), ["+late@0x100000"]);
+    let late = space.view().at(1 << 20).unwrap().clone();
+    assert_eq!(late.log(), ClientSet::EMPTY.with(MIGRATION));
+    assert!(late.ram().unwrap().dirty().enabled().contains(MIGRATION));
+}
+
+#[test]
+fn a_snapshot_syncs_first_and_takes_one_clients_pages_of_exactly_the_range() {
+    let map = MemoryMap::new();
+    let ram = block("ram");
+    let page = ram.page_size().bytes();
+    let (root, region) = map
+        .update(|map| {
+            let root = map.container("root", 1 << 32)?;
+            let ram = map.ram("ram", ram.clone())?;
+            map.place(root, 0x3000_0000, ram)?;
+            map.set_log(ram, VGA, true)?;
+            map.set_global_log(MIGRATION, true);
+            Ok((root, ram))
+        })
+        .unwrap();
+    let space = map.address_space("memory", root).unwrap();
+    let slots = Slots::new("slots", 10);
+    map.add_listener(&space, slots.clone()).unwrap();
+    slots.dirty.lock().unwrap().extend([1, 2, 5]);
+    space.write(0x3000_0000 + 3 * page, &[1]).unwrap();
+
+    let harvest = map.snapshot_and_clear(region, VGA, 2 * page..4 * page + 1).unwrap();
+    assert_eq!(harvest.range(), 2..5);
+    assert_eq!(harvest.pages().collect::<Vec<_>>(), [2, 3]);
+    harvest.commit();
+    let rest = map.snapshot_and_clear(region, VGA, 0..1 << 20).unwrap();
+    assert_eq!(rest.pages().collect::<Vec<_>>(), [1, 5]);
+    drop(rest);
+    let all = ram.dirty().snapshot_and_clear(MIGRATION, 0..ram.pages()).unwrap();
+    assert_eq!(all.commit().pages().collect::<Vec<_>>(), [1, 2, 3, 5]);
+    let beyond = map.snapshot_and_clear(region, VGA, 0..(1 << 20) + 1);
+    assert!(matches!(beyond, Err(MapError::Dirty(_))));
+}
+
+#[test]
+fn readers_see_one_whole_view_while_a_writer_commits() {
+    struct Tag(u8);
+    impl MmioDevice for Tag {
+        fn read(&self, _: u64, _: usize) -> u64 {
+            u64::from(self.0)
+        }
+
+        fn write(&self, _: u64, _: usize, _: u64) {}
+    }
+    // Two devices that swap places: a view that is half old and half new would show
+    // one of them twice.
+    let map = MemoryMap::new();
+    let (root, a, b) = map
+        .update(|map| {
+            let root = map.container("root", 0x100)?;
+            let a = map.mmio("a", 1, Arc::new(Tag(1)))?;
+            let b = map.mmio("b", 1, Arc::new(Tag(2)))?;
+            map.place(root, 0, a)?;
+            map.place(root, 1, b)?;
+            Ok((root, a, b))
+        })
+        .unwrap();
+    let space = map.address_space("memory", root).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0u64;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let mut both = [0; 2];
+                space.read(0, &mut both).unwrap();
+                assert!(both == [1, 2] || both == [2, 1], "{both:?}");
+                reads += 1;
+            }
+            reads
+        });
+        for round in 0..5000 {
+            map.update(|map| {
+                map.unplace(a)?;
+                map.unplace(b)?;
+                map.place(root, round & 1 ^ 1, a)?;
+                map.place(root, round & 1, b)
+            })
+            .unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 0);
+    });
+}
