@@ -1,0 +1,112 @@
+//! What KVM refuses, or cannot be asked.
+
+use std::io;
+use std::time::Duration;
+
+use ram_block::DirtyError;
+use thiserror::Error;
+
+/// An operation on KVM that failed.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// The map needs more memory slots than there are.
+    #[error("The memory map needs {needed} slots, KVM has {limit}")]
+    SlotLimit {
+        /// Slots needed.
+        needed: usize,
+        /// Slots that there are.
+        limit: usize,
+    },
+    /// KVM refuses a memory slot.
+    #[error("KVM refuses slot {slot}: {size:#x} bytes of \"{block}\" at guest address {guest:#x}")]
+    SetSlot {
+        /// The slot's number.
+        slot: u32,
+        /// The guest-physical address, in bytes.
+        guest: u64,
+        /// The size in bytes; 0 deletes.
+        size: u64,
+        /// The block's id.
+        block: String,
+        /// What KVM said.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM does not hand out a slot's dirty log.
+    #[error("KVM_GET_DIRTY_LOG of slot {slot} (\"{block}\") failed")]
+    GetDirtyLog {
+        /// The slot's number.
+        slot: u32,
+        /// The block's id.
+        block: String,
+        /// What KVM said.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM's log does not fit the block's bitmaps.
+    #[error(transparent)]
+    Merge(#[from] DirtyError),
+    /// A vCPU cannot be made.
+    #[error("vCPU {id} cannot be created")]
+    CreateVcpu {
+        /// The vCPU's number.
+        id: u64,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A vCPU cannot be run.
+    #[error("KVM_RUN of vCPU {id} failed")]
+    Run {
+        /// The vCPU's number.
+        id: u64,
+        /// What KVM said.
+        #[source]
+        source: io::Error,
+    },
+    /// The signal that interrupts guests cannot be used.
+    #[error("Signal {signal} cannot be set up to interrupt vCPUs")]
+    Signal {
+        /// The signal's number.
+        signal: i32,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Some vCPUs did not stop in time; the others run again.
+    #[error("{running} of {vcpus} vCPUs did not stop within {waited:?}")]
+    PauseTimeout {
+        /// vCPUs that did not stop.
+        running: usize,
+        /// vCPUs in all.
+        vcpus: usize,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// A device's handler, on a vCPU's own thread, asked that all vCPUs stop.
+    #[error("vCPU {id} cannot wait for itself to stop: pause from another thread")]
+    PauseFromVcpu {
+        /// The vCPU's number.
+        id: u64,
+    },
+    /// The thread of a vCPU cannot be started.
+    #[error("The thread of vCPU {id} cannot be started")]
+    Spawn {
+        /// The vCPU's number.
+        id: u64,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread of a vCPU panicked.
+    #[error("The thread of vCPU {id} panicked")]
+    Panicked {
+        /// The vCPU's number.
+        id: u64,
+    },
+}
+
+/// KVM's error as the standard library's.
+pub(crate) fn io_error(error: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno())
+}

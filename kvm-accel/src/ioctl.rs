@@ -1,0 +1,128 @@
+//! What is passed to KVM by pointer, and what is read from its shared page.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use kvm_bindings::{
+    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVMIO, kvm_dirty_log,
+    kvm_dirty_log__bindgen_ty_1, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+
+use ram_block::RamBlock;
+
+use crate::error::io_error;
+
+ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
+
+/// Reads and clears the dirty log of `slot`, of `pages` pages, into `bitmap`.
+///
+/// One bit a page, 64 to a word; the bits past the last page are zero. KVM
+/// write-protects the pages that it reports.
+///
+/// # Panics
+///
+/// If `bitmap` has not at least `pages` bits.
+pub(crate) fn get_dirty_log(
+    vm: &VmFd,
+    slot: u32,
+    pages: u64,
+    bitmap: &mut [u64],
+) -> io::Result<()> {
+    assert!(bitmap.len() as u64 >= pages.div_ceil(64), "bitmap too short for the slot");
+    let log = kvm_dirty_log {
+        slot,
+        padding1: 0,
+        __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: bitmap.as_mut_ptr().cast() },
+    };
+    // SAFETY: KVM writes one bit for each page of the slot, rounded up to 64 of
+    // them, to `dirty_bitmap`, which has room for `pages` of them (asserted above)
+    // and is borrowed for the call; the caller passes the slot's own page count.
+    let result = unsafe { ioctl_with_ref(vm, KVM_GET_DIRTY_LOG(), &log) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A piece of a block as KVM is told of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlotRegion {
+    pub(crate) slot: u32,
+    pub(crate) flags: u32,
+    /// Guest-physical address, page-aligned.
+    pub(crate) guest: u64,
+    /// Offset in the block, page-aligned.
+    pub(crate) offset: u64,
+    /// In bytes, page-aligned; 0 deletes the slot.
+    pub(crate) size: u64,
+}
+
+/// Creates, changes or deletes a slot that shows a part of `block`.
+///
+/// The caller keeps `block` alive until the slot is deleted or the VM is gone.
+///
+/// # Panics
+///
+/// If the region is not within the block.
+pub(crate) fn set_slot(vm: &VmFd, region: SlotRegion, block: &RamBlock) -> io::Result<()> {
+    let SlotRegion { slot, flags, guest, offset, size } = region;
+    let fits = offset.checked_add(size).is_some_and(|end| end <= block.len());
+    assert!(fits, "slot outside of its block");
+    let memory = kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr: guest,
+        memory_size: size,
+        userspace_addr: block.host_address() as u64 + offset,
+    };
+    // SAFETY: the addresses lie in the block's mapping (asserted above), which stays
+    // where it is as long as the block lives, and the slot table of the caller keeps
+    // the block until KVM has forgotten the slot. Guests may write it at any time,
+    // which RamBlock's accessors are made for.
+    unsafe { vm.set_user_memory_region(memory) }.map_err(io_error)
+}
+
+/// A port access that a guest made: `data.len() / size` accesses of `size` bytes.
+pub(crate) struct PortExit<'a> {
+    pub(crate) port: u64,
+    pub(crate) size: usize,
+    pub(crate) is_read: bool,
+    pub(crate) data: &'a mut [u8],
+}
+
+/// The port access of a vCPU whose last exit was KVM_EXIT_IO; `None` after another.
+pub(crate) fn port_exit(vcpu: &mut VcpuFd) -> Option<PortExit<'_>> {
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != KVM_EXIT_IO {
+        return None;
+    }
+    // SAFETY: the exit reason, which only the kernel writes, says that this member of
+    // the union is filled.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    let size = usize::from(io.size);
+    let len = size * io.count as usize;
+    let start = std::ptr::from_mut(run).cast::<u8>();
+    // SAFETY: the kernel's offset points into the vCPU's mapping, behind `kvm_run`,
+    // and the mapping is as long as KVM said it must be.
+    let data = unsafe { start.add(usize::try_from(io.data_offset).ok()?) };
+    // SAFETY: the kernel put `len` bytes there, which nobody uses until the next
+    // KVM_RUN; the exclusive borrow of the vCPU prevents that one.
+    let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
+    Some(PortExit {
+        port: u64::from(io.port),
+        size,
+        is_read: u32::from(io.direction) == KVM_EXIT_IO_IN,
+        data,
+    })
+}
+
+/// The suberror of a vCPU whose last exit was KVM_EXIT_INTERNAL_ERROR; 0 after another.
+pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
+        return 0;
+    }
+    // SAFETY: the exit reason, which only the kernel writes, says that this member of
+    // the union is filled.
+    unsafe { run.__bindgen_anon_1.internal.suberror }
+}

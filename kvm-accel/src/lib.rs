@@ -1,0 +1,79 @@
+//! KVM as the accelerator of a memory map.
+//!
+//! [`KvmVm`] follows a [`memory_region::AddressSpace`] as a listener: it keeps
+//! KVM's memory slots equal to the RAM of the flat view, and merges KVM's dirty
+//! log into the bitmaps of every client that logs. [`Vcpu`] runs guest code and
+//! turns its exits into accesses of the memory and port address spaces.
+//!
+//! The invariant: **a page that a guest wrote is in KVM's log or in its block's
+//! bitmaps**. Slots are changed only while no vCPU executes guest code, and what
+//! KVM logged for a slot is merged before the slot or its log goes.
+//!
+//! ```text
+//!   flat view --commit--> slots --KVM_SET_USER_MEMORY_REGION--> KVM
+//!   bitmaps  <--merge--- dirty log <--KVM_GET_DIRTY_LOG-------- KVM
+//!   address spaces <--read, write-- Vcpu <--exits-------------- KVM
+//! ```
+//!
+//! # Example
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use kvm_accel::{Buses, KvmVm};
+//! use memory_region::MemoryMap;
+//! use ram_block::{DirtyClient, RamBlock};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let memory = MemoryMap::new();
+//! let (system, ports, ram) = memory.update(|map| {
+//!     let system = map.container("system", 1 << 64)?;
+//!     let ram = map.ram("ram", RamBlock::anonymous("pc.ram", 64 << 20)?)?;
+//!     map.place(system, 0, ram)?;
+//!     Ok((system, map.container("ports", 1 << 16)?, ram))
+//! })?;
+//! let system = memory.address_space("memory", system)?;
+//! let ports = memory.address_space("io", ports)?;
+//!
+//! let vm = KvmVm::new(kvm_ioctls::Kvm::new()?.create_vm()?)?;
+//! memory.add_listener(&system, vm.clone())?;
+//! let vcpu = vm.create_vcpu(0, Buses { memory: system, ports })?;
+//! // ... set registers through vcpu.fd() ...
+//! memory.set_log(ram, DirtyClient::VGA, true)?;
+//! let guest = vcpu.spawn("vcpu0")?;
+//!
+//! let harvest = memory.snapshot_and_clear(ram, DirtyClient::VGA, 0..64 << 20)?;
+//! println!("{} pages written", harvest.count());
+//! harvest.commit();
+//!
+//! let still = vm.pause(Duration::from_secs(1))?; // no vCPU runs until this is dropped
+//! drop(still);
+//! guest.stop()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where the unsafe code is
+//!
+//! `ioctl` passes memory to KVM and reads what it answers, `kick` maps a vCPU's
+//! shared page and sends signals. Everything else is safe Rust.
+
+mod error;
+mod gate;
+mod ioctl;
+mod kick;
+mod run_state;
+mod slots;
+mod thread;
+mod vcpu;
+mod vm;
+
+pub use error::KvmError;
+pub use gate::PauseGuard;
+pub use kick::VcpuKicker;
+pub use slots::DirtyLogStats;
+pub use thread::VcpuThread;
+pub use vcpu::{Buses, Vcpu, VcpuEvent};
+pub use vm::{KvmVm, SlotInfo};
+/// The versions of the KVM crates whose types appear here.
+pub use {kvm_bindings, kvm_ioctls};

@@ -1,0 +1,208 @@
+//! Entering and leaving guest code, against somebody who wants the guest out.
+//!
+//! Three words: the *state* of the vCPU, the *wish* that it leave (a pause, a
+//! kick), and KVM's *immediate exit* flag, which the kernel reads after KVM_RUN
+//! has begun. The vCPU **V** and the one who wants it out **W** do:
+//!
+//! ```text
+//!   V1  immediate exit <- 0        W1  wish           <- yes
+//!   V2  state          <- guest    W2  immediate exit <- 1
+//!       fence                          fence
+//!   V3  wish? then back out        W3  state = guest? then send the signal
+//!   V4  KVM_RUN (reads immediate exit; a signal interrupts it)
+//! ```
+//!
+//! Each side writes a word and then reads the other's, with a full fence between:
+//! at least one sees the other. If V3 does not see the wish, then W3 sees the
+//! guest and sends the signal. That may arrive before V4, where it would be spent
+//! on nothing; but W2 comes before it, so the flag is set by then, and KVM_RUN
+//! returns at once. V1 must not have cleared it again: V1 and W2 are swaps, so that
+//! either W2 comes later and stays, or V1 reads what W2 wrote and with it acquires
+//! the wish, which V3 then sees.
+//!
+//! The tests check this with loom, and check that it sees the loss when either
+//! fence is missing, or when V1 and W2 are plain stores.
+
+// In tests of this crate the model checker's types stand in for the real ones.
+#[cfg(test)]
+use loom::sync::atomic::{AtomicU32, Ordering, fence};
+#[cfg(not(test))]
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+/// Where a vCPU's thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Place {
+    /// Not running the guest, nor acting for it: outside `run`, or waiting in it.
+    Parked,
+    /// Acting for the guest: handling an exit.
+    Host,
+    /// In KVM_RUN, or about to be.
+    Guest,
+}
+
+#[derive(Debug)]
+pub(crate) struct RunState(AtomicU32);
+
+impl RunState {
+    pub(crate) fn new() -> Self {
+        Self(AtomicU32::new(Place::Parked as u32))
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        match self.0.load(Ordering::Acquire) {
+            0 => Place::Parked,
+            1 => Place::Host,
+            _ => Place::Guest,
+        }
+    }
+
+    /// V1 to V3: whether KVM_RUN may be called. If not, the state is `Host`.
+    pub(crate) fn enter(
+        &self,
+        clear_immediate_exit: impl FnOnce(),
+        wanted_out: impl FnOnce() -> bool,
+    ) -> bool {
+        clear_immediate_exit();
+        self.0.store(Place::Guest as u32, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if wanted_out() {
+            self.leave(Place::Host);
+            return false;
+        }
+        true
+    }
+
+    /// Leaves the guest, or the exit's handler. Release: what the vCPU's thread did
+    /// is visible to whoever sees it there.
+    pub(crate) fn leave(&self, place: Place) {
+        self.0.store(place as u32, Ordering::Release);
+        // Whoever waits for this state has announced it before looking at it; see
+        // `Gate::announce`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// W2 and W3: whether the signal must be sent. The wish has been stored before.
+    pub(crate) fn ring(&self, set_immediate_exit: impl FnOnce()) -> bool {
+        set_immediate_exit();
+        fence(Ordering::SeqCst);
+        self.place() == Place::Guest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    struct Words {
+        state: RunState,
+        wish: AtomicU32,
+        immediate_exit: AtomicU32,
+        signal: AtomicU32,
+    }
+
+    fn words() -> Arc<Words> {
+        Arc::new(Words {
+            state: RunState::new(),
+            wish: AtomicU32::new(0),
+            immediate_exit: AtomicU32::new(0),
+            signal: AtomicU32::new(0),
+        })
+    }
+
+    /// The guest is let in while `ring` wants it out: it must not stay there.
+    fn check(enter: fn(&Words) -> bool, ring: fn(&Words) -> bool) {
+        let words = words();
+        let wants = {
+            let words = words.clone();
+            thread::spawn(move || {
+                words.wish.store(1, Ordering::Relaxed);
+                if ring(&words) {
+                    words.signal.store(1, Ordering::Release);
+                }
+            })
+        };
+        // The kernel looks at the flag once KVM_RUN has begun; what is set later
+        // than that needs the signal.
+        let entered = enter(&words);
+        wants.join().unwrap();
+        if entered {
+            let flag = words.immediate_exit.load(Ordering::Relaxed) == 1;
+            let signal = words.signal.load(Ordering::Relaxed) == 1;
+            assert!(signal && flag, "the guest stays in: flag {flag}, signal {signal}");
+        }
+    }
+
+    fn enter(words: &Words) -> bool {
+        words.state.enter(
+            || {
+                let _ = words.immediate_exit.swap(0, Ordering::AcqRel);
+            },
+            || words.wish.load(Ordering::Relaxed) == 1,
+        )
+    }
+
+    fn ring(words: &Words) -> bool {
+        words.state.ring(|| {
+            let _ = words.immediate_exit.swap(1, Ordering::AcqRel);
+        })
+    }
+
+    #[test]
+    fn a_guest_that_is_wanted_out_leaves() {
+        loom::model(|| check(enter, ring));
+    }
+
+    fn is_caught(enter: fn(&Words) -> bool, ring: fn(&Words) -> bool) -> bool {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let caught = std::panic::catch_unwind(|| loom::model(move || check(enter, ring))).is_err();
+        std::panic::set_hook(hook);
+        caught
+    }
+
+    #[test]
+    fn the_model_sees_a_missing_fence_on_either_side() {
+        fn enter_without(words: &Words) -> bool {
+            let _ = words.immediate_exit.swap(0, Ordering::AcqRel);
+            words.state.0.store(Place::Guest as u32, Ordering::Release);
+            words.wish.load(Ordering::Relaxed) == 0
+        }
+        fn ring_without(words: &Words) -> bool {
+            {
+                let _ = words.immediate_exit.swap(1, Ordering::AcqRel);
+            };
+            words.state.place() == Place::Guest
+        }
+        assert!(is_caught(enter_without, ring));
+        assert!(is_caught(enter, ring_without));
+    }
+
+    #[test]
+    fn the_model_sees_a_flag_that_is_cleared_without_a_look() {
+        fn enter_storing(words: &Words) -> bool {
+            words.state.enter(
+                || words.immediate_exit.store(0, Ordering::Relaxed),
+                || words.wish.load(Ordering::Relaxed) == 1,
+            )
+        }
+        fn ring_storing(words: &Words) -> bool {
+            words.state.ring(|| words.immediate_exit.store(1, Ordering::Relaxed))
+        }
+        assert!(is_caught(enter_storing, ring_storing));
+    }
+
+    #[test]
+    fn the_model_sees_a_flag_that_is_cleared_too_late() {
+        fn enter_clearing_late(words: &Words) -> bool {
+            let entered = words.state.enter(|| (), || words.wish.load(Ordering::Relaxed) == 1);
+            {
+                let _ = words.immediate_exit.swap(0, Ordering::AcqRel);
+            };
+            entered
+        }
+        assert!(is_caught(enter_clearing_late, ring));
+    }
+}

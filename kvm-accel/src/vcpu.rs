@@ -1,0 +1,207 @@
+//! A virtual processor: guest code in, bus accesses out.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use memory_region::{AccessError, AddressSpace};
+
+use crate::error::{KvmError, io_error};
+use crate::ioctl::{self, PortExit};
+use crate::kick::{VcpuKicker, VcpuShared};
+use crate::run_state::Place;
+use crate::thread::VcpuThread;
+use crate::vm::KvmVm;
+
+/// The address spaces that a vCPU's exits go to.
+#[derive(Clone, Debug)]
+pub struct Buses {
+    /// What KVM has no slot for: devices, ROM writes, RAM of less than a page.
+    pub memory: Arc<AddressSpace>,
+    /// x86 port accesses, at the port's number.
+    pub ports: Arc<AddressSpace>,
+}
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VcpuEvent {
+    /// [`VcpuKicker::kick`] was called.
+    Kicked,
+    /// The guest halted, and no interrupt controller in the kernel waits for it.
+    Halted,
+    /// The guest shut down: a triple fault, on x86.
+    Shutdown,
+    /// The guest asked for a reset or for power-off (KVM_SYSTEM_EVENT_*).
+    SystemEvent(u32),
+    /// KVM could not enter the guest; the hardware's reason.
+    FailEntry(u64),
+    /// KVM could not go on (KVM_INTERNAL_ERROR_*); 1 is an instruction that its
+    /// emulator does not know.
+    InternalError(u32),
+    /// An exit that this loop does not handle.
+    Unhandled(String),
+}
+
+/// A virtual processor, owned by the thread that runs it.
+pub struct Vcpu {
+    fd: VcpuFd,
+    shared: Arc<VcpuShared>,
+    vm: Arc<KvmVm>,
+    buses: Buses,
+    /// The last exit left an access that KVM completes at the next KVM_RUN.
+    incomplete: bool,
+}
+
+impl Vcpu {
+    pub(crate) fn new(fd: VcpuFd, shared: Arc<VcpuShared>, vm: Arc<KvmVm>, buses: Buses) -> Self {
+        Self { fd, shared, vm, buses, incomplete: false }
+    }
+
+    /// KVM's descriptor of the vCPU, for its registers.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// The number it was created with.
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// For other threads, to make [`run`](Self::run) return.
+    pub fn kicker(&self) -> VcpuKicker {
+        VcpuKicker(self.shared.clone())
+    }
+
+    /// Runs the vCPU on a thread of its own until something ends [`run`](Self::run).
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Spawn`].
+    pub fn spawn(self, name: &str) -> Result<VcpuThread, KvmError> {
+        VcpuThread::new(self, name)
+    }
+
+    /// Runs guest code, and turns its exits into accesses of the buses, until there is
+    /// something that this loop does not decide. Waits while the machine is paused.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Run`] if KVM refuses, [`KvmError::Signal`].
+    pub fn run(&mut self) -> Result<VcpuEvent, KvmError> {
+        let shared = self.shared.clone();
+        shared.attach_thread()?;
+        let result = self.run_until_event();
+        self.vm.gate().announce(&shared, Place::Parked);
+        shared.detach_thread();
+        result
+    }
+
+    fn run_until_event(&mut self) -> Result<VcpuEvent, KvmError> {
+        let (shared, gate) = (self.shared.clone(), self.vm.gate().clone());
+        loop {
+            if shared.is_kicked() {
+                if let Some(event) = self.complete()? {
+                    return Ok(event);
+                }
+                shared.take_kick();
+                return Ok(VcpuEvent::Kicked);
+            }
+            if gate.is_pause_wanted() {
+                if let Some(event) = self.complete()? {
+                    return Ok(event);
+                }
+                gate.wait_open(&shared, Place::Parked);
+                continue;
+            }
+            if gate.is_closed() {
+                gate.wait_open(&shared, Place::Host);
+                continue;
+            }
+            let wanted_out = || shared.is_kicked() || gate.is_closed();
+            if !shared.state.enter(|| shared.clear_immediate_exit(), wanted_out) {
+                gate.announce(&shared, Place::Host);
+                continue;
+            }
+            if let Some(event) = self.enter_guest()? {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Lets KVM complete the access of the last exit without running the guest, so
+    /// that the vCPU's state is whole.
+    fn complete(&mut self) -> Result<Option<VcpuEvent>, KvmError> {
+        while self.incomplete {
+            self.shared.set_immediate_exit();
+            // A string instruction may go on with its next access: then once more.
+            if let Some(event) = self.enter_guest()? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    /// KVM_RUN, and the access that it exits with.
+    fn enter_guest(&mut self) -> Result<Option<VcpuEvent>, KvmError> {
+        let exit = self.fd.run();
+        self.vm.gate().announce(&self.shared, Place::Host);
+        self.incomplete = false;
+        let event = match exit {
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
+            Err(error) => {
+                return Err(KvmError::Run { id: self.shared.id, source: io_error(error) });
+            }
+            // A guest is not told of what fails on the bus: it reads all ones.
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.incomplete = true;
+                note(self.buses.memory.read(address, data));
+                return Ok(None);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.incomplete = true;
+                note(self.buses.memory.write(address, data));
+                return Ok(None);
+            }
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
+                self.incomplete = true;
+                self.access_ports();
+                return Ok(None);
+            }
+            Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr) => return Ok(None),
+            Ok(VcpuExit::Hlt) => VcpuEvent::Halted,
+            Ok(VcpuExit::Shutdown) => VcpuEvent::Shutdown,
+            Ok(VcpuExit::SystemEvent(event, _)) => VcpuEvent::SystemEvent(event),
+            Ok(VcpuExit::FailEntry(reason, _)) => VcpuEvent::FailEntry(reason),
+            Ok(VcpuExit::InternalError) => {
+                VcpuEvent::InternalError(ioctl::internal_error(&mut self.fd))
+            }
+            Ok(other) => VcpuEvent::Unhandled(format!("{other:?}")),
+        };
+        log::debug!("vCPU {}: {event:?}", self.shared.id);
+        Ok(Some(event))
+    }
+
+    /// The port accesses of the last exit: several of the same port when a string
+    /// instruction made them.
+    fn access_ports(&mut self) {
+        let Some(PortExit { port, size, is_read, data }) = ioctl::port_exit(&mut self.fd) else {
+            return;
+        };
+        for data in data.chunks_mut(size.max(1)) {
+            let ports = &self.buses.ports;
+            note(if is_read { ports.read(port, data) } else { ports.write(port, data) });
+        }
+    }
+}
+
+fn note(result: Result<(), AccessError>) {
+    if let Err(error) = result {
+        log::trace!("guest: {error}");
+    }
+}
+
+impl fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vcpu").field("id", &self.shared.id).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,148 @@
+//! A virtual machine of KVM that follows an address space.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kvm_ioctls::{Cap, VmFd};
+use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
+
+use crate::error::{KvmError, io_error};
+use crate::gate::{Gate, PauseGuard};
+use crate::kick::VcpuShared;
+use crate::slots::{DirtyLogStats, Slots};
+use crate::vcpu::{Buses, Vcpu};
+
+/// A virtual machine of KVM: memory slots that follow a flat view, and vCPUs.
+///
+/// Register it with [`MemoryMap::add_listener`](memory_region::MemoryMap::add_listener)
+/// on the address space that its vCPUs see as memory; on one only.
+pub struct KvmVm {
+    fd: VmFd,
+    slots: Mutex<Slots>,
+    gate: Arc<Gate>,
+}
+
+/// A memory slot as KVM has it; see [`KvmVm::slots`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// Guest-physical address, in bytes.
+    pub guest: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether guests cannot write it.
+    pub readonly: bool,
+    /// Whether KVM logs writes to it.
+    pub logged: bool,
+}
+
+impl KvmVm {
+    /// Takes over a virtual machine that has no memory slots yet.
+    ///
+    /// What else it needs (an interrupt controller, a TSS address) is set through
+    /// [`fd`](Self::fd), before or after.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub fn new(fd: VmFd) -> Result<Arc<Self>, KvmError> {
+        Self::with_slot_limit(fd, usize::MAX)
+    }
+
+    /// As [`new`](Self::new), with at most `limit` memory slots, however many KVM has.
+    ///
+    /// # Errors
+    ///
+    /// None at present.
+    pub fn with_slot_limit(fd: VmFd, limit: usize) -> Result<Arc<Self>, KvmError> {
+        // KVM reports 0 if it does not say: then there are 32 (KVM API, section 4.35).
+        let most = match usize::try_from(fd.check_extension_int(Cap::NrMemslots)) {
+            Ok(0) | Err(_) => 32,
+            Ok(most) => most,
+        };
+        log::debug!("KVM has {most} memory slots, of which up to {limit} are used");
+        let slots = Mutex::new(Slots::new(most.min(limit)));
+        Ok(Arc::new(Self { fd, slots, gate: Arc::default() }))
+    }
+
+    /// KVM's descriptor of the machine. Memory slots are not to be changed through it.
+    pub fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// A vCPU that sees `buses`.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::CreateVcpu`], [`KvmError::Signal`].
+    pub fn create_vcpu(self: &Arc<Self>, id: u64, buses: Buses) -> Result<Vcpu, KvmError> {
+        let fd = self
+            .fd
+            .create_vcpu(id)
+            .map_err(|error| KvmError::CreateVcpu { id, source: io_error(error) })?;
+        let shared = VcpuShared::new(id, &fd)?;
+        self.gate.add(&shared);
+        Ok(Vcpu::new(fd, shared, self.clone(), buses))
+    }
+
+    /// Stops all vCPUs: when this returns, none executes guest code, and none handles
+    /// an exit. Accesses that guests had begun are complete. They go on when the guard
+    /// is dropped; several guards may exist.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::PauseTimeout`] if one does not stop within `timeout` (a device's
+    /// handler takes its time), and [`KvmError::PauseFromVcpu`].
+    pub fn pause(&self, timeout: Duration) -> Result<PauseGuard, KvmError> {
+        self.gate.pause(timeout)
+    }
+
+    /// What the dirty log has cost so far.
+    pub fn dirty_log_stats(&self) -> DirtyLogStats {
+        self.lock().stats
+    }
+
+    /// The memory slots, in the order of their addresses.
+    pub fn slots(&self) -> Vec<SlotInfo> {
+        let slots = self.lock().list().into_iter();
+        slots
+            .map(|(guest, size, readonly, logged)| SlotInfo { guest, size, readonly, logged })
+            .collect()
+    }
+}
+
+impl MemoryListener for KvmVm {
+    fn name(&self) -> &str {
+        "kvm"
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        // Only commits change slots, and they come one at a time: what holds here
+        // holds below.
+        if self.lock().needs_exclusion(change) {
+            self.gate.exclude(|| self.lock().commit(&self.fd, change))?;
+        } else {
+            self.lock().commit(&self.fd, change)?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self, section: &Section) -> Result<(), ListenerError> {
+        self.lock().harvest(&self.fd, section.start())?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for KvmVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvmVm").field("slots", &self.slots()).finish()
+    }
+}
