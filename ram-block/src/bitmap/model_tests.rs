@@ -20,12 +20,7 @@ fn model(body: impl Fn() + Sync + Send + 'static) {
 
 /// Runs `body` in the model and says whether some execution failed.
 fn is_caught(body: impl Fn() + Sync + Send + 'static) -> bool {
-    // The expected panic would otherwise print a report that looks like a failure.
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let caught = catch_unwind(AssertUnwindSafe(|| model(body))).is_err();
-    std::panic::set_hook(hook);
-    caught
+    catch_unwind(AssertUnwindSafe(|| model(body))).is_err()
 }
 
 fn taken(bitmap: &ModelBitmap, pages: Range<u64>) -> u64 {

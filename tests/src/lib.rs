@@ -1,0 +1,6 @@
+//! What the tests and examples of the whole stack share: guest programs as readable
+//! instructions, a machine to run them on, and independent definitions of what they
+//! do.
+
+pub mod guest;
+pub mod kvm;

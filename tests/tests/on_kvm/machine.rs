@@ -1,0 +1,81 @@
+//! A machine for one test: RAM from address 0, one vCPU, and a map to add to.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use integration_tests::guest::{DATA, boot};
+use kvm_accel::kvm_ioctls::Kvm;
+use kvm_accel::{Buses, KvmVm, VcpuEvent, VcpuThread};
+use memory_region::{AddressSpace, MemoryMap, RegionId};
+use ram_block::RamBlock;
+
+pub struct Machine {
+    pub memory: Arc<MemoryMap>,
+    pub system: RegionId,
+    pub ports: RegionId,
+    pub ram: RegionId,
+    pub block: Arc<RamBlock>,
+    pub space: Arc<AddressSpace>,
+    pub port_space: Arc<AddressSpace>,
+    pub vm: Arc<KvmVm>,
+    vcpus: std::cell::Cell<u64>,
+}
+
+impl Machine {
+    pub fn new(ram_size: u64) -> Self {
+        Self::with_slot_limit(ram_size, usize::MAX)
+    }
+
+    pub fn with_slot_limit(ram_size: u64, limit: usize) -> Self {
+        let memory = MemoryMap::new();
+        let block = RamBlock::anonymous("ram", ram_size).unwrap();
+        let (system, ports, ram) = memory
+            .update(|map| {
+                let system = map.container("system", 1 << 64)?;
+                let ports = map.container("ports", 1 << 16)?;
+                let ram = map.ram("ram", block.clone())?;
+                map.place_overlapping(system, 0, ram, 0)?;
+                Ok((system, ports, ram))
+            })
+            .unwrap();
+        let space = memory.address_space("memory", system).unwrap();
+        let port_space = memory.address_space("io", ports).unwrap();
+        let fd = Kvm::new().unwrap().create_vm().unwrap();
+        let vm = KvmVm::with_slot_limit(fd, limit).unwrap();
+        memory.add_listener(&space, vm.clone()).unwrap();
+        Self { memory, system, ports, ram, block, space, port_space, vm, vcpus: 0.into() }
+    }
+
+    /// Starts a program on a vCPU of its own. One program at a time: they share their
+    /// place in memory.
+    pub fn start(&self, code: &[u8], arguments: &[u64]) -> VcpuThread {
+        let id = self.vcpus.replace(self.vcpus.get() + 1);
+        let buses = Buses { memory: self.space.clone(), ports: self.port_space.clone() };
+        let vcpu = self.vm.create_vcpu(id, buses).unwrap();
+        boot(&vcpu, &self.block, code, arguments);
+        vcpu.spawn("vcpu").unwrap()
+    }
+
+    /// Runs a program to its end.
+    pub fn run(&self, code: &[u8], arguments: &[u64]) {
+        let (_, event) = self.start(code, arguments).join().unwrap();
+        assert_eq!(event, VcpuEvent::Shutdown, "the program did not end as it should");
+    }
+
+    /// Lets a guest store `byte` at each of `addresses`.
+    pub fn store(&self, byte: u8, addresses: &[u64]) {
+        let list: Vec<u8> = addresses.iter().flat_map(|address| address.to_le_bytes()).collect();
+        self.block.write(DATA, &list).unwrap();
+        let code = integration_tests::guest::programs::store_at_addresses();
+        self.run(&code, &[DATA, addresses.len() as u64, u64::from(byte)]);
+    }
+}
+
+/// Waits until `condition` holds.
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen within 30 s");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
