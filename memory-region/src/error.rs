@@ -142,6 +142,12 @@ pub enum MapError {
         /// The client.
         client: DirtyClient,
     },
+    /// The region has no memory of its own.
+    #[error("\"{name}\" is no RAM and has no block")]
+    NoBlock {
+        /// The region's name.
+        name: String,
+    },
     /// A listener cannot follow the change.
     #[error("Listener \"{listener}\" refuses the new map of \"{space}\"")]
     Refused {

@@ -153,6 +153,16 @@ impl MemoryMap {
         Ok(true)
     }
 
+    /// The block of a RAM region.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NoBlock`] if it has none, [`MapError::UnknownRegion`].
+    pub fn ram_block(&self, region: RegionId) -> Result<Arc<RamBlock>, MapError> {
+        let (name, block) = self.ram_of(region)?;
+        block.ok_or(MapError::NoBlock { name })
+    }
+
     /// Every block of the map once, placed or not, in the order of their ids.
     pub fn ram_blocks(&self) -> Vec<Arc<RamBlock>> {
         let state = self.lock();

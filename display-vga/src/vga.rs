@@ -1,0 +1,345 @@
+//! The device: video memory and the Bochs VBE registers.
+//!
+//! The interface is that of the Bochs VBE extensions, version 5: an index port, at
+//! 0x1CE, chooses a 16-bit register, and a data port, at 0x1CF (and 0x1D0, where
+//! processors without unaligned ports look), accesses it.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use memory_region::MmioDevice;
+use ram_block::{RamBlock, RamBlockError};
+
+use crate::mode::{Mode, VbeError};
+
+// Register numbers.
+const ID: u16 = 0;
+const X_RESOLUTION: u16 = 1;
+const Y_RESOLUTION: u16 = 2;
+const BITS_PER_PIXEL: u16 = 3;
+const ENABLE: u16 = 4;
+const BANK: u16 = 5;
+const VIRTUAL_WIDTH: u16 = 6;
+const VIRTUAL_HEIGHT: u16 = 7;
+const X_OFFSET: u16 = 8;
+const Y_OFFSET: u16 = 9;
+const VIDEO_MEMORY_64K: u16 = 10;
+
+/// How many registers hold a value.
+const REGISTERS: usize = 10;
+
+// Bits of ENABLE.
+const ENABLED: u16 = 1;
+const GET_CAPABILITIES: u16 = 1 << 1;
+const LINEAR_FRAME_BUFFER: u16 = 1 << 6;
+const KEEP_MEMORY: u16 = 1 << 7;
+
+const OLDEST_ID: u16 = 0xb0c0;
+const NEWEST_ID: u16 = 0xb0c5;
+
+/// The registers of a [`Vga`], to be carried to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VgaState {
+    index: u16,
+    registers: [u16; REGISTERS],
+}
+
+impl Default for VgaState {
+    fn default() -> Self {
+        let mut registers = [0; REGISTERS];
+        registers[usize::from(ID)] = NEWEST_ID;
+        Self { index: 0, registers }
+    }
+}
+
+impl VgaState {
+    fn get(&self, register: u16) -> u16 {
+        self.registers.get(usize::from(register)).copied().unwrap_or(0)
+    }
+
+    fn set(&mut self, register: u16, value: u16) {
+        if let Some(slot) = self.registers.get_mut(usize::from(register)) {
+            *slot = value;
+        }
+    }
+
+    /// The mode that the registers describe, were it enabled.
+    fn described(&self, vram: u64) -> Result<Mode, VbeError> {
+        let get = |register| u32::from(self.get(register));
+        let geometry = (get(X_RESOLUTION), get(Y_RESOLUTION), get(BITS_PER_PIXEL));
+        Mode::new(geometry, get(VIRTUAL_WIDTH), (get(X_OFFSET), get(Y_OFFSET)), vram)
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.get(ENABLE) & ENABLED != 0
+    }
+
+    /// The mode that is shown.
+    fn mode(&self, vram: u64) -> Result<Option<Mode>, VbeError> {
+        if self.is_enabled() { self.described(vram).map(Some) } else { Ok(None) }
+    }
+}
+
+/// A VGA with a linear frame buffer of 32 bits per pixel.
+///
+/// A guest finds its registers at the ports and its video memory wherever the map
+/// places it. What a guest asks for and cannot have (a mode larger than video memory,
+/// another depth) leaves the display as it was; the guest reads back that it was
+/// not taken, and the reason goes to the log.
+pub struct Vga {
+    vram: Arc<RamBlock>,
+    state: Mutex<VgaState>,
+}
+
+impl Vga {
+    /// The first port of the registers.
+    pub const FIRST_PORT: u64 = 0x1ce;
+    /// How many ports they take: the size of their region.
+    pub const PORTS: u128 = 3;
+
+    /// A VGA with `vram` bytes of video memory, as block `id`.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError`] if there can be no such block.
+    pub fn new(id: &str, vram: u64) -> Result<Arc<Self>, RamBlockError> {
+        let vram = RamBlock::anonymous(id, vram)?;
+        Ok(Arc::new(Self { vram, state: Mutex::default() }))
+    }
+
+    /// The video memory.
+    pub fn vram(&self) -> &Arc<RamBlock> {
+        &self.vram
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VgaState> {
+        // The registers are plain numbers: whole at any time.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mode that is shown, if one is.
+    pub fn mode(&self) -> Option<Mode> {
+        // Registers whose mode cannot be shown are never taken.
+        self.lock().mode(self.vram.len()).ok().flatten()
+    }
+
+    /// Shows `width` x `height` pixels of `depth` bits from the start of video memory,
+    /// which is cleared, as a guest's driver would.
+    ///
+    /// # Errors
+    ///
+    /// [`VbeError`]; the display is as before then.
+    pub fn set_mode(&self, width: u16, height: u16, depth: u16) -> Result<(), VbeError> {
+        let mut wanted = *self.lock();
+        for (register, value) in [
+            (X_RESOLUTION, width),
+            (Y_RESOLUTION, height),
+            (BITS_PER_PIXEL, depth),
+            (VIRTUAL_WIDTH, width),
+            (X_OFFSET, 0),
+            (Y_OFFSET, 0),
+            (ENABLE, ENABLED | LINEAR_FRAME_BUFFER),
+        ] {
+            wanted.set(register, value);
+        }
+        let mode = wanted.described(self.vram.len())?;
+        *self.lock() = wanted;
+        self.clear(&mode);
+        Ok(())
+    }
+
+    fn clear(&self, mode: &Mode) {
+        let zeros = vec![0; usize::try_from(mode.line_bytes()).unwrap_or(0)];
+        for line in 0..mode.height() {
+            if let Err(error) = self.vram.write(mode.line(line).start, &zeros) {
+                log::error!("vga: {error}"); // a mode lies within video memory
+            }
+        }
+    }
+
+    /// The registers, to be carried to another VGA.
+    pub fn state(&self) -> VgaState {
+        *self.lock()
+    }
+
+    /// Takes over registers of another VGA. Video memory is carried separately.
+    ///
+    /// # Errors
+    ///
+    /// [`VbeError`] if they show what this one's video memory does not hold; the
+    /// display is as before then.
+    pub fn set_state(&self, state: VgaState) -> Result<(), VbeError> {
+        state.mode(self.vram.len())?;
+        *self.lock() = state;
+        Ok(())
+    }
+
+    fn read_register(&self) -> u16 {
+        let state = self.lock();
+        let capabilities = state.get(ENABLE) & GET_CAPABILITIES != 0;
+        let wide = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+        match state.index {
+            X_RESOLUTION if capabilities => wide(Mode::MAX_WIDTH),
+            Y_RESOLUTION if capabilities => wide(Mode::MAX_HEIGHT),
+            BITS_PER_PIXEL if capabilities => 32,
+            VIRTUAL_HEIGHT => {
+                let width = state.get(VIRTUAL_WIDTH).max(state.get(X_RESOLUTION));
+                let lines = self.vram.len().checked_div(u64::from(width) * 4).unwrap_or(0);
+                u16::try_from(lines).unwrap_or(u16::MAX)
+            }
+            VIDEO_MEMORY_64K => u16::try_from(self.vram.len() >> 16).unwrap_or(u16::MAX),
+            register => state.get(register),
+        }
+    }
+
+    fn write_register(&self, value: u16) {
+        let mut current = self.lock();
+        let mut wanted = *current;
+        let register = wanted.index;
+        match register {
+            ID if !(OLDEST_ID..=NEWEST_ID).contains(&value) => return,
+            // There are no banks: the window of old shows nothing yet.
+            BANK | VIRTUAL_HEIGHT | VIDEO_MEMORY_64K => return,
+            // The geometry is fixed while it is shown.
+            X_RESOLUTION | Y_RESOLUTION | BITS_PER_PIXEL if wanted.is_enabled() => return,
+            ENABLE if value & ENABLED != 0 && !wanted.is_enabled() => {
+                let width = wanted.get(X_RESOLUTION);
+                wanted.set(VIRTUAL_WIDTH, width);
+                wanted.set(X_OFFSET, 0);
+                wanted.set(Y_OFFSET, 0);
+            }
+            _ => {}
+        }
+        wanted.set(register, value);
+        let mode = match wanted.mode(self.vram.len()) {
+            Ok(mode) => mode,
+            Err(error) => {
+                log::warn!("vga: the guest wrote {value:#x} to register {register}: {error}");
+                return;
+            }
+        };
+        let switched_on = !current.is_enabled();
+        *current = wanted;
+        drop(current);
+        if let Some(mode) = mode.filter(|_| switched_on) {
+            log::debug!("vga: {}x{}", mode.width(), mode.height());
+            if value & KEEP_MEMORY == 0 {
+                self.clear(&mode);
+            }
+        }
+    }
+}
+
+impl MmioDevice for Vga {
+    fn read(&self, offset: u64, size: usize) -> u64 {
+        match (offset, size) {
+            (0, 2) => u64::from(self.lock().index),
+            (1 | 2, 2) => u64::from(self.read_register()),
+            _ => u64::MAX,
+        }
+    }
+
+    fn write(&self, offset: u64, size: usize, value: u64) {
+        let [low, high, ..] = value.to_le_bytes();
+        let value = u16::from_le_bytes([low, high]);
+        match (offset, size) {
+            (0, 2) => self.lock().index = value,
+            (1 | 2, 2) => self.write_register(value),
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Debug for Vga {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vga").field("vram", &self.vram.len()).field("mode", &self.mode()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn vga() -> Arc<Vga> {
+        Vga::new("vram", 2 << 20).unwrap()
+    }
+
+    fn set(vga: &Vga, register: u16, value: u16) {
+        vga.write(0, 2, register.into());
+        vga.write(1, 2, value.into());
+    }
+
+    fn get(vga: &Vga, register: u16) -> u64 {
+        vga.write(0, 2, register.into());
+        vga.read(1, 2)
+    }
+
+    #[test]
+    fn a_driver_sets_a_mode_through_the_ports() {
+        let vga = vga();
+        assert_eq!(get(&vga, ID), 0xb0c5);
+        assert_eq!(get(&vga, VIDEO_MEMORY_64K), 32);
+        vga.vram().write(4, &[9]).unwrap();
+        for (register, value) in [(X_RESOLUTION, 640), (Y_RESOLUTION, 480), (BITS_PER_PIXEL, 32)] {
+            set(&vga, register, value);
+        }
+        assert_eq!(vga.mode(), None);
+        set(&vga, ENABLE, ENABLED | LINEAR_FRAME_BUFFER);
+        let mode = vga.mode().unwrap();
+        assert_eq!((mode.width(), mode.height(), mode.visible()), (640, 480, 0..640 * 480 * 4));
+        let mut byte = [9];
+        vga.vram().read(4, &mut byte).unwrap();
+        assert_eq!(byte, [0]);
+        assert_eq!(get(&vga, VIRTUAL_HEIGHT), (2 << 20) / (640 * 4));
+        set(&vga, Y_OFFSET, 100);
+        assert_eq!(vga.mode().unwrap().visible().start, 100 * 640 * 4);
+        set(&vga, ENABLE, 0);
+        assert_eq!(vga.mode(), None);
+    }
+
+    #[test]
+    fn capabilities_are_read_in_place_of_the_geometry() {
+        let vga = vga();
+        set(&vga, ENABLE, GET_CAPABILITIES);
+        assert_eq!(
+            [get(&vga, X_RESOLUTION), get(&vga, Y_RESOLUTION), get(&vga, BITS_PER_PIXEL)],
+            [16000, 12000, 32]
+        );
+    }
+
+    #[test]
+    fn a_mode_larger_than_video_memory_is_refused() {
+        let vga = vga();
+        vga.set_mode(640, 480, 32).unwrap();
+        let before = vga.mode();
+        let refused = vga.set_mode(1024, 768, 32).unwrap_err();
+        assert!(matches!(refused, VbeError::TooLarge { needed: 3_145_728, vram: 2_097_152, .. }));
+        assert_eq!(vga.mode(), before);
+
+        set(&vga, ENABLE, 0);
+        set(&vga, X_RESOLUTION, 1024);
+        set(&vga, Y_RESOLUTION, 768);
+        set(&vga, ENABLE, ENABLED);
+        assert_eq!(get(&vga, ENABLE), 0);
+        assert_eq!(vga.mode(), None);
+    }
+
+    proptest! {
+        /// Any writes at any offset and size: no panic, and never a byte out of memory.
+        #[test]
+        fn no_sequence_of_writes_shows_what_is_not_there(
+            writes in prop::collection::vec((0..4u64, prop::sample::select(vec![1usize, 2, 4, 8]),
+                prop_oneof![0..16u64, any::<u64>(), Just(640), Just(32), Just(1)]), 0..60),
+        ) {
+            let vga = vga();
+            for (offset, size, value) in writes {
+                vga.write(offset, size, value);
+                vga.read(offset, size);
+                if let Some(mode) = vga.mode() {
+                    prop_assert!(mode.visible().end <= vga.vram().len());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What can go wrong on either side.
+
+use std::io;
+
+use memory_region::MapError;
+use ram_block::{DirtyError, RamBlockError};
+use thiserror::Error;
+
+/// A migration that its source could not complete. The machine runs on, its log is
+/// off, and another try begins from all pages.
+#[derive(Debug, Error)]
+pub enum SendError {
+    /// The stream does not take what is written.
+    #[error("The stream broke after {sent} bytes")]
+    Write {
+        /// Bytes written before.
+        sent: u64,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+    /// The dirty log cannot be switched or read.
+    #[error(transparent)]
+    Log(#[from] MapError),
+    /// A block's bitmap cannot be read.
+    #[error(transparent)]
+    Dirty(#[from] DirtyError),
+    /// A block cannot be read.
+    #[error(transparent)]
+    Memory(#[from] RamBlockError),
+    /// The machine does not pause.
+    #[error("The machine cannot be paused for the last round")]
+    Pause(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// RAM was added or taken away meanwhile.
+    #[error("The machine's blocks changed during the migration: {before} before, {after} now")]
+    BlocksChanged {
+        /// The ids at the start, with commas.
+        before: String,
+        /// The ids at the end, with commas.
+        after: String,
+    },
+    /// The stream's pages must divide the host's.
+    #[error("The stream's pages of {page} bytes do not divide the host's of {host}")]
+    PageSize {
+        /// Bytes of the stream's pages.
+        page: u64,
+        /// Bytes of the host's pages.
+        host: u64,
+    },
+}
+
+/// A stream that could not be received whole. The blocks hold a part of it: the
+/// machine must not be started from them.
+#[derive(Debug, Error)]
+pub enum ReceiveError {
+    /// The stream ended where something should follow.
+    #[error("The stream ends after {at} bytes, within {what}")]
+    Truncated {
+        /// Bytes read before.
+        at: u64,
+        /// What was being read.
+        what: &'static str,
+    },
+    /// The stream cannot be read.
+    #[error("The stream cannot be read after {at} bytes")]
+    Read {
+        /// Bytes read before.
+        at: u64,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+    /// Something other than what must stand here.
+    #[error("At byte {at} of the stream: {what} is {found:#x}, expected {expected:#x}")]
+    Unexpected {
+        /// Where it stands.
+        at: u64,
+        /// What it is.
+        what: &'static str,
+        /// Its value.
+        found: u64,
+        /// The value that it must have.
+        expected: u64,
+    },
+    /// A part, record or command of a kind that is not known here.
+    #[error("At byte {at} of the stream: {what} {found:#x} is not supported")]
+    Unsupported {
+        /// Where it stands.
+        at: u64,
+        /// What it is.
+        what: &'static str,
+        /// Its value.
+        found: u64,
+    },
+    /// A section of a device that is not here.
+    #[error("At byte {at} of the stream: there is no section \"{name}\" here")]
+    UnknownSection {
+        /// Where it stands.
+        at: u64,
+        /// Its name.
+        name: String,
+    },
+    /// A block that this machine does not have.
+    #[error("At byte {at} of the stream: there is no block \"{id}\" here")]
+    UnknownBlock {
+        /// Where it stands.
+        at: u64,
+        /// Its id.
+        id: String,
+    },
+    /// A record that goes on with the same block as the one before, which there is not.
+    #[error("At byte {at} of the stream: a page without a block")]
+    NoBlock {
+        /// Where it stands.
+        at: u64,
+    },
+    /// A block of another length.
+    #[error(
+        "At byte {at} of the stream: block \"{id}\" has {found:#x} bytes there and {expected:#x} here"
+    )]
+    BlockLength {
+        /// Where it stands.
+        at: u64,
+        /// Its id.
+        id: String,
+        /// Its length in the stream.
+        found: u64,
+        /// Its length here.
+        expected: u64,
+    },
+    /// A page outside its block, or not at a multiple of its size.
+    #[error(
+        "At byte {at} of the stream: block \"{id}\" of {len:#x} bytes has no page at {offset:#x}"
+    )]
+    NoSuchPage {
+        /// Where it stands.
+        at: u64,
+        /// The block's id.
+        id: String,
+        /// The page's offset in bytes.
+        offset: u64,
+        /// The block's length in bytes.
+        len: u64,
+    },
+    /// A name that is no UTF-8, or too long.
+    #[error("At byte {at} of the stream: a name of {len} bytes is too long or no text")]
+    Name {
+        /// Where it stands.
+        at: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// The stream ended as it should, but never completed its RAM.
+    #[error("The stream ends at byte {at} without the last section of RAM")]
+    Incomplete {
+        /// Bytes read.
+        at: u64,
+    },
+    /// A block cannot be written.
+    #[error(transparent)]
+    Memory(#[from] RamBlockError),
+}

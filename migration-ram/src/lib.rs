@@ -1,0 +1,59 @@
+//! Live migration of guest RAM.
+//!
+//! [`Precopy`] sends all pages of a running machine, then in rounds those that were
+//! written meanwhile, until the rest can be sent within the allowed downtime; then
+//! the machine is paused and the rest follows. [`receive`] puts them into the blocks
+//! of another machine. What goes over the wire is QEMU's migration stream.
+//!
+//! The invariant: **a page is read after its dirty bit was taken**, so a store that
+//! comes later sets the bit again and the page is sent again. After the last round,
+//! for which the machine stands still, both memories are equal.
+//!
+//! ```text
+//!   MemoryMap --sync, harvest--> pending pages --read, encode--> stream
+//!       ^                          (one private bitmap             |
+//!       | all RAM logged            for each block)                v
+//!   guest goes on until the last round                 receive --> RamBlocks
+//! ```
+//!
+//! # Example
+//!
+//! ```
+//! use memory_region::MemoryMap;
+//! use migration_ram::{Precopy, receive};
+//! use ram_block::RamBlock;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let memory = MemoryMap::new();
+//! let ram = RamBlock::anonymous("pc.ram", 1 << 20)?;
+//! memory.update(|map| map.ram("ram", ram.clone()))?;
+//! ram.write(0x1234, b"moves along")?;
+//!
+//! let mut stream = Vec::new(); // or a socket
+//! let pause = || Ok(()); // stops the vCPUs, and returns a guard that holds them
+//! let migrated = Precopy::new(memory).run(&mut stream, pause, |round| println!("{round}"))?;
+//! assert_eq!(migrated.stats.pages(), ram.pages());
+//!
+//! let twin = RamBlock::anonymous("pc.ram", 1 << 20)?;
+//! receive(&mut stream.as_slice(), &[twin.clone()])?;
+//! let mut text = [0; 11];
+//! twin.read(0x1234, &mut text)?;
+//! assert_eq!(&text, b"moves along");
+//! # Ok(())
+//! # }
+//! ```
+
+mod destination;
+mod error;
+mod format;
+mod page;
+mod pending;
+mod reader;
+mod source;
+mod stats;
+mod writer;
+
+pub use destination::{Received, receive};
+pub use error::{ReceiveError, SendError};
+pub use source::{Migrated, Precopy};
+pub use stats::{MigrationStats, RoundStats};

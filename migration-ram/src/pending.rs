@@ -1,0 +1,103 @@
+//! The pages that are still to be sent.
+
+use std::sync::Arc;
+
+use bitvec::vec::BitVec;
+use ram_block::{DirtyClient, DirtySnapshot, RamBlock};
+
+use crate::error::SendError;
+
+/// A migration's private bitmap of one block: whose bits were taken from the block
+/// and whose pages were not yet sent.
+pub(crate) struct Pending {
+    pub(crate) block: Arc<RamBlock>,
+    pages: BitVec<u64>,
+    count: u64,
+    /// Kept between harvests.
+    buffer: DirtySnapshot,
+}
+
+const BITS: u64 = u64::BITS as u64;
+
+impl Pending {
+    /// Every page of `block`: what the log holds of the time before it was switched on
+    /// is not all that was ever written.
+    pub(crate) fn all(block: Arc<RamBlock>) -> Self {
+        let count = block.pages();
+        let pages = BitVec::repeat(true, usize::try_from(count).unwrap_or(usize::MAX));
+        Self { block, pages, count, buffer: DirtySnapshot::default() }
+    }
+
+    /// How many pages are pending.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Moves the migration's dirty bits of the block here; says how many pages are
+    /// newly pending.
+    pub(crate) fn harvest(&mut self) -> Result<u64, SendError> {
+        let buffer = std::mem::take(&mut self.buffer);
+        let pages = 0..self.block.pages();
+        let harvest =
+            self.block.dirty().snapshot_and_clear_into(DirtyClient::MIGRATION, pages, buffer)?;
+        let mut new = 0;
+        for (word, &bits) in self.pages.as_raw_mut_slice().iter_mut().zip(harvest.as_words()) {
+            new += u64::from((bits & !*word).count_ones());
+            *word |= bits;
+        }
+        self.count += new;
+        self.buffer = harvest.commit();
+        Ok(new)
+    }
+
+    /// Takes the next pending page from `from` on: its bit is clear before the caller
+    /// reads the page.
+    pub(crate) fn take_next(&mut self, from: u64) -> Option<u64> {
+        let words = self.pages.as_raw_mut_slice();
+        let mut word = usize::try_from(from / BITS).ok()?;
+        let mut bits = words.get(word)? & (u64::MAX << (from % BITS));
+        while bits == 0 {
+            word += 1;
+            bits = *words.get(word)?;
+        }
+        let bit = bits.trailing_zeros();
+        let page = word as u64 * BITS + u64::from(bit);
+        // The last word of a bitmap of all ones may have bits past the last page.
+        if page >= self.block.pages() {
+            return None;
+        }
+        words[word] &= !(1 << bit);
+        self.count -= 1;
+        Some(page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_taken_once_and_counted() {
+        let page = ram_block::PageSize::host().bytes();
+        let block = RamBlock::anonymous("ram", 130 * page).unwrap();
+        block.dirty().enable(DirtyClient::MIGRATION);
+        let mut pending = Pending::all(block.clone());
+        let drain = |pending: &mut Pending| {
+            let mut pages = Vec::new();
+            while let Some(page) = pending.take_next(pages.last().map_or(0, |page| page + 1)) {
+                pages.push(page);
+            }
+            pages
+        };
+        assert_eq!(pending.count(), 130);
+        assert_eq!(drain(&mut pending), (0..130).collect::<Vec<_>>());
+        assert_eq!(pending.count(), 0);
+        block.dirty().mark(63 * page, 2 * page);
+        assert_eq!(pending.harvest().unwrap(), 2);
+        block.dirty().mark(64 * page, 2 * page);
+        assert_eq!(pending.harvest().unwrap(), 1);
+        assert_eq!(pending.count(), 3);
+        assert_eq!(drain(&mut pending), [63, 64, 65]);
+        assert_eq!(pending.harvest().unwrap(), 0);
+    }
+}

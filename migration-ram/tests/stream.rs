@@ -1,0 +1,282 @@
+//! The stream in both directions, damaged streams, and failing sides.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use memory_region::MemoryMap;
+use migration_ram::{Migrated, Precopy, ReceiveError, SendError, receive};
+use proptest::prelude::*;
+use ram_block::{DirtyClient, PageSize, RamBlock};
+
+fn blocks(sizes: &[(&str, u64)]) -> Vec<Arc<RamBlock>> {
+    sizes.iter().map(|(id, size)| RamBlock::anonymous(id, *size).unwrap()).collect()
+}
+
+fn map_of(blocks: &[Arc<RamBlock>]) -> Arc<MemoryMap> {
+    let memory = MemoryMap::new();
+    memory
+        .update(|map| {
+            blocks.iter().try_for_each(|block| map.ram(block.id(), block.clone()).map(drop))
+        })
+        .unwrap();
+    memory
+}
+
+fn still() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    Ok(())
+}
+
+fn contents(block: &RamBlock) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(block.len()).unwrap()];
+    block.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// Pages from the host's size in whole pages, so that the tests fit every host.
+fn pages(count: u64) -> u64 {
+    count * PageSize::host().bytes()
+}
+
+#[test]
+fn all_blocks_arrive_and_untouched_pages_come_as_zeros() {
+    let source = blocks(&[("pc.ram", pages(64)), ("vga.vram", pages(16))]);
+    source[0].write(pages(3) + 5, b"one page").unwrap();
+    source[1].write(0, &[1; 100]).unwrap();
+    let mut stream = Vec::new();
+    let mut seen = Vec::new();
+    let precopy = Precopy::new(map_of(&source)).machine("pc");
+    let Migrated { stats, .. } =
+        precopy.run(&mut stream, still, |round| seen.push(*round)).unwrap();
+    assert!(stats.converged);
+    assert_eq!(seen, stats.rounds);
+    assert_eq!(
+        seen.iter().map(|round| (round.pages, round.zero_pages)).collect::<Vec<_>>(),
+        [(80, 78), (0, 0)]
+    );
+    assert_eq!(stats.bytes, stream.len() as u64);
+
+    let target = blocks(&[("vga.vram", pages(16)), ("pc.ram", pages(64))]);
+    target[0].write(pages(2), &[9; 10]).unwrap(); // must become zero again
+    let received = receive(&mut stream.as_slice(), &target).unwrap();
+    let stream_pages = pages(1) / 4096;
+    assert_eq!((received.pages, received.machine.as_str()), (2, "pc"));
+    assert_eq!(received.pages + received.zero_pages, 80 * stream_pages);
+    assert_eq!(received.bytes, stream.len() as u64);
+    assert_eq!(contents(&target[1]), contents(&source[0]));
+    assert_eq!(contents(&target[0]), contents(&source[1]));
+}
+
+/// QEMU 7.2 and 10.0 accept exactly these bytes for a machine "none" of 64 MiB.
+fn minimal_stream(page: &[u8; 4096]) -> Vec<u8> {
+    let mut stream = Vec::new();
+    let mut put = |bytes: &[u8]| stream.extend(bytes);
+    put(b"QEVM\0\0\0\x03\x07\0\0\0\x04none");
+    put(b"\x01\0\0\0\x01\x03ram\0\0\0\0\0\0\0\x04");
+    put(b"\0\0\0\0\x04\0\0\x04\x03ram\0\0\0\0\x04\0\0\0");
+    put(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x01");
+    put(b"\x03\0\0\0\x01\0\0\0\0\0\x20\0\x08\x03ram");
+    put(page);
+    put(b"\0\0\0\0\0\0\x30\x22\0\0\0\0\0\0\0\0\x10\x7e\0\0\0\x01");
+    put(b"\0\x06\0\0\0\0");
+    stream
+}
+
+#[test]
+fn a_stream_that_qemu_accepts_is_accepted() {
+    let target = blocks(&[("ram", 64 << 20)]);
+    target[0].write(0x3000, &[1; 4096]).unwrap();
+    let page = std::array::from_fn(|n| n.to_le_bytes()[0]);
+    let stream = minimal_stream(&page);
+    let received = receive(&mut stream.as_slice(), &target).unwrap();
+    assert_eq!((received.pages, received.zero_pages), (1, 1));
+    let mut bytes = [0; 4096];
+    target[0].read(0x20_0000, &mut bytes).unwrap();
+    assert_eq!(bytes, page);
+    target[0].read(0x3000, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 4096]);
+}
+
+#[test]
+fn damage_is_named_with_its_place() {
+    let target = blocks(&[("ram", 64 << 20)]);
+    let good = minimal_stream(&[7; 4096]);
+    let damage = |at: usize, bytes: &[u8]| {
+        let mut stream = good.clone();
+        stream[at..at + bytes.len()].copy_from_slice(bytes);
+        receive(&mut stream.as_slice(), &target).unwrap_err().to_string()
+    };
+    let find =
+        |needle: &[u8]| good.windows(needle.len()).position(|bytes| bytes == needle).unwrap();
+    assert_eq!(
+        damage(0, b"X"),
+        "At byte 0 of the stream: the magic number is 0x5845564d, expected 0x5145564d"
+    );
+    let list = find(b"\x04\0\0\x04\x03ram");
+    assert_eq!(
+        damage(list + 5, b"rom"),
+        format!("At byte {} of the stream: there is no block \"rom\" here", list + 4)
+    );
+    assert_eq!(
+        damage(list + 13, b"\x05"),
+        format!(
+            "At byte {} of the stream: block \"ram\" has 0x4050000 bytes there and 0x4000000 here",
+            list + 4
+        )
+    );
+    let zero = find(b"\0\0\0\0\0\0\x30\x22");
+    assert_eq!(
+        damage(zero, b"\0\0\0\0\x04\0\0\x22"),
+        format!(
+            "At byte {zero} of the stream: block \"ram\" of 0x4000000 bytes has no page at 0x4000000"
+        )
+    );
+    assert_eq!(
+        damage(zero, b"\xff\xff\xff\xff\xff\xff\xf0\x22"),
+        format!(
+            "At byte {zero} of the stream: block \"ram\" of 0x4000000 bytes has no page at 0xfffffffffffff000"
+        )
+    );
+    assert_eq!(
+        damage(zero + 7, b"\x62"),
+        format!("At byte {zero} of the stream: RAM record 0x42 is not supported")
+    );
+    let page = find(b"\x20\0\x08\x03ram") - 5;
+    assert_eq!(
+        damage(page + 7, b"\x28"),
+        format!("At byte {page} of the stream: a page without a block")
+    );
+}
+
+#[test]
+fn a_stream_cut_anywhere_is_told_from_a_whole_one() {
+    let target = blocks(&[("ram", 64 << 20)]);
+    let good = minimal_stream(&[7; 4096]);
+    let end = good.len() - 5; // the description may be missing
+    for len in 0..good.len() {
+        let result = receive(&mut &good[..len], &target);
+        match result {
+            Ok(_) => assert_eq!(len, end, "a stream cut at {len} was taken"),
+            Err(ReceiveError::Truncated { at, .. }) => assert!(at <= len as u64),
+            Err(error) => panic!("cut at {len}: {error}"),
+        }
+    }
+    // The end mark right after the block list: a part of RAM is not all of it.
+    let list_end = good.windows(2).position(|bytes| bytes == b"\x7e\0").unwrap() + 5;
+    let mut early = good[..list_end].to_vec();
+    early.push(0);
+    assert!(matches!(
+        receive(&mut early.as_slice(), &target),
+        Err(ReceiveError::Incomplete { .. })
+    ));
+}
+
+proptest! {
+    /// A hostile stream: no panic, no hang, no allocation by announced lengths.
+    #[test]
+    fn any_bytes_are_refused_or_taken(
+        flips in prop::collection::vec((0..200usize, any::<u8>()), 0..6),
+        tail in prop::collection::vec(any::<u8>(), 0..64),
+    ) {
+        let target = blocks(&[("ram", 64 << 20)]);
+        let mut stream = minimal_stream(&[7; 4096]);
+        stream.extend(&tail);
+        for (at, byte) in flips {
+            // Past the page's bytes, or before them.
+            let at = if at < 100 { at } else { at + 4000 };
+            if let Some(slot) = stream.get_mut(at) {
+                *slot = byte;
+            }
+        }
+        let _ = receive(&mut stream.as_slice(), &target);
+        let _ = receive(&mut tail.as_slice(), &target);
+    }
+}
+
+/// Takes so many bytes, then breaks.
+struct Breaks(usize);
+
+impl Write for Breaks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0 == 0 {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let taken = bytes.len().min(self.0);
+        self.0 -= taken;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_broken_stream_ends_logging_and_a_second_try_works() {
+    let source = blocks(&[("ram", pages(256))]);
+    let noise: Vec<u8> =
+        (0..pages(256)).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
+    source[0].write(0, &noise).unwrap();
+    let memory = map_of(&source);
+    let whole = {
+        let mut stream = Vec::new();
+        let _ = Precopy::new(memory.clone()).run(&mut stream, still, |_| ()).unwrap();
+        stream.len()
+    };
+    for cut in [0, 1, 40, whole / 2, whole - 1] {
+        let error = Precopy::new(memory.clone()).run(&mut Breaks(cut), still, |_| ()).unwrap_err();
+        assert!(matches!(error, SendError::Write { .. }), "{error}");
+        assert!(!source[0].dirty().enabled().contains(DirtyClient::MIGRATION));
+    }
+    let refused = Precopy::new(memory.clone())
+        .run(&mut Vec::new(), || Err::<(), _>("the vCPU is stuck".into()), |_| ())
+        .unwrap_err();
+    assert!(matches!(refused, SendError::Pause(_)));
+
+    let mut stream = Vec::new();
+    let _ = Precopy::new(memory).run(&mut stream, still, |_| ()).unwrap();
+    let target = blocks(&[("ram", pages(256))]);
+    receive(&mut stream.as_slice(), &target).unwrap();
+    assert_eq!(contents(&target[0]), noise);
+}
+
+#[test]
+fn a_page_size_that_does_not_divide_the_hosts_is_refused() {
+    let larger = PageSize::new(2 << 20).unwrap();
+    let precopy = Precopy::new(MemoryMap::new()).page_size(larger);
+    assert!(matches!(precopy.run(&mut Vec::new(), still, |_| ()), Err(SendError::PageSize { .. })));
+}
+
+#[test]
+fn what_is_written_meanwhile_is_sent_again() {
+    // Writers that never stop, until the pause; each page holds its own counters.
+    let source = blocks(&[("ram", pages(512))]);
+    let memory = map_of(&source);
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut writers: Vec<_> = (0..2)
+        .map(|writer: u64| {
+            let (ram, stop) = (source[0].clone(), stop.clone());
+            std::thread::spawn(move || {
+                let mut count = 0u64;
+                while !stop.load(std::sync::atomic::Ordering::Acquire) {
+                    count += 1;
+                    let page = count.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55;
+                    ram.write(pages(page) + writer * 8, &count.to_le_bytes()).unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut stream = Vec::new();
+    let pause = || {
+        stop.store(true, std::sync::atomic::Ordering::Release);
+        writers.drain(..).for_each(|writer| writer.join().unwrap());
+        Ok(())
+    };
+    let precopy = Precopy::new(memory).downtime(std::time::Duration::ZERO).max_rounds(6);
+    let Migrated { stats, .. } = precopy.run(&mut stream, pause, |_| ()).unwrap();
+    assert_eq!(stats.rounds.len(), 7);
+    assert!(!stats.converged);
+    assert!(stats.rounds[1..].iter().any(|round| round.pages > 0));
+    let target = blocks(&[("ram", pages(512))]);
+    receive(&mut stream.as_slice(), &target).unwrap();
+    assert_eq!(contents(&target[0]), contents(&source[0]));
+}

@@ -1,0 +1,139 @@
+//! Ten million marks through vm-memory, against a harvester that never stops.
+//!
+//! In each pass four threads write every page of a region once, the pages of one
+//! word shared among them, while a fifth harvests. Each page must be harvested
+//! exactly once. The same with a harvest that is not atomic must lose marks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use ram_block::vm_memory::bitmap::{ArcSlice, Bitmap, BitmapSlice, WithBitmapSlice};
+use ram_block::{DirtyClient, DirtyMemory, DirtySnapshot, PageSize};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+const THREADS: u64 = 4;
+const MARKS: u64 = 10_000_000;
+const PAGE: u64 = 512;
+const PAGES: u64 = 1 << 17;
+
+/// A bitmap that can be marked through vm-memory and harvested.
+trait Harvested: Bitmap + Send + Sync + 'static {
+    /// Takes all bits; counts each page that was dirty in `found`.
+    fn harvest(self: &Arc<Self>, found: &mut [u32]);
+}
+
+impl Harvested for DirtyMemory {
+    fn harvest(self: &Arc<Self>, found: &mut [u32]) {
+        let buffer = DirtySnapshot::default();
+        let harvest =
+            self.snapshot_and_clear_into(DirtyClient::MIGRATION, 0..PAGES, buffer).unwrap();
+        for page in harvest.pages() {
+            found[usize::try_from(page).unwrap()] += 1;
+        }
+        harvest.commit();
+    }
+}
+
+/// Runs marks against harvests; returns how many of `MARKS` were never harvested.
+fn lost<B: Harvested>(bitmap: Arc<B>) -> u64
+where
+    ArcSlice<B>: BitmapSlice,
+{
+    let size = usize::try_from(PAGES * PAGE).unwrap();
+    let region = MmapRegionBuilder::new_with_bitmap(size, ArcSlice::new(bitmap.clone(), 0))
+        .with_mmap_prot(3) // readable and writable
+        .with_mmap_flags(0x22) // private, anonymous
+        .build()
+        .unwrap();
+    let region = GuestRegionMmap::new(region, GuestAddress(0)).unwrap();
+    let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+    let mut lost = 0;
+    let mut marked = 0;
+    while marked < MARKS {
+        let mut found = vec![0; usize::try_from(PAGES).unwrap()];
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let memory = &memory;
+                    scope.spawn(move || {
+                        for page in (thread..PAGES).step_by(usize::try_from(THREADS).unwrap()) {
+                            memory.write_obj(1u8, GuestAddress(page * PAGE + thread)).unwrap();
+                        }
+                    })
+                })
+                .collect();
+            let harvester = scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    bitmap.harvest(&mut found);
+                }
+                bitmap.harvest(&mut found);
+                found
+            });
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+            done.store(true, Ordering::Release);
+            let found = harvester.join().unwrap();
+            assert!(found.iter().all(|times| *times <= 1), "a page was harvested twice");
+            lost += found.iter().map(|times| u64::from(1 - *times)).sum::<u64>();
+        });
+        marked += PAGES;
+    }
+    lost
+}
+
+#[test]
+fn no_mark_is_lost() {
+    let dirty = DirtyMemory::new(PAGES, PageSize::new(PAGE).unwrap());
+    for client in DirtyClient::all() {
+        dirty.enable(client);
+    }
+    assert_eq!(lost(dirty), 0);
+}
+
+/// Marks as it should, and harvests as it must not: reads a word, then clears it.
+#[derive(Default)]
+struct ReadThenClear(Vec<AtomicU64>);
+
+impl<'a> WithBitmapSlice<'a> for ReadThenClear {
+    type S = ram_block::vm_memory::bitmap::RefSlice<'a, Self>;
+}
+
+impl Bitmap for ReadThenClear {
+    fn mark_dirty(&self, offset: usize, _: usize) {
+        let page = offset as u64 / PAGE;
+        self.0[usize::try_from(page / 64).unwrap()].fetch_or(1 << (page % 64), Ordering::AcqRel);
+    }
+
+    fn dirty_at(&self, _: usize) -> bool {
+        false
+    }
+
+    fn slice_at(&self, offset: usize) -> <Self as WithBitmapSlice<'_>>::S {
+        ram_block::vm_memory::bitmap::RefSlice::new(self, offset)
+    }
+}
+
+impl Harvested for ReadThenClear {
+    fn harvest(self: &Arc<Self>, found: &mut [u32]) {
+        for (word, bits) in self.0.iter().enumerate() {
+            let taken = bits.load(Ordering::Acquire);
+            if taken == 0 {
+                continue;
+            }
+            bits.store(0, Ordering::Release);
+            for bit in (0..64).filter(|bit| taken >> bit & 1 != 0) {
+                found[word * 64 + bit] += 1;
+            }
+        }
+    }
+}
+
+#[test]
+fn the_test_sees_a_harvest_that_is_not_atomic() {
+    let words = usize::try_from(PAGES / 64).unwrap();
+    let broken = ReadThenClear((0..words).map(|_| AtomicU64::new(0)).collect());
+    let lost = lost(Arc::new(broken));
+    println!("{lost} of {MARKS} marks lost");
+    assert!(lost > 0);
+}
