@@ -108,6 +108,11 @@ impl Screen {
         &self.surface
     }
 
+    /// What the last refresh did.
+    pub fn last(&self) -> &Refresh {
+        &self.report
+    }
+
     /// Brings the surface up to date and says what changed.
     ///
     /// Costs a sync of video memory's log, and the copy of the lines that share a page

@@ -11,6 +11,7 @@ use memory_region::MmioDevice;
 use ram_block::{RamBlock, RamBlockError};
 
 use crate::mode::{Mode, VbeError};
+use crate::surface::Surface;
 
 // Register numbers.
 const ID: u16 = 0;
@@ -155,6 +156,23 @@ impl Vga {
                 log::error!("vga: {error}"); // a mode lies within video memory
             }
         }
+    }
+
+    /// The whole picture as it is now, read without regard to what changed; `None` if
+    /// no mode is shown.
+    ///
+    /// Takes no dirty bits. A guest that runs may change it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError`] if video memory cannot be read.
+    pub fn picture(&self) -> Result<Option<Surface>, RamBlockError> {
+        let Some(mode) = self.mode() else { return Ok(None) };
+        let mut surface = Surface::new(mode.width(), mode.height());
+        for y in 0..mode.height() {
+            self.vram.read(mode.line(y).start, surface.lines_mut(y, 1))?;
+        }
+        Ok(Some(surface))
     }
 
     /// The registers, to be carried to another VGA.

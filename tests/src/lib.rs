@@ -2,5 +2,9 @@
 //! instructions, a machine to run them on, and independent definitions of what they
 //! do.
 
+pub mod demo;
+pub mod frame_port;
 pub mod guest;
 pub mod kvm;
+pub mod scene;
+pub mod software;

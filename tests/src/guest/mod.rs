@@ -9,6 +9,8 @@
 mod boot;
 #[cfg(target_arch = "x86_64")]
 pub mod programs;
+#[cfg(target_arch = "x86_64")]
+pub mod scene;
 
 #[cfg(target_arch = "x86_64")]
 pub use boot::boot;

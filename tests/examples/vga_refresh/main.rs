@@ -1,0 +1,192 @@
+//! A guest draws moving balls on a VGA; only the scan lines that it touches are
+//! redrawn, thirty times a second.
+//!
+//! `cargo run --release --example vga_refresh -- --help`
+
+mod migrate;
+mod table;
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+use display_vga::{Screen, TerminalView, write_png};
+use indicatif::{ProgressBar, ProgressStyle};
+use integration_tests::demo::{AnyError, Board, Guest};
+use integration_tests::kvm;
+use integration_tests::scene::Scene;
+
+use table::Table;
+
+/// From one frame to the next.
+const FRAME_TIME: Duration = Duration::from_nanos(1_000_000_000 / 30);
+/// A guest draws a frame within milliseconds; a machine under load may take longer.
+const FRAME_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Boots a guest that draws moving balls, and redraws only the lines that it touches.
+#[derive(Parser)]
+struct Options {
+    /// Frames to show; 300 take ten seconds
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=u64::from(u32::MAX / 2)))]
+    frames: u64,
+    /// What runs the guest; auto takes KVM where it works
+    #[arg(long, value_enum, default_value_t = Accelerator::Auto)]
+    accel: Accelerator,
+    /// Size of the picture in pixels, at least 64x64
+    #[arg(long, default_value = "640x480", value_parser = parse_size)]
+    size: (u16, u16),
+    /// Write the last frame to this file
+    #[arg(long, value_name = "FILE")]
+    png: Option<PathBuf>,
+    /// Print the table as one JSON object, on the last line
+    #[arg(long)]
+    json: bool,
+    /// While the picture runs, migrate to a second machine in this process and compare
+    #[arg(long)]
+    migrate_to_self: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Accelerator {
+    Auto,
+    Kvm,
+    Software,
+}
+
+fn parse_size(text: &str) -> Result<(u16, u16), String> {
+    let sides = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    match sides {
+        Some((width, height)) if width >= 64 && height >= 64 => Ok((width, height)),
+        _ => Err("a size is WIDTHxHEIGHT in pixels, both at least 64".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut source = error.source();
+            while let Some(error) = source {
+                text += &format!(": {error}");
+                source = error.source();
+            }
+            eprintln!("error: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(board: &Board, scene: &Scene, accelerator: Accelerator) -> Result<Guest, AnyError> {
+    match (accelerator, kvm::unavailable()) {
+        (Accelerator::Kvm, _) | (Accelerator::Auto, None) if cfg!(target_arch = "x86_64") => {
+            board.start_on_kvm(scene)
+        }
+        (Accelerator::Kvm, _) => board.start_on_kvm(scene),
+        (Accelerator::Auto, reason) => {
+            let reason = reason.unwrap_or_else(|| "the guest program is for x86-64".to_owned());
+            eprintln!("No KVM here ({reason}): the guest is played in software");
+            Ok(board.start_in_software(scene))
+        }
+        (Accelerator::Software, _) => Ok(board.start_in_software(scene)),
+    }
+}
+
+/// Where the picture is watched while it runs.
+enum View {
+    Terminal(TerminalView<BufWriter<io::Stdout>>),
+    Progress(ProgressBar),
+}
+
+impl View {
+    fn new(frames: u64) -> io::Result<Self> {
+        if io::stdout().is_terminal() {
+            if let Some((columns, rows)) = TerminalView::<io::Stdout>::size_of_stdout() {
+                let out = BufWriter::with_capacity(1 << 16, io::stdout());
+                return Ok(Self::Terminal(TerminalView::new(out, columns, rows)?));
+            }
+        }
+        // Shown at standard error, if that is a terminal.
+        let bar = ProgressBar::new(frames);
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} frame {pos} of {len}, {eta} left")
+        {
+            bar.set_style(style);
+        }
+        Ok(Self::Progress(bar))
+    }
+
+    fn show(&mut self, screen: &Screen, refresh: &display_vga::Refresh) -> io::Result<()> {
+        match self {
+            Self::Terminal(view) => view.show(screen.surface(), &refresh.damage),
+            Self::Progress(bar) => {
+                bar.inc(1);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), AnyError> {
+    let (width, height) = (u64::from(options.size.0), u64::from(options.size.1));
+    let scene = Scene::new(width, height);
+    let board = Board::new()?;
+    // A guest is told no more than that its mode was not taken: we ask beforehand.
+    board.vga.set_mode(options.size.0, options.size.1, 32)?;
+    board.vga.set_state(display_vga::VgaState::default())?;
+    let mut screen = Screen::new(board.memory.clone(), board.vga.clone(), board.vram)?;
+    let guest = start(&board, &scene, options.accel)?;
+    if !board.frames.wait_done(0, FRAME_DEADLINE) {
+        return Err("the guest did not draw its first picture in time".into());
+    }
+
+    let interrupted = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())?;
+    let mut table = Table::new(guest.accelerator(), options.size);
+    let mut view = View::new(options.frames)?;
+    let migration = std::thread::scope(|scope| -> Result<_, AnyError> {
+        let migration = options.migrate_to_self.then(|| {
+            let (board, guest) = (&board, &guest);
+            scope.spawn(move || migrate::to_self(board, guest))
+        });
+        let begin = Instant::now();
+        let mut frame = 0;
+        while frame < options.frames && !interrupted.load(Ordering::Relaxed) {
+            frame += 1;
+            board.frames.allow(frame);
+            let next = begin + FRAME_TIME * u32::try_from(frame).unwrap_or(u32::MAX);
+            sleep(next.saturating_duration_since(Instant::now()));
+            if guest.is_finished() {
+                return Err("the guest ended, which it should not".into());
+            }
+            if frame == options.frames && !board.frames.wait_done(frame, FRAME_DEADLINE) {
+                return Err(format!("the guest did not draw frame {frame} in time").into());
+            }
+            table.add(screen.refresh()?);
+            let refresh = screen.last();
+            view.show(&screen, refresh)?;
+        }
+        migration.map(|thread| thread.join().map_err(|_| "the migration panicked")?).transpose()
+    })?;
+    drop(view);
+    drop(guest);
+
+    if let Some(path) = &options.png {
+        write_png(screen.surface(), BufWriter::new(File::create(path)?))?;
+    }
+    table.migration = migration;
+    println!("{table}");
+    if options.json {
+        println!("{}", table.json());
+    }
+    match &table.migration {
+        Some(migration) if !migration.is_equal() => Err("the migrated machine differs".into()),
+        _ => Ok(()),
+    }
+}

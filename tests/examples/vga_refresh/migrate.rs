@@ -1,0 +1,59 @@
+//! A migration into a second machine of the same process, while the picture runs.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use display_vga::Screen;
+use integration_tests::demo::{AnyError, Board, Guest};
+use migration_ram::{Migrated, MigrationStats, Precopy, receive};
+use ram_block::RamBlock;
+
+/// What became of it.
+pub struct Outcome {
+    pub stats: MigrationStats,
+    pub equal_memory: bool,
+    pub equal_picture: bool,
+}
+
+impl Outcome {
+    pub fn is_equal(&self) -> bool {
+        self.equal_memory && self.equal_picture
+    }
+}
+
+/// Migrates `board`, whose guest runs, and compares both machines while it stands still.
+pub fn to_self(board: &Board, guest: &Guest) -> Result<Outcome, AnyError> {
+    let twin = Board::new()?;
+    let (mut output, input) = UnixStream::pair()?;
+    let blocks = twin.memory.ram_blocks();
+    let receiver = std::thread::spawn(move || receive(input, &blocks));
+    let precopy = Precopy::new(board.memory.clone());
+    let sent = precopy.run(&mut output, || guest.pause(), |round| log::info!("{round}"));
+    output.flush()?;
+    drop(output); // or the receiver would wait for more after an error
+    let received = receiver.join().map_err(|_| "the receiver panicked")?;
+    let Migrated { stats, paused } = sent?;
+    received?;
+
+    // The guest stands still until `paused` is dropped.
+    twin.vga.set_state(board.vga.state())?;
+    let mut screen = Screen::new(twin.memory.clone(), twin.vga.clone(), twin.vram)?;
+    screen.refresh()?;
+    let equal_picture = board.vga.picture()?.as_ref() == Some(screen.surface());
+    let equal_memory = same(&board.ram, &twin.ram)? && same(board.vga.vram(), twin.vga.vram())?;
+    drop(paused);
+    Ok(Outcome { stats, equal_memory, equal_picture })
+}
+
+fn same(one: &RamBlock, other: &RamBlock) -> Result<bool, AnyError> {
+    let (mut a, mut b) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    for offset in (0..one.len()).step_by(a.len()) {
+        let len = usize::try_from(one.len() - offset)?.min(a.len());
+        one.read(offset, &mut a[..len])?;
+        other.read(offset, &mut b[..len])?;
+        if a[..len] != b[..len] {
+            return Ok(false);
+        }
+    }
+    Ok(one.len() == other.len())
+}
