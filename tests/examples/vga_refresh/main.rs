@@ -107,11 +107,10 @@ enum View {
 
 impl View {
     fn new(frames: u64) -> io::Result<Self> {
-        if io::stdout().is_terminal() {
-            if let Some((columns, rows)) = TerminalView::<io::Stdout>::size_of_stdout() {
-                let out = BufWriter::with_capacity(1 << 16, io::stdout());
-                return Ok(Self::Terminal(TerminalView::new(out, columns, rows)?));
-            }
+        let size = TerminalView::<io::Stdout>::size_of_stdout();
+        if let Some((columns, rows)) = size.filter(|_| io::stdout().is_terminal()) {
+            let out = BufWriter::with_capacity(1 << 16, io::stdout());
+            return Ok(Self::Terminal(TerminalView::new(out, columns, rows)?));
         }
         // Shown at standard error, if that is a terminal.
         let bar = ProgressBar::new(frames);
@@ -152,8 +151,11 @@ fn run(options: &Options) -> Result<(), AnyError> {
     let mut view = View::new(options.frames)?;
     let migration = std::thread::scope(|scope| -> Result<_, AnyError> {
         let migration = options.migrate_to_self.then(|| {
-            let (board, guest) = (&board, &guest);
-            scope.spawn(move || migrate::to_self(board, guest))
+            let (board, guest, begin) = (&board, &guest, options.frames / 3);
+            scope.spawn(move || {
+                board.frames.wait_done(begin, FRAME_DEADLINE);
+                migrate::to_self(board, guest)
+            })
         });
         let begin = Instant::now();
         let mut frame = 0;
@@ -178,7 +180,8 @@ fn run(options: &Options) -> Result<(), AnyError> {
     drop(guest);
 
     if let Some(path) = &options.png {
-        write_png(screen.surface(), BufWriter::new(File::create(path)?))?;
+        let write = || write_png(screen.surface(), BufWriter::new(File::create(path)?));
+        write().map_err(|error| format!("{}: {error}", path.display()))?;
     }
     table.migration = migration;
     println!("{table}");

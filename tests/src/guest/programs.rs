@@ -49,3 +49,97 @@ pub fn increment_pages() -> Vec<u8> {
         a.jmp(pass)
     })
 }
+
+/// Increments the first byte of each page of `rdx` bytes from `rdi` up to `rsi`, over
+/// and over; after each pass writes the low 32 bits of the number of passes to the
+/// 64-bit word at `rcx`, as a heartbeat.
+pub fn increment_pages_and_count() -> Vec<u8> {
+    assemble(|a| {
+        let (mut pass, mut page) = (a.create_label(), a.create_label());
+        a.set_label(&mut pass)?;
+        a.mov(rax, rdi)?;
+        a.set_label(&mut page)?;
+        a.inc(byte_ptr(rax))?;
+        a.add(rax, rdx)?;
+        a.cmp(rax, rsi)?;
+        a.jb(page)?;
+        a.inc(qword_ptr(rcx))?;
+        a.jmp(pass)
+    })
+}
+
+/// Loads bytes, words, doublewords and quadwords from `rdi`, puts the four 64-bit
+/// results at `rsi`, stores `rdx` in the four sizes at `rdi`, then ends.
+pub fn load_and_store_all_sizes() -> Vec<u8> {
+    assemble(|a| {
+        a.movzx(eax, byte_ptr(rdi))?;
+        a.mov(qword_ptr(rsi), rax)?;
+        a.movzx(eax, word_ptr(rdi))?;
+        a.mov(qword_ptr(rsi + 8), rax)?;
+        a.mov(eax, dword_ptr(rdi))?;
+        a.mov(qword_ptr(rsi + 16), rax)?;
+        a.mov(rax, qword_ptr(rdi))?;
+        a.mov(qword_ptr(rsi + 24), rax)?;
+        a.mov(byte_ptr(rdi), dl)?;
+        a.mov(word_ptr(rdi), dx)?;
+        a.mov(dword_ptr(rdi), edx)?;
+        a.mov(qword_ptr(rdi), rdx)?;
+        a.hlt()
+    })
+}
+
+/// Reads port `rdx` in 8, 16 and 32 bits, puts the three 64-bit results at `rsi`,
+/// writes the low parts of `rcx` in the three sizes, then the three words from `rdi`
+/// on with one string instruction, then ends.
+pub fn access_ports() -> Vec<u8> {
+    assemble(|a| {
+        a.mov(r8, rcx)?;
+        a.xor(eax, eax)?;
+        a.in_(al, dx)?;
+        a.mov(qword_ptr(rsi), rax)?;
+        a.xor(eax, eax)?;
+        a.in_(ax, dx)?;
+        a.mov(qword_ptr(rsi + 8), rax)?;
+        a.in_(eax, dx)?;
+        a.mov(qword_ptr(rsi + 16), rax)?;
+        a.mov(rax, r8)?;
+        a.out(dx, al)?;
+        a.out(dx, ax)?;
+        a.out(dx, eax)?;
+        a.mov(rsi, rdi)?;
+        a.mov(ecx, 3)?;
+        a.rep().outsw()?;
+        a.hlt()
+    })
+}
+
+/// Reads port `rdx` for ever, adding what it reads to the 64-bit word at `rdi` and
+/// one to the word after it.
+pub fn count_port_reads() -> Vec<u8> {
+    assemble(|a| {
+        let mut next = a.create_label();
+        a.set_label(&mut next)?;
+        a.in_(eax, dx)?;
+        a.add(qword_ptr(rdi), rax)?;
+        a.inc(qword_ptr(rdi + 8))?;
+        a.jmp(next)
+    })
+}
+
+/// Stores a growing number to the doubleword at `rdi` and compares it with what it
+/// reads back; counts rounds at `rsi` and differences at `rsi + 8`, for ever.
+pub fn store_and_read_back() -> Vec<u8> {
+    assemble(|a| {
+        let (mut next, mut same) = (a.create_label(), a.create_label());
+        a.xor(eax, eax)?;
+        a.set_label(&mut next)?;
+        a.inc(eax)?;
+        a.mov(dword_ptr(rdi), eax)?;
+        a.cmp(dword_ptr(rdi), eax)?;
+        a.je(same)?;
+        a.inc(qword_ptr(rsi + 8))?;
+        a.set_label(&mut same)?;
+        a.inc(qword_ptr(rsi))?;
+        a.jmp(next)
+    })
+}

@@ -1,12 +1,12 @@
 //! A machine for one test: RAM from address 0, one vCPU, and a map to add to.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use integration_tests::guest::{DATA, boot};
 use kvm_accel::kvm_ioctls::Kvm;
 use kvm_accel::{Buses, KvmVm, VcpuEvent, VcpuThread};
-use memory_region::{AddressSpace, MemoryMap, RegionId};
+use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
 
 pub struct Machine {
@@ -56,6 +56,15 @@ impl Machine {
         vcpu.spawn("vcpu").unwrap()
     }
 
+    /// The 64-bit words at `address` of RAM.
+    pub fn words<const N: usize>(&self, address: u64) -> [u64; N] {
+        std::array::from_fn(|n| {
+            let mut bytes = [0; 8];
+            self.block.read(address + 8 * n as u64, &mut bytes).unwrap();
+            u64::from_le_bytes(bytes)
+        })
+    }
+
     /// Runs a program to its end.
     pub fn run(&self, code: &[u8], arguments: &[u64]) {
         let (_, event) = self.start(code, arguments).join().unwrap();
@@ -77,5 +86,40 @@ pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not happen within 30 s");
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A device that notes its accesses and answers every read with the same value.
+pub struct Recorder {
+    value: u64,
+    accesses: Mutex<Vec<Access>>,
+}
+
+/// An access that a device saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read { offset: u64, size: usize },
+    Write { offset: u64, size: usize, value: u64 },
+}
+
+impl Recorder {
+    pub fn new(value: u64) -> Arc<Self> {
+        Arc::new(Self { value, accesses: Mutex::default() })
+    }
+
+    /// What was seen since the last call.
+    pub fn accesses(&self) -> Vec<Access> {
+        std::mem::take(&mut self.accesses.lock().unwrap())
+    }
+}
+
+impl MmioDevice for Recorder {
+    fn read(&self, offset: u64, size: usize) -> u64 {
+        self.accesses.lock().unwrap().push(Access::Read { offset, size });
+        self.value
+    }
+
+    fn write(&self, offset: u64, size: usize, value: u64) {
+        self.accesses.lock().unwrap().push(Access::Write { offset, size, value });
     }
 }

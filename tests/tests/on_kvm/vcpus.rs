@@ -1,0 +1,241 @@
+//! Exits, kicks and pauses.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use integration_tests::guest::{DATA, boot, programs};
+use integration_tests::kvm::KvmTest;
+use kvm_accel::{Buses, KvmError, KvmVm, VcpuEvent};
+use memory_region::MmioDevice;
+
+use super::machine::Access::{Read, Write};
+use super::machine::{Machine, Recorder, wait_until};
+
+pub const TESTS: &[KvmTest] = &[
+    ("accesses_reach_devices_in_their_sizes", accesses_reach_devices_in_their_sizes),
+    ("port_accesses_reach_devices_one_by_one", port_accesses_reach_devices_one_by_one),
+    ("nothing_reads_as_all_ones", nothing_reads_as_all_ones),
+    ("a_kick_is_never_lost", a_kick_is_never_lost),
+    ("a_paused_guest_stands_still", a_paused_guest_stands_still),
+    ("a_pause_completes_the_access_under_way", a_pause_completes_the_access_under_way),
+    ("a_pause_that_takes_too_long_is_given_up", a_pause_that_takes_too_long_is_given_up),
+    ("a_device_cannot_wait_for_its_own_processor", a_device_cannot_wait_for_its_own_processor),
+];
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn place_device(machine: &Machine, at: u64, device: Arc<dyn MmioDevice>) {
+    machine
+        .memory
+        .update(|map| {
+            let region = map.mmio("device", 0x100, device)?;
+            map.place(machine.system, at, region)
+        })
+        .unwrap();
+}
+
+fn place_ports(machine: &Machine, at: u64, device: Arc<dyn MmioDevice>) {
+    machine
+        .memory
+        .update(|map| {
+            let region = map.mmio("ports", 8, device)?;
+            map.place(machine.ports, at, region)
+        })
+        .unwrap();
+}
+
+fn accesses_reach_devices_in_their_sizes() {
+    let machine = Machine::new(16 << 20);
+    let device = Recorder::new(0x8877_6655_4433_2211);
+    place_device(&machine, 0xd000_0000, device.clone());
+    let value = 0x0102_0304_0506_0708;
+    machine.run(&programs::load_and_store_all_sizes(), &[0xd000_0010, DATA, value]);
+    assert_eq!(machine.words::<4>(DATA), [0x11, 0x2211, 0x4433_2211, 0x8877_6655_4433_2211]);
+    let sizes = [1, 2, 4, 8];
+    let reads = sizes.map(|size| Read { offset: 0x10, size });
+    let writes = sizes.map(|size| Write {
+        offset: 0x10,
+        size,
+        value: value & (u64::MAX >> (64 - 8 * size)),
+    });
+    assert_eq!(device.accesses(), [reads, writes].concat());
+}
+
+fn port_accesses_reach_devices_one_by_one() {
+    let machine = Machine::new(16 << 20);
+    let device = Recorder::new(0x4433_2211);
+    place_ports(&machine, 0x310, device.clone());
+    machine.block.write(DATA, &[0x11, 0x12, 0x21, 0x22, 0x31, 0x32]).unwrap();
+    machine.run(&programs::access_ports(), &[DATA, DATA + 0x100, 0x312, 0x0a0b_0c0d]);
+    assert_eq!(machine.words::<3>(DATA + 0x100), [0x11, 0x2211, 0x4433_2211]);
+    let reads = [1, 2, 4].map(|size| Read { offset: 2, size });
+    let write = |size, value| Write { offset: 2, size, value };
+    let writes = [write(1, 0x0d), write(2, 0x0c0d), write(4, 0x0a0b_0c0d)];
+    let string = [write(2, 0x1211), write(2, 0x2221), write(2, 0x3231)];
+    assert_eq!(device.accesses(), [reads, writes, string].concat());
+}
+
+fn nothing_reads_as_all_ones() {
+    let machine = Machine::new(16 << 20);
+    machine.run(&programs::load_and_store_all_sizes(), &[0xd000_0000, DATA, 1]);
+    assert_eq!(machine.words::<4>(DATA), [0xff, 0xffff, 0xffff_ffff, u64::MAX]);
+    machine.run(&programs::access_ports(), &[DATA, DATA + 0x100, 0xfff0, 1]);
+    assert_eq!(machine.words::<3>(DATA + 0x100), [0xff, 0xffff, 0xffff_ffff]);
+}
+
+/// Kicks at any moment, each of which must end a run: before it, in the guest, in a
+/// device's handler.
+fn a_kick_is_never_lost() {
+    let machine = Machine::new(16 << 20);
+    place_ports(&machine, 0x310, Recorder::new(1));
+    let buses = Buses { memory: machine.space.clone(), ports: machine.port_space.clone() };
+    let mut vcpu = machine.vm.create_vcpu(0, buses).unwrap();
+    boot(&vcpu, &machine.block, &programs::count_port_reads(), &[DATA, 0, 0x310]);
+    let kicker = vcpu.kicker();
+    let returned = Arc::new(AtomicU64::new(0));
+    const KICKS: u64 = 2000;
+    let runner = std::thread::spawn({
+        let returned = returned.clone();
+        move || {
+            for _ in 0..KICKS {
+                assert_eq!(vcpu.run().unwrap(), VcpuEvent::Kicked);
+                returned.fetch_add(1, Ordering::Release);
+            }
+        }
+    });
+    for kick in 0..KICKS {
+        // Now at once, now after the guest has run for a while.
+        for _ in 0..(kick * 7919) % 3000 {
+            std::hint::spin_loop();
+        }
+        kicker.kick();
+        let deadline = Instant::now() + 10 * SECOND;
+        while returned.load(Ordering::Acquire) == kick {
+            assert!(Instant::now() < deadline, "kick {kick} was lost");
+            std::hint::spin_loop();
+        }
+    }
+    runner.join().unwrap();
+    // The guest's own count: each read it completed, once.
+    let [sum, count] = machine.words::<2>(DATA);
+    assert!(count > 0);
+    assert_eq!(sum, count);
+}
+
+fn a_paused_guest_stands_still() {
+    let machine = Machine::new(16 << 20);
+    let page = machine.block.page_size().bytes();
+    let arguments = [DATA + page, DATA + 2 * page, page, DATA];
+    let guest = machine.start(&programs::increment_pages_and_count(), &arguments);
+    for _ in 0..200 {
+        let beat = machine.words::<1>(DATA);
+        wait_until("a pass", || machine.words::<1>(DATA) != beat);
+        let first = machine.vm.pause(SECOND).unwrap();
+        let second = machine.vm.pause(SECOND).unwrap();
+        let stopped = machine.words::<1>(DATA);
+        drop(first);
+        for _ in 0..2000 {
+            assert_eq!(machine.words::<1>(DATA), stopped, "a paused guest goes on");
+        }
+        drop(second);
+    }
+    // A kick ends the run of a paused processor too.
+    let paused = machine.vm.pause(SECOND).unwrap();
+    assert_eq!(guest.stop().unwrap().1, VcpuEvent::Kicked);
+    drop(paused);
+}
+
+/// A port read that the device has answered is in the guest's register when the guest
+/// stands still: the next read counts it.
+fn a_pause_completes_the_access_under_way() {
+    struct Counter(AtomicU64);
+    impl MmioDevice for Counter {
+        fn read(&self, _: u64, _: usize) -> u64 {
+            self.0.fetch_add(1, Ordering::AcqRel) + 1
+        }
+
+        fn write(&self, _: u64, _: usize, _: u64) {}
+    }
+    let machine = Machine::new(16 << 20);
+    let device = Arc::new(Counter(AtomicU64::new(0)));
+    place_ports(&machine, 0x310, device.clone());
+    let buses = Buses { memory: machine.space.clone(), ports: machine.port_space.clone() };
+    let mut vcpu = machine.vm.create_vcpu(0, buses).unwrap();
+    boot(&vcpu, &machine.block, &programs::count_port_reads(), &[DATA, 0, 0x310]);
+    for _ in 0..200 {
+        let kicker = vcpu.kicker();
+        let before = device.0.load(Ordering::Acquire);
+        let runner = std::thread::spawn(move || {
+            assert_eq!(vcpu.run().unwrap(), VcpuEvent::Kicked);
+            vcpu
+        });
+        wait_until("a read", || device.0.load(Ordering::Acquire) > before);
+        kicker.kick();
+        vcpu = runner.join().unwrap();
+        // What the device has handed out last is in rax, or already added up.
+        let regs = vcpu.fd().get_regs().unwrap();
+        assert_eq!(regs.rax, device.0.load(Ordering::Acquire), "an answer is not in the register");
+    }
+}
+
+/// A device whose handler waits until it is let go.
+struct Stuck {
+    entered: AtomicBool,
+    go: AtomicBool,
+}
+
+impl MmioDevice for Stuck {
+    fn read(&self, _: u64, _: usize) -> u64 {
+        self.entered.store(true, Ordering::Release);
+        wait_until("the end of the handler", || self.go.load(Ordering::Acquire));
+        1
+    }
+
+    fn write(&self, _: u64, _: usize, _: u64) {}
+}
+
+fn a_pause_that_takes_too_long_is_given_up() {
+    let machine = Machine::new(16 << 20);
+    let device = Arc::new(Stuck { entered: false.into(), go: false.into() });
+    place_ports(&machine, 0x310, device.clone());
+    let guest = machine.start(&programs::count_port_reads(), &[DATA, 0, 0x310]);
+    wait_until("the handler", || device.entered.load(Ordering::Acquire));
+    let refused = machine.vm.pause(Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(refused, KvmError::PauseTimeout { running: 1, vcpus: 1, .. }), "{refused}");
+    // A change of the map needs the guest out of its code only, which it is.
+    let hole = machine.memory.update(|map| {
+        let hole = map.mmio("hole", 0x1000, Recorder::new(0))?;
+        map.place_overlapping(machine.system, 8 << 20, hole, 1)
+    });
+    hole.unwrap();
+    device.go.store(true, Ordering::Release);
+    let count = machine.words::<2>(DATA);
+    wait_until("the guest to go on", || machine.words::<2>(DATA) != count);
+    drop(machine.vm.pause(SECOND).unwrap());
+    guest.stop().unwrap();
+}
+
+fn a_device_cannot_wait_for_its_own_processor() {
+    struct Pauses(OnceLock<Arc<KvmVm>>, OnceLock<String>);
+    impl MmioDevice for Pauses {
+        fn read(&self, _: u64, _: usize) -> u64 {
+            let refused = self.0.get().unwrap().pause(SECOND).unwrap_err();
+            let _ = self.1.set(refused.to_string());
+            0
+        }
+
+        fn write(&self, _: u64, _: usize, _: u64) {}
+    }
+    let machine = Machine::new(16 << 20);
+    let device = Arc::new(Pauses(OnceLock::new(), OnceLock::new()));
+    let _ = device.0.set(machine.vm.clone());
+    place_ports(&machine, 0x310, device.clone());
+    let guest = machine.start(&programs::count_port_reads(), &[DATA, 0, 0x310]);
+    wait_until("the refusal", || device.1.get().is_some());
+    assert_eq!(
+        device.1.get().unwrap(),
+        "vCPU 0 cannot wait for itself to stop: pause from another thread"
+    );
+    guest.stop().unwrap();
+}
