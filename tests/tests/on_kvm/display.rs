@@ -63,8 +63,8 @@ fn ten_lines_redraw_ten_lines_and_their_pages() {
         .collect();
     assert!(changed.iter().all(|y| drawn.contains(y)), "{refresh:?}");
     assert_eq!(drawn, sharing, "exactly the lines that share a page with a changed one");
-    assert_eq!(refresh.lines as usize, drawn.len());
-    assert_eq!(refresh.pages as usize, pages.len());
+    assert_eq!(u64::from(refresh.lines), drawn.len() as u64);
+    assert_eq!(refresh.pages, pages.len() as u64);
     assert_eq!(refresh.bytes_copied, drawn.len() as u64 * LINE);
     assert!(!refresh.full);
     assert_eq!(Some(screen.surface()), vga.picture().unwrap().as_ref());

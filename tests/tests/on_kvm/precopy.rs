@@ -103,7 +103,7 @@ fn a_guest_outlives_a_migration_that_fails() {
     let mut stream = Vec::new();
     let Migrated { paused, .. } = precopy.run(&mut stream, pause, |_| ()).unwrap();
     let twin = RamBlock::anonymous("ram", RAM).unwrap();
-    receive(&mut stream.as_slice(), &[twin.clone()]).unwrap();
+    receive(&mut stream.as_slice(), std::slice::from_ref(&twin)).unwrap();
     assert!(contents(&machine.block) == contents(&twin), "source and destination differ");
     drop(paused);
     guest.stop().unwrap();
