@@ -98,11 +98,13 @@ pub enum KvmError {
         #[source]
         source: io::Error,
     },
-    /// The thread of a vCPU panicked.
-    #[error("The thread of vCPU {id} panicked")]
+    /// The thread of a vCPU panicked: a device's handler did.
+    #[error("The thread of vCPU {id} panicked: {message}")]
     Panicked {
         /// The vCPU's number.
         id: u64,
+        /// The panic's message.
+        message: String,
     },
 }
 

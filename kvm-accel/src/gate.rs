@@ -42,6 +42,10 @@ impl Gate {
         self.exclusions.load(Ordering::Relaxed) + self.pauses.load(Ordering::Relaxed) > 0
     }
 
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.exclusions.load(Ordering::Relaxed) > 0
+    }
+
     pub(crate) fn is_pause_wanted(&self) -> bool {
         self.pauses.load(Ordering::Relaxed) > 0
     }
@@ -51,26 +55,27 @@ impl Gate {
         vcpu.state.leave(place);
         if self.is_closed() {
             // Taking the lock orders this after a waiter's look at the state.
-            drop(self.lock());
-            self.changed.notify_all();
+            self.wake();
         }
     }
 
-    /// Waits, at `place`, until the gate opens, a pause is wanted (when at `Host`), or
-    /// the vCPU is kicked.
-    pub(crate) fn wait_open(&self, vcpu: &VcpuShared, place: Place) {
+    /// Waits at `place` for as long as `closed` says.
+    pub(crate) fn wait_while(&self, vcpu: &VcpuShared, place: Place, closed: impl Fn() -> bool) {
         self.announce(vcpu, place);
         let mut vcpus = self.lock();
-        while self.is_closed()
-            && !vcpu.is_kicked()
-            && !(place == Place::Host && self.is_pause_wanted())
-        {
+        while closed() {
             vcpus = self
                 .changed
                 .wait_timeout(vcpus, PATIENCE)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+
+    /// Lets those who wait look again.
+    pub(crate) fn wake(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
     }
 
     /// Waits until no vCPU is at a place that `busy` names, interrupting guests.
@@ -109,8 +114,7 @@ impl Gate {
 
     fn open(&self, count: &AtomicUsize) {
         count.fetch_sub(1, Ordering::Release);
-        drop(self.lock());
-        self.changed.notify_all();
+        self.wake();
     }
 
     /// Runs `change` while no vCPU executes guest code.

@@ -17,31 +17,56 @@ use crate::error::io_error;
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 
-/// Reads and clears the dirty log of `slot`, of `pages` pages, into `bitmap`.
-///
-/// One bit a page, 64 to a word; the bits past the last page are zero. KVM
-/// write-protects the pages that it reports.
-///
-/// # Panics
-///
-/// If `bitmap` has not at least `pages` bits.
-pub(crate) fn get_dirty_log(
-    vm: &VmFd,
-    slot: u32,
-    pages: u64,
-    bitmap: &mut [u64],
-) -> io::Result<()> {
-    assert!(bitmap.len() as u64 >= pages.div_ceil(64), "bitmap too short for the slot");
-    let log = kvm_dirty_log {
-        slot,
-        padding1: 0,
-        __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: bitmap.as_mut_ptr().cast() },
-    };
-    // SAFETY: KVM writes one bit for each page of the slot, rounded up to 64 of
-    // them, to `dirty_bitmap`, which has room for `pages` of them (asserted above)
-    // and is borrowed for the call; the caller passes the slot's own page count.
-    let result = unsafe { ioctl_with_ref(vm, KVM_GET_DIRTY_LOG(), &log) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// What is asked of KVM about memory slots; a trait so that tests can let it fail.
+pub(crate) trait SlotCalls {
+    /// Reads and clears the dirty log of `slot`, of `pages` pages, into `bitmap`.
+    ///
+    /// One bit a page, 64 to a word; the bits past the last page are zero. KVM
+    /// write-protects the pages that it reports.
+    fn get_dirty_log(&self, slot: u32, pages: u64, bitmap: &mut [u64]) -> io::Result<()>;
+
+    /// Creates, changes or deletes a slot that shows a part of `block`.
+    ///
+    /// The caller keeps `block` alive until the slot is deleted or the VM is gone.
+    fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> io::Result<()>;
+}
+
+impl SlotCalls for VmFd {
+    /// Panics if `bitmap` has not at least `pages` bits.
+    fn get_dirty_log(&self, slot: u32, pages: u64, bitmap: &mut [u64]) -> io::Result<()> {
+        assert!(bitmap.len() as u64 >= pages.div_ceil(64), "bitmap too short for the slot");
+        let log = kvm_dirty_log {
+            slot,
+            padding1: 0,
+            __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 {
+                dirty_bitmap: bitmap.as_mut_ptr().cast(),
+            },
+        };
+        // SAFETY: KVM writes one bit for each page of the slot, rounded up to 64 of
+        // them, to `dirty_bitmap`, which has room for `pages` of them (asserted above)
+        // and is borrowed for the call; the caller passes the slot's own page count.
+        let result = unsafe { ioctl_with_ref(self, KVM_GET_DIRTY_LOG(), &log) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Panics if the region is not within the block.
+    fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> io::Result<()> {
+        let SlotRegion { slot, flags, guest, offset, size } = region;
+        let fits = offset.checked_add(size).is_some_and(|end| end <= block.len());
+        assert!(fits, "slot outside of its block");
+        let memory = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: guest,
+            memory_size: size,
+            userspace_addr: block.host_address() as u64 + offset,
+        };
+        // SAFETY: the addresses lie in the block's mapping (asserted above), which stays
+        // where it is as long as the block lives, and the slot table of the caller keeps
+        // the block until KVM has forgotten the slot. Guests may write it at any time,
+        // which RamBlock's accessors are made for.
+        unsafe { self.set_user_memory_region(memory) }.map_err(io_error)
+    }
 }
 
 /// A piece of a block as KVM is told of it.
@@ -55,31 +80,6 @@ pub(crate) struct SlotRegion {
     pub(crate) offset: u64,
     /// In bytes, page-aligned; 0 deletes the slot.
     pub(crate) size: u64,
-}
-
-/// Creates, changes or deletes a slot that shows a part of `block`.
-///
-/// The caller keeps `block` alive until the slot is deleted or the VM is gone.
-///
-/// # Panics
-///
-/// If the region is not within the block.
-pub(crate) fn set_slot(vm: &VmFd, region: SlotRegion, block: &RamBlock) -> io::Result<()> {
-    let SlotRegion { slot, flags, guest, offset, size } = region;
-    let fits = offset.checked_add(size).is_some_and(|end| end <= block.len());
-    assert!(fits, "slot outside of its block");
-    let memory = kvm_userspace_memory_region {
-        slot,
-        flags,
-        guest_phys_addr: guest,
-        memory_size: size,
-        userspace_addr: block.host_address() as u64 + offset,
-    };
-    // SAFETY: the addresses lie in the block's mapping (asserted above), which stays
-    // where it is as long as the block lives, and the slot table of the caller keeps
-    // the block until KVM has forgotten the slot. Guests may write it at any time,
-    // which RamBlock's accessors are made for.
-    unsafe { vm.set_user_memory_region(memory) }.map_err(io_error)
 }
 
 /// A port access that a guest made: `data.len() / size` accesses of `size` bytes.

@@ -13,6 +13,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::error::KvmError;
+use crate::gate::Gate;
 use crate::run_state::RunState;
 
 /// A second mapping of the page that KVM shares with the vCPU's owner, for the one
@@ -180,14 +181,18 @@ impl VcpuShared {
 
 /// Makes a vCPU's `run` return, from any thread.
 #[derive(Clone, Debug)]
-pub struct VcpuKicker(pub(crate) Arc<VcpuShared>);
+pub struct VcpuKicker {
+    pub(crate) shared: Arc<VcpuShared>,
+    pub(crate) gate: Arc<Gate>,
+}
 
 impl VcpuKicker {
     /// Makes the [`run`](crate::Vcpu::run) that is under way, or the next one if there
     /// is none, return [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked). Several kicks
-    /// before that are one.
+    /// before that are one. A vCPU that waits because the machine is paused returns too.
     pub fn kick(&self) {
-        self.0.kicked.store(true, Ordering::Release);
-        self.0.interrupt();
+        self.shared.kicked.store(true, Ordering::Release);
+        self.shared.interrupt();
+        self.gate.wake();
     }
 }

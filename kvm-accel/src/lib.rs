@@ -53,6 +53,12 @@
 //! # }
 //! ```
 //!
+//! # What it takes of the process
+//!
+//! Running vCPUs are interrupted by the first real-time signal (`SIGRTMIN`), for which
+//! the first vCPU installs a handler that does nothing. The process must not install
+//! another, nor block the signal on threads that run vCPUs.
+//!
 //! # Where the unsafe code is
 //!
 //! `ioctl` passes memory to KVM and reads what it answers, `kick` maps a vCPU's

@@ -58,12 +58,15 @@ impl RunState {
     }
 
     /// V1 to V3: whether KVM_RUN may be called. If not, the state is `Host`.
+    ///
+    /// Who wants no guest code to run, but KVM to complete an access, sets the flag in
+    /// V1 instead of clearing it.
     pub(crate) fn enter(
         &self,
-        clear_immediate_exit: impl FnOnce(),
+        prepare_immediate_exit: impl FnOnce(),
         wanted_out: impl FnOnce() -> bool,
     ) -> bool {
-        clear_immediate_exit();
+        prepare_immediate_exit();
         self.0.store(Place::Guest as u32, Ordering::Release);
         fence(Ordering::SeqCst);
         if wanted_out() {

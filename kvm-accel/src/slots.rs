@@ -12,12 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
-use kvm_ioctls::VmFd;
 use memory_region::{Section, ViewChange};
 use ram_block::{PageSize, RamBlock};
 
 use crate::error::KvmError;
-use crate::ioctl::{self, SlotRegion};
+use crate::ioctl::{SlotCalls, SlotRegion};
 
 /// What the dirty log has cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +43,7 @@ struct Slot {
 }
 
 impl Slot {
-    fn set(&self, vm: &VmFd, size: u64) -> Result<(), KvmError> {
+    fn set(&self, vm: &impl SlotCalls, size: u64) -> Result<(), KvmError> {
         let log = if self.logged { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
         let readonly = if self.readonly { KVM_MEM_READONLY } else { 0 };
         let Self { id: slot, guest, offset, .. } = *self;
@@ -54,7 +53,7 @@ impl Slot {
             self.block.id(),
             region.flags
         );
-        ioctl::set_slot(vm, region, &self.block).map_err(|source| KvmError::SetSlot {
+        vm.set_slot(region, &self.block).map_err(|source| KvmError::SetSlot {
             slot,
             guest,
             size,
@@ -63,11 +62,11 @@ impl Slot {
         })
     }
 
-    fn create(&self, vm: &VmFd) -> Result<(), KvmError> {
+    fn create(&self, vm: &impl SlotCalls) -> Result<(), KvmError> {
         self.set(vm, self.size)
     }
 
-    fn delete(&self, vm: &VmFd) -> Result<(), KvmError> {
+    fn delete(&self, vm: &impl SlotCalls) -> Result<(), KvmError> {
         self.set(vm, 0)
     }
 }
@@ -124,13 +123,18 @@ impl Slots {
         }
     }
 
-    /// Whether slots come or go, so that guests must stand still.
-    pub(crate) fn needs_exclusion(&self, change: &ViewChange) -> bool {
-        change.removed.iter().any(|section| self.used.contains_key(&section.start()))
+    /// Whether slots come or go, so that guests must stand still: also where they only
+    /// come, as a later step may fail and take them back.
+    pub(crate) fn needs_exclusion(change: &ViewChange) -> bool {
+        change.removed.iter().chain(&change.added).any(|section| section.ram().is_some())
     }
 
     /// Follows `change`, or leaves the slots as they were.
-    pub(crate) fn commit(&mut self, vm: &VmFd, change: &ViewChange) -> Result<(), KvmError> {
+    pub(crate) fn commit(
+        &mut self,
+        vm: &impl SlotCalls,
+        change: &ViewChange,
+    ) -> Result<(), KvmError> {
         let going: Vec<u64> = change
             .removed
             .iter()
@@ -161,7 +165,7 @@ impl Slots {
 
     fn apply(
         &mut self,
-        vm: &VmFd,
+        vm: &impl SlotCalls,
         going: &[u64],
         coming: Vec<(u64, Slot)>,
         change: &ViewChange,
@@ -197,7 +201,7 @@ impl Slots {
         Ok(())
     }
 
-    fn take_back(&mut self, vm: &VmFd, step: Undo) -> Result<(), KvmError> {
+    fn take_back(&mut self, vm: &impl SlotCalls, step: Undo) -> Result<(), KvmError> {
         match step {
             Undo::Create(at, slot) => {
                 slot.create(vm)?;
@@ -206,17 +210,26 @@ impl Slots {
             }
             Undo::Delete(at) => {
                 self.harvest(vm, at)?;
-                if let Some(slot) = self.used.remove(&at) {
+                // As long as KVM has the slot, the table keeps its block.
+                if let Some(slot) = self.used.get(&at) {
                     slot.delete(vm)?;
+                }
+                if let Some(slot) = self.used.remove(&at) {
                     self.free.insert(slot.id);
                 }
             }
-            Undo::Log(at, logged) => self.set_logged(vm, at, logged)?,
+            Undo::Log(at, logged) => {
+                self.set_logged(vm, at, logged)?;
+                // What was stored while the log was off is known to nobody.
+                if let Some(slot) = self.used.get(&at).filter(|_| logged) {
+                    slot.block.dirty().mark(slot.offset, slot.size);
+                }
+            }
         }
         Ok(())
     }
 
-    fn set_logged(&mut self, vm: &VmFd, at: u64, logged: bool) -> Result<(), KvmError> {
+    fn set_logged(&mut self, vm: &impl SlotCalls, at: u64, logged: bool) -> Result<(), KvmError> {
         if !logged {
             self.harvest(vm, at)?;
         }
@@ -230,7 +243,7 @@ impl Slots {
 
     /// Merges the log of the slot for the section at `at` into its block, for every
     /// client that is on. Without a slot or a log there is nothing to do.
-    pub(crate) fn harvest(&mut self, vm: &VmFd, at: u64) -> Result<u64, KvmError> {
+    pub(crate) fn harvest(&mut self, vm: &impl SlotCalls, at: u64) -> Result<u64, KvmError> {
         let Some(slot) = self.used.get(&at).filter(|slot| slot.logged) else { return Ok(0) };
         let begin = Instant::now();
         let pages = self.page.count(slot.size);
@@ -239,8 +252,10 @@ impl Slots {
             self.buffer.resize(words, 0);
         }
         let bitmap = &mut self.buffer[..words];
-        ioctl::get_dirty_log(vm, slot.id, pages, bitmap).map_err(|source| {
-            KvmError::GetDirtyLog { slot: slot.id, block: slot.block.id().to_owned(), source }
+        vm.get_dirty_log(slot.id, pages, bitmap).map_err(|source| KvmError::GetDirtyLog {
+            slot: slot.id,
+            block: slot.block.id().to_owned(),
+            source,
         })?;
         let found = slot.block.dirty().merge(self.page.page_of(slot.offset), pages, bitmap)?;
         let time = begin.elapsed();
@@ -267,3 +282,6 @@ enum Undo {
     Delete(u64),
     Log(u64, bool),
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,8 +60,15 @@ impl VcpuThread {
     }
 
     fn wait(&mut self) -> Result<(Vcpu, VcpuEvent), KvmError> {
-        let joined = self.handle.take().and_then(|handle| handle.join().ok());
-        let (vcpu, result) = joined.ok_or(KvmError::Panicked { id: self.id })?;
+        let id = self.id;
+        let gone = |message: &str| KvmError::Panicked { id, message: message.to_owned() };
+        let handle = self.handle.take().ok_or_else(|| gone("joined before"))?;
+        let (vcpu, result) = handle.join().map_err(|panic| {
+            let text = panic.downcast_ref::<&str>().copied();
+            gone(
+                text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message"),
+            )
+        })?;
         Ok((vcpu, result?))
     }
 }

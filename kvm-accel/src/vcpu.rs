@@ -7,6 +7,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use memory_region::{AccessError, AddressSpace};
 
 use crate::error::{KvmError, io_error};
+use crate::gate::Gate;
 use crate::ioctl::{self, PortExit};
 use crate::kick::{VcpuKicker, VcpuShared};
 use crate::run_state::Place;
@@ -62,6 +63,12 @@ impl Vcpu {
         &self.fd
     }
 
+    /// KVM's descriptor of the vCPU, for what needs it exclusively: the page that it
+    /// shares with KVM. Not to be run through it.
+    pub fn fd_mut(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+
     /// The number it was created with.
     pub fn id(&self) -> u64 {
         self.shared.id
@@ -69,7 +76,7 @@ impl Vcpu {
 
     /// For other threads, to make [`run`](Self::run) return.
     pub fn kicker(&self) -> VcpuKicker {
-        VcpuKicker(self.shared.clone())
+        VcpuKicker { shared: self.shared.clone(), gate: self.vm.gate().clone() }
     }
 
     /// Runs the vCPU on a thread of its own until something ends [`run`](Self::run).
@@ -84,65 +91,98 @@ impl Vcpu {
     /// Runs guest code, and turns its exits into accesses of the buses, until there is
     /// something that this loop does not decide. Waits while the machine is paused.
     ///
+    /// The calling thread gets the first real-time signal unblocked, by which it is
+    /// interrupted; a device's handler may see a system call end with EINTR for it.
+    ///
     /// # Errors
     ///
     /// [`KvmError::Run`] if KVM refuses, [`KvmError::Signal`].
     pub fn run(&mut self) -> Result<VcpuEvent, KvmError> {
-        let shared = self.shared.clone();
-        shared.attach_thread()?;
-        let result = self.run_until_event();
-        self.vm.gate().announce(&shared, Place::Parked);
-        shared.detach_thread();
-        result
+        self.run_with(|exit| Some(VcpuEvent::Unhandled(format!("{exit:?}"))))
     }
 
-    fn run_until_event(&mut self) -> Result<VcpuEvent, KvmError> {
-        let (shared, gate) = (self.shared.clone(), self.vm.gate().clone());
-        loop {
-            if shared.is_kicked() {
-                if let Some(event) = self.complete()? {
-                    return Ok(event);
-                }
-                shared.take_kick();
-                return Ok(VcpuEvent::Kicked);
+    /// As [`run`](Self::run), with `other` called for the exits that this crate does not
+    /// know what to do with (hypercalls, MSRs, debug exits, ...).
+    ///
+    /// It fills in what KVM expects and returns `None` to go on, or the event with which
+    /// to return.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_with(
+        &mut self,
+        mut other: impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
+    ) -> Result<VcpuEvent, KvmError> {
+        /// At rest again however the run ends, by a device's panic too: a pause does
+        /// not wait for a thread that is gone.
+        struct Rest<'a>(&'a Gate, &'a VcpuShared);
+        impl Drop for Rest<'_> {
+            fn drop(&mut self) {
+                self.0.announce(self.1, Place::Parked);
+                self.1.detach_thread();
             }
-            if gate.is_pause_wanted() {
-                if let Some(event) = self.complete()? {
+        }
+        let (shared, gate) = (self.shared.clone(), self.vm.gate().clone());
+        shared.attach_thread()?;
+        let _rest = Rest(&gate, &shared);
+        loop {
+            if shared.is_kicked() || gate.is_pause_wanted() {
+                if let Some(event) = self.complete(&mut other)? {
                     return Ok(event);
                 }
-                gate.wait_open(&shared, Place::Parked);
+                if shared.take_kick() {
+                    return Ok(VcpuEvent::Kicked);
+                }
+                let paused = || gate.is_pause_wanted() && !shared.is_kicked();
+                gate.wait_while(&shared, Place::Parked, paused);
                 continue;
             }
-            if gate.is_closed() {
-                gate.wait_open(&shared, Place::Host);
+            if gate.is_exclusive() {
+                gate.wait_while(&shared, Place::Host, || gate.is_exclusive());
                 continue;
             }
             let wanted_out = || shared.is_kicked() || gate.is_closed();
-            if !shared.state.enter(|| shared.clear_immediate_exit(), wanted_out) {
+            if shared.state.enter(|| shared.clear_immediate_exit(), wanted_out) {
+                if let Some(event) = self.enter_guest(&mut other)? {
+                    return Ok(event);
+                }
+            } else {
                 gate.announce(&shared, Place::Host);
-                continue;
-            }
-            if let Some(event) = self.enter_guest()? {
-                return Ok(event);
             }
         }
     }
 
     /// Lets KVM complete the access of the last exit without running the guest, so
     /// that the vCPU's state is whole.
-    fn complete(&mut self) -> Result<Option<VcpuEvent>, KvmError> {
+    ///
+    /// Completing may store to guest memory (a string instruction that reads a port),
+    /// so it counts as being in the guest, and waits while slots change. With the
+    /// immediate exit set it ends at once.
+    fn complete(
+        &mut self,
+        other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
+    ) -> Result<Option<VcpuEvent>, KvmError> {
+        let (shared, gate) = (self.shared.clone(), self.vm.gate().clone());
+        // A string instruction may go on with its next access: then once more.
         while self.incomplete {
-            self.shared.set_immediate_exit();
-            // A string instruction may go on with its next access: then once more.
-            if let Some(event) = self.enter_guest()? {
+            if !shared.state.enter(|| shared.set_immediate_exit(), || gate.is_exclusive()) {
+                gate.wait_while(&shared, Place::Host, || gate.is_exclusive());
+                continue;
+            }
+            if let Some(event) = self.enter_guest(other)? {
                 return Ok(Some(event));
             }
         }
         Ok(None)
     }
 
-    /// KVM_RUN, and the access that it exits with.
-    fn enter_guest(&mut self) -> Result<Option<VcpuEvent>, KvmError> {
+    /// KVM_RUN, and the access that it exits with. The state is `Guest` before, and
+    /// `Host` after.
+    fn enter_guest(
+        &mut self,
+        other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
+    ) -> Result<Option<VcpuEvent>, KvmError> {
         let exit = self.fd.run();
         self.vm.gate().announce(&self.shared, Place::Host);
         self.incomplete = false;
@@ -175,7 +215,13 @@ impl Vcpu {
             Ok(VcpuExit::InternalError) => {
                 VcpuEvent::InternalError(ioctl::internal_error(&mut self.fd))
             }
-            Ok(other) => VcpuEvent::Unhandled(format!("{other:?}")),
+            Ok(exit) => {
+                self.incomplete = true;
+                match other(exit) {
+                    Some(event) => event,
+                    None => return Ok(None),
+                }
+            }
         };
         log::debug!("vCPU {}: {event:?}", self.shared.id);
         Ok(Some(event))

@@ -65,7 +65,12 @@ impl KvmVm {
         Ok(Arc::new(Self { fd, slots, gate: Arc::default() }))
     }
 
-    /// KVM's descriptor of the machine. Memory slots are not to be changed through it.
+    /// KVM's descriptor of the machine, for what this crate does not do: interrupt
+    /// controllers, clocks, irqfds.
+    ///
+    /// Not to be used for memory slots; for `get_dirty_log`, which would take bits that
+    /// no client then gets; or for `create_vcpu`, as such a vCPU would run on while
+    /// slots change.
     pub fn fd(&self) -> &VmFd {
         &self.fd
     }
@@ -125,9 +130,7 @@ impl MemoryListener for KvmVm {
     }
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
-        // Only commits change slots, and they come one at a time: what holds here
-        // holds below.
-        if self.lock().needs_exclusion(change) {
+        if Slots::needs_exclusion(change) {
             self.gate.exclude(|| self.lock().commit(&self.fd, change))?;
         } else {
             self.lock().commit(&self.fd, change)?;

@@ -11,7 +11,7 @@ use crate::address_space::AddressSpace;
 use crate::diff::diff;
 use crate::error::MapError;
 use crate::flat_view::FlatView;
-use crate::listener::{MemoryListener, ViewChange};
+use crate::listener::{LogChange, MemoryListener, ViewChange};
 use crate::region::{MapEdit, RegionId, Topology};
 use crate::render::render;
 
@@ -66,7 +66,7 @@ impl MemoryMap {
         let state = self.lock();
         let name = state.topology.get(region)?.name.to_string();
         let block =
-            state.topology.ram().find(|(id, ..)| *id == region).map(|(_, block, _)| block.clone());
+            state.topology.ram().find(|(id, _)| *id == region).map(|(_, block)| block.clone());
         Ok((name, block))
     }
 
@@ -167,7 +167,7 @@ impl MemoryMap {
     pub fn ram_blocks(&self) -> Vec<Arc<RamBlock>> {
         let state = self.lock();
         let blocks: BTreeMap<_, _> =
-            state.topology.ram().map(|(_, block, _)| (block.id(), block)).collect();
+            state.topology.ram().map(|(_, block)| (block.id(), block)).collect();
         blocks.into_values().cloned().collect()
     }
 }
@@ -181,14 +181,19 @@ fn refused(
     MapError::Refused { listener, space, source }
 }
 
-/// The clients that log each block, by its address (blocks are shared by `Arc`).
-fn logged(topology: &Topology) -> BTreeMap<*const RamBlock, (Arc<RamBlock>, ClientSet)> {
-    let mut logged = BTreeMap::new();
-    for (_, block, clients) in topology.ram() {
-        let entry = logged.entry(Arc::as_ptr(block)).or_insert((block.clone(), ClientSet::EMPTY));
-        entry.1 = entry.1.union(clients);
+/// Takes a listener back to the map before `change`.
+fn go_back(listener: &dyn MemoryListener, change: &ViewChange) {
+    if let Err(error) = listener.commit(&change.inverse()) {
+        log::error!("{} cannot go back to the former map: {error}", listener.name());
     }
-    logged
+    // What was stored while a log was off is known to nobody: all of it may be dirty.
+    let stopped =
+        |change: &&LogChange| change.old.iter().any(|c| !change.section.log().contains(c));
+    for section in change.relogged.iter().filter(stopped).map(|change| &change.section) {
+        if let Some(block) = section.ram() {
+            block.dirty().mark(section.offset(), u64::try_from(section.size()).unwrap_or(u64::MAX));
+        }
+    }
 }
 
 impl State {
@@ -203,7 +208,7 @@ impl State {
 
         // A client is on in the block before a listener starts to log for it, and
         // off only after: no page is logged that its bitmap would not take.
-        let (before, after) = (logged(&self.topology), logged(&topology));
+        let (before, after) = (self.topology.logged(), topology.logged());
         let clients_before =
             |block| before.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
         let mut switched_on = Vec::new();
@@ -245,12 +250,7 @@ impl State {
             for listener in &entry.listeners {
                 if let Err(source) = listener.commit(&change) {
                     for Followed { listener, change } in followed.iter().rev() {
-                        if let Err(error) = listener.commit(&change.inverse()) {
-                            log::error!(
-                                "{} cannot go back to the former map: {error}",
-                                listener.name()
-                            );
-                        }
+                        go_back(&**listener, change);
                     }
                     return Err(refused(&**listener, &entry.space, source));
                 }

@@ -42,6 +42,9 @@ pub(crate) struct Region {
     parent: Option<RegionId>,
 }
 
+/// The clients that log each block, by its address (blocks are shared by `Arc`).
+pub(crate) type Logged = BTreeMap<*const RamBlock, (Arc<RamBlock>, ClientSet)>;
+
 /// The tree: a value that a transaction copies, edits and then commits or drops.
 #[derive(Clone, Default)]
 pub(crate) struct Topology {
@@ -82,12 +85,26 @@ impl Topology {
         Ok(id)
     }
 
-    /// Every RAM region with its block and all clients that log it.
-    pub(crate) fn ram(&self) -> impl Iterator<Item = (RegionId, &Arc<RamBlock>, ClientSet)> {
+    /// Every RAM region with its block.
+    pub(crate) fn ram(&self) -> impl Iterator<Item = (RegionId, &Arc<RamBlock>)> {
         self.regions.iter().filter_map(|(id, region)| match &region.kind {
-            Kind::Ram { block, .. } => Some((*id, block, region.log.union(self.global_log))),
+            Kind::Ram { block, .. } => Some((*id, block)),
             _ => None,
         })
+    }
+
+    /// The clients that log each block. Several regions may show one block; who logs
+    /// one of them wants the stores through all of them.
+    pub(crate) fn logged(&self) -> Logged {
+        let mut logged = Logged::new();
+        for region in self.regions.values() {
+            if let Kind::Ram { block, .. } = &region.kind {
+                let none = || (block.clone(), ClientSet::EMPTY);
+                let entry = logged.entry(Arc::as_ptr(block)).or_insert_with(none);
+                entry.1 = entry.1.union(region.log).union(self.global_log);
+            }
+        }
+        logged
     }
 
     /// Whether `from` shows `target`, as a child or through an alias.
@@ -156,8 +173,7 @@ impl MapEdit<'_> {
         readonly: bool,
     ) -> Result<RegionId, MapError> {
         let id = block.id();
-        if self.topology.ram().any(|(_, other, _)| other.id() == id && !Arc::ptr_eq(other, &block))
-        {
+        if self.topology.ram().any(|(_, other)| other.id() == id && !Arc::ptr_eq(other, &block)) {
             return Err(MapError::DuplicateBlock { id: id.to_owned() });
         }
         let size = u128::from(block.len());

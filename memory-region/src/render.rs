@@ -5,10 +5,11 @@
 //! whatever is drawn first stays on top, and a hole shows what lies below.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::error::MapError;
 use crate::flat_view::{FlatView, Section, SectionTarget};
-use crate::region::{Kind, RegionId, Topology};
+use crate::region::{Kind, Logged, RegionId, Topology};
 
 /// How deep regions may be nested, aliases counted.
 const MAX_DEPTH: usize = 128;
@@ -19,12 +20,14 @@ type Clip = (i128, i128);
 struct Renderer<'a> {
     topology: &'a Topology,
     root: RegionId,
+    logged: Logged,
     /// By start; never overlapping.
     sections: BTreeMap<u64, Section>,
 }
 
 pub(crate) fn render(topology: &Topology, root: RegionId) -> Result<FlatView, MapError> {
-    let mut renderer = Renderer { topology, root, sections: BTreeMap::new() };
+    let mut renderer =
+        Renderer { topology, root, logged: topology.logged(), sections: BTreeMap::new() };
     renderer.visit(root, 0, (0, i128::from(u64::MAX)), 0)?;
     let mut merged: Vec<Section> = Vec::with_capacity(renderer.sections.len());
     for section in renderer.sections.into_values() {
@@ -73,9 +76,9 @@ impl Renderer<'_> {
             Kind::Ram { block, readonly } => (SectionTarget::Ram(block.clone()), *readonly),
             Kind::Mmio(device) => (SectionTarget::Mmio(device.clone()), false),
         };
-        let log = match target {
-            SectionTarget::Ram(_) => region.log.union(self.topology.global_log),
-            SectionTarget::Mmio(_) => region.log,
+        let log = match &target {
+            SectionTarget::Ram(block) => self.logged.get(&Arc::as_ptr(block)).map(|(_, log)| *log),
+            SectionTarget::Mmio(_) => None,
         };
         let (Ok(first), Ok(last)) = (u64::try_from(clip.0), u64::try_from(clip.1)) else {
             return Ok(()); // clipped to the 64-bit space above
@@ -89,7 +92,7 @@ impl Renderer<'_> {
                 name: region.name.clone(),
                 offset,
                 readonly,
-                log,
+                log: log.unwrap_or_default(),
                 target: target.clone(),
             };
             self.sections.insert(start, section);

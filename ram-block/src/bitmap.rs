@@ -7,7 +7,9 @@
 //!
 //! # Why no mark is lost
 //!
-//! The obligation: a mark that has returned is seen by the next harvest. A
+//! The obligation: a mark that has returned is seen by the next harvest. (Of two
+//! harvests of the same bitmap at the same time, one of them has it: the one that
+//! took the summary bit.) A
 //! summary bit may be stale in one direction only: set, with nothing below it.
 //!
 //! A single mark (**M**) and a harvest (**H**) do, in this order:
@@ -33,14 +35,19 @@
 //! returns, and has it cleared behind its back.
 //!
 //! A range mark stores all ones into the leaves that it covers whole, with
-//! release, and then writes the summary *unconditionally*, with release. A
-//! harvest that takes that summary bit has acquired it and sees the leaves; one
-//! that came before leaves the later-written summary bit for the next harvest.
-//! It reads nothing, so it needs no fence.
+//! release, and then ORs the summary *unconditionally*, with release. A harvest
+//! that takes that summary bit has acquired it (later ORs of others continue the
+//! release sequence) and sees the leaves; one that came before leaves the
+//! later-written summary bit for the next harvest. The range mark reads nothing, so
+//! it needs no fence.
 //!
 //! The page's own contents are published by the same operations: the store to
 //! the page comes before M1 in its thread, H2 acquires, and the page is read
-//! after H2.
+//! after H2. One step of this leans on the hardware rather than the language: a
+//! range mark's plain store over a leaf that holds another marker's bit ends that
+//! marker's release sequence, so that in the language's terms H2 acquires only the
+//! range mark. On processors with multi-copy atomic stores (x86, Armv8, RISC-V) the
+//! other marker's store to its page is visible wherever its overwritten leaf was.
 //!
 //! A leaf of which a harvest wants only a part is taken by an AND, and its
 //! summary bit is left alone: it may still be needed.
@@ -120,10 +127,7 @@ impl<W: Word> Bitmap<W> {
             }
         }
         for summary in words_of(&words) {
-            match mask_within(summary, &words) {
-                u64::MAX => self.summary[index(summary)].store_release(u64::MAX),
-                bits => self.summary[index(summary)].fetch_or_release(bits),
-            }
+            self.summary[index(summary)].fetch_or_release(mask_within(summary, &words));
         }
     }
 

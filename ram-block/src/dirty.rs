@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use thiserror::Error;
 
@@ -54,7 +54,8 @@ const WRITERS_FENCE: u64 = 1 << 63;
 ///
 /// All methods may be called from any thread at any time. A mark that has
 /// returned is in the next harvest of every client that was on when the mark
-/// began, or in one that was running at the time. Page 0 is bit 0 of word 0, so
+/// began, or in one that was running at the time. Two harvests of one client at the
+/// same time share its bits in some way; a client has one harvester as a rule. Page 0 is bit 0 of word 0, so
 /// blocks never share a word.
 ///
 /// As vm-memory's `Bitmap` it marks whatever is written through a slice that
@@ -66,6 +67,9 @@ pub struct DirtyMemory {
     pages: u64,
     /// The mask of clients that are on, and [`WRITERS_FENCE`].
     enabled: AtomicU64,
+    /// Held while a client is switched: the bits that switching off drops are not those
+    /// of a client that somebody else has switched on again.
+    switching: Mutex<()>,
     /// Allocated when a client is first on.
     bitmaps: [OnceLock<Bitmap>; DirtyClient::COUNT],
 }
@@ -78,6 +82,7 @@ impl DirtyMemory {
             page_size,
             pages,
             enabled: AtomicU64::new(fence),
+            switching: Mutex::new(()),
             bitmaps: [const { OnceLock::new() }; DirtyClient::COUNT],
         })
     }
@@ -107,7 +112,15 @@ impl DirtyMemory {
     /// memory begins by taking all of it. A page whose write was under way is
     /// either marked, or has its new contents in memory when this returns: a
     /// client that reads pages afterwards misses neither.
+    ///
+    /// There is no count: the first switch off is one. Who logs a block through a
+    /// memory map leaves its switches to the map.
+    ///
+    /// Uses the `membarrier` system call. A sandbox that comes to forbid it between the
+    /// first block and this call should allow it: writes that were under way in that
+    /// very moment are then not covered by the promise above.
     pub fn enable(&self, client: DirtyClient) {
+        let _switching = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         self.bitmaps[client.index()].get_or_init(|| Bitmap::new(self.pages));
         self.enabled.fetch_or(1 << client.number(), Ordering::SeqCst);
         if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !barrier::every_thread() {
@@ -124,6 +137,7 @@ impl DirtyMemory {
     /// A mark that is under way may still leave a bit behind: when the client is
     /// switched on again, it may find a page dirty that is not.
     pub fn disable(&self, client: DirtyClient) {
+        let _switching = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
         if Self::clients_in(before).contains(client) {
             if let Some(bitmap) = self.bitmaps[client.index()].get() {
@@ -136,7 +150,9 @@ impl DirtyMemory {
     #[inline]
     fn targets(&self) -> Option<impl Iterator<Item = &Bitmap>> {
         // Without a fence of its own this load may pass the caller's store to the
-        // page; `enable` makes that harmless, or sets WRITERS_FENCE.
+        // page in the processor; `enable` makes that harmless, or sets WRITERS_FENCE.
+        // The compiler must not move the store behind the load: nobody could mend that.
+        compiler_fence(Ordering::SeqCst);
         let mut mask = self.enabled.load(Ordering::Acquire);
         if mask == 0 {
             return None;

@@ -1,6 +1,6 @@
-//! The argument of the parent module, checked by loom over every interleaving
-//! and every stale read that the memory model allows, and the two wrong orders,
-//! kept to show that the model can see the loss.
+//! The argument of the parent module, checked by loom (with at most three
+//! preemptions, and every stale read that the memory model allows), and three wrong
+//! orders, kept to show that the model can see the loss.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,4 +1,4 @@
-//! The guest program that draws [`Scene`](crate::scene::Scene): each frame it puts the
+//! The guest program that draws [`Scene`]: each frame it puts the
 //! ground back where the balls were, and draws them where they are now.
 
 use iced_x86::IcedError;
