@@ -304,6 +304,33 @@ fn a_refused_commit_leaves_everything_as_it_was() {
 }
 
 #[test]
+fn a_log_that_a_refusal_switches_on_again_counts_all_as_dirty() {
+    let map = MemoryMap::new();
+    let ram = block("ram");
+    let (root, region) = map
+        .update(|map| {
+            let root = map.container("root", 1 << 32)?;
+            let region = map.ram("ram", ram.clone())?;
+            map.place(root, 0, region)?;
+            map.set_log(region, VGA, true)?;
+            Ok((root, region))
+        })
+        .unwrap();
+    let space = map.address_space("memory", root).unwrap();
+    map.add_listener(&space, Slots::new("roomy", 10)).unwrap();
+    map.add_listener(&space, Slots::new("tight", 1)).unwrap();
+    let refused = map.update(|map| {
+        let other = map.ram("other", block("other"))?;
+        map.place(root, 1 << 20, other)?;
+        map.set_log(region, VGA, false)
+    });
+    assert!(matches!(refused, Err(MapError::Refused { .. })));
+    // Between the two changes stores went unlogged.
+    let harvest = map.snapshot_and_clear(region, VGA, 0..ram.len()).unwrap();
+    assert_eq!(harvest.commit().count(), ram.pages());
+}
+
+#[test]
 fn logging_is_told_with_the_clients_before_and_after() {
     let map = MemoryMap::new();
     let ram = block("ram");

@@ -143,3 +143,18 @@ pub fn store_and_read_back() -> Vec<u8> {
         a.jmp(next)
     })
 }
+
+/// Fills memory from `rdi` up to `rsi` with words from port `rdx`, `rcx` of them with
+/// each string instruction, then ends.
+pub fn fill_from_port() -> Vec<u8> {
+    assemble(|a| {
+        let mut next = a.create_label();
+        a.mov(r8, rcx)?;
+        a.set_label(&mut next)?;
+        a.mov(rcx, r8)?;
+        a.rep().insw()?;
+        a.cmp(rdi, rsi)?;
+        a.jb(next)?;
+        a.hlt()
+    })
+}

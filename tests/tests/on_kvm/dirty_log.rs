@@ -12,6 +12,10 @@ pub const TESTS: &[KvmTest] = &[
     ("a_guests_pages_reach_every_client_that_is_on", a_guests_pages_reach_every_client_that_is_on),
     ("a_slot_may_begin_at_any_page_of_its_block", a_slot_may_begin_at_any_page_of_its_block),
     (
+        "stores_through_every_region_of_a_block_are_logged",
+        stores_through_every_region_of_a_block_are_logged,
+    ),
+    (
         "nothing_is_lost_while_slots_and_logs_come_and_go",
         nothing_is_lost_while_slots_and_logs_come_and_go,
     ),
@@ -104,6 +108,29 @@ fn a_slot_may_begin_at_any_page_of_its_block() {
             );
         }
     }
+}
+
+/// One block in two regions: who logs the one gets the stores through the other.
+fn stores_through_every_region_of_a_block_are_logged() {
+    let machine = Machine::new(16 << 20);
+    let block = RamBlock::anonymous("shared", 64 * machine.block.page_size().bytes()).unwrap();
+    let page = block.page_size().bytes();
+    let (one, other) = (0x4000_0000, 0x5000_0000);
+    let region = machine
+        .memory
+        .update(|map| {
+            let first = map.ram("one", block.clone())?;
+            let second = map.ram("other", block.clone())?;
+            map.place(machine.system, one, first)?;
+            map.place(machine.system, other, second)?;
+            Ok(first)
+        })
+        .unwrap();
+    machine.memory.set_log(region, VGA, true).unwrap();
+    machine.store(1, &[one + 3 * page, other + 5 * page]);
+    machine.space.write(other + 7 * page, &[1]).unwrap();
+    let harvest = machine.memory.snapshot_and_clear(region, VGA, 0..block.len()).unwrap();
+    assert_eq!(harvest.commit().pages().collect::<Vec<_>>(), [3, 5, 7]);
 }
 
 /// A copy of memory that is kept up to date by one client's harvests alone.

@@ -8,6 +8,7 @@ use integration_tests::guest::{DATA, boot, programs};
 use integration_tests::kvm::KvmTest;
 use kvm_accel::{Buses, KvmError, KvmVm, VcpuEvent};
 use memory_region::MmioDevice;
+use ram_block::DirtyClient;
 
 use super::machine::Access::{Read, Write};
 use super::machine::{Machine, Recorder, wait_until};
@@ -21,6 +22,8 @@ pub const TESTS: &[KvmTest] = &[
     ("a_pause_completes_the_access_under_way", a_pause_completes_the_access_under_way),
     ("a_pause_that_takes_too_long_is_given_up", a_pause_that_takes_too_long_is_given_up),
     ("a_device_cannot_wait_for_its_own_processor", a_device_cannot_wait_for_its_own_processor),
+    ("a_device_that_panics_ends_its_processor_only", a_device_that_panics_ends_its_processor_only),
+    ("string_input_completes_while_slots_change", string_input_completes_while_slots_change),
 ];
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -238,4 +241,77 @@ fn a_device_cannot_wait_for_its_own_processor() {
         "vCPU 0 cannot wait for itself to stop: pause from another thread"
     );
     guest.stop().unwrap();
+}
+
+fn a_device_that_panics_ends_its_processor_only() {
+    struct Panics;
+    impl MmioDevice for Panics {
+        fn read(&self, _: u64, _: usize) -> u64 {
+            panic!("a fault in the device")
+        }
+
+        fn write(&self, _: u64, _: usize, _: u64) {}
+    }
+    let machine = Machine::new(16 << 20);
+    place_ports(&machine, 0x310, Arc::new(Panics));
+    let guest = machine.start(&programs::count_port_reads(), &[DATA, 0, 0x310]);
+    wait_until("the panic", || guest.is_finished());
+    // The thread is gone, its handle is not: a pause does not wait for it.
+    drop(machine.vm.pause(SECOND).unwrap());
+    let error = guest.join().unwrap_err();
+    assert_eq!(error.to_string(), "The thread of vCPU 0 panicked: a fault in the device");
+}
+
+/// `rep insw` stores what a device answers when KVM completes it, which a pause asks
+/// for. Meanwhile the slot that it stores to goes and comes: no store is lost.
+fn string_input_completes_while_slots_change() {
+    let machine = Machine::new(16 << 20);
+    let page = machine.block.page_size().bytes();
+    place_ports(&machine, 0x310, Recorder::new(0x5a5a));
+    machine.memory.set_log(machine.ram, DirtyClient::MIGRATION, true).unwrap();
+    let hole = machine
+        .memory
+        .update(|map| {
+            let hole = map.mmio("hole", u128::from(page), Recorder::new(0))?;
+            map.place_overlapping(machine.system, 8 << 20, hole, 1)?;
+            Ok(hole)
+        })
+        .unwrap();
+    let pages = 256;
+    let end = DATA + (1 + pages) * page;
+    let guest = machine.start(&programs::fill_from_port(), &[DATA + page, end, 0x310, page / 2]);
+    let (done, paused) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                drop(machine.vm.pause(SECOND).unwrap());
+                paused.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let mut mirror = vec![0; usize::try_from(machine.block.len()).unwrap()];
+        let mut copy = |machine: &Machine| {
+            machine.memory.sync_dirty_log(machine.ram).unwrap();
+            let dirty = machine.block.dirty();
+            let harvest =
+                dirty.snapshot_and_clear(DirtyClient::MIGRATION, 0..machine.block.pages());
+            for run in harvest.unwrap().commit().runs() {
+                let bytes = usize::try_from(run.start * page).unwrap()
+                    ..usize::try_from(run.end * page).unwrap();
+                machine.block.read(run.start * page, &mut mirror[bytes]).unwrap();
+            }
+        };
+        for round in 0.. {
+            if guest.is_finished() && round > 100 {
+                break;
+            }
+            machine.memory.update(|map| map.set_enabled(hole, round % 2 == 0)).unwrap();
+            copy(&machine);
+        }
+        done.store(true, Ordering::Release);
+        copy(&machine);
+        let filled = usize::try_from(DATA + page).unwrap()..usize::try_from(end).unwrap();
+        assert!(mirror[filled].iter().all(|byte| *byte == 0x5a), "a store was lost");
+    });
+    assert!(paused.load(Ordering::Relaxed) > 0);
+    assert_eq!(guest.join().unwrap().1, VcpuEvent::Shutdown);
 }
