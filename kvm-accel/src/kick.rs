@@ -13,7 +13,6 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::error::KvmError;
-use crate::gate::Gate;
 use crate::run_state::RunState;
 
 /// A second mapping of the page that KVM shares with the vCPU's owner, for the one
@@ -147,6 +146,12 @@ impl VcpuShared {
         self.page.immediate_exit().swap(1, Ordering::AcqRel);
     }
 
+    /// The owner's kick: `run` is to return.
+    pub(crate) fn kick(&self) {
+        self.kicked.store(true, Ordering::Release);
+        self.interrupt();
+    }
+
     /// Whether the owner's kick has come; it is spent by [`take_kick`](Self::take_kick).
     pub(crate) fn is_kicked(&self) -> bool {
         self.kicked.load(Ordering::Acquire)
@@ -176,23 +181,5 @@ impl VcpuShared {
                 }
             }
         }
-    }
-}
-
-/// Makes a vCPU's `run` return, from any thread.
-#[derive(Clone, Debug)]
-pub struct VcpuKicker {
-    pub(crate) shared: Arc<VcpuShared>,
-    pub(crate) gate: Arc<Gate>,
-}
-
-impl VcpuKicker {
-    /// Makes the [`run`](crate::Vcpu::run) that is under way, or the next one if there
-    /// is none, return [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked). Several kicks
-    /// before that are one. A vCPU that waits because the machine is paused returns too.
-    pub fn kick(&self) {
-        self.shared.kicked.store(true, Ordering::Release);
-        self.shared.interrupt();
-        self.gate.wake();
     }
 }

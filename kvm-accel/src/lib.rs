@@ -76,10 +76,9 @@ mod vm;
 
 pub use error::KvmError;
 pub use gate::PauseGuard;
-pub use kick::VcpuKicker;
 pub use slots::DirtyLogStats;
 pub use thread::VcpuThread;
-pub use vcpu::{Buses, Vcpu, VcpuEvent};
+pub use vcpu::{Buses, Vcpu, VcpuEvent, VcpuKicker};
 pub use vm::{KvmVm, SlotInfo};
 /// The versions of the KVM crates whose types appear here.
 pub use {kvm_bindings, kvm_ioctls};

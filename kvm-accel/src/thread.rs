@@ -4,8 +4,7 @@ use std::fmt;
 use std::thread::{Builder, JoinHandle};
 
 use crate::error::KvmError;
-use crate::kick::VcpuKicker;
-use crate::vcpu::{Vcpu, VcpuEvent};
+use crate::vcpu::{Vcpu, VcpuEvent, VcpuKicker};
 
 /// A vCPU that runs on its own thread until something ends its `run`.
 ///

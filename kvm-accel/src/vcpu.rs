@@ -9,7 +9,7 @@ use memory_region::{AccessError, AddressSpace};
 use crate::error::{KvmError, io_error};
 use crate::gate::Gate;
 use crate::ioctl::{self, PortExit};
-use crate::kick::{VcpuKicker, VcpuShared};
+use crate::kick::VcpuShared;
 use crate::run_state::Place;
 use crate::thread::VcpuThread;
 use crate::vm::KvmVm;
@@ -237,6 +237,23 @@ impl Vcpu {
             let ports = &self.buses.ports;
             note(if is_read { ports.read(port, data) } else { ports.write(port, data) });
         }
+    }
+}
+
+/// Makes a vCPU's `run` return, from any thread.
+#[derive(Clone, Debug)]
+pub struct VcpuKicker {
+    shared: Arc<VcpuShared>,
+    gate: Arc<Gate>,
+}
+
+impl VcpuKicker {
+    /// Makes the [`run`](Vcpu::run) that is under way, or the next one if there is none,
+    /// return [`VcpuEvent::Kicked`]. Several kicks before that are one. A vCPU that waits
+    /// because the machine is paused returns too.
+    pub fn kick(&self) {
+        self.shared.kick();
+        self.gate.wake();
     }
 }
 

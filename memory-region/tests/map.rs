@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use memory_region::{
-    AccessError, ListenerError, MapError, MemoryListener, MemoryMap, MmioDevice, RegionId, Section,
-    ViewChange,
+    AccessError, AddressSpace, ListenerError, MapError, MemoryListener, MemoryMap, MmioDevice,
+    RegionId, Section, ViewChange,
 };
 use ram_block::{ClientSet, DirtyClient, RamBlock};
 
@@ -245,19 +245,25 @@ impl MemoryListener for Slots {
     }
 }
 
-#[test]
-fn a_refused_commit_leaves_everything_as_it_was() {
+/// A map with one RAM block at address 0 of its one address space.
+fn map_with_ram() -> (Arc<MemoryMap>, Arc<RamBlock>, RegionId, RegionId, Arc<AddressSpace>) {
     let map = MemoryMap::new();
     let ram = block("ram");
     let (root, region) = map
         .update(|map| {
             let root = map.container("root", 1 << 32)?;
-            let ram = map.ram("ram", ram.clone())?;
-            map.place(root, 0, ram)?;
-            Ok((root, ram))
+            let region = map.ram("ram", ram.clone())?;
+            map.place(root, 0, region)?;
+            Ok((root, region))
         })
         .unwrap();
     let space = map.address_space("memory", root).unwrap();
+    (map, ram, root, region, space)
+}
+
+#[test]
+fn a_refused_commit_leaves_everything_as_it_was() {
+    let (map, ram, root, region, space) = map_with_ram();
     let (roomy, tight) = (Slots::new("roomy", 100), Slots::new("tight", 2));
     map.add_listener(&space, roomy.clone()).unwrap();
     map.add_listener(&space, tight.clone()).unwrap();
@@ -305,18 +311,8 @@ fn a_refused_commit_leaves_everything_as_it_was() {
 
 #[test]
 fn a_log_that_a_refusal_switches_on_again_counts_all_as_dirty() {
-    let map = MemoryMap::new();
-    let ram = block("ram");
-    let (root, region) = map
-        .update(|map| {
-            let root = map.container("root", 1 << 32)?;
-            let region = map.ram("ram", ram.clone())?;
-            map.place(root, 0, region)?;
-            map.set_log(region, VGA, true)?;
-            Ok((root, region))
-        })
-        .unwrap();
-    let space = map.address_space("memory", root).unwrap();
+    let (map, ram, root, region, space) = map_with_ram();
+    map.set_log(region, VGA, true).unwrap();
     map.add_listener(&space, Slots::new("roomy", 10)).unwrap();
     map.add_listener(&space, Slots::new("tight", 1)).unwrap();
     let refused = map.update(|map| {
@@ -332,17 +328,7 @@ fn a_log_that_a_refusal_switches_on_again_counts_all_as_dirty() {
 
 #[test]
 fn logging_is_told_with_the_clients_before_and_after() {
-    let map = MemoryMap::new();
-    let ram = block("ram");
-    let (root, region) = map
-        .update(|map| {
-            let root = map.container("root", 1 << 32)?;
-            let ram = map.ram("ram", ram.clone())?;
-            map.place(root, 0, ram)?;
-            Ok((root, ram))
-        })
-        .unwrap();
-    let space = map.address_space("memory", root).unwrap();
+    let (map, ram, root, region, space) = map_with_ram();
     let slots = Slots::new("slots", 10);
     map.add_listener(&space, slots.clone()).unwrap();
     slots.log();

@@ -35,25 +35,8 @@ pub fn store_at_addresses() -> Vec<u8> {
 }
 
 /// Increments the first byte of each page of `rdx` bytes from `rdi` up to `rsi`, over
-/// and over, for ever.
+/// and over; after each pass increments the 64-bit word at `rcx`, as a heartbeat.
 pub fn increment_pages() -> Vec<u8> {
-    assemble(|a| {
-        let (mut pass, mut page) = (a.create_label(), a.create_label());
-        a.set_label(&mut pass)?;
-        a.mov(rax, rdi)?;
-        a.set_label(&mut page)?;
-        a.inc(byte_ptr(rax))?;
-        a.add(rax, rdx)?;
-        a.cmp(rax, rsi)?;
-        a.jb(page)?;
-        a.jmp(pass)
-    })
-}
-
-/// Increments the first byte of each page of `rdx` bytes from `rdi` up to `rsi`, over
-/// and over; after each pass writes the low 32 bits of the number of passes to the
-/// 64-bit word at `rcx`, as a heartbeat.
-pub fn increment_pages_and_count() -> Vec<u8> {
     assemble(|a| {
         let (mut pass, mut page) = (a.create_label(), a.create_label());
         a.set_label(&mut pass)?;

@@ -183,7 +183,7 @@ fn nothing_is_lost_while_slots_and_logs_come_and_go() {
             Ok(window)
         })
         .unwrap();
-    let guest = machine.start(&programs::increment_pages_and_count(), &[start, end, page, beat]);
+    let guest = machine.start(&programs::increment_pages(), &[start, end, page, beat]);
     let passes = || {
         let mut count = [0; 8];
         machine.block.read(beat, &mut count).unwrap();

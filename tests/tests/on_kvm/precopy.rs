@@ -43,7 +43,7 @@ fn check_pattern(counters: &[u8]) {
 fn a_guest_that_increments_100_mib_arrives_whole() {
     let machine = Machine::new(RAM);
     let page = machine.block.page_size().bytes();
-    let guest = machine.start(&programs::increment_pages(), &[DATA + page, DATA + LEN, page]);
+    let guest = machine.start(&programs::increment_pages(), &[DATA + page, DATA + LEN, page, DATA]);
     let last = DATA + LEN - page;
     wait_until("the first pass", || {
         let mut byte = [0];
@@ -89,7 +89,7 @@ fn a_guest_outlives_a_migration_that_fails() {
     let machine = Machine::new(RAM);
     let page = machine.block.page_size().bytes();
     let arguments = [DATA + page, DATA + 1000 * page, page, DATA];
-    let guest = machine.start(&programs::increment_pages_and_count(), &arguments);
+    let guest = machine.start(&programs::increment_pages(), &arguments);
     let (mut output, input) = UnixStream::pair().unwrap();
     drop(input);
     let precopy = Precopy::new(machine.memory.clone());

@@ -95,7 +95,7 @@ fn a_full_slot_table_refuses_the_map_and_keeps_the_guest() {
     let machine = Machine::with_slot_limit(16 << 20, 3);
     let page = machine.block.page_size().bytes();
     let arguments = [DATA + page, DATA + 5 * page, page, DATA];
-    let guest = machine.start(&programs::increment_pages_and_count(), &arguments);
+    let guest = machine.start(&programs::increment_pages(), &arguments);
     let place = |at: u64| {
         machine.memory.update(|map| {
             let hole = map.mmio("hole", u128::from(page), Recorder::new(0))?;

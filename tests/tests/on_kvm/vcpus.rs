@@ -130,7 +130,7 @@ fn a_paused_guest_stands_still() {
     let machine = Machine::new(16 << 20);
     let page = machine.block.page_size().bytes();
     let arguments = [DATA + page, DATA + 2 * page, page, DATA];
-    let guest = machine.start(&programs::increment_pages_and_count(), &arguments);
+    let guest = machine.start(&programs::increment_pages(), &arguments);
     for _ in 0..200 {
         let beat = machine.words::<1>(DATA);
         wait_until("a pass", || machine.words::<1>(DATA) != beat);
