@@ -113,21 +113,21 @@ pub(crate) fn read(view: &FlatView, address: u64, data: &mut [u8]) -> Result<(),
 
 pub(crate) fn write(view: &FlatView, address: u64, data: &[u8]) -> Result<(), AccessError> {
     split(view, address, data.len(), |piece, bytes| {
-        let data = &data[bytes];
+        let piece_data = &data[bytes];
         let Piece::Section { section, offset } = piece else { return Ok(()) };
         match section.target() {
             SectionTarget::Ram(_) if section.readonly() => {
                 let name = section.name().to_owned();
                 return Err(AccessError::ReadOnly { address, len: data.len(), name });
             }
-            SectionTarget::Ram(block) => block.write(offset, data)?,
+            SectionTarget::Ram(block) => block.write(offset, piece_data)?,
             SectionTarget::Mmio(device) => {
                 let mut at = 0;
-                while at < data.len() {
+                while at < piece_data.len() {
                     let offset = offset + at as u64;
-                    let size = access_size(offset, data.len() - at);
+                    let size = access_size(offset, piece_data.len() - at);
                     let mut value = [0; 8];
-                    value[..size].copy_from_slice(&data[at..at + size]);
+                    value[..size].copy_from_slice(&piece_data[at..at + size]);
                     device.write(offset, size, u64::from_le_bytes(value));
                     at += size;
                 }

@@ -44,8 +44,9 @@ impl AddressSpace {
         self.view.load_full()
     }
 
-    pub(crate) fn publish(&self, view: Arc<FlatView>) {
-        self.view.store(view);
+    /// Publishes `view`; returns the former one.
+    pub(crate) fn publish(&self, view: Arc<FlatView>) -> Arc<FlatView> {
+        self.view.swap(view)
     }
 
     /// Reads `data.len()` bytes at `address`.

@@ -11,7 +11,75 @@ use crate::listener::MemoryListener;
 use crate::map::MemoryMap;
 use crate::region::RegionId;
 
+/// A client's log that is on, and that nobody else harvests, as long as this is kept.
+///
+/// Each client's bits can be taken once. Whoever harvests a log claims it, so that a
+/// second migration, or a second screen of the same display, is an error and not a
+/// loss of pages.
+#[must_use = "the log is switched off when this is dropped"]
+#[derive(Debug)]
+pub struct LogClaim {
+    map: Arc<MemoryMap>,
+    region: Option<RegionId>,
+    client: DirtyClient,
+}
+
+impl Drop for LogClaim {
+    fn drop(&mut self) {
+        let switched = match self.region {
+            Some(region) => self.map.set_log(region, self.client, false),
+            None => self.map.set_global_log(self.client, false),
+        };
+        if let Err(error) = switched {
+            log::warn!("The {} log cannot be switched off: {error}", self.client);
+        }
+        self.map.drop_claim((self.region, self.client));
+    }
+}
+
 impl MemoryMap {
+    /// Switches on the dirty log of one RAM region for `client`, and keeps others from
+    /// claiming it, until the claim is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Claimed`], and as [`set_log`](Self::set_log).
+    pub fn claim_log(
+        self: &Arc<Self>,
+        region: RegionId,
+        client: DirtyClient,
+    ) -> Result<LogClaim, MapError> {
+        let what = format!("\"{}\"", self.ram_of(region)?.0);
+        self.claim(Some(region), client, what, || self.set_log(region, client, true))
+    }
+
+    /// Switches on the dirty log of all RAM for `client`, and keeps others from claiming
+    /// it, until the claim is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Claimed`], and as [`set_global_log`](Self::set_global_log).
+    pub fn claim_global_log(self: &Arc<Self>, client: DirtyClient) -> Result<LogClaim, MapError> {
+        self.claim(None, client, "all RAM".to_owned(), || self.set_global_log(client, true))
+    }
+
+    fn claim(
+        self: &Arc<Self>,
+        region: Option<RegionId>,
+        client: DirtyClient,
+        what: String,
+        switch_on: impl FnOnce() -> Result<(), MapError>,
+    ) -> Result<LogClaim, MapError> {
+        if !self.take_claim((region, client)) {
+            return Err(MapError::Claimed { client, what });
+        }
+        if let Err(error) = switch_on() {
+            self.drop_claim((region, client));
+            return Err(error);
+        }
+        Ok(LogClaim { map: self.clone(), region, client })
+    }
+
     /// Switches the dirty log of one RAM region on or off for `client`.
     ///
     /// Everything written from the return of this call on is logged. The map

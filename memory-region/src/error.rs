@@ -148,6 +148,14 @@ pub enum MapError {
         /// The region's name.
         name: String,
     },
+    /// Somebody harvests this log already: two would eat each other's bits.
+    #[error("Client {client}'s log of {what} is already claimed")]
+    Claimed {
+        /// The client.
+        client: DirtyClient,
+        /// Whose log.
+        what: String,
+    },
     /// A listener cannot follow the change.
     #[error("Listener \"{listener}\" refuses the new map of \"{space}\"")]
     Refused {

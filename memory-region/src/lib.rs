@@ -60,6 +60,7 @@ mod render;
 
 pub use access::AccessError;
 pub use address_space::AddressSpace;
+pub use dirty_log::LogClaim;
 pub use error::MapError;
 pub use flat_view::{FlatView, Section, SectionTarget};
 pub use listener::{ListenerError, LogChange, MemoryListener, ViewChange};

@@ -52,7 +52,8 @@ impl ViewChange {
 ///
 /// Called by the thread that commits, one commit at a time. [`sync`](Self::sync)
 /// may be called from any thread at any time, also during a commit, and with a
-/// section that was just removed, which is then no error.
+/// section that was just removed, which is then no error. A listener follows one
+/// address space, and does not panic: nobody could say what it has followed then.
 pub trait MemoryListener: Send + Sync {
     /// For messages.
     fn name(&self) -> &str;

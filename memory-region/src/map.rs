@@ -1,17 +1,17 @@
 //! The map: one tree, its address spaces, and the commit that keeps all in step.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ram_block::{ClientSet, RamBlock};
+use ram_block::{ClientSet, DirtyClient, RamBlock};
 
 use crate::address_space::AddressSpace;
 use crate::diff::diff;
 use crate::error::MapError;
 use crate::flat_view::FlatView;
-use crate::listener::{LogChange, MemoryListener, ViewChange};
+use crate::listener::{MemoryListener, ViewChange};
 use crate::region::{MapEdit, RegionId, Topology};
 use crate::render::render;
 
@@ -28,7 +28,12 @@ pub struct MemoryMap {
 struct State {
     topology: Topology,
     spaces: Vec<Space>,
+    /// Who has claimed a log for itself.
+    claims: BTreeSet<Claim>,
 }
+
+/// A client's log of one region, or of all RAM.
+pub(crate) type Claim = (Option<RegionId>, DirtyClient);
 
 #[derive(Clone)]
 pub(crate) struct Space {
@@ -59,6 +64,15 @@ impl MemoryMap {
         self.lock().spaces.clone()
     }
 
+    /// Takes a claim; false if somebody else has it.
+    pub(crate) fn take_claim(&self, claim: Claim) -> bool {
+        self.lock().claims.insert(claim)
+    }
+
+    pub(crate) fn drop_claim(&self, claim: Claim) {
+        self.lock().claims.remove(&claim);
+    }
+
     pub(crate) fn ram_of(
         &self,
         region: RegionId,
@@ -73,6 +87,9 @@ impl MemoryMap {
     /// Changes the map in one transaction: one render, and one change that listeners
     /// are told, however much `edit` does.
     ///
+    /// Devices that leave the map are dropped after the transaction, so that their
+    /// `Drop` may use the map.
+    ///
     /// # Errors
     ///
     /// What `edit` returns, [`MapError::TooDeep`], or [`MapError::Refused`] if a
@@ -81,11 +98,13 @@ impl MemoryMap {
         &self,
         edit: impl FnOnce(&mut MapEdit<'_>) -> Result<T, MapError>,
     ) -> Result<T, MapError> {
+        // Declared before the lock, to be dropped after it.
+        let mut retired = Retired::default();
         let mut state = self.lock();
-        let mut topology = state.topology.clone();
+        let topology = retired.topology.insert(state.topology.clone());
         let roots = state.spaces.iter().map(|s| (s.space.root(), s.space.shared_name())).collect();
-        let result = edit(&mut MapEdit { topology: &mut topology, roots })?;
-        state.commit(topology)?;
+        let result = edit(&mut MapEdit { topology, roots })?;
+        state.commit(&mut retired)?;
         Ok(result)
     }
 
@@ -104,6 +123,24 @@ impl MemoryMap {
         let space = Arc::new(AddressSpace::new(name, root, view));
         state.spaces.push(Space { space: space.clone(), listeners: Vec::new() });
         Ok(space)
+    }
+
+    /// Forgets an address space that no listener follows. Its view stays as it is for
+    /// those who have it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::UnknownSpace`] if it is not of this map, [`MapError::InUse`].
+    pub fn remove_address_space(&self, space: &Arc<AddressSpace>) -> Result<(), MapError> {
+        let mut state = self.lock();
+        let name = space.name().to_owned();
+        let at = state.spaces.iter().position(|entry| Arc::ptr_eq(&entry.space, space));
+        let at = at.ok_or(MapError::UnknownSpace { name: name.clone() })?;
+        if let Some(listener) = state.spaces[at].listeners.first() {
+            return Err(MapError::InUse { name, user: listener.name().to_owned() });
+        }
+        state.spaces.remove(at);
+        Ok(())
     }
 
     /// Lets `listener` follow `space`, beginning with all that is there now.
@@ -181,31 +218,45 @@ fn refused(
     MapError::Refused { listener, space, source }
 }
 
+/// What a commit leaves behind. Devices may be dropped with it, whose `Drop` may use
+/// the map: it outlives the lock.
+#[derive(Default)]
+struct Retired {
+    /// Before the commit the edited tree, after it the former one.
+    topology: Option<Topology>,
+    /// The views of the edited tree, by their roots.
+    rendered: BTreeMap<RegionId, Arc<FlatView>>,
+    /// The former views.
+    views: Vec<Arc<FlatView>>,
+}
+
 /// Takes a listener back to the map before `change`.
 fn go_back(listener: &dyn MemoryListener, change: &ViewChange) {
     if let Err(error) = listener.commit(&change.inverse()) {
         log::error!("{} cannot go back to the former map: {error}", listener.name());
     }
-    // What was stored while a log was off is known to nobody: all of it may be dirty.
-    let stopped =
-        |change: &&LogChange| change.old.iter().any(|c| !change.section.log().contains(c));
-    for section in change.relogged.iter().filter(stopped).map(|change| &change.section) {
+    // Where the change did not log for a client that is on, what was stored meanwhile
+    // is known to nobody: all of it may be dirty.
+    let sections = change.added.iter().chain(change.relogged.iter().map(|change| &change.section));
+    for section in sections {
         if let Some(block) = section.ram() {
-            block.dirty().mark(section.offset(), u64::try_from(section.size()).unwrap_or(u64::MAX));
+            if block.dirty().enabled().iter().any(|client| !section.log().contains(client)) {
+                let len = u64::try_from(section.size()).unwrap_or(u64::MAX);
+                block.dirty().mark(section.offset(), len);
+            }
         }
     }
 }
 
 impl State {
-    /// Makes `topology` the map, or fails and leaves everything as it was.
-    fn commit(&mut self, topology: Topology) -> Result<(), MapError> {
-        let mut views: BTreeMap<RegionId, Arc<FlatView>> = BTreeMap::new();
+    /// Makes the edited tree the map, or fails and leaves everything as it was.
+    fn commit(&mut self, retired: &mut Retired) -> Result<(), MapError> {
+        let Some(topology) = &retired.topology else { return Ok(()) };
         for root in self.spaces.iter().map(|entry| entry.space.root()) {
-            if let Entry::Vacant(view) = views.entry(root) {
-                view.insert(Arc::new(render(&topology, root)?));
+            if let Entry::Vacant(view) = retired.rendered.entry(root) {
+                view.insert(Arc::new(render(topology, root)?));
             }
         }
-
         // A client is on in the block before a listener starts to log for it, and
         // off only after: no page is logged that its bitmap would not take.
         let (before, after) = (self.topology.logged(), topology.logged());
@@ -219,7 +270,7 @@ impl State {
             }
         }
 
-        if let Err(error) = self.tell(&views) {
+        if let Err(error) = self.tell(&retired.rendered) {
             for (ram, client) in switched_on {
                 ram.dirty().disable(client);
             }
@@ -227,9 +278,12 @@ impl State {
         }
 
         for entry in &self.spaces {
-            entry.space.publish(views[&entry.space.root()].clone());
+            let view = retired.rendered[&entry.space.root()].clone();
+            retired.views.push(entry.space.publish(view));
         }
-        self.topology = topology;
+        if let Some(topology) = &mut retired.topology {
+            std::mem::swap(&mut self.topology, topology);
+        }
         for (block, (ram, clients)) in before {
             let still = after.get(&block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
             for client in clients.iter().filter(|client| !still.contains(*client)) {

@@ -3,15 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ram_block::{ClientSet, DirtyClient, RamBlock};
 
 use crate::error::MapError;
 use crate::mmio::MmioDevice;
 
-/// A region of one [`MemoryMap`](crate::MemoryMap). Never reused within it.
+/// A region of one [`MemoryMap`](crate::MemoryMap). No other region of the process, of
+/// any map, ever has the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegionId(u64);
+
+impl RegionId {
+    fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 #[derive(Clone)]
 pub(crate) enum Kind {
@@ -48,7 +57,6 @@ pub(crate) type Logged = BTreeMap<*const RamBlock, (Arc<RamBlock>, ClientSet)>;
 /// The tree: a value that a transaction copies, edits and then commits or drops.
 #[derive(Clone, Default)]
 pub(crate) struct Topology {
-    next: u64,
     regions: BTreeMap<RegionId, Region>,
     /// The clients that log all RAM.
     pub(crate) global_log: ClientSet,
@@ -71,8 +79,7 @@ impl Topology {
         if size == 0 || size > 1 << 64 {
             return Err(MapError::Size { name: name.to_owned(), size });
         }
-        let id = RegionId(self.next);
-        self.next += 1;
+        let id = RegionId::fresh();
         let region = Region {
             name: name.into(),
             size,

@@ -1,5 +1,6 @@
 //! The receiving side: a parser that trusts nothing.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -25,7 +26,8 @@ pub struct Received {
 
 /// Reads a migration stream from `input` into `blocks`, which are told by their ids.
 ///
-/// The blocks have the lengths that the stream announces. Pages that come as zeros
+/// The stream carries RAM alone: a section of a device is an error. It announces
+/// exactly these blocks, with their lengths. Pages that come as zeros
 /// are not written where they are zero already, so memory that nobody touched stays
 /// untouched. Returns after the end of the stream, of which nothing more is read; up
 /// to 256 KiB may have been taken from `input` beyond it.
@@ -41,6 +43,7 @@ pub fn receive(input: impl Read, blocks: &[Arc<RamBlock>]) -> Result<Received, R
         page: default_page_size(),
         buffer: Vec::new(),
         ram_section: None,
+        announced: BTreeSet::new(),
         block: None,
         complete: false,
         received: Received::default(),
@@ -57,6 +60,8 @@ struct Parser<'a, R: Read> {
     buffer: Vec<u8>,
     /// The number of RAM's section, once it has begun.
     ram_section: Option<u32>,
+    /// The ids of the blocks that the stream has.
+    announced: BTreeSet<String>,
     /// The block of the last record.
     block: Option<Arc<RamBlock>>,
     /// RAM's last section has come.
@@ -96,6 +101,12 @@ impl<R: Read> Parser<'_, R> {
         if !self.complete {
             return Err(ReceiveError::Incomplete { at: self.stream.at() });
         }
+        let missing = self.blocks.iter().map(|block| block.id());
+        let missing: Vec<_> = missing.filter(|id| !self.announced.contains(*id)).collect();
+        if !missing.is_empty() {
+            let (at, ids) = (self.stream.at(), missing.join(", "));
+            return Err(ReceiveError::MissingBlocks { at, ids });
+        }
         self.description()
     }
 
@@ -116,8 +127,9 @@ impl<R: Read> Parser<'_, R> {
             }
             let at = self.stream.at();
             let bits = self.stream.u32("the page size")?;
-            // Flags share a word with offsets, so pages have 4 KiB at least.
-            let size = 1u64.checked_shl(bits).filter(|_| (12..=30).contains(&bits));
+            // Flags share a word with offsets, so pages have 4 KiB at least; no target
+            // has more than 64 KiB. A page is what a record of 9 bytes can cost.
+            let size = 1u64.checked_shl(bits).filter(|_| (12..=16).contains(&bits));
             self.page = size.and_then(|size| PageSize::new(size).ok()).ok_or({
                 ReceiveError::Unsupported { at, what: "page shift", found: bits.into() }
             })?;
@@ -217,10 +229,14 @@ impl<R: Read> Parser<'_, R> {
     }
 
     fn zero_page(&mut self, block: &RamBlock, offset: u64) -> Result<(), ReceiveError> {
-        block.read(offset, &mut self.buffer)?;
-        if !is_zero(&self.buffer) {
-            self.buffer.fill(0);
-            block.write(offset, &self.buffer)?;
+        // Looking at a hole of a memory file would fill it.
+        let hole = block.hole_at(offset).is_some_and(|hole| hole.end - offset >= self.page.bytes());
+        if !hole {
+            block.read(offset, &mut self.buffer)?;
+            if !is_zero(&self.buffer) {
+                self.buffer.fill(0);
+                block.write(offset, &self.buffer)?;
+            }
         }
         self.received.zero_pages += 1;
         Ok(())
@@ -238,6 +254,9 @@ impl<R: Read> Parser<'_, R> {
             if found != expected || found > left {
                 let id = block.id().to_owned();
                 return Err(ReceiveError::BlockLength { at, id, found, expected });
+            }
+            if !self.announced.insert(block.id().to_owned()) {
+                return Err(ReceiveError::DuplicateBlock { at, id: block.id().to_owned() });
             }
             left -= found;
         }

@@ -39,6 +39,12 @@ pub enum SendError {
         /// The ids at the end, with commas.
         after: String,
     },
+    /// A block was taken off the map, if only for a moment: its log is not whole.
+    #[error("Block \"{block}\" was not logged all the time: it was off the map")]
+    LogInterrupted {
+        /// The block's id.
+        block: String,
+    },
     /// The stream's pages must divide the host's.
     #[error("The stream's pages of {page} bytes do not divide the host's of {host}")]
     PageSize {
@@ -149,6 +155,22 @@ pub enum ReceiveError {
         at: u64,
         /// Its length in bytes.
         len: u64,
+    },
+    /// The stream announces a block twice.
+    #[error("At byte {at} of the stream: block \"{id}\" is announced again")]
+    DuplicateBlock {
+        /// Where it stands.
+        at: u64,
+        /// Its id.
+        id: String,
+    },
+    /// The stream ended as it should, but does not have all blocks of this machine.
+    #[error("The stream, of {at} bytes, has no block {ids}")]
+    MissingBlocks {
+        /// Bytes read.
+        at: u64,
+        /// The ids that are missing, with commas.
+        ids: String,
     },
     /// The stream ended as it should, but never completed its RAM.
     #[error("The stream ends at byte {at} without the last section of RAM")]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bitvec::vec::BitVec;
-use ram_block::{DirtyClient, DirtySnapshot, RamBlock};
+use ram_block::{DirtyClient, DirtyError, DirtySnapshot, RamBlock};
 
 use crate::error::SendError;
 
@@ -13,6 +13,8 @@ pub(crate) struct Pending {
     pub(crate) block: Arc<RamBlock>,
     pages: BitVec<u64>,
     count: u64,
+    /// Of the migration's log, when it began: bits are dropped when it moves.
+    epoch: u64,
     /// Kept between harvests.
     buffer: DirtySnapshot,
 }
@@ -25,7 +27,8 @@ impl Pending {
     pub(crate) fn all(block: Arc<RamBlock>) -> Self {
         let count = block.pages();
         let pages = BitVec::repeat(true, usize::try_from(count).unwrap_or(usize::MAX));
-        Self { block, pages, count, buffer: DirtySnapshot::default() }
+        let epoch = block.dirty().epoch(DirtyClient::MIGRATION);
+        Self { block, pages, count, epoch, buffer: DirtySnapshot::default() }
     }
 
     /// How many pages are pending.
@@ -37,9 +40,16 @@ impl Pending {
     /// newly pending.
     pub(crate) fn harvest(&mut self) -> Result<u64, SendError> {
         let buffer = std::mem::take(&mut self.buffer);
-        let pages = 0..self.block.pages();
-        let harvest =
-            self.block.dirty().snapshot_and_clear_into(DirtyClient::MIGRATION, pages, buffer)?;
+        let (pages, dirty) = (0..self.block.pages(), self.block.dirty());
+        let harvest = dirty.snapshot_and_clear_into(DirtyClient::MIGRATION, pages, buffer);
+        // Off now, or off and on again since: a block that left the map, if only for a
+        // moment. What was logged before that is gone.
+        if dirty.epoch(DirtyClient::MIGRATION) != self.epoch
+            || matches!(harvest, Err(DirtyError::ClientOff { .. }))
+        {
+            return Err(SendError::LogInterrupted { block: self.block.id().to_owned() });
+        }
+        let harvest = harvest?;
         let mut new = 0;
         for (word, &bits) in self.pages.as_raw_mut_slice().iter_mut().zip(harvest.as_words()) {
             new += u64::from((bits & !*word).count_ones());

@@ -39,17 +39,6 @@ pub struct Precopy {
     page: PageSize,
 }
 
-/// Switches the log off again, whatever ends the migration.
-struct Logging<'a>(&'a MemoryMap);
-
-impl Drop for Logging<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.set_global_log(DirtyClient::MIGRATION, false) {
-            log::warn!("The migration's dirty log cannot be switched off: {error}");
-        }
-    }
-}
-
 impl Precopy {
     /// A migration of every block of `memory`, with a downtime of 300 ms, at most 30
     /// rounds, machine name "none", and pages of 4 KiB in the stream.
@@ -98,7 +87,7 @@ impl Precopy {
     ///
     /// # Errors
     ///
-    /// [`SendError`]; the log is off again then, the guard of a pause is dropped, and a
+    /// [`SendError`], also if another migration of this map is under way; the log is off again then, the guard of a pause is dropped, and a
     /// second try can be made. Whether the destination has everything is for it to say.
     pub fn run<P>(
         &self,
@@ -112,8 +101,8 @@ impl Precopy {
             return Err(SendError::PageSize { page: self.page.bytes(), host: host.bytes() });
         }
         // On before the first page is read: what is written from now on comes again.
-        let logging = Logging(&self.memory);
-        self.memory.set_global_log(DirtyClient::MIGRATION, true)?;
+        // Off again when this ends, however it ends.
+        let logging = self.memory.claim_global_log(DirtyClient::MIGRATION)?;
         let blocks = self.memory.ram_blocks();
         let mut pending: Vec<Pending> = blocks.iter().cloned().map(Pending::all).collect();
         let mut stream = StreamWriter::new(out, &self.machine, self.page);
@@ -146,8 +135,8 @@ impl Precopy {
         stats.downtime = pausing.elapsed();
         observe(&round);
         stats.rounds.push(round);
-        drop(logging);
         stats.total_time = begin.elapsed();
+        drop(logging);
         Ok(Migrated { stats, paused })
     }
 

@@ -1,6 +1,7 @@
 //! Encoding RAM as QEMU's stream.
 
 use std::io::Write;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ram_block::{PageSize, RamBlock};
@@ -23,13 +24,15 @@ pub(crate) struct StreamWriter<'a, W: Write> {
     page: PageSize,
     /// The block of the last record, which the next one need not name.
     last_block: Option<Arc<RamBlock>>,
+    /// Bytes of that block that a memory file did not have when this section looked.
+    hole: Range<u64>,
 }
 
 impl<'a, W: Write> StreamWriter<'a, W> {
     /// Begins a stream with pages of size `page`.
     pub(crate) fn new(out: &'a mut W, machine: &str, page: PageSize) -> Self {
         let buffer = Vec::with_capacity(BUFFER + (1 << 17));
-        let mut stream = Self { out, buffer, written: 0, page, last_block: None };
+        let mut stream = Self { out, buffer, written: 0, page, last_block: None, hole: 0..0 };
         stream.u32(MAGIC);
         stream.u32(VERSION);
         stream.u8(CONFIGURATION);
@@ -88,6 +91,7 @@ impl<'a, W: Write> StreamWriter<'a, W> {
     pub(crate) fn open_section(&mut self, last: bool) {
         self.u8(if last { SECTION_END } else { SECTION_PART });
         self.u32(RAM_SECTION);
+        self.hole = 0..0;
     }
 
     pub(crate) fn close_section(&mut self) {
@@ -116,8 +120,23 @@ impl<'a, W: Write> StreamWriter<'a, W> {
         Ok(all_zero)
     }
 
+    /// Whether the page lies in a hole of its memory file, which reading would fill.
+    ///
+    /// A hole is remembered within a section. Its pages' bits were taken before, so a
+    /// store that fills it since sets them again.
+    fn is_hole(&mut self, block: &RamBlock, offset: u64) -> bool {
+        if !self.hole.contains(&offset) {
+            self.hole = block.hole_at(offset).unwrap_or(0..0);
+        }
+        self.hole.contains(&offset) && self.hole.end - offset >= self.page.bytes()
+    }
+
     fn one_page(&mut self, block: &Arc<RamBlock>, offset: u64) -> Result<bool, SendError> {
         let same = self.last_block.as_ref().is_some_and(|last| Arc::ptr_eq(last, block));
+        if !same {
+            self.hole = 0..0;
+        }
+        let hole = self.is_hole(block, offset);
         let flags = if same { FLAG_CONTINUE } else { 0 };
         let record = self.buffer.len();
         self.u64(offset | flags | FLAG_PAGE);
@@ -127,8 +146,10 @@ impl<'a, W: Write> StreamWriter<'a, W> {
         }
         let data = self.buffer.len();
         let size = usize::try_from(self.page.bytes()).unwrap_or(0);
-        self.buffer.resize(data + size, 0);
-        block.read(offset, &mut self.buffer[data..])?;
+        if !hole {
+            self.buffer.resize(data + size, 0);
+            block.read(offset, &mut self.buffer[data..])?;
+        }
         let zero = is_zero(&self.buffer[data..]);
         if zero {
             let head = (offset | flags | FLAG_ZERO).to_be_bytes();

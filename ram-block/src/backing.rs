@@ -76,6 +76,23 @@ impl Mapping {
         self.len
     }
 
+    /// Where the next byte from `offset` on is that the memory file has; its length if
+    /// there is none, `offset` if it cannot be told.
+    pub(crate) fn next_data(&self, offset: u64) -> u64 {
+        let Some(file) = &self.file else { return offset };
+        let Ok(from) = libc::off_t::try_from(offset) else { return offset };
+        // SAFETY: lseek takes numbers only. It moves the descriptor's position, which
+        // nobody uses.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), from, libc::SEEK_DATA) };
+        match u64::try_from(found) {
+            Ok(found) => found,
+            Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => {
+                self.len as u64
+            }
+            Err(_) => offset,
+        }
+    }
+
     pub(crate) fn file(&self) -> Option<&File> {
         self.file.as_ref()
     }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -149,6 +150,16 @@ impl RamBlock {
         self.mapping.file()
     }
 
+    /// The bytes from `offset` on that a memory file does not have: they read as zeros,
+    /// and reading them would allocate memory. `None` if the byte at `offset` is there,
+    /// lies outside the block, or the block has no file.
+    ///
+    /// Somebody who writes at the same time may fill the hole before this returns.
+    pub fn hole_at(&self, offset: u64) -> Option<Range<u64>> {
+        let hole = offset..self.mapping.next_data(offset).min(self.len());
+        Some(hole).filter(|hole| !hole.is_empty())
+    }
+
     /// The host address of the block's first byte, page-aligned; for those who hand
     /// it to the kernel. What is written through it is not marked.
     pub fn host_address(&self) -> *mut u8 {
@@ -261,6 +272,20 @@ mod tests {
             }
             assert!(!ram.dirty().is_dirty(DirtyClient::MIGRATION, 3));
         }
+    }
+
+    #[test]
+    fn holes_of_a_memory_file_are_found_without_filling_them() {
+        let ram = RamBlock::memfd("holes", 1 << 20).unwrap();
+        let page = ram.page_size().bytes();
+        assert_eq!(ram.hole_at(0), Some(0..1 << 20));
+        ram.write(3 * page, &[1]).unwrap();
+        assert_eq!(ram.hole_at(5), Some(5..3 * page));
+        assert_eq!(ram.hole_at(3 * page), None);
+        assert_eq!(ram.hole_at(4 * page), Some(4 * page..1 << 20));
+        assert_eq!(ram.hole_at(1 << 20), None);
+        assert_eq!(ram.hole_at(u64::MAX), None);
+        assert_eq!(RamBlock::anonymous("none", 1 << 20).unwrap().hole_at(0), None);
     }
 
     #[test]

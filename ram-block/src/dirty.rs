@@ -70,6 +70,8 @@ pub struct DirtyMemory {
     /// Held while a client is switched: the bits that switching off drops are not those
     /// of a client that somebody else has switched on again.
     switching: Mutex<()>,
+    /// How often each client was switched off.
+    epochs: [AtomicU64; DirtyClient::COUNT],
     /// Allocated when a client is first on.
     bitmaps: [OnceLock<Bitmap>; DirtyClient::COUNT],
 }
@@ -83,6 +85,7 @@ impl DirtyMemory {
             pages,
             enabled: AtomicU64::new(fence),
             switching: Mutex::new(()),
+            epochs: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
             bitmaps: [const { OnceLock::new() }; DirtyClient::COUNT],
         })
     }
@@ -140,10 +143,19 @@ impl DirtyMemory {
         let _switching = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
         if Self::clients_in(before).contains(client) {
+            self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
             if let Some(bitmap) = self.bitmaps[client.index()].get() {
                 bitmap.take(&(0..self.pages), |_, _| ());
             }
         }
+    }
+
+    /// How often `client` was switched off.
+    ///
+    /// Between two looks with the same result, no bits of the client were dropped: who
+    /// builds on all that was harvested since the first look can tell.
+    pub fn epoch(&self, client: DirtyClient) -> u64 {
+        self.epochs[client.index()].load(Ordering::Acquire)
     }
 
     /// The bitmaps to mark, read after the caller's store to the page.
