@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memory_region::{MapError, MemoryMap, RegionId};
+use memory_region::{LogClaim, MapError, MemoryMap, RegionId};
 use ram_block::{DirtyClient, DirtySnapshot, RamBlockError};
 use thiserror::Error;
 
@@ -59,16 +59,28 @@ pub struct Refresh {
     pub draw_time: Duration,
 }
 
+/// What the surface shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drawn {
+    /// Nothing that can be relied on: drawn never, or in part.
+    Unknown,
+    /// Black, as no mode is shown.
+    Blank,
+    /// All of a mode's picture.
+    Mode(Mode),
+}
+
 /// A look at a [`Vga`]: keeps a [`Surface`] equal to what it shows.
 ///
-/// Logs video memory for [`DirtyClient::VGA`] as long as it lives; one screen for
-/// each VGA.
+/// Logs video memory for [`DirtyClient::VGA`] as long as it lives. A VGA has one screen:
+/// two would eat each other's bits.
 pub struct Screen {
     memory: Arc<MemoryMap>,
     vga: Arc<Vga>,
     vram: RegionId,
-    /// What the surface shows; `None` is a blank screen.
-    drawn: Option<Mode>,
+    /// Logs video memory, and keeps others from harvesting it.
+    _log: LogClaim,
+    drawn: Drawn,
     surface: Surface,
     buffer: DirtySnapshot,
     report: Refresh,
@@ -79,7 +91,7 @@ impl Screen {
     ///
     /// # Errors
     ///
-    /// [`RefreshError::Log`] if the region cannot be logged,
+    /// [`RefreshError::Log`] if the region cannot be logged, or another screen logs it,
     /// [`RefreshError::WrongRegion`] if it shows something else.
     pub fn new(
         memory: Arc<MemoryMap>,
@@ -91,12 +103,13 @@ impl Screen {
             let (found, vram) = (block.id().to_owned(), vga.vram().id().to_owned());
             return Err(RefreshError::WrongRegion { found, vram });
         }
-        memory.set_log(vram, DirtyClient::VGA, true)?;
+        let log = memory.claim_log(vram, DirtyClient::VGA)?;
         Ok(Self {
             memory,
             vga,
             vram,
-            drawn: None,
+            _log: log,
+            drawn: Drawn::Unknown,
             surface: Surface::default(),
             buffer: DirtySnapshot::default(),
             report: Refresh::default(),
@@ -123,13 +136,15 @@ impl Screen {
     ///
     /// [`RefreshError`]; nothing is lost, the next refresh draws it.
     pub fn refresh(&mut self) -> Result<&Refresh, RefreshError> {
-        let mode = self.vga.mode();
-        let full = mode != self.drawn;
-        self.report =
-            Refresh { damage: std::mem::take(&mut self.report.damage), full, ..Refresh::default() };
+        // What cannot be shown is a blank screen; the guest may still mend it.
+        let mode = self.vga.mode().ok().flatten();
+        let wanted = mode.map_or(Drawn::Blank, Drawn::Mode);
+        let full = wanted != self.drawn;
+        let damage = std::mem::take(&mut self.report.damage);
+        self.report = Refresh { damage, full, ..Refresh::default() };
         self.report.damage.clear();
-        // Drawn by halves is not drawn: an error below leads to a full redraw.
-        self.drawn = None;
+        // If this fails half-way, the next refresh draws everything.
+        self.drawn = Drawn::Unknown;
         match mode {
             None => self.blank(full),
             Some(mode) => {
@@ -139,7 +154,7 @@ impl Screen {
                 self.draw(&mode, full)?;
             }
         }
-        self.drawn = mode;
+        self.drawn = wanted;
         Ok(&self.report)
     }
 
@@ -149,7 +164,9 @@ impl Screen {
         if full {
             self.surface = Surface::new(width, height);
             self.report.lines = height;
-            self.report.damage.push(self.surface.area());
+            if height > 0 {
+                self.report.damage.push(self.surface.area());
+            }
         }
     }
 
@@ -208,14 +225,6 @@ impl Screen {
             }
         }
         Ok(())
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        if let Err(error) = self.memory.set_log(self.vram, DirtyClient::VGA, false) {
-            log::warn!("vga: {error}");
-        }
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! The interface is that of the Bochs VBE extensions, version 5: an index port, at
 //! 0x1CE, chooses a 16-bit register, and a data port, at 0x1CF (and 0x1D0, where
-//! processors without unaligned ports look), accesses it.
+//! processors without unaligned ports look), accesses it. As in QEMU's device,
+//! registers take what is written at any time, and offsets that do not fit the virtual
+//! screen are reset.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,14 +81,28 @@ impl VgaState {
     fn mode(&self, vram: u64) -> Result<Option<Mode>, VbeError> {
         if self.is_enabled() { self.described(vram).map(Some) } else { Ok(None) }
     }
+
+    /// Puts right what a shown mode cannot have: a virtual screen narrower than the
+    /// visible one, and offsets with which the visible part leaves video memory.
+    fn fix_up(&mut self, vram: u64) {
+        if !self.is_enabled() {
+            return;
+        }
+        let width = self.get(VIRTUAL_WIDTH).max(self.get(X_RESOLUTION));
+        self.set(VIRTUAL_WIDTH, width);
+        for offset in [Y_OFFSET, X_OFFSET] {
+            if matches!(self.described(vram), Err(VbeError::TooLarge { .. })) {
+                self.set(offset, 0);
+            }
+        }
+    }
 }
 
 /// A VGA with a linear frame buffer of 32 bits per pixel.
 ///
 /// A guest finds its registers at the ports and its video memory wherever the map
-/// places it. What a guest asks for and cannot have (a mode larger than video memory,
-/// another depth) leaves the display as it was; the guest reads back that it was
-/// not taken, and the reason goes to the log.
+/// places it. While its registers describe what cannot be shown (a mode larger than
+/// video memory, another depth), the screen is blank, and [`mode`](Self::mode) says why.
 pub struct Vga {
     vram: Arc<RamBlock>,
     state: Mutex<VgaState>,
@@ -96,7 +112,7 @@ impl Vga {
     /// The first port of the registers.
     pub const FIRST_PORT: u64 = 0x1ce;
     /// How many ports they take: the size of their region.
-    pub const PORTS: u128 = 3;
+    pub const PORTS: u128 = 4;
 
     /// A VGA with `vram` bytes of video memory, as block `id`.
     ///
@@ -104,8 +120,12 @@ impl Vga {
     ///
     /// [`RamBlockError`] if there can be no such block.
     pub fn new(id: &str, vram: u64) -> Result<Arc<Self>, RamBlockError> {
-        let vram = RamBlock::anonymous(id, vram)?;
-        Ok(Arc::new(Self { vram, state: Mutex::default() }))
+        Ok(Self::with_vram(RamBlock::anonymous(id, vram)?))
+    }
+
+    /// A VGA whose video memory is `vram`.
+    pub fn with_vram(vram: Arc<RamBlock>) -> Arc<Self> {
+        Arc::new(Self { vram, state: Mutex::default() })
     }
 
     /// The video memory.
@@ -118,10 +138,13 @@ impl Vga {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The mode that is shown, if one is.
-    pub fn mode(&self) -> Option<Mode> {
-        // Registers whose mode cannot be shown are never taken.
-        self.lock().mode(self.vram.len()).ok().flatten()
+    /// The mode that is shown; `None` if none is enabled.
+    ///
+    /// # Errors
+    ///
+    /// [`VbeError`] if the guest has enabled one that cannot be shown.
+    pub fn mode(&self) -> Result<Option<Mode>, VbeError> {
+        self.lock().mode(self.vram.len())
     }
 
     /// Shows `width` x `height` pixels of `depth` bits from the start of video memory,
@@ -167,7 +190,7 @@ impl Vga {
     ///
     /// [`RamBlockError`] if video memory cannot be read.
     pub fn picture(&self) -> Result<Option<Surface>, RamBlockError> {
-        let Some(mode) = self.mode() else { return Ok(None) };
+        let Ok(Some(mode)) = self.mode() else { return Ok(None) };
         let mut surface = Surface::new(mode.width(), mode.height());
         for y in 0..mode.height() {
             self.vram.read(mode.line(y).start, surface.lines_mut(y, 1))?;
@@ -211,39 +234,34 @@ impl Vga {
     }
 
     fn write_register(&self, value: u16) {
-        let mut current = self.lock();
-        let mut wanted = *current;
-        let register = wanted.index;
+        let mut state = self.lock();
+        let register = state.index;
+        let was_enabled = state.is_enabled();
         match register {
             ID if !(OLDEST_ID..=NEWEST_ID).contains(&value) => return,
             // There are no banks: the window of old shows nothing yet.
             BANK | VIRTUAL_HEIGHT | VIDEO_MEMORY_64K => return,
-            // The geometry is fixed while it is shown.
-            X_RESOLUTION | Y_RESOLUTION | BITS_PER_PIXEL if wanted.is_enabled() => return,
-            ENABLE if value & ENABLED != 0 && !wanted.is_enabled() => {
-                let width = wanted.get(X_RESOLUTION);
-                wanted.set(VIRTUAL_WIDTH, width);
-                wanted.set(X_OFFSET, 0);
-                wanted.set(Y_OFFSET, 0);
+            ENABLE if value & ENABLED != 0 && !was_enabled => {
+                let width = state.get(X_RESOLUTION);
+                state.set(VIRTUAL_WIDTH, width);
+                state.set(X_OFFSET, 0);
+                state.set(Y_OFFSET, 0);
             }
             _ => {}
         }
-        wanted.set(register, value);
-        let mode = match wanted.mode(self.vram.len()) {
-            Ok(mode) => mode,
-            Err(error) => {
-                log::warn!("vga: the guest wrote {value:#x} to register {register}: {error}");
-                return;
+        state.set(register, value);
+        state.fix_up(self.vram.len());
+        let mode = state.mode(self.vram.len());
+        drop(state);
+        match mode {
+            Ok(Some(mode)) if !was_enabled => {
+                log::debug!("vga: {}x{}", mode.width(), mode.height());
+                if value & KEEP_MEMORY == 0 {
+                    self.clear(&mode);
+                }
             }
-        };
-        let switched_on = !current.is_enabled();
-        *current = wanted;
-        drop(current);
-        if let Some(mode) = mode.filter(|_| switched_on) {
-            log::debug!("vga: {}x{}", mode.width(), mode.height());
-            if value & KEEP_MEMORY == 0 {
-                self.clear(&mode);
-            }
+            Ok(_) => {}
+            Err(error) => log::debug!("vga: nothing is shown: {error}"),
         }
     }
 }
@@ -302,18 +320,68 @@ mod tests {
         for (register, value) in [(X_RESOLUTION, 640), (Y_RESOLUTION, 480), (BITS_PER_PIXEL, 32)] {
             set(&vga, register, value);
         }
-        assert_eq!(vga.mode(), None);
+        assert_eq!(vga.mode(), Ok(None));
         set(&vga, ENABLE, ENABLED | LINEAR_FRAME_BUFFER);
-        let mode = vga.mode().unwrap();
+        let mode = vga.mode().unwrap().unwrap();
         assert_eq!((mode.width(), mode.height(), mode.visible()), (640, 480, 0..640 * 480 * 4));
         let mut byte = [9];
         vga.vram().read(4, &mut byte).unwrap();
         assert_eq!(byte, [0]);
         assert_eq!(get(&vga, VIRTUAL_HEIGHT), (2 << 20) / (640 * 4));
         set(&vga, Y_OFFSET, 100);
-        assert_eq!(vga.mode().unwrap().visible().start, 100 * 640 * 4);
+        assert_eq!(vga.mode().unwrap().unwrap().visible().start, 100 * 640 * 4);
         set(&vga, ENABLE, 0);
-        assert_eq!(vga.mode(), None);
+        assert_eq!(vga.mode(), Ok(None));
+    }
+
+    #[test]
+    fn the_geometry_may_change_while_it_is_shown() {
+        let vga = vga();
+        set(&vga, ENABLE, ENABLED);
+        assert_eq!(vga.mode(), Err(VbeError::Geometry { width: 0, height: 0 }));
+        for (register, value) in [(BITS_PER_PIXEL, 32), (X_RESOLUTION, 320), (Y_RESOLUTION, 200)] {
+            set(&vga, register, value);
+        }
+        let mode = vga.mode().unwrap().unwrap();
+        assert_eq!((mode.width(), mode.height()), (320, 200));
+        assert_eq!(get(&vga, VIRTUAL_WIDTH), 320);
+    }
+
+    #[test]
+    fn offsets_that_no_longer_fit_are_reset() {
+        let vga = Vga::new("vram", 4 << 20).unwrap();
+        vga.set_mode(800, 600, 32).unwrap();
+        set(&vga, Y_OFFSET, 448);
+        assert_eq!(get(&vga, Y_OFFSET), 448);
+        set(&vga, VIRTUAL_WIDTH, 1024);
+        assert_eq!([get(&vga, VIRTUAL_WIDTH), get(&vga, Y_OFFSET)], [1024, 0]);
+        let mode = vga.mode().unwrap().unwrap();
+        assert_eq!((mode.line(1).start, mode.visible().start), (4096, 0));
+        set(&vga, Y_OFFSET, u16::MAX);
+        assert_eq!(get(&vga, Y_OFFSET), 0);
+    }
+
+    #[test]
+    fn both_data_ports_work_on_a_bus() {
+        let map = memory_region::MemoryMap::new();
+        let vga = vga();
+        let ports = map
+            .update(|map| {
+                let ports = map.container("ports", 1 << 16)?;
+                let registers = map.mmio("vbe", Vga::PORTS, vga.clone())?;
+                map.place(ports, Vga::FIRST_PORT, registers)?;
+                Ok(ports)
+            })
+            .unwrap();
+        let bus = map.address_space("io", ports).unwrap();
+        for data in [0x1cf, 0x1d0] {
+            bus.write(0x1ce, &X_RESOLUTION.to_le_bytes()).unwrap();
+            bus.write(data, &[0x80, 0x02]).unwrap();
+            let mut value = [0; 2];
+            bus.read(data, &mut value).unwrap();
+            assert_eq!(value, [0x80, 0x02], "port {data:#x}");
+            bus.write(data, &[0, 0]).unwrap();
+        }
     }
 
     #[test]
@@ -335,12 +403,13 @@ mod tests {
         assert!(matches!(refused, VbeError::TooLarge { needed: 3_145_728, vram: 2_097_152, .. }));
         assert_eq!(vga.mode(), before);
 
+        // A guest that sets it all the same sees nothing, and does no harm.
         set(&vga, ENABLE, 0);
         set(&vga, X_RESOLUTION, 1024);
         set(&vga, Y_RESOLUTION, 768);
         set(&vga, ENABLE, ENABLED);
-        assert_eq!(get(&vga, ENABLE), 0);
-        assert_eq!(vga.mode(), None);
+        assert_eq!(vga.mode(), Err(refused));
+        assert_eq!(vga.picture().unwrap(), None);
     }
 
     proptest! {
@@ -354,7 +423,7 @@ mod tests {
             for (offset, size, value) in writes {
                 vga.write(offset, size, value);
                 vga.read(offset, size);
-                if let Some(mode) = vga.mode() {
+                if let Ok(Some(mode)) = vga.mode() {
                     prop_assert!(mode.visible().end <= vga.vram().len());
                 }
             }

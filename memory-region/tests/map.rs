@@ -326,6 +326,109 @@ fn a_log_that_a_refusal_switches_on_again_counts_all_as_dirty() {
     assert_eq!(harvest.commit().count(), ram.pages());
 }
 
+/// The log goes off together with a change of the geometry: the sections come without
+/// it, and what is stored before the refusal is in no log.
+#[test]
+fn a_refused_change_of_log_and_geometry_counts_all_as_dirty() {
+    let (map, ram, root, region, space) = map_with_ram();
+    map.set_log(region, VGA, true).unwrap();
+    map.add_listener(&space, Slots::new("roomy", 10)).unwrap();
+    map.add_listener(&space, Slots::new("tight", 1)).unwrap();
+    let refused = map.update(|map| {
+        let hole = map.mmio("hole", 0x1000, Arc::new(Recorder::default()))?;
+        map.place_overlapping(root, 0x8000, hole, 1)?;
+        map.set_log(region, VGA, false)
+    });
+    assert!(matches!(refused, Err(MapError::Refused { .. })));
+    let harvest = map.snapshot_and_clear(region, VGA, 0..ram.len()).unwrap().commit();
+    let page = ram.page_size();
+    let hole = page.touched(0x8000, 0x1000);
+    assert!((0..ram.pages()).all(|page| harvest.is_dirty(page) || hole.contains(&page)));
+}
+
+#[test]
+fn a_device_may_use_the_map_when_it_is_dropped() {
+    struct Leaves(Arc<MemoryMap>, RegionId);
+    impl MmioDevice for Leaves {
+        fn read(&self, _: u64, _: usize) -> u64 {
+            0
+        }
+
+        fn write(&self, _: u64, _: usize, _: u64) {}
+    }
+    impl Drop for Leaves {
+        fn drop(&mut self) {
+            self.0.set_log(self.1, VGA, true).unwrap();
+        }
+    }
+    let (map, ram, root, region, space) = map_with_ram();
+    let device = Arc::new(Leaves(map.clone(), region));
+    let id = map
+        .update(|map| {
+            let id = map.mmio("leaves", 0x1000, device)?;
+            map.place(root, 1 << 20, id)?;
+            Ok(id)
+        })
+        .unwrap();
+    space.read(1 << 20, &mut [0]).unwrap();
+    map.update(|map| {
+        map.unplace(id)?;
+        map.remove(id)
+    })
+    .unwrap();
+    assert!(ram.dirty().enabled().contains(VGA), "the device is still there");
+
+    // The same with a transaction that fails.
+    map.set_log(region, VGA, false).unwrap();
+    let device = Arc::new(Leaves(map.clone(), region));
+    let refused = map.update(|map| {
+        let id = map.mmio("leaves", 0x1000, device)?;
+        map.place(root, 0, id)
+    });
+    assert!(matches!(refused, Err(MapError::Overlap { .. })));
+    assert!(ram.dirty().enabled().contains(VGA));
+}
+
+#[test]
+fn ids_are_not_used_again_and_spaces_can_go() {
+    let (map, _, root, _, space) = map_with_ram();
+    let mut lost = None;
+    let refused = map.update(|map| {
+        lost = Some(map.container("lost", 0x1000)?);
+        map.container("none", 0)
+    });
+    assert!(refused.is_err());
+    let kept = map.update(|map| map.container("kept", 0x1000)).unwrap();
+    assert_ne!(lost, Some(kept));
+    let (other, ..) = map_with_ram();
+    assert!(matches!(other.set_log(root, VGA, true), Err(MapError::UnknownRegion { .. })));
+    assert!(matches!(other.remove_address_space(&space), Err(MapError::UnknownSpace { .. })));
+
+    let slots = Slots::new("slots", 9);
+    map.add_listener(&space, slots.clone()).unwrap();
+    assert!(matches!(map.remove_address_space(&space), Err(MapError::InUse { .. })));
+    let listener: Arc<dyn MemoryListener> = slots;
+    map.remove_listener(&space, &listener).unwrap();
+    map.remove_address_space(&space).unwrap();
+    map.update(|map| map.remove(root)).unwrap();
+}
+
+#[test]
+fn a_log_is_claimed_once() {
+    let (map, ram, _, region, _) = map_with_ram();
+    let claim = map.claim_log(region, VGA).unwrap();
+    let refused = map.claim_log(region, VGA).unwrap_err();
+    assert_eq!(refused.to_string(), "Client vga's log of \"ram\" is already claimed");
+    let all = map.claim_global_log(MIGRATION).unwrap();
+    assert!(matches!(map.claim_global_log(MIGRATION), Err(MapError::Claimed { .. })));
+    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY.with(VGA).with(MIGRATION));
+    drop(claim);
+    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY.with(MIGRATION));
+    drop(all);
+    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY);
+    drop(map.claim_log(region, VGA).unwrap());
+}
+
 #[test]
 fn logging_is_told_with_the_clients_before_and_after() {
     let (map, ram, root, region, space) = map_with_ram();

@@ -280,3 +280,139 @@ fn what_is_written_meanwhile_is_sent_again() {
     receive(&mut stream.as_slice(), &target).unwrap();
     assert_eq!(contents(&target[0]), contents(&source[0]));
 }
+
+#[test]
+fn the_sender_writes_the_bytes_that_qemu_reads() {
+    let source = blocks(&[("ram", pages(2))]);
+    source[0].write(pages(1), &[0xab; 16]).unwrap();
+    let mut stream = Vec::new();
+    let _ = Precopy::new(map_of(&source)).run(&mut stream, still, |_| ()).unwrap();
+
+    let mut expected = Vec::new();
+    let mut put = |bytes: &[u8]| expected.extend(bytes);
+    put(b"QEVM\0\0\0\x03\x07\0\0\0\x04none");
+    put(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+    put(&(pages(2) | 4).to_be_bytes());
+    put(b"\x03ram");
+    put(&pages(2).to_be_bytes());
+    put(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02");
+    put(b"\x02\0\0\0\x02");
+    for offset in (0..pages(2)).step_by(4096) {
+        let named: &[u8] = if offset == 0 { b"\x03ram" } else { b"" };
+        let flags = if offset == 0 { 0 } else { 0x20 };
+        if offset == pages(1) {
+            put(&(offset | flags | 8).to_be_bytes());
+            put(named);
+            put(&[[0xab; 16].as_slice(), &[0; 4080]].concat());
+        } else {
+            put(&(offset | flags | 2).to_be_bytes());
+            put(named);
+            put(b"\0");
+        }
+    }
+    put(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02");
+    put(b"\x03\0\0\0\x02\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02");
+    put(b"\0\x06\0\0\0\0");
+    assert!(stream == expected, "the stream is not as specified");
+}
+
+/// A stream of 16 KiB pages, as a target of such pages sends it.
+#[test]
+fn the_streams_page_size_is_its_own() {
+    let target = blocks(&[("ram", 1 << 20)]);
+    let with_bits = |bits: u8| {
+        let mut stream = Vec::new();
+        let mut put = |bytes: &[u8]| stream.extend(bytes);
+        put(b"QEVM\0\0\0\x03\x07\0\0\0\x04none");
+        put(b"\x05\x1econfiguration/target-page-bits\0\0\0\x01\0\0\0");
+        put(&[bits]);
+        put(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+        put(b"\0\0\0\0\0\x10\0\x04\x03ram\0\0\0\0\0\x10\0\0");
+        put(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02");
+        put(b"\x03\0\0\0\x02\0\0\0\0\0\x01\0\x08\x03ram");
+        put(&[0x77; 16384]);
+        put(b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02\0\x06\0\0\0\0");
+        stream
+    };
+    receive(&mut with_bits(14).as_slice(), &target).unwrap();
+    assert_eq!(contents(&target[0])[0x10000..0x14000], [0x77; 16384]);
+    // Pages that nobody has: a record of nine bytes would cost as much work.
+    for bits in [11, 17, 30, 64] {
+        let refused = receive(&mut with_bits(bits).as_slice(), &target).unwrap_err();
+        assert!(
+            matches!(refused, ReceiveError::Unsupported { what: "page shift", .. }),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn a_stream_has_exactly_the_blocks_of_the_machine() {
+    let source = blocks(&[("ram", pages(4))]);
+    let mut stream = Vec::new();
+    let _ = Precopy::new(map_of(&source)).run(&mut stream, still, |_| ()).unwrap();
+    let more = blocks(&[("ram", pages(4)), ("rom", pages(1)), ("vram", pages(1))]);
+    let refused = receive(&mut stream.as_slice(), &more).unwrap_err();
+    assert!(
+        matches!(&refused, ReceiveError::MissingBlocks { ids, .. } if ids == "rom, vram"),
+        "{refused}"
+    );
+
+    let list = stream.windows(4).position(|bytes| bytes == b"\x03ram").unwrap() + 1;
+    let list = list + stream[list..].windows(4).position(|bytes| bytes == b"\x03ram").unwrap();
+    let entry = stream[list..list + 12].to_vec();
+    stream.splice(list + 12..list + 12, entry);
+    stream[list - 8..list].copy_from_slice(&(pages(8) | 4).to_be_bytes());
+    let refused = receive(&mut stream.as_slice(), &source).unwrap_err();
+    assert!(matches!(refused, ReceiveError::DuplicateBlock { .. }), "{refused}");
+}
+
+#[test]
+fn a_block_that_leaves_the_map_meanwhile_fails_the_migration() {
+    let source = blocks(&[("ram", pages(64))]);
+    let memory = MemoryMap::new();
+    let region =
+        std::cell::Cell::new(memory.update(|map| map.ram("ram", source[0].clone())).unwrap());
+    let result = Precopy::new(memory.clone())
+        .downtime(std::time::Duration::ZERO)
+        .max_rounds(3)
+        .run(&mut Vec::new(), still, |round| {
+            if round.round == 0 {
+                source[0].write(0, &[1]).unwrap();
+                memory.update(|map| map.remove(region.get())).unwrap();
+                region.set(memory.update(|map| map.ram("ram", source[0].clone())).unwrap());
+            }
+            source[0].write(pages(9), &[1]).unwrap();
+        });
+    let error = result.unwrap_err();
+    assert!(matches!(&error, SendError::LogInterrupted { block } if block == "ram"), "{error}");
+}
+
+#[test]
+fn a_machine_has_one_migration_at_a_time() {
+    let source = blocks(&[("ram", pages(4))]);
+    let memory = map_of(&source);
+    let mut second = None;
+    let first = Precopy::new(memory.clone()).run(&mut Vec::new(), still, |_| {
+        let other = Precopy::new(memory.clone()).run(&mut Vec::new(), still, |_| ());
+        second.get_or_insert(other.map(drop));
+    });
+    let refused = second.unwrap().unwrap_err();
+    assert_eq!(refused.to_string(), "Client migration's log of all RAM is already claimed");
+    drop(first.unwrap());
+}
+
+#[test]
+fn holes_of_memory_files_stay_holes_on_both_sides() {
+    use std::os::unix::fs::MetadataExt;
+    let [source, target] = [(); 2].map(|()| RamBlock::memfd("ram", pages(4096)).unwrap());
+    source.write(pages(1000), &[1; 100]).unwrap();
+    let allocated = |block: &RamBlock| block.file().unwrap().metadata().unwrap().blocks() * 512;
+    let before = allocated(&source);
+    let mut stream = Vec::new();
+    let memory = map_of(std::slice::from_ref(&source));
+    let _ = Precopy::new(memory).run(&mut stream, still, |_| ()).unwrap();
+    receive(&mut stream.as_slice(), std::slice::from_ref(&target)).unwrap();
+    assert_eq!([allocated(&source), allocated(&target)], [before; 2]);
+    assert!(contents(&source) == contents(&target)); // this does fill them
+}

@@ -77,10 +77,12 @@ impl Player {
     fn play(&self) -> Result<(), AccessError> {
         let [width, height] =
             [self.scene.width, self.scene.height].map(|side| u16::try_from(side).unwrap_or(0));
+        let running = self.shared.running.lock().unwrap_or_else(PoisonError::into_inner);
         for (register, value) in [(1u16, width), (2, height), (3, 32), (4, 0x41)] {
             self.ports.write(0x1ce, &register.to_le_bytes())?;
             self.ports.write(0x1cf, &value.to_le_bytes())?;
         }
+        drop(running);
         self.draw_box(0, (0, 0), (self.scene.width, self.scene.height))?;
         for frame in 0u32.. {
             let port = u64::from(FramePort::PORT);

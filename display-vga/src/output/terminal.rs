@@ -30,20 +30,27 @@ impl<W: Write> TerminalView<W> {
     /// # Errors
     ///
     /// If `out` refuses.
-    pub fn new(mut out: W, columns: u16, rows: u16) -> io::Result<Self> {
-        queue!(
-            out,
-            terminal::EnterAlternateScreen,
-            cursor::Hide,
-            terminal::Clear(terminal::ClearType::All)
-        )?;
-        out.flush()?;
-        let cells = vec![None; usize::from(columns) * usize::from(rows)];
-        Ok(Self { out, columns, rows, cells, size: (0, 0) })
+    pub fn new(out: W, columns: u16, rows: u16) -> io::Result<Self> {
+        let mut view = Self { out, columns: 0, rows: 0, cells: Vec::new(), size: (0, 0) };
+        view.resize(columns, rows);
+        queue!(view.out, terminal::EnterAlternateScreen, cursor::Hide)?;
+        view.out.flush()?;
+        Ok(view)
     }
 
-    /// The columns and rows of the terminal at standard output, if it is one.
-    pub fn size_of_stdout() -> Option<(u16, u16)> {
+    /// The terminal has `columns` x `rows` cells now. If that is new, everything is
+    /// shown again.
+    pub fn resize(&mut self, columns: u16, rows: u16) {
+        if (columns, rows) != (self.columns, self.rows) {
+            (self.columns, self.rows) = (columns, rows);
+            self.cells = vec![None; usize::from(columns) * usize::from(rows)];
+            self.size = (0, 0);
+        }
+    }
+
+    /// The columns and rows of the process's terminal, if it has one. Standard output
+    /// may be something else.
+    pub fn terminal_size() -> Option<(u16, u16)> {
         terminal::size().ok().filter(|(columns, rows)| *columns > 0 && *rows > 0)
     }
 
@@ -51,10 +58,18 @@ impl<W: Write> TerminalView<W> {
     ///
     /// # Errors
     ///
-    /// If the terminal refuses.
+    /// If the terminal refuses; the next call shows everything again.
     pub fn show(&mut self, surface: &Surface, damage: &[Rect]) -> io::Result<()> {
+        let shown = self.try_show(surface, damage);
+        if shown.is_err() {
+            self.size = (0, 0);
+        }
+        shown
+    }
+
+    fn try_show(&mut self, surface: &Surface, damage: &[Rect]) -> io::Result<()> {
         let size = (surface.width(), surface.height());
-        if size.0 == 0 || size.1 == 0 {
+        if size.0 == 0 || size.1 == 0 || self.cells.is_empty() {
             return Ok(());
         }
         let all = [surface.area()];

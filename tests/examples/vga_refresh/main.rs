@@ -107,7 +107,7 @@ enum View {
 
 impl View {
     fn new(frames: u64) -> io::Result<Self> {
-        let size = TerminalView::<io::Stdout>::size_of_stdout();
+        let size = TerminalView::<io::Stdout>::terminal_size();
         if let Some((columns, rows)) = size.filter(|_| io::stdout().is_terminal()) {
             let out = BufWriter::with_capacity(1 << 16, io::stdout());
             return Ok(Self::Terminal(TerminalView::new(out, columns, rows)?));
@@ -123,7 +123,12 @@ impl View {
 
     fn show(&mut self, screen: &Screen, refresh: &display_vga::Refresh) -> io::Result<()> {
         match self {
-            Self::Terminal(view) => view.show(screen.surface(), &refresh.damage),
+            Self::Terminal(view) => {
+                if let Some((columns, rows)) = TerminalView::<io::Stdout>::terminal_size() {
+                    view.resize(columns, rows);
+                }
+                view.show(screen.surface(), &refresh.damage)
+            }
             Self::Progress(bar) => {
                 bar.inc(1);
                 Ok(())
@@ -148,35 +153,25 @@ fn run(options: &Options) -> Result<(), AnyError> {
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())?;
     let mut table = Table::new(guest.accelerator(), options.size);
-    let mut view = View::new(options.frames)?;
+    let over = AtomicBool::new(false);
     let migration = std::thread::scope(|scope| -> Result<_, AnyError> {
         let migration = options.migrate_to_self.then(|| {
             let (board, guest, begin) = (&board, &guest, options.frames / 3);
+            let over = &over;
             scope.spawn(move || {
-                board.frames.wait_done(begin, FRAME_DEADLINE);
+                while !board.frames.wait_done(begin, FRAME_TIME) {
+                    if over.load(Ordering::Relaxed) {
+                        return Err("there was no time to migrate".into());
+                    }
+                }
                 migrate::to_self(board, guest)
             })
         });
-        let begin = Instant::now();
-        let mut frame = 0;
-        while frame < options.frames && !interrupted.load(Ordering::Relaxed) {
-            frame += 1;
-            board.frames.allow(frame);
-            let next = begin + FRAME_TIME * u32::try_from(frame).unwrap_or(u32::MAX);
-            sleep(next.saturating_duration_since(Instant::now()));
-            if guest.is_finished() {
-                return Err("the guest ended, which it should not".into());
-            }
-            if frame == options.frames && !board.frames.wait_done(frame, FRAME_DEADLINE) {
-                return Err(format!("the guest did not draw frame {frame} in time").into());
-            }
-            table.add(screen.refresh()?);
-            let refresh = screen.last();
-            view.show(&screen, refresh)?;
-        }
+        let shown = show(options, &board, &guest, &mut screen, &mut table, &interrupted);
+        over.store(true, Ordering::Relaxed);
+        shown?;
         migration.map(|thread| thread.join().map_err(|_| "the migration panicked")?).transpose()
     })?;
-    drop(view);
     drop(guest);
 
     if let Some(path) = &options.png {
@@ -192,4 +187,35 @@ fn run(options: &Options) -> Result<(), AnyError> {
         Some(migration) if !migration.is_equal() => Err("the migrated machine differs".into()),
         _ => Ok(()),
     }
+}
+
+/// Shows frame by frame, until all are shown or somebody interrupts.
+fn show(
+    options: &Options,
+    board: &Board,
+    guest: &Guest,
+    screen: &mut Screen,
+    table: &mut Table,
+    interrupted: &AtomicBool,
+) -> Result<(), AnyError> {
+    let mut view = View::new(options.frames)?;
+    let begin = Instant::now();
+    for frame in 1..=options.frames {
+        board.frames.allow(frame);
+        let next = begin + FRAME_TIME * u32::try_from(frame).unwrap_or(u32::MAX);
+        sleep(next.saturating_duration_since(Instant::now()));
+        if guest.is_finished() {
+            return Err("the guest ended, which it should not".into());
+        }
+        let last = frame == options.frames || interrupted.load(Ordering::Relaxed);
+        if last && !board.frames.wait_done(frame, FRAME_DEADLINE) {
+            return Err(format!("the guest did not draw frame {frame} in time").into());
+        }
+        table.add(screen.refresh()?);
+        view.show(screen, screen.last())?;
+        if last {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -32,8 +32,9 @@ pub fn to_self(board: &Board, guest: &Guest) -> Result<Outcome, AnyError> {
     output.flush()?;
     drop(output); // or the receiver would wait for more after an error
     let received = receiver.join().map_err(|_| "the receiver panicked")?;
-    let Migrated { stats, paused } = sent?;
+    // The receiver's reason first: the sender knows only that the stream broke.
     received?;
+    let Migrated { stats, paused } = sent?;
 
     // The guest stands still until `paused` is dropped.
     twin.vga.set_state(board.vga.state())?;
