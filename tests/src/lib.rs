@@ -5,6 +5,8 @@
 pub mod demo;
 pub mod frame_port;
 pub mod guest;
+pub mod harness;
 pub mod kvm;
+pub mod qemu;
 pub mod scene;
 pub mod software;

@@ -2,15 +2,17 @@
 
 use std::process::ExitCode;
 
+use integration_tests::{harness, kvm};
+
 #[cfg(target_arch = "x86_64")]
 mod on_kvm;
 
 #[cfg(target_arch = "x86_64")]
 fn main() -> ExitCode {
-    integration_tests::kvm::run(&on_kvm::tests())
+    harness::run(&kvm::need(), &on_kvm::tests())
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn main() -> ExitCode {
-    integration_tests::kvm::run(&[("guests", || ())])
+    harness::run(&kvm::need(), &[("guests", || ())])
 }

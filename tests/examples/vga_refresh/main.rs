@@ -161,16 +161,19 @@ fn run(options: &Options) -> Result<(), AnyError> {
             scope.spawn(move || {
                 while !board.frames.wait_done(begin, FRAME_TIME) {
                     if over.load(Ordering::Relaxed) {
-                        return Err("there was no time to migrate".into());
+                        return Ok(None); // interrupted
                     }
                 }
-                migrate::to_self(board, guest)
+                migrate::to_self(board, guest).map(Some)
             })
         });
         let shown = show(options, &board, &guest, &mut screen, &mut table, &interrupted);
         over.store(true, Ordering::Relaxed);
         shown?;
-        migration.map(|thread| thread.join().map_err(|_| "the migration panicked")?).transpose()
+        match migration {
+            Some(thread) => thread.join().map_err(|_| "the migration panicked")?,
+            None => Ok(None),
+        }
     })?;
     drop(guest);
 

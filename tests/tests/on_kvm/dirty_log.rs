@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use integration_tests::guest::{DATA, programs};
-use integration_tests::kvm::KvmTest;
+use integration_tests::harness::Test;
 use ram_block::{DirtyClient, RamBlock};
 
 use super::machine::{Machine, wait_until};
 
-pub const TESTS: &[KvmTest] = &[
+pub const TESTS: &[Test] = &[
     ("a_guests_pages_reach_every_client_that_is_on", a_guests_pages_reach_every_client_that_is_on),
     ("a_slot_may_begin_at_any_page_of_its_block", a_slot_may_begin_at_any_page_of_its_block),
     (

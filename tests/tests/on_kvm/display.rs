@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use display_vga::{Screen, Vga};
 use integration_tests::demo::{Board, FRAME_BUFFER};
-use integration_tests::kvm::KvmTest;
+use integration_tests::harness::Test;
 use integration_tests::scene::Scene;
 use memory_region::RegionId;
 
 use super::machine::Machine;
 
-pub const TESTS: &[KvmTest] = &[
+pub const TESTS: &[Test] = &[
     ("ten_lines_redraw_ten_lines_and_their_pages", ten_lines_redraw_ten_lines_and_their_pages),
     ("a_scene_drawn_by_a_guest_is_as_defined", a_scene_drawn_by_a_guest_is_as_defined),
     ("a_migrating_guest_keeps_its_picture", a_migrating_guest_keeps_its_picture),

@@ -5,8 +5,8 @@ mod precopy;
 mod slots;
 mod vcpus;
 
-use integration_tests::kvm::KvmTest;
+use integration_tests::harness::Test;
 
-pub fn tests() -> Vec<KvmTest> {
+pub fn tests() -> Vec<Test> {
     [dirty_log::TESTS, slots::TESTS, vcpus::TESTS, precopy::TESTS, display::TESTS].concat()
 }

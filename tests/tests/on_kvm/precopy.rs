@@ -4,13 +4,13 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use integration_tests::guest::{DATA, programs};
-use integration_tests::kvm::KvmTest;
+use integration_tests::harness::Test;
 use migration_ram::{Migrated, Precopy, SendError, receive};
 use ram_block::{DirtyClient, RamBlock};
 
 use super::machine::{Machine, wait_until};
 
-pub const TESTS: &[KvmTest] = &[
+pub const TESTS: &[Test] = &[
     (
         "a_guest_that_increments_100_mib_arrives_whole",
         a_guest_that_increments_100_mib_arrives_whole,

@@ -3,14 +3,14 @@
 use std::error::Error;
 
 use integration_tests::guest::{DATA, programs};
-use integration_tests::kvm::KvmTest;
+use integration_tests::harness::Test;
 use kvm_accel::{KvmError, SlotInfo};
 use memory_region::MapError;
 use ram_block::{DirtyClient, RamBlock};
 
 use super::machine::{Machine, Recorder, wait_until};
 
-pub const TESTS: &[KvmTest] = &[
+pub const TESTS: &[Test] = &[
     ("slots_follow_the_flat_view", slots_follow_the_flat_view),
     (
         "a_full_slot_table_refuses_the_map_and_keeps_the_guest",

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use integration_tests::guest::{DATA, boot, programs};
-use integration_tests::kvm::KvmTest;
+use integration_tests::harness::Test;
 use kvm_accel::{Buses, KvmError, KvmVm, VcpuEvent};
 use memory_region::MmioDevice;
 use ram_block::DirtyClient;
@@ -13,7 +13,7 @@ use ram_block::DirtyClient;
 use super::machine::Access::{Read, Write};
 use super::machine::{Machine, Recorder, wait_until};
 
-pub const TESTS: &[KvmTest] = &[
+pub const TESTS: &[Test] = &[
     ("accesses_reach_devices_in_their_sizes", accesses_reach_devices_in_their_sizes),
     ("port_accesses_reach_devices_one_by_one", port_accesses_reach_devices_one_by_one),
     ("nothing_reads_as_all_ones", nothing_reads_as_all_ones),

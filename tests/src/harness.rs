@@ -1,0 +1,41 @@
+//! A harness for tests that need something of the machine: it says so where that is
+//! missing.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// A test: its name and body. It fails by panicking.
+pub type Test = (&'static str, fn());
+
+/// What tests need.
+#[derive(Clone, Debug)]
+pub struct Need {
+    /// Its name.
+    pub name: &'static str,
+    /// The variable that, set to 1, makes the tests fail where it is missing.
+    pub required_by: &'static str,
+    /// Why it cannot be used here, if so.
+    pub missing: Option<String>,
+}
+
+/// Runs `tests` with the command line of the standard harness.
+///
+/// Where what they need is missing they are counted as ignored, with the reason, or
+/// fail if it is required.
+pub fn run(need: &Need, tests: &[Test]) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let required = std::env::var(need.required_by).is_ok_and(|value| value == "1");
+    if let Some(reason) = need.missing.as_ref().filter(|_| !required && !arguments.list) {
+        println!("skipped: {} tests that need {}: {reason}", tests.len(), need.name);
+    }
+    let trials = tests.iter().map(|&(name, body)| match need.missing.clone() {
+        None => Trial::test(name, move || {
+            body();
+            Ok(())
+        }),
+        Some(reason) if required => Trial::test(name, move || Err(reason.into())),
+        Some(_) => Trial::test(name, || Ok(())).with_ignored_flag(true),
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
