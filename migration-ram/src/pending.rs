@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bitvec::vec::BitVec;
-use ram_block::{DirtyClient, DirtyError, DirtySnapshot, RamBlock};
+use ram_block::{DirtyClient, DirtyError, RamBlock};
 
 use crate::error::SendError;
 
@@ -15,8 +15,6 @@ pub(crate) struct Pending {
     count: u64,
     /// Of the migration's log, when it began: bits are dropped when it moves.
     epoch: u64,
-    /// Kept between harvests.
-    buffer: DirtySnapshot,
 }
 
 const BITS: u64 = u64::BITS as u64;
@@ -28,7 +26,7 @@ impl Pending {
         let count = block.pages();
         let pages = BitVec::repeat(true, usize::try_from(count).unwrap_or(usize::MAX));
         let epoch = block.dirty().epoch(DirtyClient::MIGRATION);
-        Self { block, pages, count, epoch, buffer: DirtySnapshot::default() }
+        Self { block, pages, count, epoch }
     }
 
     /// How many pages are pending.
@@ -39,24 +37,17 @@ impl Pending {
     /// Moves the migration's dirty bits of the block here; says how many pages are
     /// newly pending.
     pub(crate) fn harvest(&mut self) -> Result<u64, SendError> {
-        let buffer = std::mem::take(&mut self.buffer);
         let (pages, dirty) = (0..self.block.pages(), self.block.dirty());
-        let harvest = dirty.snapshot_and_clear_into(DirtyClient::MIGRATION, pages, buffer);
+        let moved = dirty.move_into(DirtyClient::MIGRATION, pages, self.pages.as_raw_mut_slice());
         // Off now, or off and on again since: a block that left the map, if only for a
         // moment. What was logged before that is gone.
         if dirty.epoch(DirtyClient::MIGRATION) != self.epoch
-            || matches!(harvest, Err(DirtyError::ClientOff { .. }))
+            || matches!(moved, Err(DirtyError::ClientOff { .. }))
         {
             return Err(SendError::LogInterrupted { block: self.block.id().to_owned() });
         }
-        let harvest = harvest?;
-        let mut new = 0;
-        for (word, &bits) in self.pages.as_raw_mut_slice().iter_mut().zip(harvest.as_words()) {
-            new += u64::from((bits & !*word).count_ones());
-            *word |= bits;
-        }
+        let new = moved?;
         self.count += new;
-        self.buffer = harvest.commit();
         Ok(new)
     }
 

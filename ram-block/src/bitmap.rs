@@ -1,45 +1,46 @@
-//! One client's bitmap: a bit per page, and a summary bit per word of them.
+//! The part of a client's bitmap that any thread marks.
 //!
 //! A *leaf* word holds the bits of 64 pages; a *summary* word holds one bit for
-//! each of 64 leaves, set when the leaf may be non-zero. A harvest follows the
-//! summary and so costs what is dirty: 16 Mi clean pages (64 GiB of 4 KiB pages)
-//! are 4,096 words to look at.
+//! each of 64 leaves, set when the leaf may be non-zero; a *top* word holds one bit
+//! for each of 64 summary words likewise. A harvest follows them down and so costs
+//! what is dirty: 4 Gi clean pages (16 TiB of 4 KiB pages) are 16,384 words to look at.
 //!
 //! # Why no mark is lost
 //!
 //! The obligation: a mark that has returned is seen by the next harvest. (Of two
 //! harvests of the same bitmap at the same time, one of them has it: the one that
-//! took the summary bit.) A
-//! summary bit may be stale in one direction only: set, with nothing below it.
+//! took the bits above it.) A summary or top bit may be stale in one direction only:
+//! set, with nothing below it.
 //!
 //! A single mark (**M**) and a harvest (**H**) do, in this order:
 //!
 //! ```text
-//!   M1  leaf    |= bit          H1  summary bit <- 0, was it set?
-//!   M2  summary bit set?        H2  leaf        <- 0, take what it held
-//!   M3  if not, summary |= bit
+//!   M1  leaf    |= bit                       H0  top bit     <- 0, was it set?
+//!   M2  summary bit set? else summary |= bit H1  summary bit <- 0, was it set?
+//!   M3  top bit set?     else top     |= bit H2  leaf        <- 0, take what it held
 //! ```
 //!
-//! This is store buffering: each side writes one word and then reads the other.
-//! M1, M2, H1 and H2 are sequentially consistent, so there is one total order of
-//! them. If M1 comes before H2, the harvest takes the bit. Otherwise H1 < H2 <
-//! M1 < M2, so M2 reads what H1 left or something later: either the bit is zero
-//! and M3 sets it, or somebody else has set it since; the next harvest looks at
-//! the leaf. If H never took the summary bit (H1 found it clear) then it was
-//! clear before M3 of *every* marker of this leaf, none of which has returned.
+//! This is store buffering: each side writes one word and then reads the others'.
+//! All of these are sequentially consistent, so there is one total order of them. If
+//! M1 comes before H2, and H got that far, the harvest takes the bit. Otherwise, if H
+//! got to H2 first, H0 < H1 < H2 < M1 < M2 < M3: M2 and M3 read what H1 and H0 left
+//! or something later. Where they find a zero they set the bit; where they find it
+//! set, somebody has set it since. Either way both bits are set after H took them, and
+//! the next harvest looks at the leaf. If H found a bit above the leaf clear, then no
+//! mark of this leaf had passed the step that sets it, so none had returned.
 //!
 //! M2 must ask the summary, not whether M1 found the leaf at zero: another
 //! marker may have set its leaf bit and not yet the summary, and this mark would
-//! return with the summary still clear. H must clear the summary before the
-//! leaf: in the other order a mark between the two sees the summary still set,
-//! returns, and has it cleared behind its back.
+//! return with the summary still clear. M3 must be asked for even if M2 found the
+//! summary bit set, for the same reason. H must clear from the top down: in the other
+//! order a mark between the two sees the upper bit still set, returns, and has it
+//! cleared behind its back.
 //!
-//! A range mark stores all ones into the leaves that it covers whole, with
-//! release, and then ORs the summary *unconditionally*, with release. A harvest
-//! that takes that summary bit has acquired it (later ORs of others continue the
-//! release sequence) and sees the leaves; one that came before leaves the
-//! later-written summary bit for the next harvest. The range mark reads nothing, so
-//! it needs no fence.
+//! A range mark stores all ones into the leaves that it covers whole, passes one
+//! sequentially consistent fence, and then does M2 and M3 for whole words of summary
+//! and top. If H2 does not see such a store, H2 comes before the fence in the total
+//! order, and so do H0 and H1; what the range mark reads after the fence is what they
+//! left or later.
 //!
 //! The page's own contents are published by the same operations: the store to
 //! the page comes before M1 in its thread, H2 acquires, and the page is read
@@ -49,11 +50,11 @@
 //! range mark. On processors with multi-copy atomic stores (x86, Armv8, RISC-V) the
 //! other marker's store to its page is visible wherever its overwritten leaf was.
 //!
-//! A leaf of which a harvest wants only a part is taken by an AND, and its
-//! summary bit is left alone: it may still be needed.
+//! A word of which a harvest wants only a part is taken by an AND, and the bits above
+//! a word that is only partly wanted are left alone: they may still be needed.
 //!
-//! The tests at the end of this file check the argument with loom, and check
-//! that both wrong orders above are caught.
+//! The tests at the end of this file check the argument with loom and shuttle, and
+//! check that wrong orders are caught.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
@@ -66,6 +67,7 @@ pub(crate) const BITS: u64 = u64::BITS as u64;
 pub(crate) struct Bitmap<W: Word = AtomicU64> {
     leaves: Box<[W]>,
     summary: Box<[W]>,
+    top: Box<[W]>,
 }
 
 /// The bits of word `word` that lie in `range` (bit numbers over all words).
@@ -87,81 +89,113 @@ pub(crate) fn words_of(range: &Range<u64>) -> Range<u64> {
     range.start / BITS..range.end.div_ceil(BITS)
 }
 
+/// The words of which all bits lie in `range`.
+pub(crate) fn whole_words_of(range: &Range<u64>) -> Range<u64> {
+    range.start.div_ceil(BITS)..range.end / BITS
+}
+
+/// The numbers of the bits set in word `word`, over all words.
+fn bits_of(word: u64, bits: u64) -> impl Iterator<Item = u64> {
+    let rest = |bits: &u64| Some(bits & (bits - 1)).filter(|bits| *bits != 0);
+    std::iter::successors(Some(bits).filter(|bits| *bits != 0), rest)
+        .map(move |bits| word * BITS + u64::from(bits.trailing_zeros()))
+}
+
+/// Sets bits of a word above; a load where they are set already.
+#[inline]
+fn ensure<W: Word>(words: &[W], word: u64, bits: u64) {
+    let word = &words[index(word)];
+    if word.load_seq_cst() & bits != bits {
+        word.fetch_or_seq_cst(bits);
+    }
+}
+
+/// Takes the bits of word `word` that lie in `wanted`; clears those in `whole`.
+fn take_upper<W: Word>(words: &[W], word: u64, wanted: &Range<u64>, whole: &Range<u64>) -> u64 {
+    let slot = &words[index(word)];
+    let found = slot.load_seq_cst() & mask_within(word, wanted);
+    if found == 0 {
+        return 0;
+    }
+    match mask_within(word, whole) {
+        0 => found,
+        u64::MAX => found | slot.swap_seq_cst(0),
+        mask => found | slot.fetch_and_seq_cst(!mask) & mask,
+    }
+}
+
 impl<W: Word> Bitmap<W> {
     /// A clean bitmap of `pages` pages.
     pub(crate) fn new(pages: u64) -> Self {
         let leaves = pages.div_ceil(BITS);
-        Self { leaves: W::zeroed(index(leaves)), summary: W::zeroed(index(leaves.div_ceil(BITS))) }
+        let summary = leaves.div_ceil(BITS);
+        Self {
+            leaves: W::zeroed(index(leaves)),
+            summary: W::zeroed(index(summary)),
+            top: W::zeroed(index(summary.div_ceil(BITS))),
+        }
     }
 
     /// Sets `bits` in leaf `leaf`.
     #[inline]
     pub(crate) fn mark_word(&self, leaf: u64, bits: u64) {
         self.leaves[index(leaf)].fetch_or_seq_cst(bits); // M1
-        self.ensure_summary(leaf);
-    }
-
-    #[inline]
-    fn ensure_summary(&self, leaf: u64) {
-        let summary = &self.summary[index(leaf / BITS)];
-        let bit = 1 << (leaf % BITS);
-        if summary.load_seq_cst() & bit == 0 {
-            summary.fetch_or_seq_cst(bit);
-        }
+        ensure(&self.summary, leaf / BITS, 1 << (leaf % BITS)); // M2
+        let summary = leaf / BITS;
+        ensure(&self.top, summary / BITS, 1 << (summary % BITS)); // M3
     }
 
     /// Sets the bits of `pages`: whole words by stores, the edges by one OR each.
     pub(crate) fn mark_range(&self, pages: &Range<u64>) {
-        let words = words_of(pages);
-        if words.end - words.start <= 1 {
-            let bits = mask_within(words.start, pages);
+        let leaves = words_of(pages);
+        if leaves.end - leaves.start <= 1 {
+            let bits = mask_within(leaves.start, pages);
             if bits != 0 {
-                self.mark_word(words.start, bits);
+                self.mark_word(leaves.start, bits);
             }
             return;
         }
-        for leaf in words.clone() {
-            match mask_within(leaf, pages) {
-                u64::MAX => self.leaves[index(leaf)].store_release(u64::MAX),
-                bits => self.leaves[index(leaf)].fetch_or_release(bits),
+        let whole = whole_words_of(pages);
+        for leaf in [leaves.start, leaves.end - 1] {
+            if !whole.contains(&leaf) {
+                self.leaves[index(leaf)].fetch_or_seq_cst(mask_within(leaf, pages));
             }
         }
-        for summary in words_of(&words) {
-            self.summary[index(summary)].fetch_or_release(mask_within(summary, &words));
+        for leaf in &self.leaves[index(whole.start)..index(whole.end)] {
+            leaf.store_release(u64::MAX);
+        }
+        W::fence_seq_cst();
+        let summaries = words_of(&leaves);
+        for summary in summaries.clone() {
+            ensure(&self.summary, summary, mask_within(summary, &leaves));
+        }
+        for top in words_of(&summaries) {
+            ensure(&self.top, top, mask_within(top, &summaries));
         }
     }
 
     /// Clears the bits of `pages` and hands each non-zero word of them to `sink`,
     /// in ascending order, as (word number, bits).
     pub(crate) fn take(&self, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {
-        let leaves = words_of(pages);
-        // Leaves that lie in the range with all their 64 pages.
-        let whole = pages.start.div_ceil(BITS)..pages.end / BITS;
-        for summary in words_of(&leaves) {
-            let slot = &self.summary[index(summary)];
-            let wanted = slot.load_seq_cst() & mask_within(summary, &leaves);
-            if wanted == 0 {
-                continue;
-            }
-            // H1. Bits of leaves that are only partly in the range stay set.
-            let mut found = wanted & !mask_within(summary, &whole);
-            match mask_within(summary, &whole) {
-                0 => {}
-                u64::MAX => found |= slot.swap_seq_cst(0),
-                mask => found |= slot.fetch_and_seq_cst(!mask) & mask,
-            }
-            while found != 0 {
-                let leaf = summary * BITS + u64::from(found.trailing_zeros());
-                found &= found - 1;
-                let mask = mask_within(leaf, pages);
-                let word = &self.leaves[index(leaf)];
-                // H2.
-                let bits = match mask {
-                    u64::MAX => word.swap_seq_cst(0),
-                    mask => word.fetch_and_seq_cst(!mask) & mask,
-                };
-                if bits != 0 {
-                    sink(leaf, bits);
+        let (leaves, whole_leaves) = (words_of(pages), whole_words_of(pages));
+        let (summaries, whole_summaries) = (words_of(&leaves), whole_words_of(&whole_leaves));
+        for top in words_of(&summaries) {
+            // H0.
+            let found = take_upper(&self.top, top, &summaries, &whole_summaries);
+            for summary in bits_of(top, found) {
+                // H1.
+                let found = take_upper(&self.summary, summary, &leaves, &whole_leaves);
+                for leaf in bits_of(summary, found) {
+                    let mask = mask_within(leaf, pages);
+                    let word = &self.leaves[index(leaf)];
+                    // H2.
+                    let bits = match mask {
+                        u64::MAX => word.swap_seq_cst(0),
+                        mask => word.fetch_and_seq_cst(!mask) & mask,
+                    };
+                    if bits != 0 {
+                        sink(leaf, bits);
+                    }
                 }
             }
         }
@@ -177,7 +211,6 @@ impl<W: Word> Bitmap<W> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn masks_are_exact() {
@@ -188,10 +221,13 @@ mod tests {
         assert_eq!(mask_within(0, &(63..64)), 1 << 63);
     }
 
-    fn pages_taken(bitmap: &Bitmap, range: Range<u64>) -> BTreeSet<u64> {
-        let mut pages = BTreeSet::new();
+    fn pages_taken(bitmap: &Bitmap, range: Range<u64>) -> Vec<bool> {
+        let mut pages = vec![false; index(PAGES)];
+        let mut last = None;
         bitmap.take(&range, |word, bits| {
-            pages.extend((0..BITS).filter(|bit| bits >> bit & 1 != 0).map(|bit| word * BITS + bit));
+            assert!(last < Some(word) && bits != 0, "words come once each and in order");
+            last = Some(word);
+            bits_of(word, bits).for_each(|page| pages[index(page)] = true);
         });
         pages
     }
@@ -203,11 +239,11 @@ mod tests {
         Take(Range<u64>),
     }
 
-    const PAGES: u64 = 64 * 64 * 3 + 17;
+    const PAGES: u64 = 64 * 64 * 64 * 2 + 64 * 64 * 3 + 17;
 
     fn operations() -> impl Strategy<Value = Vec<Operation>> {
         let range = || (0..=PAGES, 0..=PAGES).prop_map(|(a, b)| a.min(b)..a.max(b));
-        let short = || (0..PAGES, 0..200u64).prop_map(|(a, n)| a..(a + n).min(PAGES));
+        let short = || (0..PAGES, 0..20_000u64).prop_map(|(a, n)| a..(a + n).min(PAGES));
         let operation = prop_oneof![
             4 => (0..PAGES / BITS, any::<u64>()).prop_map(|(w, b)| Operation::Word(w, b)),
             2 => short().prop_map(Operation::Range),
@@ -223,26 +259,27 @@ mod tests {
         #[test]
         fn behaves_as_a_set_of_pages(operations in operations()) {
             let bitmap: Bitmap = Bitmap::new(PAGES);
-            let mut oracle = BTreeSet::new();
+            let mut oracle = vec![false; index(PAGES)];
             for operation in operations {
                 match operation {
                     Operation::Word(word, bits) => {
                         bitmap.mark_word(word, bits);
-                        oracle.extend((0..BITS).filter(|b| bits >> b & 1 != 0).map(|b| word * BITS + b));
+                        bits_of(word, bits).for_each(|page| oracle[index(page)] = true);
                     }
                     Operation::Range(range) => {
                         bitmap.mark_range(&range);
-                        oracle.extend(range);
+                        oracle[index(range.start)..index(range.end)].fill(true);
                     }
                     Operation::Take(range) => {
-                        let expected: BTreeSet<_> =
-                            oracle.iter().copied().filter(|page| range.contains(page)).collect();
-                        oracle.retain(|page| !range.contains(page));
-                        prop_assert_eq!(pages_taken(&bitmap, range), expected);
+                        let mut expected = vec![false; index(PAGES)];
+                        let bytes = index(range.start)..index(range.end);
+                        expected[bytes.clone()].copy_from_slice(&oracle[bytes.clone()]);
+                        oracle[bytes].fill(false);
+                        prop_assert!(pages_taken(&bitmap, range) == expected);
                     }
                 }
             }
-            prop_assert_eq!(pages_taken(&bitmap, 0..PAGES), oracle);
+            prop_assert!(pages_taken(&bitmap, 0..PAGES) == oracle);
         }
     }
 }

@@ -3,15 +3,15 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use thiserror::Error;
 
 use crate::barrier;
-use crate::bitmap::{BITS, Bitmap};
+use crate::bitmap::{BITS, Bitmap, words_of};
+use crate::bulk::{Bulk, CHUNK, Shifted, nonzero_words};
 use crate::client::{ClientSet, DirtyClient};
-use crate::merge::shift_merge;
-use crate::page::PageSize;
+use crate::page::{PageSize, index};
 use crate::snapshot::{DirtySnapshot, Harvest};
 
 /// A request that a block's bitmaps cannot serve.
@@ -47,6 +47,9 @@ pub enum DirtyError {
     },
 }
 
+/// The bulk part of each client that is on.
+type BulkParts = [Option<Bulk>; DirtyClient::COUNT];
+
 /// Set in `enabled` where writers must fence for themselves; see `barrier`.
 const WRITERS_FENCE: u64 = 1 << 63;
 
@@ -72,7 +75,9 @@ pub struct DirtyMemory {
     switching: Mutex<()>,
     /// How often each client was switched off.
     epochs: [AtomicU64; DirtyClient::COUNT],
-    /// Allocated when a client is first on.
+    /// What the synchronizer merged, under this lock; of clients that are on.
+    bulk: Mutex<BulkParts>,
+    /// What anybody marked. Allocated when a client is first on.
     bitmaps: [OnceLock<Bitmap>; DirtyClient::COUNT],
 }
 
@@ -86,6 +91,7 @@ impl DirtyMemory {
             enabled: AtomicU64::new(fence),
             switching: Mutex::new(()),
             epochs: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
+            bulk: Mutex::default(),
             bitmaps: [const { OnceLock::new() }; DirtyClient::COUNT],
         })
     }
@@ -103,6 +109,11 @@ impl DirtyMemory {
     /// The clients that are on.
     pub fn enabled(&self) -> ClientSet {
         Self::clients_in(self.enabled.load(Ordering::Acquire))
+    }
+
+    fn lock_bulk(&self) -> MutexGuard<'_, BulkParts> {
+        // Plain words: whatever panicked, each of them is whole.
+        self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn clients_in(mask: u64) -> ClientSet {
@@ -125,6 +136,7 @@ impl DirtyMemory {
     pub fn enable(&self, client: DirtyClient) {
         let _switching = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
         self.bitmaps[client.index()].get_or_init(|| Bitmap::new(self.pages));
+        self.lock_bulk()[client.index()].get_or_insert_with(|| Bulk::new(self.pages));
         self.enabled.fetch_or(1 << client.number(), Ordering::SeqCst);
         if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !barrier::every_thread() {
             log::warn!(
@@ -144,6 +156,7 @@ impl DirtyMemory {
         let before = self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
         if Self::clients_in(before).contains(client) {
             self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
+            self.lock_bulk()[client.index()] = None;
             if let Some(bitmap) = self.bitmaps[client.index()].get() {
                 bitmap.take(&(0..self.pages), |_, _| ());
             }
@@ -196,7 +209,8 @@ impl DirtyMemory {
     ///
     /// The form is that of KVM's dirty log: little-endian bit order in 64-bit
     /// words. Bits from `count` on are ignored. `first` need not be a multiple of
-    /// 64. Costs one pass over the words.
+    /// 64. Costs one pass over the words, and no atomic operation; other merges and
+    /// harvests of this block wait for a granule of 262,144 pages at most.
     ///
     /// # Errors
     ///
@@ -209,13 +223,92 @@ impl DirtyMemory {
         if (words.len() as u64) < needed {
             return Err(DirtyError::ShortBitmap { words: words.len(), pages: count, needed });
         }
-        let mut targets = [None; DirtyClient::COUNT];
-        for (slot, bitmap) in targets.iter_mut().zip(self.targets().into_iter().flatten()) {
-            *slot = Some(bitmap);
+        let source = Shifted { words, first, count };
+        Ok(self.merge_chunks(&source))
+    }
+
+    /// Merges granule by granule, so that the lock is held for a short time.
+    fn merge_chunks(&self, source: &Shifted<'_>) -> u64 {
+        let mut buffer = [0; CHUNK];
+        let mut set = 0;
+        let chunks = words_of(&source.destination());
+        let mut next = chunks.start;
+        while next < chunks.end {
+            let end = ((next / BITS + 1) * BITS).min(chunks.end);
+            let mut bulk = self.lock_bulk();
+            for chunk in next..end {
+                let words = source.chunk(chunk, &mut buffer);
+                if words.iter().fold(0, |all, word| all | word) == 0 {
+                    continue;
+                }
+                set += words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+                let nonzero = nonzero_words(words);
+                for bulk in bulk.iter_mut().flatten() {
+                    bulk.merge_chunk(index(chunk), words, nonzero);
+                }
+            }
+            next = end;
         }
-        Ok(shift_merge(first, count, words, |word, bits| {
-            targets.iter().flatten().for_each(|bitmap| bitmap.mark_word(word, bits));
-        }))
+        set
+    }
+
+    /// Takes the bits of `pages` from both parts of a client's bitmap. A word may come
+    /// twice, with other bits.
+    fn take(&self, client: DirtyClient, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {
+        let mut rest = pages.clone();
+        while !rest.is_empty() {
+            let mut bulk = self.lock_bulk();
+            let Some(bulk) = &mut bulk[client.index()] else { break };
+            let Some(granule) = bulk.dirty_granule(&rest) else { break };
+            bulk.take(&granule, &mut sink);
+            rest.start = granule.end;
+        }
+        if let Some(bitmap) = self.bitmaps[client.index()].get() {
+            bitmap.take(pages, sink);
+        }
+    }
+
+    /// Moves the bits of exactly `pages` from `client`'s bitmap into `into`, a bitmap of
+    /// the whole block that its consumer keeps for itself. Returns how many bits of
+    /// `into` are new.
+    ///
+    /// Word n of `into` has the pages from 64 n on, the least significant bit the lowest
+    /// page. The bits are the consumer's then: nobody gives them back. Costs what is
+    /// dirty, and allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages,
+    /// [`DirtyError::ShortBitmap`] if `into` has not, and [`DirtyError::ClientOff`].
+    pub fn move_into(
+        &self,
+        client: DirtyClient,
+        pages: Range<u64>,
+        into: &mut [u64],
+    ) -> Result<u64, DirtyError> {
+        self.check_on(client, &pages)?;
+        let needed = pages.end.div_ceil(BITS);
+        if (into.len() as u64) < needed {
+            return Err(DirtyError::ShortBitmap { words: into.len(), pages: pages.end, needed });
+        }
+        let mut new = 0;
+        self.take(client, &pages, |word, bits| {
+            let slot = &mut into[index(word)];
+            new += u64::from((bits & !*slot).count_ones());
+            *slot |= bits;
+        });
+        Ok(new)
+    }
+
+    /// Whether `client` is on and the block has `pages`.
+    fn check_on(&self, client: DirtyClient, pages: &Range<u64>) -> Result<(), DirtyError> {
+        self.check(pages)?;
+        let enabled = self.enabled();
+        if enabled.contains(client) {
+            Ok(())
+        } else {
+            Err(DirtyError::ClientOff { client, enabled })
+        }
     }
 
     fn check(&self, pages: &Range<u64>) -> Result<(), DirtyError> {
@@ -255,14 +348,9 @@ impl DirtyMemory {
         pages: Range<u64>,
         mut buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
-        self.check(&pages)?;
-        let enabled = self.enabled();
-        let bitmap = self.bitmaps[client.index()]
-            .get()
-            .filter(|_| enabled.contains(client))
-            .ok_or(DirtyError::ClientOff { client, enabled })?;
+        self.check_on(client, &pages)?;
         buffer.reset(pages.clone());
-        bitmap.take(&pages, |word, bits| buffer.put(word, bits));
+        self.take(client, &pages, |word, bits| buffer.put(word, bits));
         Ok(Harvest::new(self.clone(), client, buffer))
     }
 
@@ -279,9 +367,13 @@ impl DirtyMemory {
     /// Whether `page` is dirty for `client`; false if the client is off or the block
     /// has no such page.
     pub fn is_dirty(&self, client: DirtyClient, page: u64) -> bool {
-        page < self.pages
-            && self.enabled().contains(client)
-            && self.bitmaps[client.index()].get().is_some_and(|bitmap| bitmap.contains(page))
+        let marked = || {
+            let marked =
+                self.bitmaps[client.index()].get().is_some_and(|bitmap| bitmap.contains(page));
+            marked
+                || self.lock_bulk()[client.index()].as_ref().is_some_and(|bulk| bulk.contains(page))
+        };
+        page < self.pages && self.enabled().contains(client) && marked()
     }
 }
 

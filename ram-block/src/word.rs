@@ -5,13 +5,13 @@
 //! that what is checked is what ships.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// The operations that the bitmap's argument needs, named by what it relies on.
 ///
-/// The `_seq_cst` operations take part in one total order with each other. The
-/// two `_release` operations are ordered after everything before them in the
-/// same thread, and no more.
+/// The `_seq_cst` operations take part in one total order with each other. A
+/// `_release` store is ordered after everything before it in the same thread, and no
+/// more.
 pub(crate) trait Word: Send + Sync + Sized + 'static {
     fn zeroed(len: usize) -> Box<[Self]>;
     fn load_seq_cst(&self) -> u64;
@@ -19,7 +19,7 @@ pub(crate) trait Word: Send + Sync + Sized + 'static {
     fn fetch_or_seq_cst(&self, bits: u64) -> u64;
     fn fetch_and_seq_cst(&self, bits: u64) -> u64;
     fn store_release(&self, value: u64);
-    fn fetch_or_release(&self, bits: u64);
+    fn fence_seq_cst();
 }
 
 impl Word for AtomicU64 {
@@ -60,8 +60,8 @@ impl Word for AtomicU64 {
     }
 
     #[inline]
-    fn fetch_or_release(&self, bits: u64) {
-        self.fetch_or(bits, Ordering::Release);
+    fn fence_seq_cst() {
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -111,8 +111,8 @@ pub(crate) mod model {
             self.swap(value, Ordering::Release);
         }
 
-        fn fetch_or_release(&self, bits: u64) {
-            self.fetch_or(bits, Ordering::Release);
+        fn fence_seq_cst() {
+            fence(Ordering::SeqCst);
         }
     }
 }
@@ -149,8 +149,6 @@ pub(crate) mod interleaved {
             self.store(value, SeqCst);
         }
 
-        fn fetch_or_release(&self, bits: u64) {
-            self.fetch_or(bits, SeqCst);
-        }
+        fn fence_seq_cst() {}
     }
 }

@@ -1,0 +1,244 @@
+//! The part of a client's bitmap that only the synchronizer writes.
+//!
+//! A locked instruction costs about as much as 16 plain loads, so a merge of many
+//! dirty pages into an atomic bitmap is bound by its read-modify-writes, however fast
+//! it scans. KVM's words come from one thread at a time, though. They go here: plain
+//! words, OR-ed under the block's lock (that is what `&mut` means below), and taken
+//! under the same lock by a harvest, which joins them with what others marked in the
+//! atomic [`Bitmap`](crate::bitmap::Bitmap).
+//!
+//! The levels are the same: a summary bit for each word, a top bit for each summary
+//! word. A *chunk* is the 64 words of one summary word (4,096 pages), a *granule* the
+//! 64 chunks of one top word (262,144 pages), which is what is done under one lock.
+
+use std::ops::Range;
+
+use crate::bitmap::{BITS, mask_within, whole_words_of, words_of};
+use crate::page::index;
+
+/// Words of a chunk.
+pub(crate) const CHUNK: usize = 64;
+/// Pages of a granule.
+pub(crate) const GRANULE: u64 = BITS * BITS * BITS;
+
+pub(crate) type Chunk = [u64; CHUNK];
+
+/// Plain words, zero, not yet backed by memory.
+#[derive(Debug)]
+pub(crate) struct Bulk {
+    leaves: Vec<u64>,
+    summary: Vec<u64>,
+    top: Vec<u64>,
+}
+
+impl Bulk {
+    /// A clean bitmap of `pages` pages.
+    pub(crate) fn new(pages: u64) -> Self {
+        let summary = pages.div_ceil(BITS).div_ceil(BITS);
+        Self {
+            leaves: vec![0; index(summary) * CHUNK],
+            summary: vec![0; index(summary)],
+            top: vec![0; index(summary.div_ceil(BITS))],
+        }
+    }
+
+    /// ORs `words` into chunk `chunk`; `nonzero` has a bit for each of them that is not
+    /// zero.
+    #[inline(always)]
+    pub(crate) fn merge_chunk(&mut self, chunk: usize, words: &Chunk, nonzero: u64) {
+        let leaves = &mut self.leaves[chunk * CHUNK..(chunk + 1) * CHUNK];
+        for (leaf, word) in leaves.iter_mut().zip(words) {
+            *leaf |= word;
+        }
+        self.summary[chunk] |= nonzero;
+        self.top[chunk / 64] |= 1 << (chunk % 64);
+    }
+
+    /// The first granule in `pages` that may have a dirty page, cut to `pages`.
+    pub(crate) fn dirty_granule(&self, pages: &Range<u64>) -> Option<Range<u64>> {
+        if pages.is_empty() {
+            return None;
+        }
+        let granules = pages.start / GRANULE..pages.end.div_ceil(GRANULE);
+        let tops = &self.top[index(granules.start)..index(granules.end)];
+        let found = granules.start + tops.iter().position(|top| *top != 0)? as u64;
+        let start = (found * GRANULE).max(pages.start);
+        Some(start..((found + 1) * GRANULE).min(pages.end))
+    }
+
+    /// Clears the bits of `pages`, which lie in one granule, and hands each non-zero
+    /// word of them to `sink`, in ascending order, as (word number, bits).
+    pub(crate) fn take(&mut self, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {
+        let leaves = words_of(pages);
+        let whole = whole_words_of(pages);
+        for chunk in words_of(&leaves) {
+            let wanted = mask_within(chunk, &leaves);
+            let mut found = self.summary[index(chunk)] & wanted;
+            self.summary[index(chunk)] &= !mask_within(chunk, &whole);
+            while found != 0 {
+                let leaf = chunk * BITS + u64::from(found.trailing_zeros());
+                found &= found - 1;
+                let mask = mask_within(leaf, pages);
+                let word = &mut self.leaves[index(leaf)];
+                let bits = *word & mask;
+                *word &= !mask;
+                if bits != 0 {
+                    sink(leaf, bits);
+                }
+            }
+            if self.summary[index(chunk)] == 0 {
+                self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+            }
+        }
+    }
+
+    /// Whether `page` is marked.
+    pub(crate) fn contains(&self, page: u64) -> bool {
+        self.leaves[index(page / BITS)] >> (page % BITS) & 1 != 0
+    }
+}
+
+/// A bit for each word that is not zero.
+#[inline(always)]
+pub(crate) fn nonzero_words(words: &Chunk) -> u64 {
+    let mut mask = 0;
+    for (bit, word) in words.iter().enumerate() {
+        mask |= u64::from(*word != 0) << bit;
+    }
+    mask
+}
+
+/// A bitmap that starts anywhere, seen in the chunks of the bitmap that it is merged
+/// into: bit 0 of `words` is page `first`, and `count` bits count.
+#[derive(Clone, Copy)]
+pub(crate) struct Shifted<'a> {
+    pub(crate) words: &'a [u64],
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+}
+
+impl Shifted<'_> {
+    /// The destination's words that get bits.
+    pub(crate) fn destination(&self) -> Range<u64> {
+        words_of(&(self.first..self.first + self.count))
+    }
+
+    /// One source word, without the bits past the end; zero outside.
+    #[inline(always)]
+    fn word(&self, n: u64) -> u64 {
+        let word = self.words.get(index(n)).copied().unwrap_or(0);
+        word & mask_within(n, &(0..self.count))
+    }
+
+    /// Chunk `chunk` of the destination. Borrowed where it lies so in the source.
+    ///
+    /// Each destination word is put together of the two source words that meet it: no
+    /// loop over bits at any offset.
+    #[inline(always)]
+    pub(crate) fn chunk<'b>(&'b self, chunk: u64, buffer: &'b mut Chunk) -> &'b Chunk {
+        let (shift, base) = (self.first % BITS, self.first / BITS);
+        let start = chunk * BITS;
+        let whole = self.count / BITS;
+        if shift == 0 && start >= base && start - base + BITS <= whole {
+            let from = index(start - base);
+            if let Some(words) = self.words.get(from..from + CHUNK).and_then(|w| w.try_into().ok())
+            {
+                return words;
+            }
+        }
+        for (n, word) in (start..).zip(buffer.iter_mut()) {
+            *word = 0;
+            if n >= base {
+                *word = self.word(n - base) << shift;
+            }
+            if n > base {
+                // A shift by 64 is no shift at all, so it is done in two steps.
+                *word |= (self.word(n - base - 1) >> 1) >> (BITS - 1 - shift);
+            }
+        }
+        buffer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn word() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), Just(u64::MAX), any::<u64>(), (0..64u32).prop_map(|n| 1 << n)]
+    }
+
+    proptest! {
+        /// All 64 offsets for each set of random words and each cut-off, against the
+        /// definition, bit by bit.
+        #[test]
+        fn a_shift_equals_the_bit_loop_at_every_offset(
+            words in prop::collection::vec(word(), 1..150),
+            base in 0..130u64,
+            cut in 0..64u64,
+        ) {
+            let count = words.len() as u64 * BITS - cut;
+            for shift in 0..BITS {
+                let source = Shifted { words: &words, first: base * BITS + shift, count };
+                let mut expected = vec![0u64; 5 * CHUNK];
+                for bit in 0..count {
+                    if words[index(bit / BITS)] >> (bit % BITS) & 1 != 0 {
+                        let at = source.first + bit;
+                        expected[index(at / BITS)] |= 1 << (at % BITS);
+                    }
+                }
+                let mut merged = vec![0u64; 5 * CHUNK];
+                for chunk in words_of(&source.destination()) {
+                    let at = index(chunk) * CHUNK;
+                    merged[at..at + CHUNK].copy_from_slice(source.chunk(chunk, &mut [0; CHUNK]));
+                }
+                prop_assert_eq!(&merged, &expected, "at offset {}", source.first);
+            }
+        }
+
+        /// Any merges and takes against a plain list of pages.
+        #[test]
+        fn behaves_as_a_list_of_pages(
+            steps in prop::collection::vec(
+                (0..300_000u64, 1..9000u64, any::<bool>(), any::<u64>()), 1..40),
+        ) {
+            const PAGES: u64 = 320_000;
+            let mut bulk = Bulk::new(PAGES);
+            let mut oracle = vec![false; index(PAGES)];
+            for (start, len, merge, seed) in steps {
+                let range = start..start + len;
+                if merge {
+                    let words: Vec<u64> = (0..len.div_ceil(64))
+                        .map(|n| (seed ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15) & seed.rotate_left(7))
+                        .collect();
+                    let source = Shifted { words: &words, first: start, count: len };
+                    for chunk in words_of(&source.destination()) {
+                        let mut buffer = [0; CHUNK];
+                        let words = source.chunk(chunk, &mut buffer);
+                        bulk.merge_chunk(index(chunk), words, nonzero_words(words));
+                    }
+                    for bit in 0..len {
+                        oracle[index(start + bit)] |= words[index(bit / 64)] >> (bit % 64) & 1 != 0;
+                    }
+                } else {
+                    let mut rest = range.clone();
+                    let mut found = vec![false; index(PAGES)];
+                    while let Some(granule) = bulk.dirty_granule(&rest) {
+                        bulk.take(&granule, |word, bits| {
+                            (0..64).filter(|bit| bits >> bit & 1 != 0)
+                                .for_each(|bit| found[index(word * 64 + bit)] = true);
+                        });
+                        rest.start = granule.end;
+                    }
+                    let range = index(range.start)..index(range.end);
+                    let mut expected = vec![false; index(PAGES)];
+                    expected[range.clone()].copy_from_slice(&oracle[range.clone()]);
+                    oracle[range].fill(false);
+                    prop_assert!(found == expected);
+                }
+            }
+            prop_assert!((0..PAGES).all(|page| bulk.contains(page) == oracle[index(page)]));
+        }
+    }
+}
