@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use crate::bitmap::{BITS, mask_within, whole_words_of, words_of};
 use crate::page::index;
+use crate::wide;
 
 /// Words of a chunk.
 pub(crate) const CHUNK: usize = 64;
@@ -44,11 +45,17 @@ impl Bulk {
 
     /// ORs `words` into chunk `chunk`; `nonzero` has a bit for each of them that is not
     /// zero.
-    #[inline(always)]
     pub(crate) fn merge_chunk(&mut self, chunk: usize, words: &Chunk, nonzero: u64) {
         let leaves = &mut self.leaves[chunk * CHUNK..(chunk + 1) * CHUNK];
-        for (leaf, word) in leaves.iter_mut().zip(words) {
-            *leaf |= word;
+        if nonzero.count_ones() <= wide::FEW {
+            let mut rest = nonzero;
+            while rest != 0 {
+                let n = rest.trailing_zeros() as usize;
+                leaves[n] |= words[n];
+                rest &= rest - 1;
+            }
+        } else {
+            wide::or(leaves, words);
         }
         self.summary[chunk] |= nonzero;
         self.top[chunk / 64] |= 1 << (chunk % 64);
@@ -69,43 +76,62 @@ impl Bulk {
     /// Clears the bits of `pages`, which lie in one granule, and hands each non-zero
     /// word of them to `sink`, in ascending order, as (word number, bits).
     pub(crate) fn take(&mut self, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {
-        let leaves = words_of(pages);
-        let whole = whole_words_of(pages);
-        for chunk in words_of(&leaves) {
-            let wanted = mask_within(chunk, &leaves);
-            let mut found = self.summary[index(chunk)] & wanted;
-            self.summary[index(chunk)] &= !mask_within(chunk, &whole);
-            while found != 0 {
-                let leaf = chunk * BITS + u64::from(found.trailing_zeros());
-                found &= found - 1;
-                let mask = mask_within(leaf, pages);
-                let word = &mut self.leaves[index(leaf)];
-                let bits = *word & mask;
-                *word &= !mask;
-                if bits != 0 {
-                    sink(leaf, bits);
-                }
-            }
-            if self.summary[index(chunk)] == 0 {
-                self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+        for chunk in words_of(&words_of(pages)) {
+            self.take_chunk(chunk, pages, &mut sink);
+        }
+    }
+
+    fn take_chunk(&mut self, chunk: u64, pages: &Range<u64>, sink: &mut impl FnMut(u64, u64)) {
+        let summary = &mut self.summary[index(chunk)];
+        let mut found = *summary & mask_within(chunk, &words_of(pages));
+        *summary &= !mask_within(chunk, &whole_words_of(pages));
+        if *summary == 0 {
+            self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+        }
+        while found != 0 {
+            let leaf = chunk * BITS + u64::from(found.trailing_zeros());
+            found &= found - 1;
+            let mask = mask_within(leaf, pages);
+            let word = &mut self.leaves[index(leaf)];
+            let bits = *word & mask;
+            *word &= !mask;
+            if bits != 0 {
+                sink(leaf, bits);
             }
         }
+    }
+
+    /// Moves the bits of `pages`, which lie in one granule, into `into`, a bitmap of the
+    /// same pages; says how many of its bits are new.
+    pub(crate) fn move_into(&mut self, pages: &Range<u64>, into: &mut [u64]) -> u64 {
+        let mut new = 0;
+        let whole = whole_words_of(&whole_words_of(pages));
+        for chunk in words_of(&words_of(pages)) {
+            let at = index(chunk) * CHUNK;
+            let many = self.summary[index(chunk)].count_ones() > wide::FEW;
+            let target = into.get_mut(at..at + CHUNK).and_then(|words| words.try_into().ok());
+            match target.filter(|_| many && whole.contains(&chunk)) {
+                Some(target) => {
+                    if let Ok(leaves) = (&mut self.leaves[at..at + CHUNK]).try_into() {
+                        new += wide::move_chunk(leaves, target);
+                    }
+                    self.summary[index(chunk)] = 0;
+                    self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+                }
+                None => self.take_chunk(chunk, pages, &mut |word, bits| {
+                    let slot = &mut into[index(word)];
+                    new += u64::from((bits & !*slot).count_ones());
+                    *slot |= bits;
+                }),
+            }
+        }
+        new
     }
 
     /// Whether `page` is marked.
     pub(crate) fn contains(&self, page: u64) -> bool {
         self.leaves[index(page / BITS)] >> (page % BITS) & 1 != 0
     }
-}
-
-/// A bit for each word that is not zero.
-#[inline(always)]
-pub(crate) fn nonzero_words(words: &Chunk) -> u64 {
-    let mut mask = 0;
-    for (bit, word) in words.iter().enumerate() {
-        mask |= u64::from(*word != 0) << bit;
-    }
-    mask
 }
 
 /// A bitmap that starts anywhere, seen in the chunks of the bitmap that it is merged
@@ -216,7 +242,7 @@ mod tests {
                     for chunk in words_of(&source.destination()) {
                         let mut buffer = [0; CHUNK];
                         let words = source.chunk(chunk, &mut buffer);
-                        bulk.merge_chunk(index(chunk), words, nonzero_words(words));
+                        bulk.merge_chunk(index(chunk), words, wide::scan(words).0);
                     }
                     for bit in 0..len {
                         oracle[index(start + bit)] |= words[index(bit / 64)] >> (bit % 64) & 1 != 0;
@@ -224,13 +250,23 @@ mod tests {
                 } else {
                     let mut rest = range.clone();
                     let mut found = vec![false; index(PAGES)];
+                    let mut private = vec![0u64; index(PAGES / 64)];
+                    let mut new = 0;
                     while let Some(granule) = bulk.dirty_granule(&rest) {
-                        bulk.take(&granule, |word, bits| {
-                            (0..64).filter(|bit| bits >> bit & 1 != 0)
-                                .for_each(|bit| found[index(word * 64 + bit)] = true);
-                        });
+                        if seed % 2 == 0 {
+                            new += bulk.move_into(&granule, &mut private);
+                        } else {
+                            bulk.take(&granule, |word, bits| {
+                                private[index(word)] |= bits;
+                                new += u64::from(bits.count_ones());
+                            });
+                        }
                         rest.start = granule.end;
                     }
+                    for (page, found) in (0u64..).zip(&mut found) {
+                        *found = private[index(page / 64)] >> (page % 64) & 1 != 0;
+                    }
+                    prop_assert_eq!(new, found.iter().filter(|found| **found).count() as u64);
                     let range = index(range.start)..index(range.end);
                     let mut expected = vec![false; index(PAGES)];
                     expected[range.clone()].copy_from_slice(&oracle[range.clone()]);

@@ -9,10 +9,11 @@ use thiserror::Error;
 
 use crate::barrier;
 use crate::bitmap::{BITS, Bitmap, words_of};
-use crate::bulk::{Bulk, CHUNK, Shifted, nonzero_words};
+use crate::bulk::{Bulk, CHUNK, Shifted};
 use crate::client::{ClientSet, DirtyClient};
 use crate::page::{PageSize, index};
 use crate::snapshot::{DirtySnapshot, Harvest};
+use crate::wide;
 
 /// A request that a block's bitmaps cannot serve.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -241,8 +242,8 @@ impl DirtyMemory {
                 if words.iter().fold(0, |all, word| all | word) == 0 {
                     continue;
                 }
-                set += words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
-                let nonzero = nonzero_words(words);
+                let (nonzero, ones) = wide::scan(words);
+                set += ones;
                 for bulk in bulk.iter_mut().flatten() {
                     bulk.merge_chunk(index(chunk), words, nonzero);
                 }
@@ -252,19 +253,21 @@ impl DirtyMemory {
         set
     }
 
-    /// Takes the bits of `pages` from both parts of a client's bitmap. A word may come
-    /// twice, with other bits.
-    fn take(&self, client: DirtyClient, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {
+    /// Calls `each` for every granule of `pages` that the synchronizer may have marked
+    /// for `client`, with the lock held for one granule at a time.
+    fn each_granule(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+        mut each: impl FnMut(&mut Bulk, &Range<u64>),
+    ) {
         let mut rest = pages.clone();
-        while !rest.is_empty() {
+        loop {
             let mut bulk = self.lock_bulk();
             let Some(bulk) = &mut bulk[client.index()] else { break };
             let Some(granule) = bulk.dirty_granule(&rest) else { break };
-            bulk.take(&granule, &mut sink);
+            each(bulk, &granule);
             rest.start = granule.end;
-        }
-        if let Some(bitmap) = self.bitmaps[client.index()].get() {
-            bitmap.take(pages, sink);
         }
     }
 
@@ -292,12 +295,20 @@ impl DirtyMemory {
             return Err(DirtyError::ShortBitmap { words: into.len(), pages: pages.end, needed });
         }
         let mut new = 0;
-        self.take(client, &pages, |word, bits| {
+        self.each_granule(client, &pages, |bulk, granule| new += bulk.move_into(granule, into));
+        self.take_marked(client, &pages, |word, bits| {
             let slot = &mut into[index(word)];
             new += u64::from((bits & !*slot).count_ones());
             *slot |= bits;
         });
         Ok(new)
+    }
+
+    /// Takes what anybody marked.
+    fn take_marked(&self, client: DirtyClient, pages: &Range<u64>, sink: impl FnMut(u64, u64)) {
+        if let Some(bitmap) = self.bitmaps[client.index()].get() {
+            bitmap.take(pages, sink);
+        }
     }
 
     /// Whether `client` is on and the block has `pages`.
@@ -350,7 +361,10 @@ impl DirtyMemory {
     ) -> Result<Harvest, DirtyError> {
         self.check_on(client, &pages)?;
         buffer.reset(pages.clone());
-        self.take(client, &pages, |word, bits| buffer.put(word, bits));
+        self.each_granule(client, &pages, |bulk, granule| {
+            bulk.take(granule, |word, bits| buffer.put(word, bits));
+        });
+        self.take_marked(client, &pages, |word, bits| buffer.put(word, bits));
         Ok(Harvest::new(self.clone(), client, buffer))
     }
 

@@ -44,8 +44,8 @@
 //! # Where the unsafe code is
 //!
 //! `backing` maps memory, `block` lends it to vm-memory, `word` makes zeroed
-//! arrays of atomics, and `barrier` issues a system call. Everything else is
-//! safe Rust.
+//! arrays of atomics, `wide` chooses instructions at run time, and `barrier` issues
+//! a system call. Everything else is safe Rust.
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("guest memory is indexed with 64-bit offsets: a 64-bit host is needed");
@@ -60,6 +60,7 @@ mod dirty;
 mod page;
 mod snapshot;
 mod vm_memory_bitmap;
+mod wide;
 mod word;
 
 pub use block::{MAX_ID_LEN, RamBlock, RamBlockError, RamSlice};

@@ -1,5 +1,5 @@
 //! The argument of the parent module, checked by loom (with at most three
-//! preemptions, and every stale read that the memory model allows), and three wrong
+//! preemptions, and every stale read that the memory model allows), and four wrong
 //! orders, kept to show that the model can see the loss.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
