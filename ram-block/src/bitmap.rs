@@ -174,6 +174,14 @@ impl<W: Word> Bitmap<W> {
         }
     }
 
+    /// The first of the pages under one top word, of those in `pages`, that may be marked.
+    pub(crate) fn dirty_granule(&self, pages: &Range<u64>) -> Option<Range<u64>> {
+        let span = BITS * BITS * BITS;
+        let mut tops = words_of(&words_of(&words_of(pages)));
+        let top = tops.find(|top| self.top[index(*top)].load_seq_cst() != 0)?;
+        Some((top * span).max(pages.start)..((top + 1) * span).min(pages.end))
+    }
+
     /// Clears the bits of `pages` and hands each non-zero word of them to `sink`,
     /// in ascending order, as (word number, bits).
     pub(crate) fn take(&self, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::barrier;
 use crate::bitmap::{BITS, Bitmap, words_of};
-use crate::bulk::{Bulk, CHUNK, Shifted};
+use crate::bulk::{Bulk, CHUNK, GRANULE, Shifted};
 use crate::client::{ClientSet, DirtyClient};
 use crate::page::{PageSize, index};
 use crate::snapshot::{DirtySnapshot, Harvest};
@@ -205,6 +205,20 @@ impl DirtyMemory {
         }
     }
 
+    /// Marks the pages of these numbers for every client that is on: what a dirty ring
+    /// yields. Returns how many the block has; the others are ignored.
+    pub fn mark_pages(&self, pages: &[u64]) -> u64 {
+        let inside = |page: &&u64| **page < self.pages;
+        if let Some(targets) = self.targets() {
+            for bitmap in targets {
+                for page in pages.iter().filter(inside) {
+                    bitmap.mark_word(page / BITS, 1 << (page % BITS));
+                }
+            }
+        }
+        pages.iter().filter(inside).count() as u64
+    }
+
     /// Merges a bitmap of `count` pages, bit 0 of which is page `first`, into every
     /// client that is on. Returns how many pages it names.
     ///
@@ -312,7 +326,11 @@ impl DirtyMemory {
     }
 
     /// Whether `client` is on and the block has `pages`.
-    fn check_on(&self, client: DirtyClient, pages: &Range<u64>) -> Result<(), DirtyError> {
+    pub(crate) fn check_on(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+    ) -> Result<(), DirtyError> {
         self.check(pages)?;
         let enabled = self.enabled();
         if enabled.contains(client) {
@@ -361,21 +379,50 @@ impl DirtyMemory {
     ) -> Result<Harvest, DirtyError> {
         self.check_on(client, &pages)?;
         buffer.reset(pages.clone());
-        self.each_granule(client, &pages, |bulk, granule| {
-            bulk.take(granule, |word, bits| buffer.put(word, bits));
-        });
-        self.take_marked(client, &pages, |word, bits| buffer.put(word, bits));
+        self.take_words(client, &pages, |word, bits| buffer.put(word, bits));
         Ok(Harvest::new(self.clone(), client, buffer))
     }
 
     /// Returns the bits of a harvest to the client they came from.
     pub(crate) fn give_back(&self, client: DirtyClient, snapshot: &DirtySnapshot) {
-        if !self.enabled().contains(client) {
-            return;
+        snapshot.block_words().for_each(|(word, bits)| self.mark_for(client, word, bits));
+    }
+
+    /// Marks a word of pages for one client, if it is on.
+    pub(crate) fn mark_for(&self, client: DirtyClient, word: u64, bits: u64) {
+        if self.enabled().contains(client) {
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                bitmap.mark_word(word, bits);
+            }
         }
-        if let Some(bitmap) = self.bitmaps[client.index()].get() {
-            snapshot.block_words().for_each(|(word, bits)| bitmap.mark_word(word, bits));
-        }
+    }
+
+    /// Takes the bits of `pages` from both parts; a word may come twice, with other bits.
+    pub(crate) fn take_words(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+        mut sink: impl FnMut(u64, u64),
+    ) {
+        self.each_granule(client, pages, |bulk, granule| bulk.take(granule, &mut sink));
+        self.take_marked(client, pages, sink);
+    }
+
+    /// The first granule of `pages` that may have a dirty page of `client`, cut to
+    /// `pages`.
+    pub(crate) fn dirty_granule(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+    ) -> Option<Range<u64>> {
+        let bulk =
+            self.lock_bulk()[client.index()].as_ref().and_then(|bulk| bulk.dirty_granule(pages));
+        // No need to look past what the one part has.
+        let before = pages.start..bulk.as_ref().map_or(pages.end, |granule| granule.start);
+        let marked =
+            self.bitmaps[client.index()].get().and_then(|bitmap| bitmap.dirty_granule(&before));
+        let first = marked.into_iter().chain(bulk).map(|granule| granule.start).min()?;
+        Some(first..((first / GRANULE + 1) * GRANULE).min(pages.end))
     }
 
     /// Whether `page` is dirty for `client`; false if the client is off or the block
@@ -494,6 +541,14 @@ mod tests {
         for client in [VGA, CODE] {
             assert_eq!(take(&memory, client, 0..1000), [37 + 63, 37 + 64]);
         }
+    }
+
+    #[test]
+    fn listed_pages_are_marked_and_strangers_ignored() {
+        let memory = memory(100);
+        memory.enable(VGA);
+        assert_eq!(memory.mark_pages(&[99, 3, 3, 100, u64::MAX]), 3);
+        assert_eq!(take(&memory, VGA, 0..100), [3, 99]);
     }
 
     #[test]

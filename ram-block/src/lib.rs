@@ -59,6 +59,7 @@ mod client;
 mod dirty;
 mod page;
 mod snapshot;
+mod visit;
 mod vm_memory_bitmap;
 mod wide;
 mod word;
