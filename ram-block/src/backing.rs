@@ -13,6 +13,24 @@ pub(crate) fn host_page_bytes() -> u64 {
     u64::try_from(bytes).unwrap_or(0)
 }
 
+/// Asks the kernel to back `words` with huge pages where they are touched: a bitmap
+/// that is read here and there is bound by address translation otherwise. Small arrays
+/// are left alone, and a refusal costs speed only.
+pub(crate) fn prefer_huge_pages(words: &mut [u64]) {
+    const HUGE: usize = 2 << 20;
+    let start = (words.as_mut_ptr() as usize).next_multiple_of(HUGE);
+    let end = (words.as_ptr_range().end as usize) & !(HUGE - 1);
+    if start < end && end - start >= 2 * HUGE {
+        // SAFETY: the range lies within `words`, which is borrowed exclusively, and the
+        // advice changes no contents.
+        let result =
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+        if result != 0 {
+            log::debug!("no huge pages for a bitmap: {}", io::Error::last_os_error());
+        }
+    }
+}
+
 /// A readable and writable mapping that this value owns.
 ///
 /// Invariant: `start` is the start of a mapping of `len` bytes, which lives until

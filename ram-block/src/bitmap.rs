@@ -95,7 +95,8 @@ pub(crate) fn whole_words_of(range: &Range<u64>) -> Range<u64> {
 }
 
 /// The numbers of the bits set in word `word`, over all words.
-fn bits_of(word: u64, bits: u64) -> impl Iterator<Item = u64> {
+#[inline]
+pub(crate) fn bits_of(word: u64, bits: u64) -> impl Iterator<Item = u64> {
     let rest = |bits: &u64| Some(bits & (bits - 1)).filter(|bits| *bits != 0);
     std::iter::successors(Some(bits).filter(|bits| *bits != 0), rest)
         .map(move |bits| word * BITS + u64::from(bits.trailing_zeros()))

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use crate::bitmap::{BITS, mask_within, whole_words_of, words_of};
+use crate::bitmap::{BITS, bits_of, mask_within, whole_words_of, words_of};
 use crate::page::index;
 use crate::wide;
 
@@ -36,8 +36,10 @@ impl Bulk {
     /// A clean bitmap of `pages` pages.
     pub(crate) fn new(pages: u64) -> Self {
         let summary = pages.div_ceil(BITS).div_ceil(BITS);
+        let mut leaves = vec![0; index(summary) * CHUNK];
+        crate::backing::prefer_huge_pages(&mut leaves);
         Self {
-            leaves: vec![0; index(summary) * CHUNK],
+            leaves,
             summary: vec![0; index(summary)],
             top: vec![0; index(summary.div_ceil(BITS))],
         }
@@ -73,24 +75,49 @@ impl Bulk {
         Some(start..((found + 1) * GRANULE).min(pages.end))
     }
 
+    /// The chunks that `pages`, which lie in one granule, touch and that may be dirty;
+    /// whether all of a chunk's pages are among them.
+    fn dirty_chunks(&self, pages: &Range<u64>) -> impl Iterator<Item = (u64, bool)> + use<> {
+        let chunks = words_of(&words_of(pages));
+        let whole = whole_words_of(&whole_words_of(pages));
+        let top = chunks.start / BITS;
+        let found = self.top[index(top)] & mask_within(top, &chunks);
+        bits_of(top, found).map(move |chunk| (chunk, whole.contains(&chunk)))
+    }
+
     /// Clears the bits of `pages`, which lie in one granule, and hands each non-zero
     /// word of them to `sink`, in ascending order, as (word number, bits).
     pub(crate) fn take(&mut self, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {
-        for chunk in words_of(&words_of(pages)) {
-            self.take_chunk(chunk, pages, &mut sink);
+        for (chunk, whole) in self.dirty_chunks(pages) {
+            if whole {
+                self.take_whole_chunk(chunk, &mut sink);
+            } else {
+                self.take_part(chunk, pages, &mut sink);
+            }
         }
     }
 
-    fn take_chunk(&mut self, chunk: u64, pages: &Range<u64>, sink: &mut impl FnMut(u64, u64)) {
+    #[inline]
+    fn take_whole_chunk(&mut self, chunk: u64, sink: &mut impl FnMut(u64, u64)) {
+        let found = std::mem::take(&mut self.summary[index(chunk)]);
+        self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+        let leaves = &mut self.leaves[index(chunk) * CHUNK..(index(chunk) + 1) * CHUNK];
+        for leaf in bits_of(0, found) {
+            let bits = std::mem::take(&mut leaves[index(leaf)]);
+            if bits != 0 {
+                sink(chunk * BITS + leaf, bits);
+            }
+        }
+    }
+
+    fn take_part(&mut self, chunk: u64, pages: &Range<u64>, sink: &mut impl FnMut(u64, u64)) {
         let summary = &mut self.summary[index(chunk)];
-        let mut found = *summary & mask_within(chunk, &words_of(pages));
+        let found = *summary & mask_within(chunk, &words_of(pages));
         *summary &= !mask_within(chunk, &whole_words_of(pages));
         if *summary == 0 {
             self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
         }
-        while found != 0 {
-            let leaf = chunk * BITS + u64::from(found.trailing_zeros());
-            found &= found - 1;
+        for leaf in bits_of(chunk, found) {
             let mask = mask_within(leaf, pages);
             let word = &mut self.leaves[index(leaf)];
             let bits = *word & mask;
@@ -105,24 +132,27 @@ impl Bulk {
     /// same pages; says how many of its bits are new.
     pub(crate) fn move_into(&mut self, pages: &Range<u64>, into: &mut [u64]) -> u64 {
         let mut new = 0;
-        let whole = whole_words_of(&whole_words_of(pages));
-        for chunk in words_of(&words_of(pages)) {
+        for (chunk, whole) in self.dirty_chunks(pages) {
             let at = index(chunk) * CHUNK;
-            let many = self.summary[index(chunk)].count_ones() > wide::FEW;
-            let target = into.get_mut(at..at + CHUNK).and_then(|words| words.try_into().ok());
-            match target.filter(|_| many && whole.contains(&chunk)) {
-                Some(target) => {
-                    if let Ok(leaves) = (&mut self.leaves[at..at + CHUNK]).try_into() {
-                        new += wide::move_chunk(leaves, target);
-                    }
+            if whole && self.summary[index(chunk)].count_ones() > wide::FEW {
+                let target = into.get_mut(at..at + CHUNK).and_then(|words| words.try_into().ok());
+                let leaves = (&mut self.leaves[at..at + CHUNK]).try_into().ok();
+                if let Some((leaves, target)) = leaves.zip(target) {
+                    new += wide::move_chunk(leaves, target);
                     self.summary[index(chunk)] = 0;
                     self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+                    continue;
                 }
-                None => self.take_chunk(chunk, pages, &mut |word, bits| {
-                    let slot = &mut into[index(word)];
-                    new += u64::from((bits & !*slot).count_ones());
-                    *slot |= bits;
-                }),
+            }
+            let mut put = |word: u64, bits: u64| {
+                let slot = &mut into[index(word)];
+                new += u64::from((bits & !*slot).count_ones());
+                *slot |= bits;
+            };
+            if whole {
+                self.take_whole_chunk(chunk, &mut put);
+            } else {
+                self.take_part(chunk, pages, &mut put);
             }
         }
         new

@@ -2,7 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
-use crate::bitmap::{BITS, words_of};
+use crate::bitmap::BITS;
 use crate::bulk::GRANULE;
 use crate::client::DirtyClient;
 use crate::dirty::{DirtyError, DirtyMemory};
@@ -19,8 +19,10 @@ struct Taken<'a> {
     /// The granule's first word.
     base: u64,
     words: [u64; WORDS],
-    /// The run that is put together.
+    /// The run that is put together, or is being visited.
     pending: Option<Range<u64>>,
+    /// The run after it, while that is being visited.
+    waiting: Option<Range<u64>>,
 }
 
 impl Drop for Taken<'_> {
@@ -28,7 +30,7 @@ impl Drop for Taken<'_> {
         for (word, bits) in (self.base..).zip(self.words).filter(|(_, bits)| *bits != 0) {
             self.dirty.mark_for(self.client, word, bits);
         }
-        for page in self.pending.take().into_iter().flatten() {
+        for page in self.pending.take().into_iter().chain(self.waiting.take()).flatten() {
             self.dirty.mark_for(self.client, page / BITS, 1 << (page % BITS));
         }
     }
@@ -36,6 +38,7 @@ impl Drop for Taken<'_> {
 
 impl Taken<'_> {
     /// Takes the next run of neighbours within the granule, from word `from` on.
+    #[inline]
     fn next_run(&mut self, from: &mut usize) -> Option<Range<u64>> {
         while self.words.get(*from)? == &0 {
             *from += 1;
@@ -57,6 +60,7 @@ impl Taken<'_> {
     }
 
     /// Joins `run` to the pending one, or visits that and lets `run` wait.
+    #[inline]
     fn push<B>(
         &mut self,
         run: Range<u64>,
@@ -70,34 +74,15 @@ impl Taken<'_> {
             }
             Some(pending) => {
                 let visited = pending.clone();
-                // Two runs are out of the bitmap now; the guard knows one. This one goes
-                // back to the words until the other is dealt with.
-                self.put_back(run.clone());
+                self.waiting = Some(run);
                 let flow = visit(visited);
-                self.pending = None;
-                flow?;
-                self.clear(run.clone());
-                self.pending = Some(run);
-                ControlFlow::Continue(())
+                self.pending = self.waiting.take();
+                flow
             }
             None => {
                 self.pending = Some(run);
                 ControlFlow::Continue(())
             }
-        }
-    }
-
-    fn put_back(&mut self, run: Range<u64>) {
-        self.each_word(run, |word, mask| *word |= mask);
-    }
-
-    fn clear(&mut self, run: Range<u64>) {
-        self.each_word(run, |word, mask| *word &= !mask);
-    }
-
-    fn each_word(&mut self, run: Range<u64>, mut each: impl FnMut(&mut u64, u64)) {
-        for word in words_of(&run) {
-            each(&mut self.words[index(word - self.base)], crate::bitmap::mask_within(word, &run));
         }
     }
 }
@@ -143,7 +128,8 @@ impl DirtyMemory {
         mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
         self.check_on(client, &pages)?;
-        let mut taken = Taken { dirty: self, client, base: 0, words: [0; WORDS], pending: None };
+        let mut taken =
+            Taken { dirty: self, client, base: 0, words: [0; WORDS], pending: None, waiting: None };
         let mut rest = pages;
         while let Some(granule) = self.dirty_granule(client, &rest) {
             rest.start = granule.end;

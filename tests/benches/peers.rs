@@ -8,6 +8,7 @@
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -140,6 +141,22 @@ impl Classic {
     }
 }
 
+/// Counts the runs of a bitmap bit by bit of its dirty words, and takes nothing.
+fn classic_runs(words: &[u64]) -> u64 {
+    let mut runs = 0;
+    let mut last = None;
+    for (n, word) in (0u64..).zip(words) {
+        let mut bits = *word;
+        while bits != 0 {
+            let page = n * 64 + u64::from(bits.trailing_zeros());
+            runs += u64::from(last != Some(page));
+            last = Some(page + 1);
+            bits &= bits - 1;
+        }
+    }
+    runs
+}
+
 fn row(name: &str, ours: f64, peer: f64, limit: Option<f64>) -> Value {
     let limit_text =
         limit.map_or(String::new(), |limit| format!("{:>12.1} {:>8.2}", limit, ours / limit));
@@ -193,8 +210,15 @@ fn densities(gib: u64, rounds: usize) -> Vec<Value> {
     let mut rows = Vec::new();
     for density in DENSITIES {
         let source = source(pages, density);
-        let [mut merge, mut harvest, mut their_merge, mut their_harvest, mut read] =
-            [(); 5].map(|()| Vec::new());
+        let [
+            mut merge,
+            mut harvest,
+            mut runs,
+            mut their_merge,
+            mut their_harvest,
+            mut their_runs,
+            mut read,
+        ] = [(); 7].map(|()| Vec::new());
         for round in 0..=rounds {
             timed(&mut read, || source.iter().fold(0u64, |all, word| all | word));
             timed(&mut merge, || dirty.merge(0, pages, &source).unwrap());
@@ -205,6 +229,21 @@ fn densities(gib: u64, rounds: usize) -> Vec<Value> {
             for client in [DirtyClient::VGA, DirtyClient::CODE] {
                 dirty.move_into(client, 0..pages, &mut scratch).unwrap();
             }
+            dirty.merge(0, pages, &source).unwrap();
+            let found = timed(&mut runs, || {
+                let mut found = 0u64;
+                let visit = |_| {
+                    found += 1;
+                    ControlFlow::<()>::Continue(())
+                };
+                let _ = dirty.visit_runs(CLIENT, 0..pages, 0, visit).unwrap();
+                found
+            });
+            let expected = timed(&mut their_runs, || classic_runs(&source));
+            assert_eq!(found, expected);
+            for client in [DirtyClient::VGA, DirtyClient::CODE] {
+                dirty.move_into(client, 0..pages, &mut scratch).unwrap();
+            }
             timed(&mut their_merge, || classic.merge(&source));
             private.fill(0);
             let theirs = timed(&mut their_harvest, || classic.harvest(&mut private));
@@ -212,9 +251,15 @@ fn densities(gib: u64, rounds: usize) -> Vec<Value> {
             assert_eq!(ours, theirs);
             if round == 0 {
                 // Fresh memory is what the first round measures.
-                for times in
-                    [&mut merge, &mut harvest, &mut their_merge, &mut their_harvest, &mut read]
-                {
+                for times in [
+                    &mut merge,
+                    &mut harvest,
+                    &mut runs,
+                    &mut their_merge,
+                    &mut their_harvest,
+                    &mut their_runs,
+                    &mut read,
+                ] {
                     times.clear();
                 }
             }
@@ -232,6 +277,12 @@ fn densities(gib: u64, rounds: usize) -> Vec<Value> {
             &format!("harvest, {size}, {name}"),
             median(harvest),
             median(their_harvest),
+            Some(limit),
+        ));
+        rows.push(row(
+            &format!("take runs, {size}, {name}"),
+            median(runs),
+            median(their_runs),
             Some(limit),
         ));
     }
