@@ -19,10 +19,10 @@ struct Taken<'a> {
     /// The granule's first word.
     base: u64,
     words: [u64; WORDS],
-    /// The run that is put together, or is being visited.
-    pending: Option<Range<u64>>,
+    /// The run that is put together, or is being visited; empty if there is none.
+    pending: Range<u64>,
     /// The run after it, while that is being visited.
-    waiting: Option<Range<u64>>,
+    waiting: Range<u64>,
 }
 
 impl Drop for Taken<'_> {
@@ -30,7 +30,7 @@ impl Drop for Taken<'_> {
         for (word, bits) in (self.base..).zip(self.words).filter(|(_, bits)| *bits != 0) {
             self.dirty.mark_for(self.client, word, bits);
         }
-        for page in self.pending.take().into_iter().chain(self.waiting.take()).flatten() {
+        for page in self.pending.clone().chain(self.waiting.clone()) {
             self.dirty.mark_for(self.client, page / BITS, 1 << (page % BITS));
         }
     }
@@ -38,18 +38,20 @@ impl Drop for Taken<'_> {
 
 impl Taken<'_> {
     /// Takes the next run of neighbours within the granule, from word `from` on.
-    #[inline]
+    #[inline(always)]
     fn next_run(&mut self, from: &mut usize) -> Option<Range<u64>> {
-        while self.words.get(*from)? == &0 {
-            *from += 1;
-        }
-        let word = &mut self.words[*from];
-        let first = word.trailing_zeros();
-        let ones = (!(*word >> first)).trailing_zeros().min(u64::BITS - first);
-        *word &= !((u64::MAX >> (u64::BITS - ones)) << first);
+        let rest = self.words.get_mut(*from..)?;
+        let skipped = rest.iter().position(|word| *word != 0)?;
+        *from += skipped;
+        let word = &mut rest[skipped];
+        let bits = *word;
+        let first = bits.trailing_zeros();
+        let ones = (!(bits >> first)).trailing_zeros();
+        // Adding the lowest bit carries over the run and clears it.
+        *word = bits & bits.wrapping_add(1 << first);
         let start = (self.base + *from as u64) * BITS + u64::from(first);
-        let mut end = start + u64::from(ones);
-        if first + ones == u64::BITS {
+        let mut end = start + u64::from(ones.min(u64::BITS - first));
+        if end % BITS == 0 {
             while self.words.get(*from + 1) == Some(&u64::MAX) {
                 *from += 1;
                 self.words[*from] = 0;
@@ -60,30 +62,24 @@ impl Taken<'_> {
     }
 
     /// Joins `run` to the pending one, or visits that and lets `run` wait.
-    #[inline]
+    #[inline(always)]
     fn push<B>(
         &mut self,
         run: Range<u64>,
         gap: u64,
         visit: &mut impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        match &mut self.pending {
-            Some(pending) if run.start - pending.end <= gap => {
-                pending.end = run.end;
-                ControlFlow::Continue(())
-            }
-            Some(pending) => {
-                let visited = pending.clone();
-                self.waiting = Some(run);
-                let flow = visit(visited);
-                self.pending = self.waiting.take();
-                flow
-            }
-            None => {
-                self.pending = Some(run);
-                ControlFlow::Continue(())
-            }
+        if self.pending.is_empty() {
+            self.pending = run;
+        } else if run.start - self.pending.end <= gap {
+            self.pending.end = run.end;
+        } else {
+            self.waiting = run;
+            let flow = visit(self.pending.clone());
+            self.pending = std::mem::take(&mut self.waiting);
+            return flow;
         }
+        ControlFlow::Continue(())
     }
 }
 
@@ -129,7 +125,7 @@ impl DirtyMemory {
     ) -> Result<ControlFlow<B>, DirtyError> {
         self.check_on(client, &pages)?;
         let mut taken =
-            Taken { dirty: self, client, base: 0, words: [0; WORDS], pending: None, waiting: None };
+            Taken { dirty: self, client, base: 0, words: [0; WORDS], pending: 0..0, waiting: 0..0 };
         let mut rest = pages;
         while let Some(granule) = self.dirty_granule(client, &rest) {
             rest.start = granule.end;
@@ -145,9 +141,9 @@ impl DirtyMemory {
                 }
             }
         }
-        if let Some(last) = taken.pending.clone() {
-            let flow = visit(last);
-            taken.pending = None;
+        if !taken.pending.is_empty() {
+            let flow = visit(taken.pending.clone());
+            taken.pending = 0..0;
             return Ok(flow);
         }
         Ok(ControlFlow::Continue(()))
