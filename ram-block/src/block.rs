@@ -288,6 +288,29 @@ mod tests {
         assert_eq!(RamBlock::anonymous("none", 1 << 20).unwrap().hole_at(0), None);
     }
 
+    /// Clean memory and clean bitmaps are addresses only.
+    #[test]
+    fn a_block_of_16_tib_with_all_clients_costs_what_is_dirty() {
+        use std::ops::ControlFlow;
+        let ram = RamBlock::anonymous("huge", 16 << 40).unwrap();
+        DirtyClient::all().for_each(|client| ram.dirty().enable(client));
+        let (page, last) = (ram.page_size().bytes(), ram.pages() - 1);
+        ram.write(last * page, b"at the end").unwrap();
+        ram.dirty().merge(last / 2, 2, &[0b11]).unwrap();
+        ram.dirty().mark(0, 1);
+        for client in DirtyClient::all() {
+            let mut runs = Vec::new();
+            let _ = ram
+                .dirty()
+                .visit_runs(client, 0..ram.pages(), 0, |run| {
+                    runs.push(run);
+                    ControlFlow::<()>::Continue(())
+                })
+                .unwrap();
+            assert_eq!(runs, [0..1, last / 2..last / 2 + 2, last..last + 1]);
+        }
+    }
+
     #[test]
     fn a_memory_file_is_shared() {
         use std::os::unix::fs::FileExt;

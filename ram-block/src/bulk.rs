@@ -15,14 +15,10 @@ use std::ops::Range;
 
 use crate::bitmap::{BITS, bits_of, mask_within, whole_words_of, words_of};
 use crate::page::index;
-use crate::wide;
+use crate::wide::{self, CHUNK, Chunk};
 
-/// Words of a chunk.
-pub(crate) const CHUNK: usize = 64;
 /// Pages of a granule.
 pub(crate) const GRANULE: u64 = BITS * BITS * BITS;
-
-pub(crate) type Chunk = [u64; CHUNK];
 
 /// Plain words, zero, not yet backed by memory.
 #[derive(Debug)]

@@ -9,11 +9,11 @@ use thiserror::Error;
 
 use crate::barrier;
 use crate::bitmap::{BITS, Bitmap, words_of};
-use crate::bulk::{Bulk, CHUNK, GRANULE, Shifted};
+use crate::bulk::{Bulk, GRANULE, Shifted};
 use crate::client::{ClientSet, DirtyClient};
 use crate::page::{PageSize, index};
 use crate::snapshot::{DirtySnapshot, Harvest};
-use crate::wide;
+use crate::wide::{self, CHUNK};
 
 /// A request that a block's bitmaps cannot serve.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -85,7 +85,12 @@ pub struct DirtyMemory {
 impl DirtyMemory {
     /// Bitmaps for `pages` pages of `page_size`, every client off.
     pub fn new(pages: u64, page_size: PageSize) -> Arc<Self> {
-        let fence = if barrier::available() { 0 } else { WRITERS_FENCE };
+        Self::with_fence(pages, page_size, !barrier::available())
+    }
+
+    /// As [`new`](Self::new); with `fence`, each mark passes a fence of its own.
+    fn with_fence(pages: u64, page_size: PageSize, fence: bool) -> Arc<Self> {
+        let fence = if fence { WRITERS_FENCE } else { 0 };
         Arc::new(Self {
             page_size,
             pages,
@@ -541,6 +546,21 @@ mod tests {
         for client in [VGA, CODE] {
             assert_eq!(take(&memory, client, 0..1000), [37 + 63, 37 + 64]);
         }
+    }
+
+    #[test]
+    fn where_membarrier_is_refused_marks_fence_for_themselves() {
+        let memory = DirtyMemory::with_fence(100, PageSize::new(4096).unwrap(), true);
+        memory.mark(0, 4096);
+        assert!(memory.enabled().is_empty());
+        memory.enable(VGA);
+        memory.mark(5 * 4096, 1);
+        memory.merge(60, 10, &[0b11]).unwrap();
+        assert_eq!(take(&memory, VGA, 0..100), [5, 60, 61]);
+        memory.disable(VGA);
+        memory.mark(5 * 4096, 1);
+        memory.enable(VGA);
+        assert_eq!(take(&memory, VGA, 0..100), [0; 0]);
     }
 
     #[test]

@@ -4,7 +4,10 @@
 //! Both are the same source: the compiler makes wide instructions of it where it may.
 #![allow(unsafe_code)]
 
-use crate::bulk::Chunk;
+/// Words of a chunk: those below one summary word.
+pub(crate) const CHUNK: usize = 64;
+
+pub(crate) type Chunk = [u64; CHUNK];
 
 /// Up to this many words of a chunk are dealt with one by one.
 pub(crate) const FEW: u32 = 12;
