@@ -76,9 +76,9 @@ mod vm;
 
 pub use error::KvmError;
 pub use gate::PauseGuard;
-pub use slots::DirtyLogStats;
+pub use slots::{DirtyLogStats, SlotInfo};
 pub use thread::VcpuThread;
 pub use vcpu::{Buses, Vcpu, VcpuEvent, VcpuKicker};
-pub use vm::{KvmVm, SlotInfo};
+pub use vm::KvmVm;
 /// The versions of the KVM crates whose types appear here.
 pub use {kvm_bindings, kvm_ioctls};

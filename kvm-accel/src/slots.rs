@@ -29,7 +29,20 @@ pub struct DirtyLogStats {
     pub time: Duration,
 }
 
-/// A slot as KVM has it.
+/// A memory slot as KVM has it; see [`KvmVm::slots`](crate::KvmVm::slots).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// Guest-physical address, in bytes.
+    pub guest: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether guests cannot write it.
+    pub readonly: bool,
+    /// Whether KVM logs writes to it.
+    pub logged: bool,
+}
+
+/// A slot of the table.
 #[derive(Clone, Debug)]
 struct Slot {
     id: u32,
@@ -270,9 +283,15 @@ impl Slots {
         Ok(found)
     }
 
-    /// (first guest address, size in bytes, read-only, logged) of each slot.
-    pub(crate) fn list(&self) -> Vec<(u64, u64, bool, bool)> {
-        self.used.values().map(|slot| (slot.guest, slot.size, slot.readonly, slot.logged)).collect()
+    /// The slots in the order of their addresses.
+    pub(crate) fn list(&self) -> Vec<SlotInfo> {
+        let info = |slot: &Slot| SlotInfo {
+            guest: slot.guest,
+            size: slot.size,
+            readonly: slot.readonly,
+            logged: slot.logged,
+        };
+        self.used.values().map(info).collect()
     }
 }
 

@@ -10,7 +10,7 @@ use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
 use crate::error::{KvmError, io_error};
 use crate::gate::{Gate, PauseGuard};
 use crate::kick::VcpuShared;
-use crate::slots::{DirtyLogStats, Slots};
+use crate::slots::{DirtyLogStats, SlotInfo, Slots};
 use crate::vcpu::{Buses, Vcpu};
 
 /// A virtual machine of KVM: memory slots that follow a flat view, and vCPUs.
@@ -21,19 +21,6 @@ pub struct KvmVm {
     fd: VmFd,
     slots: Mutex<Slots>,
     gate: Arc<Gate>,
-}
-
-/// A memory slot as KVM has it; see [`KvmVm::slots`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotInfo {
-    /// Guest-physical address, in bytes.
-    pub guest: u64,
-    /// Size in bytes.
-    pub size: u64,
-    /// Whether guests cannot write it.
-    pub readonly: bool,
-    /// Whether KVM logs writes to it.
-    pub logged: bool,
 }
 
 impl KvmVm {
@@ -117,10 +104,7 @@ impl KvmVm {
 
     /// The memory slots, in the order of their addresses.
     pub fn slots(&self) -> Vec<SlotInfo> {
-        let slots = self.lock().list().into_iter();
-        slots
-            .map(|(guest, size, readonly, logged)| SlotInfo { guest, size, readonly, logged })
-            .collect()
+        self.lock().list()
     }
 }
 

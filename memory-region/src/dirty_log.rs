@@ -8,7 +8,7 @@ use ram_block::{DirtyClient, DirtySnapshot, Harvest, RamBlock};
 use crate::error::MapError;
 use crate::flat_view::Section;
 use crate::listener::MemoryListener;
-use crate::map::MemoryMap;
+use crate::map::{Claim, MemoryMap};
 use crate::region::RegionId;
 
 /// A client's log that is on, and that nobody else harvests, as long as this is kept.
@@ -20,20 +20,21 @@ use crate::region::RegionId;
 #[derive(Debug)]
 pub struct LogClaim {
     map: Arc<MemoryMap>,
+    /// The region that is logged; all RAM if there is none.
     region: Option<RegionId>,
-    client: DirtyClient,
+    claim: Claim,
 }
 
 impl Drop for LogClaim {
     fn drop(&mut self) {
         let switched = match self.region {
-            Some(region) => self.map.set_log(region, self.client, false),
-            None => self.map.set_global_log(self.client, false),
+            Some(region) => self.map.set_log(region, self.claim.client, false),
+            None => self.map.set_global_log(self.claim.client, false),
         };
         if let Err(error) = switched {
-            log::warn!("The {} log cannot be switched off: {error}", self.client);
+            log::warn!("The {} log cannot be switched off: {error}", self.claim.client);
         }
-        self.map.drop_claim((self.region, self.client));
+        self.map.drop_claim(&self.claim);
     }
 }
 
@@ -49,8 +50,11 @@ impl MemoryMap {
         region: RegionId,
         client: DirtyClient,
     ) -> Result<LogClaim, MapError> {
-        let what = format!("\"{}\"", self.ram_of(region)?.0);
-        self.claim(Some(region), client, what, || self.set_log(region, client, true))
+        let (name, block) = self.ram_of(region)?;
+        let not_ram = || MapError::NotRam { name: name.to_string(), client };
+        let claim = Claim { block: Some(block.ok_or_else(not_ram)?), client };
+        let what = format!("\"{name}\"");
+        self.claim(Some(region), claim, what, || self.set_log(region, client, true))
     }
 
     /// Switches on the dirty log of all RAM for `client`, and keeps others from claiming
@@ -60,24 +64,25 @@ impl MemoryMap {
     ///
     /// [`MapError::Claimed`], and as [`set_global_log`](Self::set_global_log).
     pub fn claim_global_log(self: &Arc<Self>, client: DirtyClient) -> Result<LogClaim, MapError> {
-        self.claim(None, client, "all RAM".to_owned(), || self.set_global_log(client, true))
+        let claim = Claim { block: None, client };
+        self.claim(None, claim, "all RAM".to_owned(), || self.set_global_log(client, true))
     }
 
     fn claim(
         self: &Arc<Self>,
         region: Option<RegionId>,
-        client: DirtyClient,
+        claim: Claim,
         what: String,
         switch_on: impl FnOnce() -> Result<(), MapError>,
     ) -> Result<LogClaim, MapError> {
-        if !self.take_claim((region, client)) {
-            return Err(MapError::Claimed { client, what });
+        if !self.take_claim(&claim) {
+            return Err(MapError::Claimed { client: claim.client, what });
         }
         if let Err(error) = switch_on() {
-            self.drop_claim((region, client));
+            self.drop_claim(&claim);
             return Err(error);
         }
-        Ok(LogClaim { map: self.clone(), region, client })
+        Ok(LogClaim { map: self.clone(), region, claim })
     }
 
     /// Switches the dirty log of one RAM region on or off for `client`.
@@ -136,7 +141,7 @@ impl MemoryMap {
     /// No lock is held meanwhile: a section that a commit removes at this moment has
     /// been synced by its listener.
     fn sync_where(&self, wanted: impl Fn(&Section) -> bool) -> Result<(), MapError> {
-        for entry in self.spaces() {
+        for entry in self.spaces().iter() {
             if entry.listeners.is_empty() {
                 continue;
             }
@@ -182,7 +187,7 @@ impl MemoryMap {
         buffer: DirtySnapshot,
     ) -> Result<Harvest, MapError> {
         let (name, block) = self.ram_of(region)?;
-        let block = block.ok_or(MapError::NotRam { name, client })?;
+        let block = block.ok_or_else(|| MapError::NotRam { name: name.to_string(), client })?;
         self.sync_block(&block)?;
         let len = bytes.end.saturating_sub(bytes.start);
         let pages = block.page_size().touched(bytes.start, len);

@@ -1,7 +1,7 @@
 //! The map: one tree, its address spaces, and the commit that keeps all in step.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -27,13 +27,28 @@ pub struct MemoryMap {
 #[derive(Default)]
 struct State {
     topology: Topology,
-    spaces: Vec<Space>,
+    /// Shared with the syncs that are under way, which must not allocate.
+    spaces: Arc<Vec<Space>>,
     /// Who has claimed a log for itself.
-    claims: BTreeSet<Claim>,
+    claims: Vec<Claim>,
 }
 
-/// A client's log of one region, or of all RAM.
-pub(crate) type Claim = (Option<RegionId>, DirtyClient);
+/// A client's log of one block, or of all of them. What is claimed is the bits, and
+/// they are the block's, whichever region shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) block: Option<Arc<RamBlock>>,
+    pub(crate) client: DirtyClient,
+}
+
+impl Claim {
+    /// Whether both want the same bits.
+    fn meets(&self, other: &Self) -> bool {
+        let same_block = |(a, b): (&Arc<RamBlock>, &Arc<RamBlock>)| Arc::ptr_eq(a, b);
+        self.client == other.client
+            && self.block.as_ref().zip(other.block.as_ref()).is_none_or(same_block)
+    }
+}
 
 #[derive(Clone)]
 pub(crate) struct Space {
@@ -60,28 +75,33 @@ impl MemoryMap {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn spaces(&self) -> Vec<Space> {
+    pub(crate) fn spaces(&self) -> Arc<Vec<Space>> {
         self.lock().spaces.clone()
     }
 
-    /// Takes a claim; false if somebody else has it.
-    pub(crate) fn take_claim(&self, claim: Claim) -> bool {
-        self.lock().claims.insert(claim)
+    /// Takes a claim; false if somebody else has it, or a part of it.
+    pub(crate) fn take_claim(&self, claim: &Claim) -> bool {
+        let mut state = self.lock();
+        let free = !state.claims.iter().any(|other| other.meets(claim));
+        if free {
+            state.claims.push(claim.clone());
+        }
+        free
     }
 
-    pub(crate) fn drop_claim(&self, claim: Claim) {
-        self.lock().claims.remove(&claim);
+    pub(crate) fn drop_claim(&self, claim: &Claim) {
+        // Claims that meet are not there at the same time: this finds the one.
+        self.lock().claims.retain(|other| !other.meets(claim));
     }
 
+    /// A region's name and, if it is RAM, its block.
     pub(crate) fn ram_of(
         &self,
         region: RegionId,
-    ) -> Result<(String, Option<Arc<RamBlock>>), MapError> {
+    ) -> Result<(Arc<str>, Option<Arc<RamBlock>>), MapError> {
         let state = self.lock();
-        let name = state.topology.get(region)?.name.to_string();
-        let block =
-            state.topology.ram().find(|(id, _)| *id == region).map(|(_, block)| block.clone());
-        Ok((name, block))
+        let region = state.topology.get(region)?;
+        Ok((region.name.clone(), region.block().cloned()))
     }
 
     /// Changes the map in one transaction: one render, and one change that listeners
@@ -121,7 +141,8 @@ impl MemoryMap {
             None => Arc::new(render(&state.topology, root)?),
         };
         let space = Arc::new(AddressSpace::new(name, root, view));
-        state.spaces.push(Space { space: space.clone(), listeners: Vec::new() });
+        Arc::make_mut(&mut state.spaces)
+            .push(Space { space: space.clone(), listeners: Vec::new() });
         Ok(space)
     }
 
@@ -139,7 +160,7 @@ impl MemoryMap {
         if let Some(listener) = state.spaces[at].listeners.first() {
             return Err(MapError::InUse { name, user: listener.name().to_owned() });
         }
-        state.spaces.remove(at);
+        Arc::make_mut(&mut state.spaces).remove(at);
         Ok(())
     }
 
@@ -155,8 +176,8 @@ impl MemoryMap {
         listener: Arc<dyn MemoryListener>,
     ) -> Result<(), MapError> {
         let mut state = self.lock();
-        let Some(entry) = state.spaces.iter_mut().find(|entry| Arc::ptr_eq(&entry.space, space))
-        else {
+        let spaces = Arc::make_mut(&mut state.spaces);
+        let Some(entry) = spaces.iter_mut().find(|entry| Arc::ptr_eq(&entry.space, space)) else {
             return Err(MapError::UnknownSpace { name: space.name().to_owned() });
         };
         let change = diff(&FlatView::default(), &space.view());
@@ -177,8 +198,8 @@ impl MemoryMap {
         listener: &Arc<dyn MemoryListener>,
     ) -> Result<bool, MapError> {
         let mut state = self.lock();
-        let Some(entry) = state.spaces.iter_mut().find(|entry| Arc::ptr_eq(&entry.space, space))
-        else {
+        let spaces = Arc::make_mut(&mut state.spaces);
+        let Some(entry) = spaces.iter_mut().find(|entry| Arc::ptr_eq(&entry.space, space)) else {
             return Ok(false);
         };
         let Some(at) = entry.listeners.iter().position(|other| Arc::ptr_eq(other, listener)) else {
@@ -197,14 +218,14 @@ impl MemoryMap {
     /// [`MapError::NoBlock`] if it has none, [`MapError::UnknownRegion`].
     pub fn ram_block(&self, region: RegionId) -> Result<Arc<RamBlock>, MapError> {
         let (name, block) = self.ram_of(region)?;
-        block.ok_or(MapError::NoBlock { name })
+        block.ok_or_else(|| MapError::NoBlock { name: name.to_string() })
     }
 
     /// Every block of the map once, placed or not, in the order of their ids.
     pub fn ram_blocks(&self) -> Vec<Arc<RamBlock>> {
         let state = self.lock();
         let blocks: BTreeMap<_, _> =
-            state.topology.ram().map(|(_, block)| (block.id(), block)).collect();
+            state.topology.blocks().map(|block| (block.id(), block)).collect();
         blocks.into_values().cloned().collect()
     }
 }
@@ -277,7 +298,7 @@ impl State {
             return Err(error);
         }
 
-        for entry in &self.spaces {
+        for entry in self.spaces.iter() {
             let view = retired.rendered[&entry.space.root()].clone();
             retired.views.push(entry.space.publish(view));
         }
@@ -296,7 +317,7 @@ impl State {
     /// Tells every listener what changes; if one refuses, takes the others back.
     fn tell(&self, views: &BTreeMap<RegionId, Arc<FlatView>>) -> Result<(), MapError> {
         let mut followed: Vec<Followed> = Vec::new();
-        for entry in &self.spaces {
+        for entry in self.spaces.iter() {
             let change = Arc::new(diff(&entry.space.view(), &views[&entry.space.root()]));
             if change.is_empty() {
                 continue;
@@ -317,7 +338,7 @@ impl State {
 
 impl fmt::Debug for MemoryMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spaces: Vec<_> = self.spaces().into_iter().map(|entry| entry.space).collect();
+        let spaces: Vec<_> = self.spaces().iter().map(|entry| entry.space.clone()).collect();
         f.debug_struct("MemoryMap").field("spaces", &spaces).finish()
     }
 }

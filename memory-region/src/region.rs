@@ -51,6 +51,16 @@ pub(crate) struct Region {
     parent: Option<RegionId>,
 }
 
+impl Region {
+    /// The block, if the region is RAM.
+    pub(crate) fn block(&self) -> Option<&Arc<RamBlock>> {
+        match &self.kind {
+            Kind::Ram { block, .. } => Some(block),
+            _ => None,
+        }
+    }
+}
+
 /// The clients that log each block, by its address (blocks are shared by `Arc`).
 pub(crate) type Logged = BTreeMap<*const RamBlock, (Arc<RamBlock>, ClientSet)>;
 
@@ -92,12 +102,9 @@ impl Topology {
         Ok(id)
     }
 
-    /// Every RAM region with its block.
-    pub(crate) fn ram(&self) -> impl Iterator<Item = (RegionId, &Arc<RamBlock>)> {
-        self.regions.iter().filter_map(|(id, region)| match &region.kind {
-            Kind::Ram { block, .. } => Some((*id, block)),
-            _ => None,
-        })
+    /// The block of every RAM region; once for each region that shows it.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &Arc<RamBlock>> {
+        self.regions.values().filter_map(Region::block)
     }
 
     /// The clients that log each block. Several regions may show one block; who logs
@@ -105,7 +112,7 @@ impl Topology {
     pub(crate) fn logged(&self) -> Logged {
         let mut logged = Logged::new();
         for region in self.regions.values() {
-            if let Kind::Ram { block, .. } = &region.kind {
+            if let Some(block) = region.block() {
                 let none = || (block.clone(), ClientSet::EMPTY);
                 let entry = logged.entry(Arc::as_ptr(block)).or_insert_with(none);
                 entry.1 = entry.1.union(region.log).union(self.global_log);
@@ -180,7 +187,7 @@ impl MapEdit<'_> {
         readonly: bool,
     ) -> Result<RegionId, MapError> {
         let id = block.id();
-        if self.topology.ram().any(|(_, other)| other.id() == id && !Arc::ptr_eq(other, &block)) {
+        if self.topology.blocks().any(|other| other.id() == id && !Arc::ptr_eq(other, &block)) {
             return Err(MapError::DuplicateBlock { id: id.to_owned() });
         }
         let size = u128::from(block.len());
@@ -385,7 +392,7 @@ impl MapEdit<'_> {
         on: bool,
     ) -> Result<(), MapError> {
         let region = self.topology.get_mut(region)?;
-        if !matches!(region.kind, Kind::Ram { .. }) {
+        if region.block().is_none() {
             return Err(MapError::NotRam { name: region.name.to_string(), client });
         }
         region.log = if on { region.log.with(client) } else { region.log.without(client) };

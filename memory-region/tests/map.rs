@@ -429,6 +429,27 @@ fn a_log_is_claimed_once() {
     drop(map.claim_log(region, VGA).unwrap());
 }
 
+/// The bits are the block's: a claim of another region of it, or of all RAM, would take
+/// the same ones.
+#[test]
+fn claims_of_the_same_bits_meet() {
+    let (map, ram, _, region, _) = map_with_ram();
+    let (other, stranger) = map
+        .update(|map| Ok((map.ram("again", ram.clone())?, map.ram("stranger", block("s"))?)))
+        .unwrap();
+    let claim = map.claim_log(region, VGA).unwrap();
+    assert!(matches!(map.claim_log(other, VGA), Err(MapError::Claimed { .. })));
+    assert!(matches!(map.claim_global_log(VGA), Err(MapError::Claimed { .. })));
+    drop(map.claim_log(other, MIGRATION).unwrap());
+    let beside = map.claim_log(stranger, VGA).unwrap();
+    drop(claim);
+    assert!(matches!(map.claim_global_log(VGA), Err(MapError::Claimed { .. })));
+    drop(beside);
+    let all = map.claim_global_log(VGA).unwrap();
+    assert!(matches!(map.claim_log(stranger, VGA), Err(MapError::Claimed { .. })));
+    drop(all);
+}
+
 #[test]
 fn logging_is_told_with_the_clients_before_and_after() {
     let (map, ram, root, region, space) = map_with_ram();

@@ -87,8 +87,8 @@ impl Precopy {
     ///
     /// # Errors
     ///
-    /// [`SendError`], also if another migration of this map is under way; the log is off again then, the guard of a pause is dropped, and a
-    /// second try can be made. Whether the destination has everything is for it to say.
+    /// [`SendError`], also if another migration of this map is under way; the log is off
+    /// again then, the guard of a pause is dropped, and a second try can be made. Whether the destination has everything is for it to say.
     pub fn run<P>(
         &self,
         out: &mut impl Write,

@@ -64,6 +64,9 @@ use crate::word::Word;
 
 pub(crate) const BITS: u64 = u64::BITS as u64;
 
+/// Pages below one top word.
+pub(crate) const GRANULE: u64 = BITS * BITS * BITS;
+
 pub(crate) struct Bitmap<W: Word = AtomicU64> {
     leaves: Box<[W]>,
     summary: Box<[W]>,
@@ -177,10 +180,9 @@ impl<W: Word> Bitmap<W> {
 
     /// The first of the pages under one top word, of those in `pages`, that may be marked.
     pub(crate) fn dirty_granule(&self, pages: &Range<u64>) -> Option<Range<u64>> {
-        let span = BITS * BITS * BITS;
         let mut tops = words_of(&words_of(&words_of(pages)));
         let top = tops.find(|top| self.top[index(*top)].load_seq_cst() != 0)?;
-        Some((top * span).max(pages.start)..((top + 1) * span).min(pages.end))
+        Some((top * GRANULE).max(pages.start)..((top + 1) * GRANULE).min(pages.end))
     }
 
     /// Clears the bits of `pages` and hands each non-zero word of them to `sink`,

@@ -13,12 +13,9 @@
 
 use std::ops::Range;
 
-use crate::bitmap::{BITS, bits_of, mask_within, whole_words_of, words_of};
+use crate::bitmap::{BITS, GRANULE, bits_of, mask_within, whole_words_of, words_of};
 use crate::page::index;
 use crate::wide::{self, CHUNK, Chunk};
-
-/// Pages of a granule.
-pub(crate) const GRANULE: u64 = BITS * BITS * BITS;
 
 /// Plain words, zero, not yet backed by memory.
 #[derive(Debug)]
@@ -46,11 +43,8 @@ impl Bulk {
     pub(crate) fn merge_chunk(&mut self, chunk: usize, words: &Chunk, nonzero: u64) {
         let leaves = &mut self.leaves[chunk * CHUNK..(chunk + 1) * CHUNK];
         if nonzero.count_ones() <= wide::FEW {
-            let mut rest = nonzero;
-            while rest != 0 {
-                let n = rest.trailing_zeros() as usize;
+            for n in bits_of(0, nonzero).map(index) {
                 leaves[n] |= words[n];
-                rest &= rest - 1;
             }
         } else {
             wide::or(leaves, words);

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use thiserror::Error;
 
 use crate::barrier;
-use crate::bitmap::{BITS, Bitmap, words_of};
-use crate::bulk::{Bulk, GRANULE, Shifted};
+use crate::bitmap::{BITS, Bitmap, GRANULE, words_of};
+use crate::bulk::{Bulk, Shifted};
 use crate::client::{ClientSet, DirtyClient};
 use crate::page::{PageSize, index};
 use crate::snapshot::{DirtySnapshot, Harvest};
@@ -59,8 +59,8 @@ const WRITERS_FENCE: u64 = 1 << 63;
 /// All methods may be called from any thread at any time. A mark that has
 /// returned is in the next harvest of every client that was on when the mark
 /// began, or in one that was running at the time. Two harvests of one client at the
-/// same time share its bits in some way; a client has one harvester as a rule. Page 0 is bit 0 of word 0, so
-/// blocks never share a word.
+/// same time share its bits in some way; a client has one harvester as a rule. Page 0
+/// is bit 0 of word 0, so blocks never share a word.
 ///
 /// As vm-memory's `Bitmap` it marks whatever is written through a slice that
 /// carries it. Pointers escape it: after a write through `get_host_address`,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use crate::bitmap::{BITS, mask_within, words_of};
+use crate::bitmap::{BITS, bits_of, mask_within, words_of};
 use crate::client::DirtyClient;
 use crate::dirty::DirtyMemory;
 use crate::page::index;
@@ -90,11 +90,7 @@ impl DirtySnapshot {
 
     /// The dirty pages, in ascending order.
     pub fn pages(&self) -> impl Iterator<Item = u64> + '_ {
-        self.block_words().flat_map(|(word, bits)| {
-            let rest = |bits: &u64| Some(bits & (bits - 1)).filter(|bits| *bits != 0);
-            std::iter::successors(Some(bits), rest)
-                .map(move |bits| word * BITS + u64::from(bits.trailing_zeros()))
-        })
+        self.block_words().flat_map(|(word, bits)| bits_of(word, bits))
     }
 
     /// The dirty pages as runs of neighbours, in ascending order.

@@ -2,8 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
-use crate::bitmap::BITS;
-use crate::bulk::GRANULE;
+use crate::bitmap::{BITS, GRANULE};
 use crate::client::DirtyClient;
 use crate::dirty::{DirtyError, DirtyMemory};
 use crate::page::index;
