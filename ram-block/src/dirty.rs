@@ -8,12 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use thiserror::Error;
 
 use crate::barrier;
-use crate::bitmap::{BITS, Bitmap, GRANULE, words_of};
+use crate::bitmap::{BITS, Bitmap, words_of};
 use crate::bulk::{Bulk, Shifted};
 use crate::client::{ClientSet, DirtyClient};
 use crate::page::{PageSize, index};
-use crate::snapshot::{DirtySnapshot, Harvest};
 use crate::wide::{self, CHUNK};
+
+mod harvest;
+#[cfg(test)]
+mod tests;
 
 /// A request that a block's bitmaps cannot serve.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -272,64 +275,6 @@ impl DirtyMemory {
         set
     }
 
-    /// Calls `each` for every granule of `pages` that the synchronizer may have marked
-    /// for `client`, with the lock held for one granule at a time.
-    fn each_granule(
-        &self,
-        client: DirtyClient,
-        pages: &Range<u64>,
-        mut each: impl FnMut(&mut Bulk, &Range<u64>),
-    ) {
-        let mut rest = pages.clone();
-        loop {
-            let mut bulk = self.lock_bulk();
-            let Some(bulk) = &mut bulk[client.index()] else { break };
-            let Some(granule) = bulk.dirty_granule(&rest) else { break };
-            each(bulk, &granule);
-            rest.start = granule.end;
-        }
-    }
-
-    /// Moves the bits of exactly `pages` from `client`'s bitmap into `into`, a bitmap of
-    /// the whole block that its consumer keeps for itself. Returns how many bits of
-    /// `into` are new.
-    ///
-    /// Word n of `into` has the pages from 64 n on, the least significant bit the lowest
-    /// page. The bits are the consumer's then: nobody gives them back. Costs what is
-    /// dirty, and allocates nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages,
-    /// [`DirtyError::ShortBitmap`] if `into` has not, and [`DirtyError::ClientOff`].
-    pub fn move_into(
-        &self,
-        client: DirtyClient,
-        pages: Range<u64>,
-        into: &mut [u64],
-    ) -> Result<u64, DirtyError> {
-        self.check_on(client, &pages)?;
-        let needed = pages.end.div_ceil(BITS);
-        if (into.len() as u64) < needed {
-            return Err(DirtyError::ShortBitmap { words: into.len(), pages: pages.end, needed });
-        }
-        let mut new = 0;
-        self.each_granule(client, &pages, |bulk, granule| new += bulk.move_into(granule, into));
-        self.take_marked(client, &pages, |word, bits| {
-            let slot = &mut into[index(word)];
-            new += u64::from((bits & !*slot).count_ones());
-            *slot |= bits;
-        });
-        Ok(new)
-    }
-
-    /// Takes what anybody marked.
-    fn take_marked(&self, client: DirtyClient, pages: &Range<u64>, sink: impl FnMut(u64, u64)) {
-        if let Some(bitmap) = self.bitmaps[client.index()].get() {
-            bitmap.take(pages, sink);
-        }
-    }
-
     /// Whether `client` is on and the block has `pages`.
     pub(crate) fn check_on(
         &self,
@@ -356,80 +301,6 @@ impl DirtyMemory {
         Ok(())
     }
 
-    /// Takes the bits of exactly `pages` from `client`'s bitmap.
-    ///
-    /// # Errors
-    ///
-    /// As [`snapshot_and_clear_into`](Self::snapshot_and_clear_into).
-    pub fn snapshot_and_clear(
-        self: &Arc<Self>,
-        client: DirtyClient,
-        pages: Range<u64>,
-    ) -> Result<Harvest, DirtyError> {
-        self.snapshot_and_clear_into(client, pages, DirtySnapshot::default())
-    }
-
-    /// Takes the bits of exactly `pages` from `client`'s bitmap, using the buffer of
-    /// an earlier snapshot: allocates only if that is too small.
-    ///
-    /// # Errors
-    ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
-    /// [`DirtyError::ClientOff`].
-    pub fn snapshot_and_clear_into(
-        self: &Arc<Self>,
-        client: DirtyClient,
-        pages: Range<u64>,
-        mut buffer: DirtySnapshot,
-    ) -> Result<Harvest, DirtyError> {
-        self.check_on(client, &pages)?;
-        buffer.reset(pages.clone());
-        self.take_words(client, &pages, |word, bits| buffer.put(word, bits));
-        Ok(Harvest::new(self.clone(), client, buffer))
-    }
-
-    /// Returns the bits of a harvest to the client they came from.
-    pub(crate) fn give_back(&self, client: DirtyClient, snapshot: &DirtySnapshot) {
-        snapshot.block_words().for_each(|(word, bits)| self.mark_for(client, word, bits));
-    }
-
-    /// Marks a word of pages for one client, if it is on.
-    pub(crate) fn mark_for(&self, client: DirtyClient, word: u64, bits: u64) {
-        if self.enabled().contains(client) {
-            if let Some(bitmap) = self.bitmaps[client.index()].get() {
-                bitmap.mark_word(word, bits);
-            }
-        }
-    }
-
-    /// Takes the bits of `pages` from both parts; a word may come twice, with other bits.
-    pub(crate) fn take_words(
-        &self,
-        client: DirtyClient,
-        pages: &Range<u64>,
-        mut sink: impl FnMut(u64, u64),
-    ) {
-        self.each_granule(client, pages, |bulk, granule| bulk.take(granule, &mut sink));
-        self.take_marked(client, pages, sink);
-    }
-
-    /// The first granule of `pages` that may have a dirty page of `client`, cut to
-    /// `pages`.
-    pub(crate) fn dirty_granule(
-        &self,
-        client: DirtyClient,
-        pages: &Range<u64>,
-    ) -> Option<Range<u64>> {
-        let bulk =
-            self.lock_bulk()[client.index()].as_ref().and_then(|bulk| bulk.dirty_granule(pages));
-        // No need to look past what the one part has.
-        let before = pages.start..bulk.as_ref().map_or(pages.end, |granule| granule.start);
-        let marked =
-            self.bitmaps[client.index()].get().and_then(|bitmap| bitmap.dirty_granule(&before));
-        let first = marked.into_iter().chain(bulk).map(|granule| granule.start).min()?;
-        Some(first..((first / GRANULE + 1) * GRANULE).min(pages.end))
-    }
-
     /// Whether `page` is dirty for `client`; false if the client is off or the block
     /// has no such page.
     pub fn is_dirty(&self, client: DirtyClient, page: u64) -> bool {
@@ -450,139 +321,5 @@ impl fmt::Debug for DirtyMemory {
             .field("pages", &self.pages)
             .field("enabled", &self.enabled())
             .finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const VGA: DirtyClient = DirtyClient::VGA;
-    const CODE: DirtyClient = DirtyClient::CODE;
-    const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
-
-    fn memory(pages: u64) -> Arc<DirtyMemory> {
-        DirtyMemory::new(pages, PageSize::new(4096).unwrap())
-    }
-
-    fn take(memory: &Arc<DirtyMemory>, client: DirtyClient, pages: Range<u64>) -> Vec<u64> {
-        let harvest = memory.snapshot_and_clear(client, pages).unwrap();
-        let pages = harvest.pages().collect();
-        harvest.commit();
-        pages
-    }
-
-    #[test]
-    fn a_harvest_takes_one_clients_bits_only() {
-        let memory = memory(200);
-        memory.enable(VGA);
-        memory.enable(MIGRATION);
-        memory.mark(70 * 4096 - 1, 2);
-        assert_eq!(take(&memory, VGA, 0..200), [69, 70]);
-        assert_eq!(take(&memory, VGA, 0..200), [0; 0]);
-        assert_eq!(take(&memory, MIGRATION, 70..200), [70]);
-        assert_eq!(take(&memory, MIGRATION, 0..200), [69]);
-        assert!(!memory.is_dirty(CODE, 70));
-    }
-
-    #[test]
-    fn a_client_that_is_off_holds_nothing_and_cannot_be_harvested() {
-        let memory = memory(64);
-        memory.mark(0, 4096);
-        memory.enable(MIGRATION);
-        memory.mark(4096, 1);
-        assert!(!memory.is_dirty(VGA, 1));
-        let refused = memory.snapshot_and_clear(VGA, 0..64).unwrap_err();
-        let enabled = ClientSet::EMPTY.with(MIGRATION);
-        assert_eq!(refused, DirtyError::ClientOff { client: VGA, enabled });
-        assert_eq!(take(&memory, MIGRATION, 0..64), [1]);
-    }
-
-    #[test]
-    fn switching_off_drops_the_bits() {
-        let memory = memory(64);
-        memory.enable(VGA);
-        memory.mark(0, 1);
-        memory.disable(VGA);
-        memory.enable(VGA);
-        assert_eq!(take(&memory, VGA, 0..64), [0; 0]);
-    }
-
-    #[test]
-    fn a_harvest_without_commit_gives_its_bits_back() {
-        let memory = memory(300);
-        memory.enable(VGA);
-        memory.mark(5 * 4096, 290 * 4096);
-        let harvest = memory.snapshot_and_clear(VGA, 10..20).unwrap();
-        assert!(!memory.is_dirty(VGA, 10));
-        drop(harvest);
-        assert_eq!(take(&memory, VGA, 0..300), (5..295).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn what_lies_outside_the_block_is_ignored_by_marks_and_refused_by_merges() {
-        let memory = memory(10);
-        memory.enable(VGA);
-        memory.mark(9 * 4096, u64::MAX);
-        memory.mark(10 * 4096, 1);
-        memory.mark(u64::MAX, 1);
-        assert_eq!(take(&memory, VGA, 0..10), [9]);
-        let out = DirtyError::OutOfRange { start: 9, end: 11, pages: 10 };
-        assert_eq!(memory.merge(9, 2, &[3]), Err(out.clone()));
-        assert_eq!(memory.snapshot_and_clear(VGA, 9..11).unwrap_err(), out);
-        let overflow = memory.merge(u64::MAX, 2, &[3]).unwrap_err();
-        assert!(matches!(overflow, DirtyError::OutOfRange { .. }));
-        let short = DirtyError::ShortBitmap { words: 0, pages: 10, needed: 1 };
-        assert_eq!(memory.merge(0, 10, &[]), Err(short));
-    }
-
-    #[test]
-    fn a_merge_reaches_every_client_that_is_on() {
-        let memory = memory(1000);
-        memory.enable(VGA);
-        memory.enable(CODE);
-        let words = [1 << 63, 0b101];
-        assert_eq!(memory.merge(37, 66, &words), Ok(2)); // bit 66 is past the count
-        for client in [VGA, CODE] {
-            assert_eq!(take(&memory, client, 0..1000), [37 + 63, 37 + 64]);
-        }
-    }
-
-    #[test]
-    fn where_membarrier_is_refused_marks_fence_for_themselves() {
-        let memory = DirtyMemory::with_fence(100, PageSize::new(4096).unwrap(), true);
-        memory.mark(0, 4096);
-        assert!(memory.enabled().is_empty());
-        memory.enable(VGA);
-        memory.mark(5 * 4096, 1);
-        memory.merge(60, 10, &[0b11]).unwrap();
-        assert_eq!(take(&memory, VGA, 0..100), [5, 60, 61]);
-        memory.disable(VGA);
-        memory.mark(5 * 4096, 1);
-        memory.enable(VGA);
-        assert_eq!(take(&memory, VGA, 0..100), [0; 0]);
-    }
-
-    #[test]
-    fn listed_pages_are_marked_and_strangers_ignored() {
-        let memory = memory(100);
-        memory.enable(VGA);
-        assert_eq!(memory.mark_pages(&[99, 3, 3, 100, u64::MAX]), 3);
-        assert_eq!(take(&memory, VGA, 0..100), [3, 99]);
-    }
-
-    #[test]
-    fn a_snapshot_buffer_is_reused() {
-        let memory = memory(6400);
-        memory.enable(VGA);
-        let mut buffer = DirtySnapshot::default();
-        for round in 0..3 {
-            memory.mark(round * 4096, 1);
-            let harvest = memory.snapshot_and_clear_into(VGA, 0..6400, buffer).unwrap();
-            assert_eq!(harvest.pages().collect::<Vec<_>>(), [round]);
-            let words = harvest.as_words().as_ptr();
-            buffer = harvest.commit();
-            assert_eq!(buffer.as_words().as_ptr(), words);
-        }
     }
 }

@@ -1,0 +1,145 @@
+//! Taking a client's bits: as a snapshot, into a private bitmap, or word by word.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{DirtyError, DirtyMemory};
+use crate::bitmap::{BITS, GRANULE};
+use crate::bulk::Bulk;
+use crate::client::DirtyClient;
+use crate::page::index;
+use crate::snapshot::{DirtySnapshot, Harvest};
+
+impl DirtyMemory {
+    /// Takes the bits of exactly `pages` from `client`'s bitmap.
+    ///
+    /// # Errors
+    ///
+    /// As [`snapshot_and_clear_into`](Self::snapshot_and_clear_into).
+    pub fn snapshot_and_clear(
+        self: &Arc<Self>,
+        client: DirtyClient,
+        pages: Range<u64>,
+    ) -> Result<Harvest, DirtyError> {
+        self.snapshot_and_clear_into(client, pages, DirtySnapshot::default())
+    }
+
+    /// Takes the bits of exactly `pages` from `client`'s bitmap, using the buffer of
+    /// an earlier snapshot: allocates only if that is too small.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
+    /// [`DirtyError::ClientOff`].
+    pub fn snapshot_and_clear_into(
+        self: &Arc<Self>,
+        client: DirtyClient,
+        pages: Range<u64>,
+        mut buffer: DirtySnapshot,
+    ) -> Result<Harvest, DirtyError> {
+        self.check_on(client, &pages)?;
+        buffer.reset(pages.clone());
+        self.take_words(client, &pages, |word, bits| buffer.put(word, bits));
+        Ok(Harvest::new(self.clone(), client, buffer))
+    }
+
+    /// Returns the bits of a harvest to the client they came from.
+    pub(crate) fn give_back(&self, client: DirtyClient, snapshot: &DirtySnapshot) {
+        snapshot.block_words().for_each(|(word, bits)| self.mark_for(client, word, bits));
+    }
+
+    /// Marks a word of pages for one client, if it is on.
+    pub(crate) fn mark_for(&self, client: DirtyClient, word: u64, bits: u64) {
+        if self.enabled().contains(client) {
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                bitmap.mark_word(word, bits);
+            }
+        }
+    }
+
+    /// Takes the bits of `pages` from both parts; a word may come twice, with other bits.
+    pub(crate) fn take_words(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+        mut sink: impl FnMut(u64, u64),
+    ) {
+        self.each_granule(client, pages, |bulk, granule| bulk.take(granule, &mut sink));
+        self.take_marked(client, pages, sink);
+    }
+
+    /// The first granule of `pages` that may have a dirty page of `client`, cut to
+    /// `pages`.
+    pub(crate) fn dirty_granule(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+    ) -> Option<Range<u64>> {
+        let bulk =
+            self.lock_bulk()[client.index()].as_ref().and_then(|bulk| bulk.dirty_granule(pages));
+        // No need to look past what the one part has.
+        let before = pages.start..bulk.as_ref().map_or(pages.end, |granule| granule.start);
+        let marked =
+            self.bitmaps[client.index()].get().and_then(|bitmap| bitmap.dirty_granule(&before));
+        let first = marked.into_iter().chain(bulk).map(|granule| granule.start).min()?;
+        Some(first..((first / GRANULE + 1) * GRANULE).min(pages.end))
+    }
+
+    /// Calls `each` for every granule of `pages` that the synchronizer may have marked
+    /// for `client`, with the lock held for one granule at a time.
+    fn each_granule(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+        mut each: impl FnMut(&mut Bulk, &Range<u64>),
+    ) {
+        let mut rest = pages.clone();
+        loop {
+            let mut bulk = self.lock_bulk();
+            let Some(bulk) = &mut bulk[client.index()] else { break };
+            let Some(granule) = bulk.dirty_granule(&rest) else { break };
+            each(bulk, &granule);
+            rest.start = granule.end;
+        }
+    }
+
+    /// Moves the bits of exactly `pages` from `client`'s bitmap into `into`, a bitmap of
+    /// the whole block that its consumer keeps for itself. Returns how many bits of
+    /// `into` are new.
+    ///
+    /// Word n of `into` has the pages from 64 n on, the least significant bit the lowest
+    /// page. The bits are the consumer's then: nobody gives them back. Costs what is
+    /// dirty, and allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages,
+    /// [`DirtyError::ShortBitmap`] if `into` has not, and [`DirtyError::ClientOff`].
+    pub fn move_into(
+        &self,
+        client: DirtyClient,
+        pages: Range<u64>,
+        into: &mut [u64],
+    ) -> Result<u64, DirtyError> {
+        self.check_on(client, &pages)?;
+        let needed = pages.end.div_ceil(BITS);
+        if (into.len() as u64) < needed {
+            return Err(DirtyError::ShortBitmap { words: into.len(), pages: pages.end, needed });
+        }
+        let mut new = 0;
+        self.each_granule(client, &pages, |bulk, granule| new += bulk.move_into(granule, into));
+        self.take_marked(client, &pages, |word, bits| {
+            let slot = &mut into[index(word)];
+            new += u64::from((bits & !*slot).count_ones());
+            *slot |= bits;
+        });
+        Ok(new)
+    }
+
+    /// Takes what anybody marked.
+    fn take_marked(&self, client: DirtyClient, pages: &Range<u64>, sink: impl FnMut(u64, u64)) {
+        if let Some(bitmap) = self.bitmaps[client.index()].get() {
+            bitmap.take(pages, sink);
+        }
+    }
+}

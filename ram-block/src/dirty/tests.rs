@@ -1,0 +1,133 @@
+//! Marks, merges and harvests of one block.
+
+use super::*;
+use crate::snapshot::DirtySnapshot;
+
+const VGA: DirtyClient = DirtyClient::VGA;
+const CODE: DirtyClient = DirtyClient::CODE;
+const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
+
+fn memory(pages: u64) -> Arc<DirtyMemory> {
+    DirtyMemory::new(pages, PageSize::new(4096).unwrap())
+}
+
+fn take(memory: &Arc<DirtyMemory>, client: DirtyClient, pages: Range<u64>) -> Vec<u64> {
+    let harvest = memory.snapshot_and_clear(client, pages).unwrap();
+    let pages = harvest.pages().collect();
+    harvest.commit();
+    pages
+}
+
+#[test]
+fn a_harvest_takes_one_clients_bits_only() {
+    let memory = memory(200);
+    memory.enable(VGA);
+    memory.enable(MIGRATION);
+    memory.mark(70 * 4096 - 1, 2);
+    assert_eq!(take(&memory, VGA, 0..200), [69, 70]);
+    assert_eq!(take(&memory, VGA, 0..200), [0; 0]);
+    assert_eq!(take(&memory, MIGRATION, 70..200), [70]);
+    assert_eq!(take(&memory, MIGRATION, 0..200), [69]);
+    assert!(!memory.is_dirty(CODE, 70));
+}
+
+#[test]
+fn a_client_that_is_off_holds_nothing_and_cannot_be_harvested() {
+    let memory = memory(64);
+    memory.mark(0, 4096);
+    memory.enable(MIGRATION);
+    memory.mark(4096, 1);
+    assert!(!memory.is_dirty(VGA, 1));
+    let refused = memory.snapshot_and_clear(VGA, 0..64).unwrap_err();
+    let enabled = ClientSet::EMPTY.with(MIGRATION);
+    assert_eq!(refused, DirtyError::ClientOff { client: VGA, enabled });
+    assert_eq!(take(&memory, MIGRATION, 0..64), [1]);
+}
+
+#[test]
+fn switching_off_drops_the_bits() {
+    let memory = memory(64);
+    memory.enable(VGA);
+    memory.mark(0, 1);
+    memory.disable(VGA);
+    memory.enable(VGA);
+    assert_eq!(take(&memory, VGA, 0..64), [0; 0]);
+}
+
+#[test]
+fn a_harvest_without_commit_gives_its_bits_back() {
+    let memory = memory(300);
+    memory.enable(VGA);
+    memory.mark(5 * 4096, 290 * 4096);
+    let harvest = memory.snapshot_and_clear(VGA, 10..20).unwrap();
+    assert!(!memory.is_dirty(VGA, 10));
+    drop(harvest);
+    assert_eq!(take(&memory, VGA, 0..300), (5..295).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_lies_outside_the_block_is_ignored_by_marks_and_refused_by_merges() {
+    let memory = memory(10);
+    memory.enable(VGA);
+    memory.mark(9 * 4096, u64::MAX);
+    memory.mark(10 * 4096, 1);
+    memory.mark(u64::MAX, 1);
+    assert_eq!(take(&memory, VGA, 0..10), [9]);
+    let out = DirtyError::OutOfRange { start: 9, end: 11, pages: 10 };
+    assert_eq!(memory.merge(9, 2, &[3]), Err(out.clone()));
+    assert_eq!(memory.snapshot_and_clear(VGA, 9..11).unwrap_err(), out);
+    let overflow = memory.merge(u64::MAX, 2, &[3]).unwrap_err();
+    assert!(matches!(overflow, DirtyError::OutOfRange { .. }));
+    let short = DirtyError::ShortBitmap { words: 0, pages: 10, needed: 1 };
+    assert_eq!(memory.merge(0, 10, &[]), Err(short));
+}
+
+#[test]
+fn a_merge_reaches_every_client_that_is_on() {
+    let memory = memory(1000);
+    memory.enable(VGA);
+    memory.enable(CODE);
+    let words = [1 << 63, 0b101];
+    assert_eq!(memory.merge(37, 66, &words), Ok(2)); // bit 66 is past the count
+    for client in [VGA, CODE] {
+        assert_eq!(take(&memory, client, 0..1000), [37 + 63, 37 + 64]);
+    }
+}
+
+#[test]
+fn where_membarrier_is_refused_marks_fence_for_themselves() {
+    let memory = DirtyMemory::with_fence(100, PageSize::new(4096).unwrap(), true);
+    memory.mark(0, 4096);
+    assert!(memory.enabled().is_empty());
+    memory.enable(VGA);
+    memory.mark(5 * 4096, 1);
+    memory.merge(60, 10, &[0b11]).unwrap();
+    assert_eq!(take(&memory, VGA, 0..100), [5, 60, 61]);
+    memory.disable(VGA);
+    memory.mark(5 * 4096, 1);
+    memory.enable(VGA);
+    assert_eq!(take(&memory, VGA, 0..100), [0; 0]);
+}
+
+#[test]
+fn listed_pages_are_marked_and_strangers_ignored() {
+    let memory = memory(100);
+    memory.enable(VGA);
+    assert_eq!(memory.mark_pages(&[99, 3, 3, 100, u64::MAX]), 3);
+    assert_eq!(take(&memory, VGA, 0..100), [3, 99]);
+}
+
+#[test]
+fn a_snapshot_buffer_is_reused() {
+    let memory = memory(6400);
+    memory.enable(VGA);
+    let mut buffer = DirtySnapshot::default();
+    for round in 0..3 {
+        memory.mark(round * 4096, 1);
+        let harvest = memory.snapshot_and_clear_into(VGA, 0..6400, buffer).unwrap();
+        assert_eq!(harvest.pages().collect::<Vec<_>>(), [round]);
+        let words = harvest.as_words().as_ptr();
+        buffer = harvest.commit();
+        assert_eq!(buffer.as_words().as_ptr(), words);
+    }
+}
