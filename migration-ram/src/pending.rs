@@ -81,7 +81,7 @@ mod tests {
     fn pages_are_taken_once_and_counted() {
         let page = ram_block::PageSize::host().bytes();
         let block = RamBlock::anonymous("ram", 130 * page).unwrap();
-        block.dirty().enable(DirtyClient::MIGRATION);
+        block.dirty().enable(DirtyClient::MIGRATION).unwrap();
         let mut pending = Pending::all(block.clone());
         let drain = |pending: &mut Pending| {
             let mut pages = Vec::new();

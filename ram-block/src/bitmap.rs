@@ -68,9 +68,9 @@ pub(crate) const BITS: u64 = u64::BITS as u64;
 pub(crate) const GRANULE: u64 = BITS * BITS * BITS;
 
 pub(crate) struct Bitmap<W: Word = AtomicU64> {
-    leaves: Box<[W]>,
-    summary: Box<[W]>,
-    top: Box<[W]>,
+    leaves: W::Array,
+    summary: W::Array,
+    top: W::Array,
 }
 
 /// The bits of word `word` that lie in `range` (bit numbers over all words).
@@ -209,6 +209,50 @@ impl<W: Word> Bitmap<W> {
                     }
                 }
             }
+        }
+    }
+
+    /// Hands each non-zero word of the bits of `pages` to `sink`, as [`take`](Self::take)
+    /// does, and leaves them.
+    pub(crate) fn visit(&self, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {
+        let leaves = words_of(pages);
+        let summaries = words_of(&leaves);
+        let look = |words: &[W], word: u64, range: &Range<u64>| {
+            words[index(word)].load_seq_cst() & mask_within(word, range)
+        };
+        for top in words_of(&summaries) {
+            for summary in bits_of(top, look(&self.top, top, &summaries)) {
+                for leaf in bits_of(summary, look(&self.summary, summary, &leaves)) {
+                    let bits = look(&self.leaves, leaf, pages);
+                    if bits != 0 {
+                        sink(leaf, bits);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether one of `pages` is marked.
+    #[inline]
+    pub(crate) fn any(&self, pages: &Range<u64>) -> bool {
+        let leaves = words_of(pages);
+        if leaves.end - leaves.start == 1 {
+            let leaf = self.leaves[index(leaves.start)].load_seq_cst();
+            return leaf & mask_within(leaves.start, pages) != 0;
+        }
+        let mut found = false;
+        self.visit(pages, |_, _| found = true);
+        found
+    }
+
+    /// Drops all bits and gives their memory back, at the cost of what was touched.
+    ///
+    /// A mark that is under way may leave a bit of any level behind. No mark that begins
+    /// after this has returned is lost by it: it sets its bits where they are missing,
+    /// and what was left behind below a clear bit is taken with the next mark near it.
+    pub(crate) fn reset(&self) {
+        for words in [&self.leaves, &self.summary, &self.top] {
+            W::reset(words);
         }
     }
 

@@ -2,62 +2,20 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use thiserror::Error;
 use vm_memory::bitmap::{Bitmap, RefSlice};
 use vm_memory::{VolatileMemoryError, VolatileSlice};
 
-use crate::backing::Mapping;
+use crate::backing::{HugePages, Mapping};
+use crate::builder::RamBlockBuilder;
 use crate::dirty::DirtyMemory;
-use crate::page::PageSize;
+use crate::error::RamBlockError;
+use crate::page::{PageSize, index};
 
 /// The longest id, in bytes: QEMU's migration stream gives it one length byte.
 pub const MAX_ID_LEN: usize = 255;
-
-/// A block that cannot be had, or an access outside of one.
-#[derive(Debug, Error)]
-pub enum RamBlockError {
-    /// The id is empty or too long for a migration stream.
-    #[error("A block's id has 1 to {MAX_ID_LEN} bytes, {len} were given")]
-    Id {
-        /// Length of the given id, in bytes.
-        len: usize,
-    },
-    /// The length is zero or not a whole number of pages.
-    #[error("A block's length is a non-zero multiple of {page} bytes, {len} were asked for")]
-    Length {
-        /// The length asked for, in bytes.
-        len: u64,
-        /// The page size, in bytes.
-        page: u64,
-    },
-    /// The operating system gave no memory.
-    #[error("Mapping {len} bytes for block \"{id}\" failed")]
-    Map {
-        /// The block's id.
-        id: String,
-        /// The length asked for, in bytes.
-        len: u64,
-        /// What the operating system said.
-        #[source]
-        source: io::Error,
-    },
-    /// An access reaches past the end of the block.
-    #[error("{len} bytes at offset {offset:#x} reach outside block \"{id}\" of {size:#x} bytes")]
-    OutOfBounds {
-        /// The block's id.
-        id: String,
-        /// Where the access starts, in bytes.
-        offset: u64,
-        /// How long it is, in bytes.
-        len: u64,
-        /// The block's length, in bytes.
-        size: u64,
-    },
-}
 
 /// A slice of a block's memory; writes through it mark the block's clients.
 pub type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, DirtyMemory>>;
@@ -70,52 +28,47 @@ pub type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, DirtyMemory>>;
 #[derive(Debug)]
 pub struct RamBlock {
     id: String,
+    /// All that is reserved; what is used of it, `dirty` knows.
     mapping: Mapping,
     dirty: Arc<DirtyMemory>,
+    resizing: Mutex<()>,
 }
 
 impl RamBlock {
     /// `len` bytes of private memory.
     ///
     /// `id` names the block in a migration stream; `len` is a non-zero multiple of
-    /// the host's page size.
+    /// the host's page size. For huge pages, room to grow, a file or memory of the
+    /// caller see [`builder`](Self::builder).
     ///
     /// # Errors
     ///
     /// [`RamBlockError::Id`], [`RamBlockError::Length`] or [`RamBlockError::Map`].
     pub fn anonymous(id: &str, len: u64) -> Result<Arc<Self>, RamBlockError> {
-        Self::with(id, len, Mapping::anonymous)
+        Self::builder(id, len).anonymous()
     }
 
     /// `len` bytes in a memory file, which another process can map through
-    /// [`file`](Self::file).
+    /// [`file`](Self::file), and which nobody can shorten.
     ///
     /// # Errors
     ///
     /// As [`anonymous`](Self::anonymous).
     pub fn memfd(id: &str, len: u64) -> Result<Arc<Self>, RamBlockError> {
-        Self::with(id, len, Mapping::memfd)
+        Self::builder(id, len).memfd()
     }
 
-    fn with(
-        id: &str,
-        len: u64,
-        map: impl FnOnce(usize) -> io::Result<Mapping>,
-    ) -> Result<Arc<Self>, RamBlockError> {
-        if id.is_empty() || id.len() > MAX_ID_LEN {
-            return Err(RamBlockError::Id { len: id.len() });
-        }
+    /// A block of `len` bytes named `id`, whose memory is chosen next.
+    pub fn builder(id: &str, len: u64) -> RamBlockBuilder {
+        RamBlockBuilder::new(id, len)
+    }
+
+    /// A block of `len` bytes of the memory, the rest of which is reserved.
+    pub(crate) fn of(id: String, len: u64, mapping: Mapping) -> Arc<Self> {
         let page_size = PageSize::host();
-        if len == 0 || !page_size.is_aligned(len) {
-            return Err(RamBlockError::Length { len, page: page_size.bytes() });
-        }
-        let mapping = map(crate::page::index(len)).map_err(|source| RamBlockError::Map {
-            id: id.to_owned(),
-            len,
-            source,
-        })?;
-        let dirty = DirtyMemory::new(page_size.count(len), page_size);
-        Ok(Arc::new(Self { id: id.to_owned(), mapping, dirty }))
+        let max = page_size.count(mapping.len() as u64);
+        let dirty = DirtyMemory::with_room(page_size.count(len), max, page_size);
+        Arc::new(Self { id, mapping, dirty, resizing: Mutex::new(()) })
     }
 
     /// The name in a migration stream.
@@ -126,6 +79,11 @@ impl RamBlock {
     /// The length in bytes, a multiple of the page size.
     #[allow(clippy::len_without_is_empty)] // never empty
     pub fn len(&self) -> u64 {
+        self.pages() * self.page_size().bytes()
+    }
+
+    /// The length that the block can be [resized](Self::resize) to, in bytes.
+    pub fn max_len(&self) -> u64 {
         self.mapping.len() as u64
     }
 
@@ -147,7 +105,12 @@ impl RamBlock {
     /// The memory file, if there is one. Writes through the descriptor or another
     /// mapping of it mark nothing.
     pub fn file(&self) -> Option<&File> {
-        self.mapping.file()
+        self.mapping.shared_file()
+    }
+
+    /// The huge pages that were got, which may be fewer than were asked for.
+    pub fn huge_pages(&self) -> HugePages {
+        self.mapping.huge_pages()
     }
 
     /// The bytes from `offset` on that a memory file does not have: they read as zeros,
@@ -156,6 +119,9 @@ impl RamBlock {
     ///
     /// Somebody who writes at the same time may fill the hole before this returns.
     pub fn hole_at(&self, offset: u64) -> Option<Range<u64>> {
+        if offset >= self.len() {
+            return None;
+        }
         let hole = offset..self.mapping.next_data(offset).min(self.len());
         Some(hole).filter(|hole| !hole.is_empty())
     }
@@ -175,7 +141,7 @@ impl RamBlock {
         unsafe {
             VolatileSlice::with_bitmap(
                 self.mapping.start().as_ptr(),
-                self.mapping.len(),
+                index(self.len()),
                 bitmap,
                 None,
             )
@@ -192,6 +158,93 @@ impl RamBlock {
         self.as_slice().subslice(narrow(offset), narrow(len)).map_err(|_: VolatileMemoryError| {
             RamBlockError::OutOfBounds { id: self.id.clone(), offset, len, size: self.len() }
         })
+    }
+
+    /// Makes `len` bytes from `offset` on read as zeros, gives their memory back to the
+    /// host, and marks their pages for every client that is on.
+    ///
+    /// Of memory that others share, they see the zeros too. Memory of the caller is
+    /// zeroed, and stays his. What a guest writes meanwhile may survive or not.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`]; [`RamBlockError::Unaligned`] unless both are
+    /// multiples of the page size; [`RamBlockError::Discard`] if the operating system
+    /// refuses, as it does for parts of a huge page and for files on some file systems.
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), RamBlockError> {
+        self.slice(offset, len)?;
+        let page_size = self.page_size();
+        if !page_size.is_aligned(offset) || !page_size.is_aligned(len) {
+            let (id, page) = (self.id.clone(), page_size.bytes());
+            return Err(RamBlockError::Unaligned { id, offset, len, page });
+        }
+        self.zero_pages(offset..offset + len)
+    }
+
+    /// Zeroes whole pages and marks them, even if only some of them could be zeroed.
+    fn zero_pages(&self, bytes: Range<u64>) -> Result<(), RamBlockError> {
+        let Range { start: offset, end } = bytes;
+        let len = end - offset;
+        let result = match self.mapping.discard(index(offset)..index(end)) {
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                self.write_zeros(offset..end);
+                Ok(())
+            }
+            result => result,
+        };
+        self.dirty.mark(offset, len);
+        result.map_err(|source| {
+            let id = self.id.clone();
+            RamBlockError::Discard { id, offset, len, source }
+        })
+    }
+
+    /// Zeroes bytes of the reserved memory, unmarked.
+    fn write_zeros(&self, bytes: Range<u64>) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        // SAFETY: the mapping is valid for its length as long as `self` lives, and
+        // everybody who accesses it tolerates concurrent accesses.
+        let all =
+            unsafe { VolatileSlice::new(self.mapping.start().as_ptr(), self.mapping.len()) };
+        let mut at = index(bytes.start);
+        while at < index(bytes.end) {
+            let some = ZEROS.len().min(index(bytes.end) - at);
+            match all.subslice(at, some) {
+                Ok(slice) => slice.copy_from(&ZEROS[..some]),
+                Err(_) => return, // callers pass what lies within
+            }
+            at += some;
+        }
+    }
+
+    /// Makes the block `len` bytes long, within what is reserved for it.
+    ///
+    /// What is added reads as zeros and is dirty for every client that is on; what is
+    /// cut off is discarded with its bits. [`DirtyMemory::epoch`] changes for every
+    /// client, so that who counts on a length can tell. Slices that were lent before
+    /// stay valid memory. A memory map shows the new length when its region is resized:
+    /// after this when growing, before it when shrinking.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::Length`], [`RamBlockError::MaxLength`], and
+    /// [`RamBlockError::Discard`], with the block as it was.
+    pub fn resize(&self, len: u64) -> Result<(), RamBlockError> {
+        let page_size = self.page_size();
+        if len == 0 || !page_size.is_aligned(len) {
+            return Err(RamBlockError::Length { len, page: page_size.bytes() });
+        }
+        let max = self.max_len();
+        if len > max {
+            return Err(RamBlockError::MaxLength { id: self.id.clone(), len, max });
+        }
+        let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.len();
+        if len < old {
+            self.zero_pages(len..old)?;
+        }
+        self.dirty.resize(page_size.count(len));
+        Ok(())
     }
 
     /// Copies `buf.len()` bytes at `offset` out of the block.
@@ -260,17 +313,17 @@ mod tests {
             [RamBlock::anonymous("a", 1 << 20).unwrap(), RamBlock::memfd("m", 1 << 20).unwrap()]
         {
             let page = ram.page_size().bytes();
-            ram.dirty().enable(DirtyClient::VGA);
-            ram.dirty().enable(DirtyClient::CODE);
+            ram.dirty().enable(DirtyClient::VGA).unwrap();
+            ram.dirty().enable(DirtyClient::MIGRATION).unwrap();
             let slice = ram.slice(3 * page, 2 * page).unwrap();
             slice.write_obj(0x1122_3344u32, crate::page::index(page) - 2).unwrap();
             let _: u64 = slice.read_obj(0).unwrap();
-            for client in [DirtyClient::VGA, DirtyClient::CODE] {
+            for client in [DirtyClient::VGA, DirtyClient::MIGRATION] {
                 let dirty: Vec<_> =
                     (0..ram.pages()).filter(|p| ram.dirty().is_dirty(client, *p)).collect();
                 assert_eq!(dirty, [3, 4]);
             }
-            assert!(!ram.dirty().is_dirty(DirtyClient::MIGRATION, 3));
+            assert!(!ram.dirty().is_dirty(DirtyClient::CODE, 3));
         }
     }
 
@@ -290,15 +343,17 @@ mod tests {
 
     /// Clean memory and clean bitmaps are addresses only.
     #[test]
-    fn a_block_of_16_tib_with_all_clients_costs_what_is_dirty() {
+    fn a_block_of_16_tib_with_three_clients_costs_what_is_dirty() {
         use std::ops::ControlFlow;
         let ram = RamBlock::anonymous("huge", 16 << 40).unwrap();
-        DirtyClient::all().for_each(|client| ram.dirty().enable(client));
+        let reset = ram.dirty().register("reset").unwrap();
+        let clients = [DirtyClient::VGA, DirtyClient::MIGRATION, reset.client()];
+        clients.into_iter().for_each(|client| ram.dirty().enable(client).unwrap());
         let (page, last) = (ram.page_size().bytes(), ram.pages() - 1);
         ram.write(last * page, b"at the end").unwrap();
         ram.dirty().merge(last / 2, 2, &[0b11]).unwrap();
         ram.dirty().mark(0, 1);
-        for client in DirtyClient::all() {
+        for client in clients {
             let mut runs = Vec::new();
             let _ = ram
                 .dirty()

@@ -176,10 +176,26 @@ impl Shifted<'_> {
         word & mask_within(n, &(0..self.count))
     }
 
+    /// Word `n` of the destination.
+    ///
+    /// Put together of the two source words that meet it.
+    #[inline(always)]
+    pub(crate) fn destination_word(&self, n: u64) -> u64 {
+        let (shift, base) = (self.first % BITS, self.first / BITS);
+        let mut word = 0;
+        if n >= base {
+            word = self.word(n - base) << shift;
+        }
+        if n > base {
+            // A shift by 64 is no shift at all, so it is done in two steps.
+            word |= (self.word(n - base - 1) >> 1) >> (BITS - 1 - shift);
+        }
+        word
+    }
+
     /// Chunk `chunk` of the destination. Borrowed where it lies so in the source.
     ///
-    /// Each destination word is put together of the two source words that meet it: no
-    /// loop over bits at any offset.
+    /// No loop over bits at any offset.
     #[inline(always)]
     pub(crate) fn chunk<'b>(&'b self, chunk: u64, buffer: &'b mut Chunk) -> &'b Chunk {
         let (shift, base) = (self.first % BITS, self.first / BITS);
@@ -193,14 +209,7 @@ impl Shifted<'_> {
             }
         }
         for (n, word) in (start..).zip(buffer.iter_mut()) {
-            *word = 0;
-            if n >= base {
-                *word = self.word(n - base) << shift;
-            }
-            if n > base {
-                // A shift by 64 is no shift at all, so it is done in two steps.
-                *word |= (self.word(n - base - 1) >> 1) >> (BITS - 1 - shift);
-            }
+            *word = self.destination_word(n);
         }
         buffer
     }

@@ -4,24 +4,43 @@ use std::fmt;
 
 /// A consumer of dirty pages, with a bitmap of its own.
 ///
-/// The three built-in clients keep QEMU's numbers.
+/// The three built-in clients keep QEMU's numbers; the others are given out by
+/// [`DirtyMemory::register`](crate::DirtyMemory::register), and mean something as long as
+/// that registration lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DirtyClient(u8);
 
 impl DirtyClient {
     /// A display, which redraws what changed.
     pub const VGA: Self = Self(0);
-    /// A translator, which drops code made from pages that changed.
+    /// A translator, which drops code made from pages that changed. Its bitmap has the
+    /// inverse meaning and is kept by a [`CodeWatch`](crate::CodeWatch): a page is dirty
+    /// unless it is watched.
     pub const CODE: Self = Self(1);
     /// A live migration, which sends again what changed.
     pub const MIGRATION: Self = Self(2);
 
     /// How many clients there can be.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 8;
 
-    /// Every client, in the order of their numbers.
+    /// Every client that there can be, in the order of their numbers.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Self::VGA, Self::CODE, Self::MIGRATION].into_iter()
+        (0..8).map(Self)
+    }
+
+    /// Those that are given out at run time, in the order of their numbers.
+    pub fn registrable() -> impl Iterator<Item = Self> {
+        (3..8).map(Self)
+    }
+
+    /// The name of a built-in client.
+    pub const fn built_in_name(self) -> Option<&'static str> {
+        match self.0 {
+            0 => Some("vga"),
+            1 => Some("code"),
+            2 => Some("migration"),
+            _ => None,
+        }
     }
 
     /// The client's number: its bit in a [`ClientSet`].
@@ -36,11 +55,10 @@ impl DirtyClient {
 
 impl fmt::Display for DirtyClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match *self {
-            Self::VGA => "vga",
-            Self::CODE => "code",
-            _ => "migration",
-        })
+        match self.built_in_name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "client {}", self.0),
+        }
     }
 }
 
@@ -91,7 +109,13 @@ impl ClientSet {
 
     /// The clients in the set, in the order of their numbers.
     pub fn iter(self) -> impl Iterator<Item = DirtyClient> {
-        DirtyClient::all().filter(move |client| self.contains(*client))
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let number = rest.trailing_zeros();
+            // Clears the lowest bit; zero stays zero.
+            rest &= rest.wrapping_sub(1);
+            u8::try_from(number).ok().filter(|number| *number < 8).map(DirtyClient)
+        })
     }
 }
 
@@ -126,7 +150,11 @@ mod tests {
 
     #[test]
     fn built_in_clients_keep_their_numbers() {
-        assert_eq!(DirtyClient::all().map(DirtyClient::number).collect::<Vec<_>>(), [0, 1, 2]);
+        let built_in = [DirtyClient::VGA, DirtyClient::CODE, DirtyClient::MIGRATION];
+        assert_eq!(built_in.map(DirtyClient::number), [0, 1, 2]);
+        assert_eq!(built_in.map(|client| client.to_string()), ["vga", "code", "migration"]);
+        assert!(DirtyClient::all().eq(built_in.into_iter().chain(DirtyClient::registrable())));
+        assert_eq!(DirtyClient::all().count(), DirtyClient::COUNT);
     }
 
     #[test]
@@ -134,6 +162,8 @@ mod tests {
         let set: ClientSet = [DirtyClient::MIGRATION, DirtyClient::VGA].into_iter().collect();
         assert_eq!(set.to_string(), "vga|migration");
         assert_eq!(set.bits(), 0b101);
+        assert!(set.iter().eq([DirtyClient::VGA, DirtyClient::MIGRATION]));
+        assert!(DirtyClient::all().collect::<ClientSet>().iter().eq(DirtyClient::all()));
         assert_eq!(
             set.without(DirtyClient::VGA).without(DirtyClient::MIGRATION).to_string(),
             "none"

@@ -8,15 +8,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use thiserror::Error;
 
 use crate::barrier;
-use crate::bitmap::{BITS, Bitmap, words_of};
-use crate::bulk::{Bulk, Shifted};
+use crate::bitmap::{BITS, Bitmap};
+use crate::bulk::Bulk;
 use crate::client::{ClientSet, DirtyClient};
-use crate::page::{PageSize, index};
-use crate::wide::{self, CHUNK};
+use crate::code::Watched;
+use crate::page::PageSize;
 
 mod harvest;
+mod merge;
+mod switch;
+#[cfg(test)]
+mod oracle_tests;
 #[cfg(test)]
 mod tests;
+
+pub use switch::ClientRegistration;
 
 /// A request that a block's bitmaps cannot serve.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -40,6 +46,34 @@ pub enum DirtyError {
         pages: u64,
         /// Words needed.
         needed: u64,
+    },
+    /// The code client is not switched on and off and has no harvest: it watches pages.
+    #[error("Client code has no dirty log: its pages are watched by watch_code")]
+    Inverse,
+    /// Somebody watches the block's code already.
+    #[error("The code of this block is watched already")]
+    Watched,
+    /// The number was not given out, or its registration is gone.
+    #[error("{client} is not registered here")]
+    Unregistered {
+        /// The client asked for.
+        client: DirtyClient,
+    },
+    /// All numbers are given out.
+    #[error("No client is left for \"{name}\": all {} are in use", DirtyClient::COUNT)]
+    TooManyClients {
+        /// The name of the client that was to be registered.
+        name: String,
+    },
+    /// The number or the name belongs to another client.
+    #[error("\"{name}\" cannot be {client}, which is \"{taken}\"")]
+    ClientTaken {
+        /// The name of the client that was to be registered.
+        name: String,
+        /// The client that is in the way.
+        client: DirtyClient,
+        /// The name of the client that is in the way.
+        taken: String,
     },
     /// The client logs nothing, so there is nothing to harvest.
     #[error("Client {client} is off, only {enabled} log here")]
@@ -71,37 +105,55 @@ const WRITERS_FENCE: u64 = 1 << 63;
 /// [`mark`](Self::mark).
 pub struct DirtyMemory {
     page_size: PageSize,
-    pages: u64,
-    /// The mask of clients that are on, and [`WRITERS_FENCE`].
+    /// How many pages there are now.
+    pages: AtomicU64,
+    /// How many there can be: what the bitmaps have room for.
+    room: u64,
+    /// The mask of clients that are on, and [`WRITERS_FENCE`]. The code client is in it
+    /// as long as somebody watches.
     enabled: AtomicU64,
-    /// Held while a client is switched: the bits that switching off drops are not those
-    /// of a client that somebody else has switched on again.
-    switching: Mutex<()>,
-    /// How often each client was switched off.
+    /// The names of registered clients. Held while a client is switched: the bits that
+    /// switching off drops are not those of a client that somebody else has switched on
+    /// again.
+    names: Mutex<Names>,
+    /// How often each client was switched off, or the block resized.
     epochs: [AtomicU64; DirtyClient::COUNT],
     /// What the synchronizer merged, under this lock; of clients that are on.
     bulk: Mutex<BulkParts>,
-    /// What anybody marked. Allocated when a client is first on.
+    /// What anybody marked. Reserved when a client is first on; without memory while it
+    /// is off.
     bitmaps: [OnceLock<Bitmap>; DirtyClient::COUNT],
+    /// The code client's pages.
+    code: Watched,
 }
+
+type Names = [Option<Arc<str>>; DirtyClient::COUNT];
 
 impl DirtyMemory {
     /// Bitmaps for `pages` pages of `page_size`, every client off.
     pub fn new(pages: u64, page_size: PageSize) -> Arc<Self> {
-        Self::with_fence(pages, page_size, !barrier::available())
+        Self::with_room(pages, pages, page_size)
     }
 
-    /// As [`new`](Self::new); with `fence`, each mark passes a fence of its own.
-    fn with_fence(pages: u64, page_size: PageSize, fence: bool) -> Arc<Self> {
+    /// As [`new`](Self::new), with room for `room` pages.
+    pub(crate) fn with_room(pages: u64, room: u64, page_size: PageSize) -> Arc<Self> {
+        Self::with_fence(pages, room, page_size, !barrier::available())
+    }
+
+    /// As [`with_room`](Self::with_room); with `fence`, each mark passes a fence of its
+    /// own.
+    fn with_fence(pages: u64, room: u64, page_size: PageSize, fence: bool) -> Arc<Self> {
         let fence = if fence { WRITERS_FENCE } else { 0 };
         Arc::new(Self {
             page_size,
-            pages,
+            pages: AtomicU64::new(pages),
+            room,
             enabled: AtomicU64::new(fence),
-            switching: Mutex::new(()),
+            names: Mutex::default(),
             epochs: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
             bulk: Mutex::default(),
             bitmaps: [const { OnceLock::new() }; DirtyClient::COUNT],
+            code: Watched::default(),
         })
     }
 
@@ -112,12 +164,22 @@ impl DirtyMemory {
 
     /// How many pages there are.
     pub fn pages(&self) -> u64 {
-        self.pages
+        self.pages.load(Ordering::Acquire)
     }
 
-    /// The clients that are on.
+    /// The clients that are on. The code client is never among them.
     pub fn enabled(&self) -> ClientSet {
-        Self::clients_in(self.enabled.load(Ordering::Acquire))
+        Self::clients_in(self.enabled.load(Ordering::Acquire)).without(DirtyClient::CODE)
+    }
+
+    /// How many pages there can be.
+    pub(crate) fn room(&self) -> u64 {
+        self.room
+    }
+
+    /// The code client's pages, for its module.
+    pub(crate) fn code(&self) -> &Watched {
+        &self.code
     }
 
     fn lock_bulk(&self) -> MutexGuard<'_, BulkParts> {
@@ -129,73 +191,19 @@ impl DirtyMemory {
         ClientSet::from_bits(mask.to_le_bytes()[0])
     }
 
-    /// Switches `client` on: every write from now on marks it.
-    ///
-    /// What was written before is not in its bitmap, so a client that mirrors
-    /// memory begins by taking all of it. A page whose write was under way is
-    /// either marked, or has its new contents in memory when this returns: a
-    /// client that reads pages afterwards misses neither.
-    ///
-    /// There is no count: the first switch off is one. Who logs a block through a
-    /// memory map leaves its switches to the map.
-    ///
-    /// Uses the `membarrier` system call. A sandbox that comes to forbid it between the
-    /// first block and this call should allow it: writes that were under way in that
-    /// very moment are then not covered by the promise above.
-    pub fn enable(&self, client: DirtyClient) {
-        let _switching = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
-        self.bitmaps[client.index()].get_or_init(|| Bitmap::new(self.pages));
-        self.lock_bulk()[client.index()].get_or_insert_with(|| Bulk::new(self.pages));
-        self.enabled.fetch_or(1 << client.number(), Ordering::SeqCst);
-        if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !barrier::every_thread() {
-            log::warn!(
-                "membarrier is refused since the start: each mark of guest memory fences from now on"
-            );
-            self.enabled.fetch_or(WRITERS_FENCE, Ordering::SeqCst);
-        }
-        fence(Ordering::SeqCst);
-    }
-
-    /// Switches `client` off and drops its bits. Does nothing if it is off.
-    ///
-    /// A mark that is under way may still leave a bit behind: when the client is
-    /// switched on again, it may find a page dirty that is not.
-    pub fn disable(&self, client: DirtyClient) {
-        let _switching = self.switching.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
-        if Self::clients_in(before).contains(client) {
-            self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
-            self.lock_bulk()[client.index()] = None;
-            if let Some(bitmap) = self.bitmaps[client.index()].get() {
-                bitmap.take(&(0..self.pages), |_, _| ());
-            }
-        }
-    }
-
-    /// How often `client` was switched off.
-    ///
-    /// Between two looks with the same result, no bits of the client were dropped: who
-    /// builds on all that was harvested since the first look can tell.
-    pub fn epoch(&self, client: DirtyClient) -> u64 {
-        self.epochs[client.index()].load(Ordering::Acquire)
-    }
-
-    /// The bitmaps to mark, read after the caller's store to the page.
+    /// Who wants to know of a write, read after the caller's store to the page.
     #[inline]
-    fn targets(&self) -> Option<impl Iterator<Item = &Bitmap>> {
+    fn interested(&self) -> ClientSet {
         // Without a fence of its own this load may pass the caller's store to the
         // page in the processor; `enable` makes that harmless, or sets WRITERS_FENCE.
         // The compiler must not move the store behind the load: nobody could mend that.
         compiler_fence(Ordering::SeqCst);
         let mut mask = self.enabled.load(Ordering::Acquire);
-        if mask == 0 {
-            return None;
-        }
         if mask & WRITERS_FENCE != 0 {
             fence(Ordering::SeqCst);
             mask = self.enabled.load(Ordering::Acquire);
         }
-        Some(Self::clients_in(mask).iter().filter_map(|client| self.bitmaps[client.index()].get()))
+        Self::clients_in(mask)
     }
 
     /// Marks the pages that `len` bytes from byte `offset` touch, for every client
@@ -204,11 +212,22 @@ impl DirtyMemory {
     /// Call it after the write. Costs a load and a branch when no client is on.
     #[inline]
     pub fn mark(&self, offset: u64, len: u64) {
-        if let Some(targets) = self.targets() {
+        let clients = self.interested();
+        if !clients.is_empty() {
             let touched = self.page_size.touched(offset, len);
-            let pages = touched.start..touched.end.min(self.pages);
-            if !pages.is_empty() {
-                targets.for_each(|bitmap| bitmap.mark_range(&pages));
+            self.mark_range(clients, &(touched.start..touched.end.min(self.room)));
+        }
+    }
+
+    fn mark_range(&self, clients: ClientSet, pages: &Range<u64>) {
+        if pages.is_empty() {
+            return;
+        }
+        for client in clients.iter() {
+            if client == DirtyClient::CODE {
+                self.code.written(pages);
+            } else if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                bitmap.mark_range(pages);
             }
         }
     }
@@ -216,63 +235,17 @@ impl DirtyMemory {
     /// Marks the pages of these numbers for every client that is on: what a dirty ring
     /// yields. Returns how many the block has; the others are ignored.
     pub fn mark_pages(&self, pages: &[u64]) -> u64 {
-        let inside = |page: &&u64| **page < self.pages;
-        if let Some(targets) = self.targets() {
-            for bitmap in targets {
-                for page in pages.iter().filter(inside) {
-                    bitmap.mark_word(page / BITS, 1 << (page % BITS));
-                }
+        let inside = |page: &&u64| **page < self.room;
+        for client in self.interested().iter() {
+            let pages = pages.iter().filter(inside);
+            if client == DirtyClient::CODE {
+                pages.for_each(|page| self.code.written(&(*page..page + 1)));
+            } else if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                pages.for_each(|page| bitmap.mark_word(page / BITS, 1 << (page % BITS)));
             }
         }
-        pages.iter().filter(inside).count() as u64
-    }
-
-    /// Merges a bitmap of `count` pages, bit 0 of which is page `first`, into every
-    /// client that is on. Returns how many pages it names.
-    ///
-    /// The form is that of KVM's dirty log: little-endian bit order in 64-bit
-    /// words. Bits from `count` on are ignored. `first` need not be a multiple of
-    /// 64. Costs one pass over the words, and no atomic operation; other merges and
-    /// harvests of this block wait for a granule of 262,144 pages at most.
-    ///
-    /// # Errors
-    ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
-    /// [`DirtyError::ShortBitmap`] if `words` does not hold `count` bits; nothing
-    /// is marked then.
-    pub fn merge(&self, first: u64, count: u64, words: &[u64]) -> Result<u64, DirtyError> {
-        self.check(&(first..first.saturating_add(count)))?;
-        let needed = count.div_ceil(BITS);
-        if (words.len() as u64) < needed {
-            return Err(DirtyError::ShortBitmap { words: words.len(), pages: count, needed });
-        }
-        let source = Shifted { words, first, count };
-        Ok(self.merge_chunks(&source))
-    }
-
-    /// Merges granule by granule, so that the lock is held for a short time.
-    fn merge_chunks(&self, source: &Shifted<'_>) -> u64 {
-        let mut buffer = [0; CHUNK];
-        let mut set = 0;
-        let chunks = words_of(&source.destination());
-        let mut next = chunks.start;
-        while next < chunks.end {
-            let end = ((next / BITS + 1) * BITS).min(chunks.end);
-            let mut bulk = self.lock_bulk();
-            for chunk in next..end {
-                let words = source.chunk(chunk, &mut buffer);
-                if words.iter().fold(0, |all, word| all | word) == 0 {
-                    continue;
-                }
-                let (nonzero, ones) = wide::scan(words);
-                set += ones;
-                for bulk in bulk.iter_mut().flatten() {
-                    bulk.merge_chunk(index(chunk), words, nonzero);
-                }
-            }
-            next = end;
-        }
-        set
+        let there = self.pages();
+        pages.iter().filter(|page| **page < there).count() as u64
     }
 
     /// Whether `client` is on and the block has `pages`.
@@ -281,7 +254,10 @@ impl DirtyMemory {
         client: DirtyClient,
         pages: &Range<u64>,
     ) -> Result<(), DirtyError> {
-        self.check(pages)?;
+        if client == DirtyClient::CODE {
+            return Err(DirtyError::Inverse);
+        }
+        self.check(pages, self.pages())?;
         let enabled = self.enabled();
         if enabled.contains(client) {
             Ok(())
@@ -290,27 +266,29 @@ impl DirtyMemory {
         }
     }
 
-    fn check(&self, pages: &Range<u64>) -> Result<(), DirtyError> {
-        if pages.start > pages.end || pages.end > self.pages {
-            return Err(DirtyError::OutOfRange {
-                start: pages.start,
-                end: pages.end,
-                pages: self.pages,
-            });
+    /// Whether there are `pages` among the first `count`.
+    pub(crate) fn check(&self, pages: &Range<u64>, count: u64) -> Result<(), DirtyError> {
+        let Range { start, end } = *pages;
+        if start > end || end > count {
+            return Err(DirtyError::OutOfRange { start, end, pages: count });
         }
         Ok(())
     }
 
     /// Whether `page` is dirty for `client`; false if the client is off or the block
-    /// has no such page.
+    /// has no such page. For the code client a page is dirty unless it is watched.
     pub fn is_dirty(&self, client: DirtyClient, page: u64) -> bool {
+        if client == DirtyClient::CODE {
+            let watches = self.enabled.load(Ordering::Acquire) & (1 << client.number()) != 0;
+            return watches && page < self.pages() && !self.code.contains(page);
+        }
         let marked = || {
             let marked =
                 self.bitmaps[client.index()].get().is_some_and(|bitmap| bitmap.contains(page));
             marked
                 || self.lock_bulk()[client.index()].as_ref().is_some_and(|bulk| bulk.contains(page))
         };
-        page < self.pages && self.enabled().contains(client) && marked()
+        page < self.pages() && self.enabled().contains(client) && marked()
     }
 }
 
@@ -318,7 +296,7 @@ impl fmt::Debug for DirtyMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirtyMemory")
             .field("page_size", &self.page_size.bytes())
-            .field("pages", &self.pages)
+            .field("pages", &self.pages())
             .field("enabled", &self.enabled())
             .finish()
     }

@@ -26,8 +26,8 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let ram = RamBlock::anonymous("pc.ram", 16 << 20)?;
 //! let page = ram.page_size().bytes();
-//! ram.dirty().enable(DirtyClient::VGA);
-//! ram.dirty().enable(DirtyClient::MIGRATION);
+//! ram.dirty().enable(DirtyClient::VGA)?;
+//! ram.dirty().enable(DirtyClient::MIGRATION)?;
 //!
 //! ram.write(3 * page, b"a store of the monitor marks both clients")?;
 //!
@@ -43,9 +43,9 @@
 //!
 //! # Where the unsafe code is
 //!
-//! `backing` maps memory, `block` lends it to vm-memory, `word` makes zeroed
-//! arrays of atomics, `wide` chooses instructions at run time, and `barrier` issues
-//! a system call. Everything else is safe Rust.
+//! `backing` maps memory, `builder` takes the caller's, `block` lends it to vm-memory,
+//! `word` makes arrays of atomics of it, `wide` chooses instructions at run time, and
+//! `barrier` issues a system call. Everything else is safe Rust.
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("guest memory is indexed with 64-bit offsets: a 64-bit host is needed");
@@ -54,9 +54,12 @@ mod backing;
 mod barrier;
 mod bitmap;
 mod block;
+mod builder;
 mod bulk;
 mod client;
+mod code;
 mod dirty;
+mod error;
 mod page;
 mod snapshot;
 mod visit;
@@ -64,9 +67,13 @@ mod vm_memory_bitmap;
 mod wide;
 mod word;
 
-pub use block::{MAX_ID_LEN, RamBlock, RamBlockError, RamSlice};
+pub use backing::HugePages;
+pub use block::{MAX_ID_LEN, RamBlock, RamSlice};
+pub use builder::RamBlockBuilder;
 pub use client::{ClientSet, DirtyClient};
-pub use dirty::{DirtyError, DirtyMemory};
+pub use code::{CodeWatch, Watching};
+pub use dirty::{ClientRegistration, DirtyError, DirtyMemory};
+pub use error::RamBlockError;
 pub use page::{PageSize, PageSizeError};
 pub use snapshot::{DirtySnapshot, Harvest};
 /// The version of vm-memory whose traits the public types implement.

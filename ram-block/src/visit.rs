@@ -98,7 +98,7 @@ impl DirtyMemory {
     ///
     /// let ram = RamBlock::anonymous("ram", 16 << 20)?;
     /// let (page, client) = (ram.page_size().bytes(), DirtyClient::MIGRATION);
-    /// ram.dirty().enable(client);
+    /// ram.dirty().enable(client)?;
     /// for number in [3, 4, 6, 20] {
     ///     ram.dirty().mark(number * page, 1);
     /// }
@@ -164,7 +164,7 @@ mod tests {
 
     fn dirty(marks: &[(u64, u64, bool)]) -> (Arc<DirtyMemory>, BTreeSet<u64>) {
         let dirty = DirtyMemory::new(PAGES, PageSize::new(4096).unwrap());
-        dirty.enable(CLIENT);
+        dirty.enable(CLIENT).unwrap();
         let mut pages = BTreeSet::new();
         for &(start, len, merge) in marks {
             let len = len.min(PAGES - start);

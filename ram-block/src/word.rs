@@ -5,7 +5,11 @@
 //! that what is checked is what ships.
 #![allow(unsafe_code)]
 
+use std::alloc::{Layout, handle_alloc_error};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use crate::backing::Mapping;
 
 /// The operations that the bitmap's argument needs, named by what it relies on.
 ///
@@ -13,7 +17,16 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 /// `_release` store is ordered after everything before it in the same thread, and no
 /// more.
 pub(crate) trait Word: Send + Sync + Sized + 'static {
-    fn zeroed(len: usize) -> Box<[Self]>;
+    /// Words at a fixed place.
+    type Array: Deref<Target = [Self]> + Send + Sync;
+
+    /// `len` zero words that take no memory until they are touched.
+    fn zeroed(len: usize) -> Self::Array;
+    /// Zeroes all words and gives their memory back.
+    ///
+    /// In no order, and not as an access of any thread: what others write to a word at
+    /// this moment may stay in it or not.
+    fn reset(words: &Self::Array);
     fn load_seq_cst(&self) -> u64;
     fn swap_seq_cst(&self, value: u64) -> u64;
     fn fetch_or_seq_cst(&self, bits: u64) -> u64;
@@ -22,16 +35,44 @@ pub(crate) trait Word: Send + Sync + Sized + 'static {
     fn fence_seq_cst();
 }
 
+/// Words in memory of their own, straight from the kernel: zero without being written,
+/// whatever allocator the program has, and given back without being freed.
+pub(crate) struct Mapped {
+    memory: Mapping,
+    len: usize,
+}
+
+impl Deref for Mapped {
+    type Target = [AtomicU64];
+
+    #[inline]
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping holds `len` words, is aligned to a page, lives as long as
+        // `self`, starts zero (a valid AtomicU64), and is reached through here alone.
+        unsafe { std::slice::from_raw_parts(self.memory.start().as_ptr().cast(), self.len) }
+    }
+}
+
 impl Word for AtomicU64 {
-    fn zeroed(len: usize) -> Box<[Self]> {
-        // `vec![0; len]` asks the allocator for zeroed memory, which for large
-        // bitmaps is fresh from the kernel and not yet backed by pages.
-        let words: Box<[u64]> = vec![0; len].into_boxed_slice();
-        let words = Box::into_raw(words) as *mut [AtomicU64];
-        // SAFETY: AtomicU64 has the size, alignment and bit validity of u64 on
-        // 64-bit hosts, and the pointer comes from the Box consumed above, so it
-        // is unique and was allocated with this very layout.
-        unsafe { Box::from_raw(words) }
+    type Array = Mapped;
+
+    fn zeroed(len: usize) -> Mapped {
+        let out_of_memory = || -> ! {
+            let layout = Layout::array::<AtomicU64>(len);
+            handle_alloc_error(layout.unwrap_or(Layout::new::<AtomicU64>()))
+        };
+        let bytes = len.max(1).checked_mul(size_of::<AtomicU64>());
+        let memory = bytes.and_then(|bytes| Mapping::anonymous(bytes).ok());
+        Mapped { memory: memory.unwrap_or_else(|| out_of_memory()), len }
+    }
+
+    fn reset(words: &Mapped) {
+        // Private anonymous memory reads as zeros after this. The words are atomics, so
+        // that somebody else's access at the same time finds either value.
+        if let Err(error) = words.memory.discard(0..words.memory.len()) {
+            log::debug!("a bitmap's memory is kept: {error}");
+            words.iter().for_each(|word| word.store(0, Ordering::Release));
+        }
     }
 
     #[inline]
@@ -83,8 +124,14 @@ pub(crate) mod model {
     }
 
     impl Word for AtomicU64 {
+        type Array = Box<[Self]>;
+
         fn zeroed(len: usize) -> Box<[Self]> {
             (0..len).map(|_| AtomicU64::new(0)).collect()
+        }
+
+        fn reset(words: &Box<[Self]>) {
+            words.iter().for_each(|word| word.store_release(0));
         }
 
         fn load_seq_cst(&self) -> u64 {
@@ -125,8 +172,14 @@ pub(crate) mod interleaved {
     use shuttle::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     impl Word for AtomicU64 {
+        type Array = Box<[Self]>;
+
         fn zeroed(len: usize) -> Box<[Self]> {
             (0..len).map(|_| AtomicU64::new(0)).collect()
+        }
+
+        fn reset(words: &Box<[Self]>) {
+            words.iter().for_each(|word| word.store_release(0));
         }
 
         fn load_seq_cst(&self) -> u64 {

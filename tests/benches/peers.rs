@@ -173,7 +173,7 @@ fn dirty_memory(pages: u64) -> Arc<DirtyMemory> {
 fn mark_a_gib(rounds: usize) -> Value {
     let pages = pages_of(1);
     let dirty = DirtyMemory::new(pages, PageSize::new(PAGE).unwrap());
-    dirty.enable(CLIENT);
+    dirty.enable(CLIENT).unwrap();
     let len = usize::try_from(pages * PAGE).unwrap();
     let peer = AtomicBitmap::new(len, NonZeroUsize::new(4096).unwrap());
     let mut scratch = vec![0; usize::try_from(pages / 64).unwrap()];

@@ -86,7 +86,7 @@ where
 fn no_mark_is_lost() {
     let dirty = DirtyMemory::new(PAGES, PageSize::new(PAGE).unwrap());
     for client in DirtyClient::all() {
-        dirty.enable(client);
+        dirty.enable(client).unwrap();
     }
     assert_eq!(lost(dirty), 0);
 }

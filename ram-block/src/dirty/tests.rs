@@ -4,7 +4,6 @@ use super::*;
 use crate::snapshot::DirtySnapshot;
 
 const VGA: DirtyClient = DirtyClient::VGA;
-const CODE: DirtyClient = DirtyClient::CODE;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 
 fn memory(pages: u64) -> Arc<DirtyMemory> {
@@ -21,21 +20,21 @@ fn take(memory: &Arc<DirtyMemory>, client: DirtyClient, pages: Range<u64>) -> Ve
 #[test]
 fn a_harvest_takes_one_clients_bits_only() {
     let memory = memory(200);
-    memory.enable(VGA);
-    memory.enable(MIGRATION);
+    memory.enable(VGA).unwrap();
+    memory.enable(MIGRATION).unwrap();
     memory.mark(70 * 4096 - 1, 2);
     assert_eq!(take(&memory, VGA, 0..200), [69, 70]);
     assert_eq!(take(&memory, VGA, 0..200), [0; 0]);
     assert_eq!(take(&memory, MIGRATION, 70..200), [70]);
     assert_eq!(take(&memory, MIGRATION, 0..200), [69]);
-    assert!(!memory.is_dirty(CODE, 70));
+    assert!(!memory.is_dirty(DirtyClient::CODE, 70));
 }
 
 #[test]
 fn a_client_that_is_off_holds_nothing_and_cannot_be_harvested() {
     let memory = memory(64);
     memory.mark(0, 4096);
-    memory.enable(MIGRATION);
+    memory.enable(MIGRATION).unwrap();
     memory.mark(4096, 1);
     assert!(!memory.is_dirty(VGA, 1));
     let refused = memory.snapshot_and_clear(VGA, 0..64).unwrap_err();
@@ -47,17 +46,17 @@ fn a_client_that_is_off_holds_nothing_and_cannot_be_harvested() {
 #[test]
 fn switching_off_drops_the_bits() {
     let memory = memory(64);
-    memory.enable(VGA);
+    memory.enable(VGA).unwrap();
     memory.mark(0, 1);
     memory.disable(VGA);
-    memory.enable(VGA);
+    memory.enable(VGA).unwrap();
     assert_eq!(take(&memory, VGA, 0..64), [0; 0]);
 }
 
 #[test]
 fn a_harvest_without_commit_gives_its_bits_back() {
     let memory = memory(300);
-    memory.enable(VGA);
+    memory.enable(VGA).unwrap();
     memory.mark(5 * 4096, 290 * 4096);
     let harvest = memory.snapshot_and_clear(VGA, 10..20).unwrap();
     assert!(!memory.is_dirty(VGA, 10));
@@ -68,7 +67,7 @@ fn a_harvest_without_commit_gives_its_bits_back() {
 #[test]
 fn what_lies_outside_the_block_is_ignored_by_marks_and_refused_by_merges() {
     let memory = memory(10);
-    memory.enable(VGA);
+    memory.enable(VGA).unwrap();
     memory.mark(9 * 4096, u64::MAX);
     memory.mark(10 * 4096, 1);
     memory.mark(u64::MAX, 1);
@@ -85,34 +84,35 @@ fn what_lies_outside_the_block_is_ignored_by_marks_and_refused_by_merges() {
 #[test]
 fn a_merge_reaches_every_client_that_is_on() {
     let memory = memory(1000);
-    memory.enable(VGA);
-    memory.enable(CODE);
+    memory.enable(VGA).unwrap();
+    let third = memory.register("third").unwrap();
+    memory.enable(third.client()).unwrap();
     let words = [1 << 63, 0b101];
     assert_eq!(memory.merge(37, 66, &words), Ok(2)); // bit 66 is past the count
-    for client in [VGA, CODE] {
+    for client in [VGA, third.client()] {
         assert_eq!(take(&memory, client, 0..1000), [37 + 63, 37 + 64]);
     }
 }
 
 #[test]
 fn where_membarrier_is_refused_marks_fence_for_themselves() {
-    let memory = DirtyMemory::with_fence(100, PageSize::new(4096).unwrap(), true);
+    let memory = DirtyMemory::with_fence(100, 100, PageSize::new(4096).unwrap(), true);
     memory.mark(0, 4096);
     assert!(memory.enabled().is_empty());
-    memory.enable(VGA);
+    memory.enable(VGA).unwrap();
     memory.mark(5 * 4096, 1);
     memory.merge(60, 10, &[0b11]).unwrap();
     assert_eq!(take(&memory, VGA, 0..100), [5, 60, 61]);
     memory.disable(VGA);
     memory.mark(5 * 4096, 1);
-    memory.enable(VGA);
+    memory.enable(VGA).unwrap();
     assert_eq!(take(&memory, VGA, 0..100), [0; 0]);
 }
 
 #[test]
 fn listed_pages_are_marked_and_strangers_ignored() {
     let memory = memory(100);
-    memory.enable(VGA);
+    memory.enable(VGA).unwrap();
     assert_eq!(memory.mark_pages(&[99, 3, 3, 100, u64::MAX]), 3);
     assert_eq!(take(&memory, VGA, 0..100), [3, 99]);
 }
@@ -120,7 +120,7 @@ fn listed_pages_are_marked_and_strangers_ignored() {
 #[test]
 fn a_snapshot_buffer_is_reused() {
     let memory = memory(6400);
-    memory.enable(VGA);
+    memory.enable(VGA).unwrap();
     let mut buffer = DirtySnapshot::default();
     for round in 0..3 {
         memory.mark(round * 4096, 1);

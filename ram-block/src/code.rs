@@ -1,0 +1,243 @@
+//! The code client: pages with translations, and who is told when they are written.
+//!
+//! The bitmap has the inverse meaning of the others: a bit is set while a page is
+//! *watched*, which is what QEMU calls not dirty for code. A write to any other page
+//! costs one load more than without a translator.
+//!
+//! # Why no stale translation is executed
+//!
+//! The translator sets the page's bit and then reads the page; a writer stores to the
+//! page and then reads the bit. That is store buffering again: `watch` makes every
+//! writer pass a barrier between the two (`DirtyMemory::order_writers`), so that
+//! either the translator reads what was stored, or the writer finds the bit.
+//!
+//! A writer that finds the bit takes the lock, looks again, tells the hook, and clears
+//! the bit *after that*. So a writer that finds the bit clear knows that the hook has
+//! returned, even when another writer met the page first; and of several that find it
+//! set, one tells the hook and the others wait. Watching takes the same lock, so that no
+//! bit is set between a hook and the clear that follows it.
+//!
+//! All levels above a page are clear only when the page is, for the same reason: they
+//! are cleared after the hooks, under the lock. That is what makes it right to look from
+//! the top down for a range.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::bitmap::{Bitmap, bits_of};
+use crate::bulk::Shifted;
+use crate::client::DirtyClient;
+use crate::dirty::{DirtyError, DirtyMemory};
+use crate::word::Word;
+
+/// Told the number of a page that was watched and is written.
+type Hook = Box<dyn Fn(u64) + Send + Sync>;
+
+/// The code client's side of a block's [`DirtyMemory`].
+#[derive(Default)]
+pub(crate) struct Watched {
+    /// Reserved when somebody first watches.
+    pages: OnceLock<Bitmap>,
+    /// Held while pages come to be watched, or a hook is told.
+    hook: Mutex<Option<Hook>>,
+    /// How many hooks have begun.
+    invalidations: AtomicU64,
+}
+
+/// A writer's side: tells `invalidate` of each of `pages` that is watched, once among
+/// all writers, and stops watching it. When this returns, some hook has returned for
+/// each of them.
+fn written<W: Word, G>(
+    watched: &Bitmap<W>,
+    pages: &Range<u64>,
+    lock: impl FnOnce() -> G,
+    mut invalidate: impl FnMut(&mut G, u64),
+) {
+    if !watched.any(pages) {
+        return;
+    }
+    let mut guard = lock();
+    watched.visit(pages, |word, bits| {
+        bits_of(word, bits).for_each(|page| invalidate(&mut guard, page));
+    });
+    watched.take(pages, |_, _| ());
+}
+
+impl Watched {
+    fn lock(&self) -> MutexGuard<'_, Option<Hook>> {
+        // A hook that panics leaves its page watched: the next write tells it again.
+        self.hook.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called after a write to `pages`, by whoever marks them.
+    #[inline]
+    pub(crate) fn written(&self, pages: &Range<u64>) {
+        if let Some(watched) = self.pages.get() {
+            written(watched, pages, || self.lock(), |hook, page| self.tell(hook, page));
+        }
+    }
+
+    /// As [`written`](Self::written), for the pages of a bitmap.
+    pub(crate) fn written_words(&self, source: &Shifted<'_>) {
+        let Some(watched) = self.pages.get() else { return };
+        let mut rest = source.first..source.first + source.count;
+        while let Some(granule) = watched.dirty_granule(&rest) {
+            rest.start = granule.end;
+            watched.visit(&granule, |word, bits| {
+                for page in bits_of(word, bits & source.destination_word(word)) {
+                    self.written(&(page..page + 1));
+                }
+            });
+        }
+    }
+
+    fn tell(&self, hook: &Option<Hook>, page: u64) {
+        self.invalidations.fetch_add(1, Ordering::AcqRel);
+        if let Some(hook) = hook {
+            hook(page);
+        }
+    }
+
+    /// Whether a write to `page` would be told.
+    pub(crate) fn contains(&self, page: u64) -> bool {
+        self.pages.get().is_some_and(|watched| watched.contains(page))
+    }
+}
+
+/// What a translator read its code under; see [`CodeWatch::is_current`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watching(u64);
+
+/// A translator's watch over the pages of one block that it has translated.
+///
+/// Made by [`DirtyMemory::watch_code`]; nothing is watched any more when it is dropped.
+///
+/// Whatever marks a page as written reports it: writes through vm-memory,
+/// [`DirtyMemory::mark`], and merges of what others logged. A guest that writes under
+/// KVM reports when its log is merged.
+pub struct CodeWatch {
+    dirty: Arc<DirtyMemory>,
+}
+
+impl DirtyMemory {
+    /// Lets a translator watch the pages that it translates: `invalidate` is called with
+    /// the number of each watched page that is written, once, before the writer's mark
+    /// returns. The page is not watched any more then.
+    ///
+    /// The hook runs on the writer's thread, one at a time for a block. It must not write
+    /// to the block, nor watch pages of it: it would wait for itself.
+    ///
+    /// ```
+    /// use std::sync::{Arc, Mutex};
+    /// use std::collections::HashMap;
+    /// use ram_block::RamBlock;
+    ///
+    /// let ram = RamBlock::anonymous("ram", 16 << 20)?;
+    /// let cache = Arc::new(Mutex::new(HashMap::new()));
+    /// let watch = ram.dirty().watch_code({
+    ///     let cache = cache.clone();
+    ///     move |page| drop(cache.lock().unwrap().remove(&page))
+    /// })?;
+    ///
+    /// let watching = watch.watch(5..6)?; // before the code is read
+    /// let mut code = [0; 16];
+    /// ram.read(0x5000, &mut code)?;
+    /// cache.lock().unwrap().insert(5u64, code); // "translated"
+    /// if !watch.is_current(watching) {
+    ///     cache.lock().unwrap().remove(&5); // written meanwhile: translate again
+    /// }
+    ///
+    /// ram.write(0x5004, b"new code")?;
+    /// assert!(cache.lock().unwrap().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::Watched`] if somebody watches this block already.
+    pub fn watch_code(
+        self: &Arc<Self>,
+        invalidate: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<CodeWatch, DirtyError> {
+        let _switching = self.lock_names();
+        let mut hook = self.code().lock();
+        if hook.is_some() {
+            return Err(DirtyError::Watched);
+        }
+        self.code().pages.get_or_init(|| Bitmap::new(self.room()));
+        *hook = Some(Box::new(invalidate));
+        self.switch_on(DirtyClient::CODE);
+        Ok(CodeWatch { dirty: self.clone() })
+    }
+}
+
+impl CodeWatch {
+    /// Watches `pages` from now on: to be called before their code is read.
+    ///
+    /// Each write that this thread does not read afterwards is reported. Costs a system
+    /// call of some microseconds (`membarrier`) unless all of them are watched already.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages.
+    pub fn watch(&self, pages: Range<u64>) -> Result<Watching, DirtyError> {
+        self.dirty.check(&pages, self.dirty.pages())?;
+        let code = self.dirty.code();
+        let _lock = code.lock();
+        let seen = Watching(code.invalidations.load(Ordering::Acquire));
+        if let Some(watched) = code.pages.get() {
+            if !pages.clone().all(|page| watched.contains(page)) {
+                watched.mark_range(&pages);
+                // Under the lock: who finds the page watched may rely on the barrier.
+                self.dirty.order_writers();
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Whether no page of the block was reported since `watching`.
+    ///
+    /// To be asked after a translation can be found by the hook: a report that came
+    /// before found nothing to invalidate. False says only that some page was written.
+    pub fn is_current(&self, watching: Watching) -> bool {
+        self.dirty.code().invalidations.load(Ordering::Acquire) == watching.0
+    }
+
+    /// Whether a write to `page` will be reported.
+    pub fn is_watched(&self, page: u64) -> bool {
+        page < self.dirty.pages() && self.dirty.code().contains(page)
+    }
+
+    /// Stops watching `pages`: their translations are gone. Writes under way may still
+    /// be reported. Pages outside the block are ignored.
+    pub fn unwatch(&self, pages: Range<u64>) {
+        let pages = pages.start..pages.end.min(self.dirty.pages());
+        let code = self.dirty.code();
+        let _lock = code.lock();
+        if let Some(watched) = code.pages.get().filter(|_| !pages.is_empty()) {
+            watched.take(&pages, |_, _| ());
+        }
+    }
+}
+
+impl Drop for CodeWatch {
+    fn drop(&mut self) {
+        let _switching = self.dirty.lock_names();
+        self.dirty.stop_watching();
+        let code = self.dirty.code();
+        let hook = code.lock().take();
+        if let Some(watched) = code.pages.get() {
+            watched.reset();
+        }
+        // Without the lock: what it owns may use the block.
+        drop(hook);
+    }
+}
+
+impl fmt::Debug for CodeWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CodeWatch").field("dirty", &self.dirty).finish()
+    }
+}

@@ -1,0 +1,63 @@
+//! What somebody else logged, 64 pages a word.
+
+use super::{DirtyError, DirtyMemory};
+use crate::bitmap::{BITS, words_of};
+use crate::bulk::Shifted;
+use crate::client::DirtyClient;
+use crate::page::index;
+use crate::wide::{self, CHUNK};
+
+impl DirtyMemory {
+    /// Merges a bitmap of `count` pages, bit 0 of which is page `first`, into every
+    /// client that is on. Returns how many pages it names.
+    ///
+    /// The form is that of KVM's dirty log: little-endian bit order in 64-bit
+    /// words. Bits from `count` on are ignored. `first` need not be a multiple of
+    /// 64. Costs one pass over the words, and no atomic operation; other merges and
+    /// harvests of this block wait for a granule of 262,144 pages at most. Pages that
+    /// the block has room for but does not have at present are accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
+    /// [`DirtyError::ShortBitmap`] if `words` does not hold `count` bits; nothing
+    /// is marked then.
+    pub fn merge(&self, first: u64, count: u64, words: &[u64]) -> Result<u64, DirtyError> {
+        self.check(&(first..first.saturating_add(count)), self.room)?;
+        let needed = count.div_ceil(BITS);
+        if (words.len() as u64) < needed {
+            return Err(DirtyError::ShortBitmap { words: words.len(), pages: count, needed });
+        }
+        let source = Shifted { words, first, count };
+        let set = self.merge_chunks(&source);
+        if self.interested().contains(DirtyClient::CODE) {
+            self.code().written_words(&source);
+        }
+        Ok(set)
+    }
+
+    /// Merges granule by granule, so that the lock is held for a short time.
+    fn merge_chunks(&self, source: &Shifted<'_>) -> u64 {
+        let mut buffer = [0; CHUNK];
+        let mut set = 0;
+        let chunks = words_of(&source.destination());
+        let mut next = chunks.start;
+        while next < chunks.end {
+            let end = ((next / BITS + 1) * BITS).min(chunks.end);
+            let mut bulk = self.lock_bulk();
+            for chunk in next..end {
+                let words = source.chunk(chunk, &mut buffer);
+                if words.iter().fold(0, |all, word| all | word) == 0 {
+                    continue;
+                }
+                let (nonzero, ones) = wide::scan(words);
+                set += ones;
+                for bulk in bulk.iter_mut().flatten() {
+                    bulk.merge_chunk(index(chunk), words, nonzero);
+                }
+            }
+            next = end;
+        }
+        set
+    }
+}

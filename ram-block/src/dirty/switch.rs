@@ -1,0 +1,222 @@
+//! Who is on, and under which name.
+
+use std::fmt;
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use super::{DirtyError, DirtyMemory, Names, WRITERS_FENCE};
+use crate::barrier;
+use crate::bitmap::Bitmap;
+use crate::bulk::Bulk;
+use crate::client::DirtyClient;
+
+/// A client that was registered at run time, until this is dropped: then it is switched
+/// off, its bitmap is freed, and its number is free for others.
+///
+/// Copies of its [`DirtyClient`] that are kept longer mean nothing then, or somebody else.
+#[must_use = "the client is gone when this is dropped"]
+pub struct ClientRegistration {
+    dirty: Arc<DirtyMemory>,
+    client: DirtyClient,
+}
+
+impl ClientRegistration {
+    /// The client.
+    pub fn client(&self) -> DirtyClient {
+        self.client
+    }
+}
+
+impl fmt::Debug for ClientRegistration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClientRegistration").field(&self.client).finish()
+    }
+}
+
+impl Drop for ClientRegistration {
+    fn drop(&mut self) {
+        let mut names = self.dirty.lock_names();
+        self.dirty.switch_off(&names, self.client);
+        names[self.client.index()] = None;
+    }
+}
+
+impl DirtyMemory {
+    pub(crate) fn lock_names(&self) -> MutexGuard<'_, Names> {
+        // Nothing that can panic runs between two writes.
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a number to a client of its own: a checkpoint, a fuzzer's reset. It is off.
+    ///
+    /// ```
+    /// use ram_block::RamBlock;
+    ///
+    /// let ram = RamBlock::anonymous("ram", 16 << 20)?;
+    /// let reset = ram.dirty().register("reset")?;
+    /// ram.dirty().enable(reset.client())?;
+    /// ram.write(0x5000, b"guest")?;
+    /// assert!(ram.dirty().is_dirty(reset.client(), 5));
+    /// drop(reset); // off, and its bitmap is gone
+    /// assert!(ram.dirty().enabled().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::TooManyClients`] if all numbers are given out, and
+    /// [`DirtyError::ClientTaken`] if there is a client of this name.
+    pub fn register(self: &Arc<Self>, name: &str) -> Result<ClientRegistration, DirtyError> {
+        let mut names = self.lock_names();
+        let free = DirtyClient::registrable().find(|client| names[client.index()].is_none());
+        let too_many = || DirtyError::TooManyClients { name: name.to_owned() };
+        self.give(&mut names, free.ok_or_else(too_many)?, name)
+    }
+
+    /// As [`register`](Self::register), with a number of the caller's choice: who has
+    /// many blocks wants the same in all of them.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::ClientTaken`] if the number or the name is another client's.
+    pub fn register_as(
+        self: &Arc<Self>,
+        client: DirtyClient,
+        name: &str,
+    ) -> Result<ClientRegistration, DirtyError> {
+        self.give(&mut self.lock_names(), client, name)
+    }
+
+    fn give(
+        self: &Arc<Self>,
+        names: &mut Names,
+        client: DirtyClient,
+        name: &str,
+    ) -> Result<ClientRegistration, DirtyError> {
+        let in_the_way = |other: &DirtyClient| {
+            let taken = name_of(names, *other)?;
+            (*other == client || taken == name).then(|| (*other, taken.to_owned()))
+        };
+        let taken = DirtyClient::all().find_map(|other| in_the_way(&other));
+        if let Some((client, taken)) = taken {
+            return Err(DirtyError::ClientTaken { name: name.to_owned(), client, taken });
+        }
+        names[client.index()] = Some(name.into());
+        Ok(ClientRegistration { dirty: self.clone(), client })
+    }
+
+    /// The name of `client`, if it is built in or registered.
+    pub fn client_name(&self, client: DirtyClient) -> Option<Arc<str>> {
+        name_of(&self.lock_names(), client).map(Arc::from)
+    }
+
+    /// Switches `client` on: every write from now on marks it.
+    ///
+    /// What was written before is not in its bitmap, so a client that mirrors
+    /// memory begins by taking all of it. A page whose write was under way is
+    /// either marked, or has its new contents in memory when this returns: a
+    /// client that reads pages afterwards misses neither.
+    ///
+    /// There is no count: the first switch off is one. Who logs a block through a
+    /// memory map leaves its switches to the map.
+    ///
+    /// Uses the `membarrier` system call. A sandbox that comes to forbid it between the
+    /// first block and this call should allow it: writes that were under way in that
+    /// very moment are then not covered by the promise above.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::Unregistered`], and [`DirtyError::Inverse`] for the code client,
+    /// which has a [`CodeWatch`](crate::CodeWatch) instead.
+    pub fn enable(&self, client: DirtyClient) -> Result<(), DirtyError> {
+        let names = self.lock_names();
+        if client == DirtyClient::CODE {
+            return Err(DirtyError::Inverse);
+        }
+        if name_of(&names, client).is_none() {
+            return Err(DirtyError::Unregistered { client });
+        }
+        self.bitmaps[client.index()].get_or_init(|| Bitmap::new(self.room));
+        self.lock_bulk()[client.index()].get_or_insert_with(|| Bulk::new(self.room));
+        self.switch_on(client);
+        Ok(())
+    }
+
+    /// Sets the client's bit, for every write that this thread has not seen.
+    pub(crate) fn switch_on(&self, client: DirtyClient) {
+        self.enabled.fetch_or(1 << client.number(), Ordering::SeqCst);
+        self.order_writers();
+    }
+
+    /// Parts every write of this process in two: it is in memory when this returns, or
+    /// its mark sees what this thread did before.
+    pub(crate) fn order_writers(&self) {
+        if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !barrier::every_thread() {
+            log::warn!(
+                "membarrier is refused since the start: each mark of guest memory fences from now on"
+            );
+            self.enabled.fetch_or(WRITERS_FENCE, Ordering::SeqCst);
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// Switches `client` off, drops its bits and frees its bitmap's memory. Does nothing
+    /// if it is off.
+    ///
+    /// A mark that is under way may still leave a bit behind: when the client is
+    /// switched on again, it may find a page dirty that is not.
+    pub fn disable(&self, client: DirtyClient) {
+        if client != DirtyClient::CODE {
+            self.switch_off(&self.lock_names(), client);
+        }
+    }
+
+    fn switch_off(&self, _switching: &Names, client: DirtyClient) {
+        let before = self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
+        if Self::clients_in(before).contains(client) {
+            self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
+            self.lock_bulk()[client.index()] = None;
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                bitmap.reset();
+            }
+        }
+    }
+
+    /// Clears the code client's bit.
+    pub(crate) fn stop_watching(&self) {
+        self.enabled.fetch_and(!(1 << DirtyClient::CODE.number()), Ordering::SeqCst);
+    }
+
+    /// How often `client` was switched off, or the block resized.
+    ///
+    /// Between two looks with the same result, no bits of the client were dropped and the
+    /// block had one length: who builds on all that was harvested since the first look can
+    /// tell.
+    pub fn epoch(&self, client: DirtyClient) -> u64 {
+        self.epochs[client.index()].load(Ordering::Acquire)
+    }
+
+    /// Makes it `pages` pages, of those that there is room for: drops the bits of those
+    /// that go, sets those of those that come, and reports watched pages that go.
+    pub(crate) fn resize(&self, pages: u64) {
+        let switching = self.lock_names();
+        let old = self.pages.swap(pages, Ordering::AcqRel);
+        let clients = self.enabled();
+        if pages < old {
+            for client in clients.iter() {
+                self.take_words(client, &(pages..old), |_, _| ());
+            }
+        } else {
+            self.mark_range(clients, &(old..pages));
+        }
+        for epoch in &self.epochs {
+            epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        drop(switching);
+        self.code().written(&(pages.min(old)..old));
+    }
+}
+
+fn name_of(names: &Names, client: DirtyClient) -> Option<&str> {
+    client.built_in_name().or(names[client.index()].as_deref())
+}
