@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ram_block::{ClientSet, DirtyClient, RamBlock};
+use ram_block::{ClientSet, DirtyClient, DirtyError, RamBlock};
 
 use crate::address_space::AddressSpace;
 use crate::diff::diff;
@@ -284,14 +284,19 @@ impl State {
         let clients_before =
             |block| before.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
         let mut switched_on = Vec::new();
-        for (block, (ram, clients)) in &after {
-            for client in clients.iter().filter(|client| !clients_before(block).contains(*client)) {
-                ram.dirty().enable(client);
-                switched_on.push((ram.clone(), client));
+        let mut switch_on = || {
+            for (block, (ram, clients)) in &after {
+                let before = clients_before(block);
+                for client in clients.iter().filter(|client| !before.contains(*client)) {
+                    ram.dirty().enable(client)?;
+                    switched_on.push((ram.clone(), client));
+                }
             }
-        }
-
-        if let Err(error) = self.tell(&retired.rendered) {
+            Ok(())
+        };
+        let result: Result<(), DirtyError> = switch_on();
+        let result = result.map_err(MapError::from);
+        if let Err(error) = result.and_then(|()| self.tell(&retired.rendered)) {
             for (ram, client) in switched_on {
                 ram.dirty().disable(client);
             }

@@ -172,8 +172,8 @@ impl Mapping {
         kind: Kind,
         huge: HugePages,
     ) -> io::Result<Self> {
-        let offset =
-            libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let offset = libc::off_t::try_from(offset)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut flags = match kind {
             Kind::Shared(..) => libc::MAP_SHARED,
             Kind::Private => libc::MAP_PRIVATE,

@@ -263,6 +263,15 @@ impl<W: Word> Bitmap<W> {
 }
 
 #[cfg(test)]
+impl Bitmap<loom::sync::atomic::AtomicU64> {
+    /// As [`contains`](Self::contains), without any order.
+    pub(crate) fn contains_relaxed(&self, page: u64) -> bool {
+        let leaf = self.leaves[index(page / BITS)].load(loom::sync::atomic::Ordering::Relaxed);
+        leaf & (1 << (page % BITS)) != 0
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

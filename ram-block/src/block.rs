@@ -204,8 +204,7 @@ impl RamBlock {
         const ZEROS: [u8; 4096] = [0; 4096];
         // SAFETY: the mapping is valid for its length as long as `self` lives, and
         // everybody who accesses it tolerates concurrent accesses.
-        let all =
-            unsafe { VolatileSlice::new(self.mapping.start().as_ptr(), self.mapping.len()) };
+        let all = unsafe { VolatileSlice::new(self.mapping.start().as_ptr(), self.mapping.len()) };
         let mut at = index(bytes.start);
         while at < index(bytes.end) {
             let some = ZEROS.len().min(index(bytes.end) - at);

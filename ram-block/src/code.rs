@@ -65,6 +65,15 @@ fn written<W: Word, G>(
     watched.take(pages, |_, _| ());
 }
 
+/// The translator's side, under the lock: watches `pages`, with `order_writers` before
+/// anything is read if one of them was not watched.
+fn watch<W: Word>(watched: &Bitmap<W>, pages: &Range<u64>, order_writers: impl FnOnce()) {
+    if !pages.clone().all(|page| watched.contains(page)) {
+        watched.mark_range(pages);
+        order_writers();
+    }
+}
+
 impl Watched {
     fn lock(&self) -> MutexGuard<'_, Option<Hook>> {
         // A hook that panics leaves its page watched: the next write tells it again.
@@ -188,11 +197,8 @@ impl CodeWatch {
         let _lock = code.lock();
         let seen = Watching(code.invalidations.load(Ordering::Acquire));
         if let Some(watched) = code.pages.get() {
-            if !pages.clone().all(|page| watched.contains(page)) {
-                watched.mark_range(&pages);
-                // Under the lock: who finds the page watched may rely on the barrier.
-                self.dirty.order_writers();
-            }
+            // Under the lock: who finds a page watched may rely on the barrier.
+            watch(watched, &pages, || self.dirty.order_writers());
         }
         Ok(seen)
     }
@@ -241,3 +247,8 @@ impl fmt::Debug for CodeWatch {
         f.debug_struct("CodeWatch").field("dirty", &self.dirty).finish()
     }
 }
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;

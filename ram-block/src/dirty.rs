@@ -16,9 +16,11 @@ use crate::page::PageSize;
 
 mod harvest;
 mod merge;
-mod switch;
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod oracle_tests;
+mod switch;
 #[cfg(test)]
 mod tests;
 
@@ -116,8 +118,10 @@ pub struct DirtyMemory {
     /// switching off drops are not those of a client that somebody else has switched on
     /// again.
     names: Mutex<Names>,
-    /// How often each client was switched off, or the block resized.
+    /// How often each client was switched off.
     epochs: [AtomicU64; DirtyClient::COUNT],
+    /// How often the length was changed.
+    resizes: AtomicU64,
     /// What the synchronizer merged, under this lock; of clients that are on.
     bulk: Mutex<BulkParts>,
     /// What anybody marked. Reserved when a client is first on; without memory while it
@@ -151,6 +155,7 @@ impl DirtyMemory {
             enabled: AtomicU64::new(fence),
             names: Mutex::default(),
             epochs: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
+            resizes: AtomicU64::new(0),
             bulk: Mutex::default(),
             bitmaps: [const { OnceLock::new() }; DirtyClient::COUNT],
             code: Watched::default(),

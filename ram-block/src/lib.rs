@@ -78,3 +78,4 @@ pub use page::{PageSize, PageSizeError};
 pub use snapshot::{DirtySnapshot, Harvest};
 /// The version of vm-memory whose traits the public types implement.
 pub use vm_memory;
+pub use vm_memory_bitmap::DirtyBitmap;

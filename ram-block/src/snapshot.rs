@@ -159,6 +159,8 @@ pub struct Harvest {
     /// Empty once committed.
     owner: Option<Arc<DirtyMemory>>,
     client: DirtyClient,
+    /// How often the client had been switched off: its bits are dropped with it.
+    times_off: u64,
     snapshot: DirtySnapshot,
 }
 
@@ -166,9 +168,10 @@ impl Harvest {
     pub(crate) fn new(
         owner: Arc<DirtyMemory>,
         client: DirtyClient,
+        times_off: u64,
         snapshot: DirtySnapshot,
     ) -> Self {
-        Self { owner: Some(owner), client, snapshot }
+        Self { owner: Some(owner), client, times_off, snapshot }
     }
 
     /// Declares the pages dealt with; returns the snapshot, whose buffer the next
@@ -190,7 +193,7 @@ impl Deref for Harvest {
 impl Drop for Harvest {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take() {
-            owner.give_back(self.client, &self.snapshot);
+            owner.give_back(self.client, self.times_off, &self.snapshot);
         }
     }
 }

@@ -1,27 +1,18 @@
 //! vm-memory's view of a block's bitmaps.
 
-use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
+use std::ops::Deref;
+use std::sync::Arc;
 
-use crate::client::DirtyClient;
+use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
+
 use crate::dirty::DirtyMemory;
+use crate::page::PageSize;
 
 impl<'a> WithBitmapSlice<'a> for DirtyMemory {
     type S = RefSlice<'a, Self>;
 }
 
 /// A write through a slice that carries this bitmap marks every client that is on.
-///
-/// With an `Arc`, as the bitmap of vm-memory's own regions:
-///
-/// ```
-/// use ram_block::vm_memory::bitmap::ArcSlice;
-/// use ram_block::{DirtyMemory, PageSize};
-///
-/// let dirty = DirtyMemory::new(4096, PageSize::host());
-/// let bitmap = ArcSlice::new(dirty.clone(), 0);
-/// // let region = MmapRegionBuilder::new_with_bitmap(size, bitmap).build()?;
-/// # let _ = bitmap;
-/// ```
 impl Bitmap for DirtyMemory {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
@@ -31,10 +22,79 @@ impl Bitmap for DirtyMemory {
     /// Whether any client that is on has the page of `offset` dirty.
     fn dirty_at(&self, offset: usize) -> bool {
         let page = self.page_size().page_of(offset as u64);
-        DirtyClient::all().any(|client| self.is_dirty(client, page))
+        self.enabled().iter().any(|client| self.is_dirty(client, page))
     }
 
     fn slice_at(&self, offset: usize) -> RefSlice<'_, Self> {
         RefSlice::new(self, offset)
+    }
+}
+
+/// The dirty bitmaps of one region of vm-memory's own: the `B` of `GuestMemoryMmap<B>`,
+/// for machines whose memory is not made of [`RamBlock`](crate::RamBlock)s.
+///
+/// One bit is a page of the host; every client is off at first.
+///
+/// ```
+/// use ram_block::{DirtyBitmap, DirtyClient};
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+///
+/// let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 1 << 20)];
+/// let memory = GuestMemoryMmap::<DirtyBitmap>::from_ranges(&ranges)?;
+/// let region = memory.find_region(GuestAddress(1 << 32)).unwrap().get_mmap();
+/// region.bitmap().enable(DirtyClient::MIGRATION)?;
+///
+/// memory.write_obj(7u32, GuestAddress((1 << 32) + 0x3000))?;
+/// assert!(region.bitmap().is_dirty(DirtyClient::MIGRATION, 3));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct DirtyBitmap(Arc<DirtyMemory>);
+
+impl Deref for DirtyBitmap {
+    type Target = Arc<DirtyMemory>;
+
+    fn deref(&self) -> &Arc<DirtyMemory> {
+        &self.0
+    }
+}
+
+impl From<Arc<DirtyMemory>> for DirtyBitmap {
+    fn from(dirty: Arc<DirtyMemory>) -> Self {
+        Self(dirty)
+    }
+}
+
+impl Default for DirtyBitmap {
+    /// The bitmaps of no page.
+    fn default() -> Self {
+        Self::with_len(0)
+    }
+}
+
+impl<'a> WithBitmapSlice<'a> for DirtyBitmap {
+    type S = RefSlice<'a, DirtyMemory>;
+}
+
+impl Bitmap for DirtyBitmap {
+    #[inline]
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        self.0.mark_dirty(offset, len);
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        self.0.dirty_at(offset)
+    }
+
+    fn slice_at(&self, offset: usize) -> RefSlice<'_, DirtyMemory> {
+        self.0.slice_at(offset)
+    }
+}
+
+impl NewBitmap for DirtyBitmap {
+    fn with_len(len: usize) -> Self {
+        let page_size = PageSize::host();
+        let pages = (len as u64).div_ceil(page_size.bytes());
+        Self(DirtyMemory::new(pages, page_size))
     }
 }

@@ -1,8 +1,9 @@
 //! Ten million marks through vm-memory, against a harvester that never stops.
 //!
 //! In each pass four threads write every page of a region once, the pages of one
-//! word shared among them, while a fifth harvests. Each page must be harvested
-//! exactly once. The same with a harvest that is not atomic must lose marks.
+//! word shared among them, while a fifth harvests every client. Each page must be
+//! harvested exactly once for each of them, from one client to all eight. The same with
+//! a harvest that is not atomic must lose marks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,15 +20,22 @@ const PAGES: u64 = 1 << 17;
 
 /// A bitmap that can be marked through vm-memory and harvested.
 trait Harvested: Bitmap + Send + Sync + 'static {
-    /// Takes all bits; counts each page that was dirty in `found`.
-    fn harvest(self: &Arc<Self>, found: &mut [u32]);
+    /// How many clients it has.
+    fn clients(&self) -> usize;
+
+    /// Takes all bits of one of them; counts each page that was dirty in `found`.
+    fn harvest(self: &Arc<Self>, client: usize, found: &mut [u32]);
 }
 
 impl Harvested for DirtyMemory {
-    fn harvest(self: &Arc<Self>, found: &mut [u32]) {
-        let buffer = DirtySnapshot::default();
+    fn clients(&self) -> usize {
+        self.enabled().iter().count()
+    }
+
+    fn harvest(self: &Arc<Self>, client: usize, found: &mut [u32]) {
+        let client = self.enabled().iter().nth(client).unwrap();
         let harvest =
-            self.snapshot_and_clear_into(DirtyClient::MIGRATION, 0..PAGES, buffer).unwrap();
+            self.snapshot_and_clear_into(client, 0..PAGES, DirtySnapshot::default()).unwrap();
         for page in harvest.pages() {
             found[usize::try_from(page).unwrap()] += 1;
         }
@@ -35,8 +43,9 @@ impl Harvested for DirtyMemory {
     }
 }
 
-/// Runs marks against harvests; returns how many of `MARKS` were never harvested.
-fn lost<B: Harvested>(bitmap: Arc<B>) -> u64
+/// Runs marks against harvests; returns how many of `marks`, times the clients, were never
+/// harvested. `passed` is called after each pass.
+fn lost<B: Harvested>(bitmap: Arc<B>, marks: u64, mut passed: impl FnMut()) -> u64
 where
     ArcSlice<B>: BitmapSlice,
 {
@@ -50,8 +59,8 @@ where
     let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
     let mut lost = 0;
     let mut marked = 0;
-    while marked < MARKS {
-        let mut found = vec![0; usize::try_from(PAGES).unwrap()];
+    while marked < marks {
+        let mut found = vec![vec![0; usize::try_from(PAGES).unwrap()]; bitmap.clients()];
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let writers: Vec<_> = (0..THREADS)
@@ -65,11 +74,14 @@ where
                 })
                 .collect();
             let harvester = scope.spawn(|| {
-                while !done.load(Ordering::Acquire) {
-                    bitmap.harvest(&mut found);
+                let mut last = false;
+                while !last {
+                    last = done.load(Ordering::Acquire);
+                    for (client, found) in found.iter_mut().enumerate() {
+                        bitmap.harvest(client, found);
+                    }
                 }
-                bitmap.harvest(&mut found);
-                found
+                found.concat()
             });
             writers.into_iter().for_each(|writer| writer.join().unwrap());
             done.store(true, Ordering::Release);
@@ -78,17 +90,46 @@ where
             lost += found.iter().map(|times| u64::from(1 - *times)).sum::<u64>();
         });
         marked += PAGES;
+        passed();
     }
     lost
 }
 
+/// VGA and migration first, then those that are registered at run time; and with the
+/// eighth, a translator that watches every page again before each pass.
 #[test]
-fn no_mark_is_lost() {
-    let dirty = DirtyMemory::new(PAGES, PageSize::new(PAGE).unwrap());
-    for client in DirtyClient::all() {
-        dirty.enable(client).unwrap();
+fn no_mark_is_lost_at_any_count_of_clients() {
+    for count in 1..=DirtyClient::COUNT {
+        let dirty = DirtyMemory::new(PAGES, PageSize::new(PAGE).unwrap());
+        dirty.enable(DirtyClient::VGA).unwrap();
+        if count > 1 {
+            dirty.enable(DirtyClient::MIGRATION).unwrap();
+        }
+        let registered: Vec<_> =
+            (2..count.min(7)).map(|n| dirty.register(&n.to_string()).unwrap()).collect();
+        for client in &registered {
+            dirty.enable(client.client()).unwrap();
+        }
+        let reports = Arc::new(AtomicU64::new(0));
+        let watch = (count == DirtyClient::COUNT).then(|| {
+            let reports = reports.clone();
+            let watch = dirty.watch_code(move |_| {
+                reports.fetch_add(1, Ordering::Relaxed);
+            });
+            let watch = watch.unwrap();
+            watch.watch(0..PAGES).unwrap();
+            watch
+        });
+        let mut passes = 0;
+        let lost = lost(dirty, MARKS, || {
+            passes += 1;
+            if let Some(watch) = &watch {
+                assert_eq!(reports.load(Ordering::Relaxed), passes * PAGES);
+                watch.watch(0..PAGES).unwrap();
+            }
+        });
+        assert_eq!(lost, 0, "with {count} clients");
     }
-    assert_eq!(lost(dirty), 0);
 }
 
 /// Marks as it should, and harvests as it must not: reads a word, then clears it.
@@ -115,7 +156,11 @@ impl Bitmap for ReadThenClear {
 }
 
 impl Harvested for ReadThenClear {
-    fn harvest(self: &Arc<Self>, found: &mut [u32]) {
+    fn clients(&self) -> usize {
+        1
+    }
+
+    fn harvest(self: &Arc<Self>, _: usize, found: &mut [u32]) {
         for (word, bits) in self.0.iter().enumerate() {
             let taken = bits.load(Ordering::Acquire);
             if taken == 0 {
@@ -133,7 +178,7 @@ impl Harvested for ReadThenClear {
 fn the_test_sees_a_harvest_that_is_not_atomic() {
     let words = usize::try_from(PAGES / 64).unwrap();
     let broken = ReadThenClear((0..words).map(|_| AtomicU64::new(0)).collect());
-    let lost = lost(Arc::new(broken));
+    let lost = lost(Arc::new(broken), MARKS, || ());
     println!("{lost} of {MARKS} marks lost");
     assert!(lost > 0);
 }

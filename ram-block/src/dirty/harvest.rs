@@ -37,15 +37,19 @@ impl DirtyMemory {
         pages: Range<u64>,
         mut buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
+        let times_off = self.times_off(client);
         self.check_on(client, &pages)?;
         buffer.reset(pages.clone());
         self.take_words(client, &pages, |word, bits| buffer.put(word, bits));
-        Ok(Harvest::new(self.clone(), client, buffer))
+        Ok(Harvest::new(self.clone(), client, times_off, buffer))
     }
 
-    /// Returns the bits of a harvest to the client they came from.
-    pub(crate) fn give_back(&self, client: DirtyClient, snapshot: &DirtySnapshot) {
-        snapshot.block_words().for_each(|(word, bits)| self.mark_for(client, word, bits));
+    /// Returns the bits of a harvest to the client they came from, unless it was
+    /// switched off since.
+    pub(crate) fn give_back(&self, client: DirtyClient, times_off: u64, snapshot: &DirtySnapshot) {
+        if self.times_off(client) == times_off {
+            snapshot.block_words().for_each(|(word, bits)| self.mark_for(client, word, bits));
+        }
     }
 
     /// Marks a word of pages for one client, if it is on.

@@ -200,11 +200,9 @@ impl Bench {
                         prop_assert_eq!(registered.len(), 5);
                     }
                     // The names count up, and an earlier one may be left.
-                    Err(error) => prop_assert!(
-                        matches!(error, DirtyError::ClientTaken { .. }),
-                        "{}",
-                        error
-                    ),
+                    Err(error) => {
+                        prop_assert!(matches!(error, DirtyError::ClientTaken { .. }), "{}", error)
+                    }
                 }
             }
             Step::Register(false) => {
@@ -241,8 +239,7 @@ impl Bench {
 
     fn check(&self) -> Result<(), TestCaseError> {
         let on = |number: &usize| self.oracle.dirty[*number].is_some();
-        let clients: ClientSet =
-            (0..DirtyClient::COUNT).filter(on).map(Self::client).collect();
+        let clients: ClientSet = (0..DirtyClient::COUNT).filter(on).map(Self::client).collect();
         prop_assert_eq!(self.memory.enabled(), clients);
         prop_assert_eq!(&*self.reported.lock().unwrap(), &self.oracle.reported);
         for page in [0, 1, 63, 64, 100, 4096, GRANULE - 1, GRANULE, ROOM - 1] {

@@ -193,6 +193,11 @@ impl DirtyMemory {
     /// block had one length: who builds on all that was harvested since the first look can
     /// tell.
     pub fn epoch(&self, client: DirtyClient) -> u64 {
+        self.times_off(client) + self.resizes.load(Ordering::Acquire)
+    }
+
+    /// How often `client` was switched off.
+    pub(crate) fn times_off(&self, client: DirtyClient) -> u64 {
         self.epochs[client.index()].load(Ordering::Acquire)
     }
 
@@ -209,9 +214,7 @@ impl DirtyMemory {
         } else {
             self.mark_range(clients, &(old..pages));
         }
-        for epoch in &self.epochs {
-            epoch.fetch_add(1, Ordering::AcqRel);
-        }
+        self.resizes.fetch_add(1, Ordering::AcqRel);
         drop(switching);
         self.code().written(&(pages.min(old)..old));
     }

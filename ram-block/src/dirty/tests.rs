@@ -131,3 +131,45 @@ fn a_snapshot_buffer_is_reused() {
         assert_eq!(buffer.as_words().as_ptr(), words);
     }
 }
+
+#[test]
+fn clients_are_registered_by_name_and_number() {
+    let memory = memory(64);
+    let taken = |name: &str, client, taken: &str| {
+        let (name, taken) = (name.to_owned(), taken.to_owned());
+        DirtyError::ClientTaken { name, client, taken }
+    };
+    let mut clients: Vec<_> =
+        (0..5).map(|n| memory.register(&format!("client {n}")).unwrap()).collect();
+    assert!(clients.iter().map(ClientRegistration::client).eq(DirtyClient::registrable()));
+    let refused = memory.register("sixth").unwrap_err();
+    assert_eq!(refused, DirtyError::TooManyClients { name: "sixth".to_owned() });
+    let fourth = clients.remove(3).client();
+    assert_eq!(memory.client_name(fourth), None);
+    assert_eq!(memory.enable(fourth), Err(DirtyError::Unregistered { client: fourth }));
+    let refused = memory.register("vga").unwrap_err();
+    assert_eq!(refused, taken("vga", VGA, "vga"));
+    let refused = memory.register("client 0").unwrap_err();
+    assert_eq!(refused, taken("client 0", clients[0].client(), "client 0"));
+    let refused = memory.register_as(MIGRATION, "mine").unwrap_err();
+    assert_eq!(refused, taken("mine", MIGRATION, "migration"));
+    let again = memory.register_as(fourth, "again").unwrap();
+    assert_eq!(memory.client_name(again.client()).as_deref(), Some("again"));
+    assert_eq!(memory.enable(DirtyClient::CODE), Err(DirtyError::Inverse));
+    let refused = memory.snapshot_and_clear(DirtyClient::CODE, 0..64).unwrap_err();
+    assert_eq!(refused, DirtyError::Inverse);
+}
+
+#[test]
+fn a_harvest_of_a_client_that_is_gone_gives_nothing_to_the_next() {
+    let memory = memory(64);
+    let first = memory.register("first").unwrap();
+    memory.enable(first.client()).unwrap();
+    memory.mark(0, 4096);
+    let harvest = memory.snapshot_and_clear(first.client(), 0..64).unwrap();
+    drop(first);
+    let second = memory.register("second").unwrap();
+    memory.enable(second.client()).unwrap();
+    drop(harvest);
+    assert_eq!(take(&memory, second.client(), 0..64), [0; 0]);
+}

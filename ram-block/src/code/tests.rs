@@ -1,0 +1,115 @@
+//! Watches and reports of one block, with real threads.
+
+use std::sync::atomic::AtomicBool;
+use std::thread;
+
+use super::*;
+use crate::block::RamBlock;
+
+const MIB: u64 = 1 << 20;
+
+/// A block of which reports are counted page by page.
+fn watched(pages: Range<u64>) -> (Arc<RamBlock>, CodeWatch, Arc<[AtomicU64]>) {
+    let ram = RamBlock::anonymous("ram", 16 * MIB).unwrap();
+    let reports: Arc<[AtomicU64]> = (0..ram.pages()).map(|_| AtomicU64::new(0)).collect();
+    let told = reports.clone();
+    let hook = move |page: u64| {
+        told[crate::page::index(page)].fetch_add(1, Ordering::SeqCst);
+    };
+    let watch = ram.dirty().watch_code(hook).unwrap();
+    watch.watch(pages).unwrap();
+    (ram, watch, reports)
+}
+
+fn reported(reports: &[AtomicU64]) -> Vec<(usize, u64)> {
+    let counts = reports.iter().map(|count| count.load(Ordering::SeqCst)).enumerate();
+    counts.filter(|(_, count)| *count != 0).collect()
+}
+
+#[test]
+fn every_way_to_write_reports_a_watched_page_once() {
+    let (ram, watch, reports) = watched(10..14);
+    let page = ram.page_size().bytes();
+    ram.write(9 * page, &vec![1; 4096]).unwrap();
+    assert_eq!(reported(&reports), []);
+    ram.write(10 * page + 7, &[1]).unwrap(); // through vm-memory
+    ram.dirty().merge(3, 20, &[1 << 8]).unwrap(); // 11, as KVM's log
+    assert_eq!(ram.dirty().mark_pages(&[12, 900, 12]), 3); // as a ring
+    ram.dirty().mark(0, ram.len()); // a range
+    ram.write(10 * page, &[1]).unwrap();
+    assert_eq!(reported(&reports), [(10, 1), (11, 1), (12, 1), (13, 1)]);
+    assert!(!watch.is_watched(10));
+    watch.watch(10..11).unwrap();
+    ram.discard(10 * page, page).unwrap();
+    assert_eq!(reports[10].load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn one_translator_watches_until_it_is_dropped() {
+    let (ram, watch, reports) = watched(0..4);
+    let dirty = ram.dirty();
+    assert_eq!(dirty.watch_code(|_| ()).unwrap_err(), DirtyError::Watched);
+    let refused = watch.watch(4095..4097).unwrap_err();
+    assert_eq!(refused, DirtyError::OutOfRange { start: 4095, end: 4097, pages: 4096 });
+    assert!(!dirty.is_dirty(DirtyClient::CODE, 3) && dirty.is_dirty(DirtyClient::CODE, 4));
+    watch.unwatch(0..1);
+    drop(watch);
+    ram.write(0, &[1; 20_000]).unwrap();
+    assert_eq!(reported(&reports), []);
+    assert!(!dirty.is_dirty(DirtyClient::CODE, 4), "off");
+    let again = dirty.watch_code(|_| ()).unwrap();
+    assert!(!again.is_watched(3), "what was watched before is forgotten");
+}
+
+#[test]
+fn a_report_makes_what_was_read_before_out_of_date() {
+    let (ram, watch, _) = watched(0..0);
+    let before = watch.watch(5..6).unwrap();
+    assert!(watch.is_current(before));
+    ram.write(0, &[1]).unwrap();
+    assert!(watch.is_current(before), "that page is not watched");
+    ram.write(0x5000, &[1]).unwrap();
+    assert!(!watch.is_current(before));
+    assert!(watch.is_current(watch.watch(5..6).unwrap()));
+}
+
+/// Writers meet at the same watched pages, by every way in, round after round.
+#[test]
+fn of_many_writers_one_reports() {
+    const ROUNDS: u64 = 300;
+    let (ram, watch, reports) = watched(0..0);
+    let start = std::sync::Barrier::new(4);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for way in 0..3u64 {
+            let (ram, start, stop) = (&ram, &start, &stop);
+            scope.spawn(move || {
+                loop {
+                    start.wait();
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    match way {
+                        0 => ram.dirty().mark(0, 200 * 4096),
+                        1 => drop(ram.dirty().merge(0, 200, &[u64::MAX; 4])),
+                        _ => {
+                            for page in 0..200 {
+                                ram.write(page * 4096, &[1]).unwrap();
+                            }
+                        }
+                    }
+                    start.wait();
+                }
+            });
+        }
+        for round in 1..=ROUNDS {
+            watch.watch(50..150).unwrap();
+            start.wait();
+            start.wait();
+            let expected: Vec<_> = (50..150).map(|page| (page, round)).collect();
+            assert_eq!(reported(&reports), expected);
+        }
+        stop.store(true, Ordering::SeqCst);
+        start.wait();
+    });
+}

@@ -1,0 +1,153 @@
+//! Switching a client off and on while others mark, and the join of the two parts,
+//! checked by loom; with wrong orders, kept to show that the model can see the loss.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use loom::sync::atomic::AtomicU64;
+use loom::sync::atomic::Ordering::{AcqRel, Acquire, SeqCst};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+
+use crate::bitmap::Bitmap;
+use crate::bulk::Bulk;
+
+fn model(body: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(body);
+}
+
+fn is_caught(body: impl Fn() + Sync + Send + 'static) -> bool {
+    catch_unwind(AssertUnwindSafe(|| model(body))).is_err()
+}
+
+/// A client's number and bitmap: 1 while the first one has it, 2 while the second has.
+struct Client {
+    on: AtomicU64,
+    bitmap: Bitmap<AtomicU64>,
+}
+
+fn taken(bitmap: &Bitmap<AtomicU64>) -> u64 {
+    let mut all = 0;
+    bitmap.take(&(0..64), |_, bits| all |= bits);
+    all
+}
+
+/// A client is dropped and another gets its number, while one thread marks. What is
+/// marked for the second is in its harvest.
+fn a_number_is_given_again(reset: fn(&Client)) {
+    let client = Arc::new(Client { on: AtomicU64::new(1), bitmap: Bitmap::new(64) });
+    let marker = {
+        let client = client.clone();
+        thread::spawn(move || {
+            let on = client.on.load(Acquire);
+            if on != 0 {
+                client.bitmap.mark_word(0, on);
+            }
+            on
+        })
+    };
+    reset(&client);
+    client.bitmap.mark_word(0, 1 << 5);
+    let mut found = taken(&client.bitmap);
+    assert_ne!(found & 1 << 5, 0, "the second client's mark was lost");
+    let marked_for = marker.join().unwrap();
+    found |= taken(&client.bitmap);
+    assert!(marked_for != 2 || found & 2 != 0, "a mark for the second client was lost");
+}
+
+#[test]
+fn a_dropped_client_takes_nothing_from_the_next() {
+    model(|| {
+        a_number_is_given_again(|client| {
+            client.on.swap(0, SeqCst);
+            client.bitmap.reset();
+            client.on.swap(2, SeqCst);
+        });
+    });
+}
+
+/// Wrong: the bits are dropped when the number is in use again.
+#[test]
+fn the_model_sees_a_late_reset() {
+    assert!(is_caught(|| {
+        a_number_is_given_again(|client| {
+            client.on.swap(2, SeqCst);
+            client.bitmap.reset();
+        });
+    }));
+}
+
+/// The two parts of a client's bitmap.
+struct Parts {
+    marked: Bitmap<AtomicU64>,
+    bulk: Mutex<Bulk>,
+}
+
+impl Parts {
+    fn merge(&self, bits: u64) {
+        let mut words = [0; 64];
+        words[0] = bits;
+        self.bulk.lock().unwrap().merge_chunk(0, &words, 1);
+    }
+
+    fn take(&self) -> u64 {
+        let mut all = 0;
+        self.bulk.lock().unwrap().take(&(0..64), |_, bits| all |= bits);
+        all | taken(&self.marked)
+    }
+}
+
+/// A merge, a mark and a harvest at the same time, then a last harvest.
+fn a_merge_and_a_mark_of_one_word(take: fn(&Parts) -> u64) {
+    let parts = Arc::new(Parts { marked: Bitmap::new(64), bulk: Mutex::new(Bulk::new(64)) });
+    let merger = {
+        let parts = parts.clone();
+        thread::spawn(move || parts.merge(0b01))
+    };
+    let marker = {
+        let parts = parts.clone();
+        thread::spawn(move || parts.marked.mark_word(0, 0b10))
+    };
+    let mut found = take(&parts);
+    merger.join().unwrap();
+    marker.join().unwrap();
+    found |= parts.take();
+    assert_eq!(found, 0b11, "a bit was lost");
+}
+
+#[test]
+fn a_harvest_joins_what_is_merged_and_what_is_marked() {
+    model(|| a_merge_and_a_mark_of_one_word(Parts::take));
+}
+
+/// Wrong: the lock is given up between the look and the clear.
+#[test]
+fn the_model_sees_a_harvest_that_lets_go_of_the_lock() {
+    assert!(is_caught(|| {
+        a_merge_and_a_mark_of_one_word(|parts| {
+            let found = u64::from(parts.bulk.lock().unwrap().contains(0));
+            parts.bulk.lock().unwrap().take(&(0..64), |_, _| ());
+            found | taken(&parts.marked)
+        });
+    }));
+}
+
+/// Wrong: a client that is on is told by its bit alone, read before the page is written.
+#[test]
+fn the_model_sees_a_mask_that_is_read_before_the_store() {
+    assert!(is_caught(|| {
+        let (on, page) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let writer = {
+            let (on, page) = (on.clone(), page.clone());
+            thread::spawn(move || {
+                let marks = on.load(Acquire);
+                page.swap(1, AcqRel);
+                marks
+            })
+        };
+        on.swap(1, SeqCst);
+        let seen = page.load(SeqCst);
+        assert!(writer.join().unwrap() == 1 || seen == 1, "neither marked nor seen");
+    }));
+}

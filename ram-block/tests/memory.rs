@@ -1,0 +1,36 @@
+//! What bitmaps take of the host's memory.
+
+use ram_block::{DirtyMemory, PageSize};
+
+/// Bytes of this process that are in memory.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// 16 TiB of 4 KiB pages: 512 MiB of bits for a client, if all are touched. The only
+/// test of this program, so that nobody else moves the figures.
+#[test]
+fn a_clean_client_takes_no_memory_and_a_dropped_one_gives_it_back() {
+    const MIB: u64 = 1 << 20;
+    const TIB: u64 = 1 << 40;
+    let dirty = DirtyMemory::new(16 * TIB >> 12, PageSize::new(4096).unwrap());
+    let before = resident();
+    let clients: Vec<_> = (0..3)
+        .map(|n| {
+            let client = dirty.register(&format!("client {n}")).unwrap();
+            dirty.enable(client.client()).unwrap();
+            client
+        })
+        .collect();
+    let clean = resident() - before;
+    assert!(clean < 3 * MIB, "clean clients take {clean} bytes");
+    dirty.mark(5 * TIB, TIB);
+    dirty.merge(0, 1 << 28, &vec![u64::MAX; 1 << 22]).unwrap();
+    let dirtied = resident() - before;
+    assert!(dirtied > 190 * MIB, "2 TiB dirty for three take {dirtied} bytes");
+    drop(clients);
+    let after = resident().saturating_sub(before);
+    assert!(after < 8 * MIB, "dropped clients leave {after} bytes");
+}
