@@ -165,8 +165,8 @@ impl<W: Word> Bitmap<W> {
                 self.leaves[index(leaf)].fetch_or_seq_cst(mask_within(leaf, pages));
             }
         }
-        for leaf in &self.leaves[index(whole.start)..index(whole.end)] {
-            leaf.store_release(u64::MAX);
+        if !whole.is_empty() {
+            W::fill_release(&self.leaves[index(whole.start)..index(whole.end)]);
         }
         W::fence_seq_cst();
         let summaries = words_of(&leaves);

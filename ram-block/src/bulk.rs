@@ -53,6 +53,31 @@ impl Bulk {
         self.top[chunk / 64] |= 1 << (chunk % 64);
     }
 
+    /// Fetches the lines of chunk `chunk` that a merge of its words `nonzero` will write,
+    /// unless they are so many that the processor does so by itself.
+    #[inline]
+    pub(crate) fn prefetch_chunk(&self, chunk: usize, nonzero: u64) {
+        if nonzero.count_ones() <= wide::FEW {
+            for n in bits_of(0, nonzero).map(index) {
+                wide::prefetch(&self.leaves, chunk * CHUNK + n);
+            }
+        }
+    }
+
+    /// As [`prefetch_chunk`](Self::prefetch_chunk), for a harvest of all chunks of
+    /// `pages`, which lie in one granule, into a bitmap that starts at word `base`.
+    fn prefetch(&self, pages: &Range<u64>, base: u64, into: &[u64]) {
+        for (chunk, _) in self.dirty_chunks(pages) {
+            let summary = self.summary[index(chunk)];
+            if summary.count_ones() <= wide::FEW {
+                for leaf in bits_of(chunk, summary) {
+                    wide::prefetch(&self.leaves, index(leaf));
+                    wide::prefetch(into, index(leaf.wrapping_sub(base)));
+                }
+            }
+        }
+    }
+
     /// The first granule in `pages` that may have a dirty page, cut to `pages`.
     pub(crate) fn dirty_granule(&self, pages: &Range<u64>) -> Option<Range<u64>> {
         if pages.is_empty() {
@@ -78,6 +103,7 @@ impl Bulk {
     /// Clears the bits of `pages`, which lie in one granule, and hands each non-zero
     /// word of them to `sink`, in ascending order, as (word number, bits).
     pub(crate) fn take(&mut self, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {
+        self.prefetch(pages, 0, &[]);
         for (chunk, whole) in self.dirty_chunks(pages) {
             if whole {
                 self.take_whole_chunk(chunk, &mut sink);
@@ -118,14 +144,27 @@ impl Bulk {
         }
     }
 
-    /// Moves the bits of `pages`, which lie in one granule, into `into`, a bitmap of the
-    /// same pages; says how many of its bits are new.
-    pub(crate) fn move_into(&mut self, pages: &Range<u64>, into: &mut [u64]) -> u64 {
+    /// Moves the bits of `pages`, which lie in one granule, into `into`, word 0 of which is
+    /// word `base` of the bitmap; says how many of its bits are new. `noted` gets the
+    /// number of each chunk that is met, with a bit for each of its words that may be
+    /// non-zero.
+    pub(crate) fn move_into(
+        &mut self,
+        pages: &Range<u64>,
+        base: u64,
+        into: &mut [u64],
+        mut noted: impl FnMut(u64, u64),
+    ) -> u64 {
         let mut new = 0;
+        self.prefetch(pages, base, into);
         for (chunk, whole) in self.dirty_chunks(pages) {
-            let at = index(chunk) * CHUNK;
-            if whole && self.summary[index(chunk)].count_ones() > wide::FEW {
-                let target = into.get_mut(at..at + CHUNK).and_then(|words| words.try_into().ok());
+            let (at, summary) = (index(chunk) * CHUNK, self.summary[index(chunk)]);
+            noted(chunk, summary);
+            if whole && summary.count_ones() > wide::FEW {
+                // Where the chunk is cut off by the end of `into`, it goes word by word.
+                let target = index(chunk * BITS - base);
+                let target =
+                    into.get_mut(target..target + CHUNK).and_then(|words| words.try_into().ok());
                 let leaves = (&mut self.leaves[at..at + CHUNK]).try_into().ok();
                 if let Some((leaves, target)) = leaves.zip(target) {
                     new += wide::move_chunk(leaves, target);
@@ -135,7 +174,7 @@ impl Bulk {
                 }
             }
             let mut put = |word: u64, bits: u64| {
-                let slot = &mut into[index(word)];
+                let slot = &mut into[index(word - base)];
                 new += u64::from((bits & !*slot).count_ones());
                 *slot |= bits;
             };
@@ -283,7 +322,7 @@ mod tests {
                     let mut new = 0;
                     while let Some(granule) = bulk.dirty_granule(&rest) {
                         if seed % 2 == 0 {
-                            new += bulk.move_into(&granule, &mut private);
+                            new += bulk.move_into(&granule, 0, &mut private, |_, _| ());
                         } else {
                             bulk.take(&granule, |word, bits| {
                                 private[index(word)] |= bits;

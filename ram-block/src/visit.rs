@@ -2,7 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
-use crate::bitmap::{BITS, GRANULE};
+use crate::bitmap::{BITS, GRANULE, bits_of, mask_within, words_of};
 use crate::client::DirtyClient;
 use crate::dirty::{DirtyError, DirtyMemory};
 use crate::page::index;
@@ -17,50 +17,69 @@ struct Taken<'a> {
     client: DirtyClient,
     /// The granule's first word.
     base: u64,
+    /// A bit for each of `words` that is not zero.
+    summary: [u64; 64],
     words: [u64; WORDS],
-    /// The run that is put together, or is being visited; empty if there is none.
+    /// The last run found, which the next may join; it was not visited. Empty before the
+    /// first.
     pending: Range<u64>,
-    /// The run after it, while that is being visited.
-    waiting: Range<u64>,
+    /// What lies before this page was visited, unless it is pending.
+    from: u64,
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        for (word, bits) in (self.base..).zip(self.words).filter(|(_, bits)| *bits != 0) {
-            self.dirty.mark_for(self.client, word, bits);
+        let unseen = self.from..u64::MAX;
+        for (n, summary) in self.summary.into_iter().enumerate() {
+            for at in bits_of(n as u64, summary) {
+                let word = self.base + at;
+                let bits = self.words[index(at)] & mask_within(word, &unseen);
+                self.dirty.mark_for(self.client, word, bits);
+            }
         }
-        for page in self.pending.clone().chain(self.waiting.clone()) {
-            self.dirty.mark_for(self.client, page / BITS, 1 << (page % BITS));
+        for word in words_of(&self.pending) {
+            self.dirty.mark_for(self.client, word, mask_within(word, &self.pending));
         }
     }
 }
 
 impl Taken<'_> {
-    /// Takes the next run of neighbours within the granule, from word `from` on.
-    #[inline(always)]
-    fn next_run(&mut self, from: &mut usize) -> Option<Range<u64>> {
-        let rest = self.words.get_mut(*from..)?;
-        let skipped = rest.iter().position(|word| *word != 0)?;
-        *from += skipped;
-        let word = &mut rest[skipped];
-        let bits = *word;
-        let first = bits.trailing_zeros();
-        let ones = (!(bits >> first)).trailing_zeros();
-        // Adding the lowest bit carries over the run and clears it.
-        *word = bits & bits.wrapping_add(1 << first);
-        let start = (self.base + *from as u64) * BITS + u64::from(first);
-        let mut end = start + u64::from(ones.min(u64::BITS - first));
-        if end % BITS == 0 {
-            while self.words.get(*from + 1) == Some(&u64::MAX) {
-                *from += 1;
-                self.words[*from] = 0;
-                end += BITS;
-            }
-        }
-        Some(start..end)
+    /// Takes the bits of a granule, all before which were visited or are pending.
+    fn take(&mut self, granule: &Range<u64>) {
+        self.base = granule.start / GRANULE * (GRANULE / BITS);
+        let Self { dirty, client, base, summary, words, .. } = self;
+        dirty.each_granule(*client, granule, |bulk, granule| {
+            bulk.move_into(granule, *base, words, |chunk, found| {
+                summary[index(chunk - *base / BITS)] = found;
+            });
+        });
+        dirty.take_marked(*client, granule, |word, bits| {
+            let at = index(word - *base);
+            words[at] |= bits;
+            summary[at / 64] |= 1 << (at % 64);
+        });
     }
 
-    /// Joins `run` to the pending one, or visits that and lets `run` wait.
+    /// Visits the pending run, and lets `run` be pending.
+    #[inline(always)]
+    fn visit<B>(
+        &mut self,
+        run: Range<u64>,
+        visit: &mut impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        if self.pending.is_empty() {
+            self.pending = run;
+            return ControlFlow::Continue(());
+        }
+        // Until the visitor has returned, both are to be given back: `run` is still among
+        // the words.
+        let flow = visit(self.pending.clone());
+        self.from = self.pending.end;
+        self.pending = run;
+        flow
+    }
+
+    /// Joins `run` to the pending one, or visits that.
     #[inline(always)]
     fn push<B>(
         &mut self,
@@ -68,15 +87,70 @@ impl Taken<'_> {
         gap: u64,
         visit: &mut impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        if self.pending.is_empty() {
-            self.pending = run;
-        } else if run.start - self.pending.end <= gap {
+        if run.start - self.pending.end <= gap && !self.pending.is_empty() {
             self.pending.end = run.end;
+            ControlFlow::Continue(())
         } else {
-            self.waiting = run;
-            let flow = visit(self.pending.clone());
-            self.pending = std::mem::take(&mut self.waiting);
-            return flow;
+            self.visit(run, visit)
+        }
+    }
+
+    /// If all words of summary word `n` are all ones: makes one run of them.
+    #[inline]
+    fn push_full_words<B>(
+        &mut self,
+        n: usize,
+        gap: u64,
+        visit: &mut impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let words = &self.words[n * 64..(n + 1) * 64];
+        if words.iter().fold(u64::MAX, |all, word| all & word) != u64::MAX {
+            return ControlFlow::Continue(());
+        }
+        let page = (self.base + n as u64 * 64) * BITS;
+        self.push(page..page + 64 * BITS, gap, visit)?;
+        self.words[n * 64..(n + 1) * 64].fill(0);
+        self.summary[n] = 0;
+        ControlFlow::Continue(())
+    }
+
+    /// Visits the runs of the granule's words but the last, which stays pending.
+    fn visit_words<B>(
+        &mut self,
+        gap: u64,
+        visit: &mut impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        for n in 0..self.summary.len() {
+            if self.summary[n] == u64::MAX {
+                self.push_full_words(n, gap, visit)?;
+            }
+            while self.summary[n] != 0 {
+                let at = n * 64 + self.summary[n].trailing_zeros() as usize;
+                let bits = self.words[at];
+                let page = (self.base + at as u64) * BITS;
+                // Runs begin where a bit is set and the one below is not, and end where it
+                // is the other way round. The bit below the lowest is the pending run's.
+                let open = u64::from(self.pending.end == page);
+                let below = bits << 1 | open;
+                let (mut starts, mut ends) = (bits & !below, !bits & below);
+                if open != 0 {
+                    self.pending.end = page + u64::from(ends.trailing_zeros());
+                    ends &= ends.wrapping_sub(1);
+                }
+                while ends != 0 {
+                    let run = page + u64::from(starts.trailing_zeros())
+                        ..page + u64::from(ends.trailing_zeros());
+                    starts &= starts - 1;
+                    ends &= ends - 1;
+                    self.push(run, gap, visit)?;
+                }
+                if starts != 0 {
+                    let start = page + u64::from(starts.trailing_zeros());
+                    self.push(start..page + BITS, gap, visit)?;
+                }
+                self.words[at] = 0;
+                self.summary[n] &= self.summary[n] - 1;
+            }
         }
         ControlFlow::Continue(())
     }
@@ -123,29 +197,24 @@ impl DirtyMemory {
         mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
         self.check_on(client, &pages)?;
-        let mut taken =
-            Taken { dirty: self, client, base: 0, words: [0; WORDS], pending: 0..0, waiting: 0..0 };
+        let mut taken = Taken {
+            dirty: self,
+            client,
+            base: 0,
+            summary: [0; 64],
+            words: [0; WORDS],
+            pending: 0..0,
+            from: 0,
+        };
         let mut rest = pages;
         while let Some(granule) = self.dirty_granule(client, &rest) {
             rest.start = granule.end;
-            taken.base = granule.start / GRANULE * (GRANULE / BITS);
-            let base = taken.base;
-            self.take_words(client, &granule, |word, bits| {
-                taken.words[index(word - base)] |= bits;
-            });
-            let mut from = 0;
-            while let Some(run) = taken.next_run(&mut from) {
-                if let ControlFlow::Break(value) = taken.push(run, gap, &mut visit) {
-                    return Ok(ControlFlow::Break(value));
-                }
+            taken.take(&granule);
+            if let ControlFlow::Break(value) = taken.visit_words(gap, &mut visit) {
+                return Ok(ControlFlow::Break(value));
             }
         }
-        if !taken.pending.is_empty() {
-            let flow = visit(taken.pending.clone());
-            taken.pending = 0..0;
-            return Ok(flow);
-        }
-        Ok(ControlFlow::Continue(()))
+        Ok(taken.visit(0..0, &mut visit))
     }
 }
 

@@ -4,6 +4,8 @@
 //! Both are the same source: the compiler makes wide instructions of it where it may.
 #![allow(unsafe_code)]
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// Words of a chunk: those below one summary word.
 pub(crate) const CHUNK: usize = 64;
 
@@ -100,6 +102,43 @@ pub(crate) fn or(into: &mut [u64], words: &Chunk) {
         return unsafe { avx2::or(into, words) };
     }
     or_body(into, words);
+}
+
+/// Says that `words[at]` will be written soon. Only a matter of speed.
+#[inline(always)]
+pub(crate) fn prefetch(words: &[u64], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(word) = words.get(at) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, and it accesses nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(word).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (words, at);
+}
+
+/// Stores all ones to each word, in any order, after everything before it.
+#[inline]
+pub(crate) fn fill_release(words: &[AtomicU64]) {
+    #[cfg(target_arch = "x86_64")]
+    if words.len() >= CHUNK {
+        // SAFETY: the words are within one allocation, may be written through a shared
+        // reference, and are aligned to 8 bytes, so that each of them is written at
+        // once. The processor orders the stores of a string instruction after those
+        // before it and before those after it, though not among each other. The
+        // direction flag is clear, as the ABI has it.
+        unsafe {
+            std::arch::asm!(
+                "rep stosq",
+                inout("rcx") words.len() => _,
+                inout("rdi") words.as_ptr() => _,
+                in("rax") u64::MAX,
+                options(nostack, preserves_flags),
+            );
+        }
+        return;
+    }
+    words.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
 }
 
 #[cfg(test)]

@@ -32,6 +32,10 @@ pub(crate) trait Word: Send + Sync + Sized + 'static {
     fn fetch_or_seq_cst(&self, bits: u64) -> u64;
     fn fetch_and_seq_cst(&self, bits: u64) -> u64;
     fn store_release(&self, value: u64);
+    /// As many stores of all ones, in any order.
+    fn fill_release(words: &[Self]) {
+        words.iter().for_each(|word| word.store_release(u64::MAX));
+    }
     fn fence_seq_cst();
 }
 
@@ -98,6 +102,11 @@ impl Word for AtomicU64 {
     #[inline]
     fn store_release(&self, value: u64) {
         self.store(value, Ordering::Release);
+    }
+
+    #[inline]
+    fn fill_release(words: &[Self]) {
+        crate::wide::fill_release(words);
     }
 
     #[inline]

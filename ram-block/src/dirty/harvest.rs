@@ -91,7 +91,7 @@ impl DirtyMemory {
 
     /// Calls `each` for every granule of `pages` that the synchronizer may have marked
     /// for `client`, with the lock held for one granule at a time.
-    fn each_granule(
+    pub(crate) fn each_granule(
         &self,
         client: DirtyClient,
         pages: &Range<u64>,
@@ -131,7 +131,9 @@ impl DirtyMemory {
             return Err(DirtyError::ShortBitmap { words: into.len(), pages: pages.end, needed });
         }
         let mut new = 0;
-        self.each_granule(client, &pages, |bulk, granule| new += bulk.move_into(granule, into));
+        self.each_granule(client, &pages, |bulk, granule| {
+            new += bulk.move_into(granule, 0, into, |_, _| ());
+        });
         self.take_marked(client, &pages, |word, bits| {
             let slot = &mut into[index(word)];
             new += u64::from((bits & !*slot).count_ones());
@@ -141,7 +143,12 @@ impl DirtyMemory {
     }
 
     /// Takes what anybody marked.
-    fn take_marked(&self, client: DirtyClient, pages: &Range<u64>, sink: impl FnMut(u64, u64)) {
+    pub(crate) fn take_marked(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+        sink: impl FnMut(u64, u64),
+    ) {
         if let Some(bitmap) = self.bitmaps[client.index()].get() {
             bitmap.take(pages, sink);
         }

@@ -44,16 +44,28 @@ impl DirtyMemory {
         let mut next = chunks.start;
         while next < chunks.end {
             let end = ((next / BITS + 1) * BITS).min(chunks.end);
-            let mut bulk = self.lock_bulk();
+            // The words of each chunk that are not zero; looked for before the lock is
+            // taken, so that what they meet can be fetched all at once.
+            let mut nonzero = [0; 64];
+            let granule = next / BITS * BITS;
             for chunk in next..end {
                 let words = source.chunk(chunk, &mut buffer);
-                if words.iter().fold(0, |all, word| all | word) == 0 {
-                    continue;
+                if words.iter().fold(0, |all, word| all | word) != 0 {
+                    let (found, ones) = wide::scan(words);
+                    nonzero[index(chunk - granule)] = found;
+                    set += ones;
                 }
-                let (nonzero, ones) = wide::scan(words);
-                set += ones;
+            }
+            let dirty =
+                || (next..end).zip(&nonzero[index(next - granule)..]).filter(|(_, n)| **n != 0);
+            let mut bulk = self.lock_bulk();
+            for (chunk, nonzero) in dirty() {
+                bulk.iter().flatten().for_each(|bulk| bulk.prefetch_chunk(index(chunk), *nonzero));
+            }
+            for (chunk, nonzero) in dirty() {
+                let words = source.chunk(chunk, &mut buffer);
                 for bulk in bulk.iter_mut().flatten() {
-                    bulk.merge_chunk(index(chunk), words, nonzero);
+                    bulk.merge_chunk(index(chunk), words, *nonzero);
                 }
             }
             next = end;
