@@ -10,6 +10,8 @@
 //! The levels are the same: a summary bit for each word, a top bit for each summary
 //! word. A *chunk* is the 64 words of one summary word (4,096 pages), a *granule* the
 //! 64 chunks of one top word (262,144 pages), which is what is done under one lock.
+//! A chunk of which all pages are dirty, as all are when a log starts, is one bit beside
+//! its top bit, and its words are not touched.
 
 use std::ops::Range;
 
@@ -23,6 +25,8 @@ pub(crate) struct Bulk {
     leaves: Vec<u64>,
     summary: Vec<u64>,
     top: Vec<u64>,
+    /// A bit for each chunk, as in `top`: all its pages are dirty, whatever its words are.
+    full: Vec<u64>,
 }
 
 impl Bulk {
@@ -35,7 +39,27 @@ impl Bulk {
             leaves,
             summary: vec![0; index(summary)],
             top: vec![0; index(summary.div_ceil(BITS))],
+            full: vec![0; index(summary.div_ceil(BITS))],
         }
+    }
+
+    /// Marks all 4,096 pages of chunk `chunk`.
+    pub(crate) fn fill_chunk(&mut self, chunk: usize) {
+        self.full[chunk / 64] |= 1 << (chunk % 64);
+        self.top[chunk / 64] |= 1 << (chunk % 64);
+    }
+
+    /// Whether all pages of chunk `chunk` were dirty by one bit, which is cleared.
+    fn take_full(&mut self, chunk: u64) -> bool {
+        let (full, bit) = (&mut self.full[index(chunk / BITS)], 1 << (chunk % BITS));
+        let was_full = *full & bit != 0;
+        *full &= !bit;
+        was_full
+    }
+
+    /// The words of chunk `chunk`.
+    fn words_of_chunk(&mut self, chunk: u64) -> &mut [u64] {
+        &mut self.leaves[index(chunk) * CHUNK..(index(chunk) + 1) * CHUNK]
     }
 
     /// ORs `words` into chunk `chunk`; `nonzero` has a bit for each of them that is not
@@ -115,18 +139,26 @@ impl Bulk {
 
     #[inline]
     fn take_whole_chunk(&mut self, chunk: u64, sink: &mut impl FnMut(u64, u64)) {
+        let full = self.take_full(chunk);
         let found = std::mem::take(&mut self.summary[index(chunk)]);
         self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
-        let leaves = &mut self.leaves[index(chunk) * CHUNK..(index(chunk) + 1) * CHUNK];
+        let leaves = self.words_of_chunk(chunk);
         for leaf in bits_of(0, found) {
             let bits = std::mem::take(&mut leaves[index(leaf)]);
-            if bits != 0 {
+            if bits != 0 && !full {
                 sink(chunk * BITS + leaf, bits);
             }
+        }
+        if full {
+            (chunk * BITS..(chunk + 1) * BITS).for_each(|word| sink(word, u64::MAX));
         }
     }
 
     fn take_part(&mut self, chunk: u64, pages: &Range<u64>, sink: &mut impl FnMut(u64, u64)) {
+        if self.take_full(chunk) {
+            self.words_of_chunk(chunk).fill(u64::MAX);
+            self.summary[index(chunk)] = u64::MAX;
+        }
         let summary = &mut self.summary[index(chunk)];
         let found = *summary & mask_within(chunk, &words_of(pages));
         *summary &= !mask_within(chunk, &whole_words_of(pages));
@@ -159,17 +191,24 @@ impl Bulk {
         self.prefetch(pages, base, into);
         for (chunk, whole) in self.dirty_chunks(pages) {
             let (at, summary) = (index(chunk) * CHUNK, self.summary[index(chunk)]);
-            noted(chunk, summary);
-            if whole && summary.count_ones() > wide::FEW {
+            let full = self.full[index(chunk / BITS)] >> (chunk % BITS) & 1 != 0;
+            noted(chunk, if full { u64::MAX } else { summary });
+            if whole && (full || summary.count_ones() > wide::FEW) {
                 // Where the chunk is cut off by the end of `into`, it goes word by word.
                 let target = index(chunk * BITS - base);
                 let target =
                     into.get_mut(target..target + CHUNK).and_then(|words| words.try_into().ok());
                 let leaves = (&mut self.leaves[at..at + CHUNK]).try_into().ok();
                 if let Some((leaves, target)) = leaves.zip(target) {
-                    new += wide::move_chunk(leaves, target);
-                    self.summary[index(chunk)] = 0;
-                    self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+                    if !full {
+                        new += wide::move_chunk(leaves, target);
+                        self.summary[index(chunk)] = 0;
+                        self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+                        continue;
+                    }
+                    new += CHUNK as u64 * BITS - wide::scan(target).1;
+                    target.fill(u64::MAX);
+                    self.take_whole_chunk(chunk, &mut |_, _| ());
                     continue;
                 }
             }
@@ -189,6 +228,10 @@ impl Bulk {
 
     /// Whether `page` is marked.
     pub(crate) fn contains(&self, page: u64) -> bool {
+        let chunk = page / (BITS * BITS);
+        if self.full[index(chunk / BITS)] >> (chunk % BITS) & 1 != 0 {
+            return true;
+        }
         self.leaves[index(page / BITS)] >> (page % BITS) & 1 != 0
     }
 }
@@ -295,7 +338,7 @@ mod tests {
         #[test]
         fn behaves_as_a_list_of_pages(
             steps in prop::collection::vec(
-                (0..300_000u64, 1..9000u64, any::<bool>(), any::<u64>()), 1..40),
+                (0..300_000u64, 1..19_000u64, any::<bool>(), any::<u64>()), 1..40),
         ) {
             const PAGES: u64 = 320_000;
             let mut bulk = Bulk::new(PAGES);
@@ -304,13 +347,16 @@ mod tests {
                 let range = start..start + len;
                 if merge {
                     let words: Vec<u64> = (0..len.div_ceil(64))
-                        .map(|n| (seed ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15) & seed.rotate_left(7))
+                        .map(|n| if seed % 4 == 0 { u64::MAX } else { (seed ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15) & seed.rotate_left(7) })
                         .collect();
                     let source = Shifted { words: &words, first: start, count: len };
                     for chunk in words_of(&source.destination()) {
                         let mut buffer = [0; CHUNK];
                         let words = source.chunk(chunk, &mut buffer);
-                        bulk.merge_chunk(index(chunk), words, wide::scan(words).0);
+                        match wide::scan(words) {
+                            (_, 4096) => bulk.fill_chunk(index(chunk)),
+                            (nonzero, _) => bulk.merge_chunk(index(chunk), words, nonzero),
+                        }
                     }
                     for bit in 0..len {
                         oracle[index(start + bit)] |= words[index(bit / 64)] >> (bit % 64) & 1 != 0;

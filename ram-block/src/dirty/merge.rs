@@ -47,22 +47,32 @@ impl DirtyMemory {
             // The words of each chunk that are not zero; looked for before the lock is
             // taken, so that what they meet can be fetched all at once.
             let mut nonzero = [0; 64];
+            let mut full = 0u64;
             let granule = next / BITS * BITS;
             for chunk in next..end {
                 let words = source.chunk(chunk, &mut buffer);
                 if words.iter().fold(0, |all, word| all | word) != 0 {
                     let (found, ones) = wide::scan(words);
                     nonzero[index(chunk - granule)] = found;
+                    full |= u64::from(ones == CHUNK as u64 * BITS) << (chunk - granule);
                     set += ones;
                 }
             }
             let dirty =
                 || (next..end).zip(&nonzero[index(next - granule)..]).filter(|(_, n)| **n != 0);
+            if dirty().next().is_none() {
+                next = end;
+                continue;
+            }
             let mut bulk = self.lock_bulk();
             for (chunk, nonzero) in dirty() {
                 bulk.iter().flatten().for_each(|bulk| bulk.prefetch_chunk(index(chunk), *nonzero));
             }
             for (chunk, nonzero) in dirty() {
+                if full >> (chunk - granule) & 1 != 0 {
+                    bulk.iter_mut().flatten().for_each(|bulk| bulk.fill_chunk(index(chunk)));
+                    continue;
+                }
                 let words = source.chunk(chunk, &mut buffer);
                 for bulk in bulk.iter_mut().flatten() {
                     bulk.merge_chunk(index(chunk), words, *nonzero);
