@@ -355,8 +355,9 @@ mod tests {
         let start = memory.start();
         let owner = Arc::new(memory);
         let block = || RamBlock::builder("ram", LEN);
+        let odd = NonNull::new(start.as_ptr().wrapping_add(8)).unwrap();
         // SAFETY: not aligned, so refused before it is used.
-        let refused = unsafe { block().borrowed(start.add(8), Box::new(owner.clone())) };
+        let refused = unsafe { block().borrowed(odd, Box::new(owner.clone())) };
         assert!(matches!(refused, Err(RamBlockError::Address { .. })), "{refused:?}");
         // SAFETY: the mapping lives as long as its owner.
         let ram = unsafe { block().borrowed(start, Box::new(owner.clone())) }.unwrap();

@@ -15,7 +15,7 @@ fn resident() -> u64 {
 fn a_clean_client_takes_no_memory_and_a_dropped_one_gives_it_back() {
     const MIB: u64 = 1 << 20;
     const TIB: u64 = 1 << 40;
-    let dirty = DirtyMemory::new(16 * TIB >> 12, PageSize::new(4096).unwrap());
+    let dirty = DirtyMemory::new((16 * TIB) >> 12, PageSize::new(4096).unwrap());
     let before = resident();
     let clients: Vec<_> = (0..3)
         .map(|n| {

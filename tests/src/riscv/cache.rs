@@ -91,10 +91,10 @@ impl Cache {
         self.decoded.fetch_add(1, Ordering::Relaxed);
         pages().entry(page).or_default().insert(pc, block.clone());
         // A report that came before the insertion found nothing to forget.
-        if let Some((watch, watching)) = self.watch.as_ref().zip(watching) {
-            if !watch.is_current(watching) {
-                forget(&self.pages, page);
-            }
+        if let Some((watch, watching)) = self.watch.as_ref().zip(watching)
+            && !watch.is_current(watching)
+        {
+            forget(&self.pages, page);
         }
         Ok(block)
     }

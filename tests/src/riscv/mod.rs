@@ -116,7 +116,7 @@ impl Cpu {
     }
 
     fn jump(&mut self, target: u32) -> Result<(), Stop> {
-        if target % 4 != 0 {
+        if !target.is_multiple_of(4) {
             return Err(Stop::Misaligned(target));
         }
         self.pc = target;
