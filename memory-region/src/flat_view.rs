@@ -1,5 +1,6 @@
 //! What a bus sees: sections, sorted, without overlap.
 
+use crate::access::{self, AccessError};
 use crate::guest_memory::GuestRam;
 use crate::io_event_fd::{CoalescedRange, IoEventFd};
 use crate::section::Section;
@@ -71,6 +72,28 @@ impl FlatView {
     #[inline]
     pub fn at(&self, address: u64) -> Option<&Section> {
         self.find(address).ok()
+    }
+
+    /// Reads as [`AddressSpace::read`](crate::AddressSpace::read) does, whatever was
+    /// committed since.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        access::read(self, address, data)
+    }
+
+    /// Writes as [`AddressSpace::write`](crate::AddressSpace::write) does, whatever was
+    /// committed since.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
+        access::write(self, address, data)
     }
 
     /// The sections that have a byte from `first` to `last`, in ascending order.

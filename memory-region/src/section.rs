@@ -135,12 +135,11 @@ impl Section {
             == (other.start, other.last, other.region, other.offset, other.kind())
     }
 
-    /// Appends `next` if it goes on where this one ends.
+    /// Appends `next` if it goes on where this one ends. One region has one log.
     pub(crate) fn absorb(&mut self, next: &Self) -> bool {
         let goes_on = self.last.checked_add(1) == Some(next.start)
             && self.region == next.region
             && self.kind() == next.kind()
-            && self.log == next.log
             && self.offset.checked_add(next.start - self.start) == Some(next.offset);
         if goes_on {
             self.last = next.last;
