@@ -174,7 +174,7 @@ impl Gathered {
         loop {
             let next = lock(&self.queue).pop();
             let Some((write, view)) = next else { break };
-            note(view.write(write.address, write.data()));
+            note(view.bus_write(write.address, write.data()));
         }
         drop(turn);
     }

@@ -81,7 +81,7 @@ impl FlatView {
     ///
     /// As there.
     #[inline]
-    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    pub fn bus_read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
         access::read(self, address, data)
     }
 
@@ -92,7 +92,7 @@ impl FlatView {
     ///
     /// As there.
     #[inline]
-    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
+    pub fn bus_write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
         access::write(self, address, data)
     }
 

@@ -50,6 +50,7 @@ mod access;
 mod address_space;
 mod diff;
 mod dirty_log;
+mod dirty_source;
 mod dump;
 mod edit;
 mod error;
@@ -65,10 +66,12 @@ mod region;
 mod registers;
 mod render;
 mod section;
+mod vhost_log;
 
 pub use access::AccessError;
 pub use address_space::AddressSpace;
 pub use dirty_log::LogClaim;
+pub use dirty_source::{DirtySource, DirtySourceListener};
 pub use dump::{FlatViews, MapTree};
 pub use edit::MapEdit;
 pub use error::MapError;
@@ -85,5 +88,6 @@ pub use ram_block;
 pub use region::RegionId;
 pub use registers::Registers;
 pub use section::{Section, SectionTarget};
+pub use vhost_log::VhostLog;
 /// The crates whose types appear in this one's.
 pub use vmm_sys_util;
