@@ -43,6 +43,28 @@ pub enum KvmError {
         #[source]
         source: io::Error,
     },
+    /// KVM does not let writes signal an eventfd.
+    #[error("KVM refuses the eventfd for writes of {size} bytes at {address:#x}")]
+    IoEvent {
+        /// The address or port.
+        address: u64,
+        /// The size of the writes in bytes; 0 for any.
+        size: u8,
+        /// What KVM said.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM does not gather writes.
+    #[error("KVM refuses to gather writes to {size:#x} bytes at {start:#x}")]
+    Gather {
+        /// The first address or port.
+        start: u64,
+        /// The size in bytes.
+        size: u64,
+        /// What KVM said.
+        #[source]
+        source: io::Error,
+    },
     /// KVM's log does not fit the block's bitmaps.
     #[error(transparent)]
     Merge(#[from] DirtyError),

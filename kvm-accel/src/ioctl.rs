@@ -2,20 +2,50 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVMIO, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1, kvm_userspace_memory_region,
+    kvm_dirty_log__bindgen_ty_1, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
+use memory_region::IoEventFd;
 use ram_block::RamBlock;
 
 use crate::error::io_error;
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
+ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
+
+/// Lets writes signal an eventfd, or exit again (KVM API, section 4.59).
+///
+/// kvm-ioctls has this too, but for no size without a value.
+pub(crate) fn set_io_event(
+    vm: &VmFd,
+    event: &IoEventFd,
+    is_port: bool,
+    on: bool,
+) -> io::Result<()> {
+    let flag = |number: u32, set: bool| u32::from(set) << number;
+    let argument = kvm_ioeventfd {
+        datamatch: event.datamatch.unwrap_or(0),
+        addr: event.address,
+        len: u32::from(event.size),
+        fd: event.fd.as_raw_fd(),
+        flags: flag(kvm_ioeventfd_flag_nr_datamatch, event.datamatch.is_some())
+            | flag(kvm_ioeventfd_flag_nr_pio, is_port)
+            | flag(kvm_ioeventfd_flag_nr_deassign, !on),
+        ..Default::default()
+    };
+    // SAFETY: KVM only reads the argument, which is borrowed for the call, and keeps a
+    // reference of its own to the eventfd.
+    let result = unsafe { ioctl_with_ref(vm, KVM_IOEVENTFD(), &argument) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
 
 /// What is asked of KVM about memory slots; a trait so that tests can let it fail.
 pub(crate) trait SlotCalls {

@@ -62,10 +62,13 @@
 //! # Where the unsafe code is
 //!
 //! `ioctl` passes memory to KVM and reads what it answers, `kick` maps a vCPU's
-//! shared page and sends signals. Everything else is safe Rust.
+//! shared page and sends signals, `coalesced_ring` maps the ring of gathered writes.
+//! Everything else is safe Rust.
 
+mod coalesced_ring;
 mod error;
 mod gate;
+mod io_events;
 mod ioctl;
 mod kick;
 mod run_state;

@@ -185,6 +185,7 @@ impl Vcpu {
     ) -> Result<Option<VcpuEvent>, KvmError> {
         let exit = self.fd.run();
         self.vm.gate().announce(&self.shared, Place::Host);
+        self.vm.flush_coalesced();
         self.incomplete = false;
         let event = match exit {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
@@ -257,7 +258,7 @@ impl VcpuKicker {
     }
 }
 
-fn note(result: Result<(), AccessError>) {
+pub(crate) fn note(result: Result<(), AccessError>) {
     if let Err(error) = result {
         log::trace!("guest: {error}");
     }

@@ -9,6 +9,7 @@ use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
 
 use crate::error::{KvmError, io_error};
 use crate::gate::{Gate, PauseGuard};
+use crate::io_events::{self, Bus, Gathered};
 use crate::kick::VcpuShared;
 use crate::slots::{DirtyLogStats, SlotInfo, Slots};
 use crate::vcpu::{Buses, Vcpu};
@@ -21,6 +22,7 @@ pub struct KvmVm {
     fd: VmFd,
     slots: Mutex<Slots>,
     gate: Arc<Gate>,
+    gathered: Gathered,
 }
 
 impl KvmVm {
@@ -49,7 +51,7 @@ impl KvmVm {
         };
         log::debug!("KVM has {most} memory slots, of which up to {limit} are used");
         let slots = Mutex::new(Slots::new(most.min(limit)));
-        Ok(Arc::new(Self { fd, slots, gate: Arc::default() }))
+        Ok(Arc::new(Self { fd, slots, gate: Arc::default(), gathered: Gathered::default() }))
     }
 
     /// KVM's descriptor of the machine, for what this crate does not do: interrupt
@@ -81,6 +83,8 @@ impl KvmVm {
             .create_vcpu(id)
             .map_err(|error| KvmError::CreateVcpu { id, source: io_error(error) })?;
         let shared = VcpuShared::new(id, &fd)?;
+        let ring = self.gathered.attach(&self.fd, &fd, &buses);
+        ring.map_err(|source| KvmError::CreateVcpu { id, source })?;
         self.gate.add(&shared);
         Ok(Vcpu::new(fd, shared, self.clone(), buses))
     }
@@ -95,6 +99,54 @@ impl KvmVm {
     /// handler takes its time), and [`KvmError::PauseFromVcpu`].
     pub fn pause(&self, timeout: Duration) -> Result<PauseGuard, KvmError> {
         self.gate.pause(timeout)
+    }
+
+    /// Hands the writes that KVM has gathered over to their devices. This happens after
+    /// each exit; call it before looking at a device whose guest may not exit for long.
+    pub fn flush_coalesced(&self) {
+        self.gathered.hand_over();
+    }
+
+    /// What follows the space of the I/O ports: their eventfds and gathered writes. The
+    /// ports are served without it too.
+    ///
+    /// ```no_run
+    /// # fn example(
+    /// #     memory: &memory_region::MemoryMap,
+    /// #     ports: &memory_region::AddressSpace,
+    /// #     vm: std::sync::Arc<kvm_accel::KvmVm>,
+    /// # ) -> Result<(), memory_region::MapError> {
+    /// memory.add_listener(ports, vm.ports())?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn ports(self: &Arc<Self>) -> Arc<dyn MemoryListener> {
+        Arc::new(Ports(self.clone()))
+    }
+
+    /// Follows what a change does to eventfds and gathered writes, then does the rest;
+    /// takes the first back if that fails.
+    fn follow(
+        &self,
+        bus: Bus,
+        change: &ViewChange,
+        rest: impl FnOnce() -> Result<(), KvmError>,
+    ) -> Result<(), KvmError> {
+        let follow = || {
+            self.gathered.prepare(change);
+            io_events::follow(&self.fd, bus, change)?;
+            rest().inspect_err(|_| {
+                if let Err(error) = io_events::follow(&self.fd, bus, &change.inverse()) {
+                    log::error!("Cannot go back: {error}");
+                }
+            })
+        };
+        // What is gathered up to the moment in which a range goes is for the map as it was.
+        if Slots::needs_exclusion(change) || !change.coalesced.removed.is_empty() {
+            self.gate.exclude(follow)
+        } else {
+            follow()
+        }
     }
 
     /// What the dirty log has cost so far.
@@ -114,17 +166,30 @@ impl MemoryListener for KvmVm {
     }
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
-        if Slots::needs_exclusion(change) {
-            self.gate.exclude(|| self.lock().commit(&self.fd, change))?;
-        } else {
-            self.lock().commit(&self.fd, change)?;
-        }
-        Ok(())
+        let slots = || self.lock().commit(&self.fd, change);
+        Ok(self.follow(Bus::Memory, change, slots)?)
     }
 
     fn sync(&self, section: &Section) -> Result<(), ListenerError> {
         self.lock().harvest(&self.fd, section.start())?;
         Ok(())
+    }
+}
+
+/// A machine as the listener of its ports.
+struct Ports(Arc<KvmVm>);
+
+impl MemoryListener for Ports {
+    fn name(&self) -> &str {
+        "kvm ports"
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        Ok(self.0.follow(Bus::Ports, change, || Ok(()))?)
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(()) // RAM on ports is not KVM's
     }
 }
 

@@ -1,10 +1,13 @@
 //! Reads and writes by address.
 
+use std::ops::Range;
+
 use ram_block::RamBlockError;
 use thiserror::Error;
 
-use crate::flat_view::{FlatView, Section, SectionTarget};
-use crate::mmio::access_size;
+use crate::flat_view::FlatView;
+use crate::registers::Refusal;
+use crate::section::{Section, SectionTarget};
 
 /// An access that met something other than memory or a device.
 ///
@@ -40,99 +43,155 @@ pub enum AccessError {
         /// The region's name.
         name: String,
     },
+    /// A device does not take pieces of this size; it was not asked.
+    #[error("Access of {len} bytes at {address:#x}: \"{name}\" takes no {size} bytes")]
+    TooSmall {
+        /// Where the access starts.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+        /// The region's name.
+        name: String,
+        /// The piece's size in bytes.
+        size: usize,
+    },
+    /// A device's own handler made the access; the device was not asked.
+    #[error("Access of {len} bytes at {address:#x} from within \"{name}\"'s own handler")]
+    Reentered {
+        /// Where the access starts.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+        /// The region's name.
+        name: String,
+    },
     /// A block is smaller than its region.
     #[error(transparent)]
     Block(#[from] RamBlockError),
 }
 
-/// One piece of an access: what answers, and which bytes of the buffer it covers.
-enum Piece<'a> {
-    Section { section: &'a Section, offset: u64 },
-    Nothing,
-}
-
-/// Calls `each` for the pieces of `len` bytes at `address`; keeps the first error.
-fn split(
-    view: &FlatView,
+/// An access as a whole, for its errors.
+#[derive(Clone, Copy)]
+struct Access {
     address: u64,
     len: usize,
-    mut each: impl FnMut(Piece<'_>, std::ops::Range<usize>) -> Result<(), AccessError>,
+}
+
+impl Access {
+    fn unassigned(self, at: u64) -> AccessError {
+        AccessError::Unassigned { address: self.address, len: self.len, unassigned: at }
+    }
+
+    fn refused(self, section: &Section, refusal: Refusal) -> AccessError {
+        let (Self { address, len }, name) = (self, section.name().to_owned());
+        match refusal {
+            Refusal::TooSmall(size) => AccessError::TooSmall { address, len, name, size },
+            Refusal::Reentered => AccessError::Reentered { address, len, name },
+        }
+    }
+
+    fn read(self, section: &Section, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        match &section.target {
+            SectionTarget::Ram(block) | SectionTarget::RomDevice { block, .. } => {
+                Ok(block.read(offset, data)?)
+            }
+            SectionTarget::Mmio(registers) => {
+                let read = registers.read(section.name(), offset, data);
+                read.map_err(|refusal| self.refused(section, refusal))
+            }
+            SectionTarget::Reserved => {
+                data.fill(0xff);
+                Err(self.unassigned(section.start + (offset - section.offset)))
+            }
+        }
+    }
+
+    fn write(self, section: &Section, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        match &section.target {
+            SectionTarget::Ram(_) if section.readonly => {
+                let name = section.name().to_owned();
+                Err(AccessError::ReadOnly { address: self.address, len: self.len, name })
+            }
+            SectionTarget::Ram(block) => Ok(block.write(offset, data)?),
+            SectionTarget::Mmio(registers) | SectionTarget::RomDevice { registers, .. } => {
+                let written = registers.write(section.name(), offset, data);
+                written.map_err(|refusal| self.refused(section, refusal))
+            }
+            SectionTarget::Reserved => {
+                Err(self.unassigned(section.start + (offset - section.offset)))
+            }
+        }
+    }
+}
+
+/// Calls `each` for the pieces of an access: what answers if something does, and which
+/// bytes of the buffer it covers. Keeps the first error.
+fn split(
+    view: &FlatView,
+    access: Access,
+    mut each: impl FnMut(Option<(&Section, u64)>, Range<usize>) -> Result<(), AccessError>,
 ) -> Result<(), AccessError> {
+    let Access { address, len } = access;
     let mut result = Ok(());
     let mut done = 0;
     while done < len {
         let Some(at) = address.checked_add(done as u64) else {
-            let error = each(Piece::Nothing, done..len);
+            let error = each(None, done..len);
             return result.and(error).and(Err(AccessError::PastEnd { address, len }));
         };
         // How far this piece reaches, in bytes less one.
         let (piece, reach) = match view.find(at) {
             Ok(section) => {
-                let offset = section.offset() + (at - section.start());
-                (Piece::Section { section, offset }, section.last() - at)
+                let offset = section.offset + (at - section.start);
+                (Some((section, offset)), section.last - at)
             }
-            Err(next) => (Piece::Nothing, next.map_or(u64::MAX, |next| next - 1) - at),
+            Err(next) => (None, next.map_or(u64::MAX, |next| next - 1) - at),
         };
         let rest = len - done;
         let size = usize::try_from(reach).map_or(rest, |reach| reach.saturating_add(1).min(rest));
-        let unassigned = matches!(piece, Piece::Nothing);
         let outcome = each(piece, done..done + size);
-        let outcome = outcome.and(if unassigned {
-            Err(AccessError::Unassigned { address, len, unassigned: at })
-        } else {
-            Ok(())
-        });
-        result = result.and(outcome);
+        let unassigned = if piece.is_none() { Err(access.unassigned(at)) } else { Ok(()) };
+        result = result.and(outcome).and(unassigned);
         done += size;
     }
     result
 }
 
+/// What answers all of an access, as nearly always one section does.
+#[inline]
+fn whole(view: &FlatView, address: u64, len: usize) -> Option<(&Section, u64)> {
+    let section = view.find(address).ok()?;
+    let from_start = address - section.start;
+    let fits = (len as u64).wrapping_sub(1) <= section.last - address;
+    fits.then(|| (section, section.offset + from_start))
+}
+
+#[inline]
 pub(crate) fn read(view: &FlatView, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
-    split(view, address, data.len(), |piece, bytes| {
+    let access = Access { address, len: data.len() };
+    if let Some((section, offset)) = whole(view, address, data.len()) {
+        return access.read(section, offset, data);
+    }
+    split(view, access, |piece, bytes| {
         let data = &mut data[bytes];
         match piece {
-            Piece::Nothing => data.fill(0xff),
-            Piece::Section { section, offset } => match section.target() {
-                SectionTarget::Ram(block) => block.read(offset, data)?,
-                SectionTarget::Mmio(device) => {
-                    let mut at = 0;
-                    while at < data.len() {
-                        let offset = offset + at as u64;
-                        let size = access_size(offset, data.len() - at);
-                        let value = device.read(offset, size).to_le_bytes();
-                        data[at..at + size].copy_from_slice(&value[..size]);
-                        at += size;
-                    }
-                }
-            },
+            Some((section, offset)) => access.read(section, offset, data),
+            None => {
+                data.fill(0xff);
+                Ok(())
+            }
         }
-        Ok(())
     })
 }
 
+#[inline]
 pub(crate) fn write(view: &FlatView, address: u64, data: &[u8]) -> Result<(), AccessError> {
-    split(view, address, data.len(), |piece, bytes| {
-        let piece_data = &data[bytes];
-        let Piece::Section { section, offset } = piece else { return Ok(()) };
-        match section.target() {
-            SectionTarget::Ram(_) if section.readonly() => {
-                let name = section.name().to_owned();
-                return Err(AccessError::ReadOnly { address, len: data.len(), name });
-            }
-            SectionTarget::Ram(block) => block.write(offset, piece_data)?,
-            SectionTarget::Mmio(device) => {
-                let mut at = 0;
-                while at < piece_data.len() {
-                    let offset = offset + at as u64;
-                    let size = access_size(offset, piece_data.len() - at);
-                    let mut value = [0; 8];
-                    value[..size].copy_from_slice(&piece_data[at..at + size]);
-                    device.write(offset, size, u64::from_le_bytes(value));
-                    at += size;
-                }
-            }
-        }
-        Ok(())
+    let access = Access { address, len: data.len() };
+    if let Some((section, offset)) = whole(view, address, data.len()) {
+        return access.write(section, offset, data);
+    }
+    split(view, access, |piece, bytes| match piece {
+        Some((section, offset)) => access.write(section, offset, &data[bytes]),
+        None => Ok(()),
     })
 }

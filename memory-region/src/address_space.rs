@@ -14,15 +14,19 @@ use crate::region::RegionId;
 ///
 /// Accesses use the view that the last commit published and never wait; one that
 /// runs while a commit is made sees the old map or the new, not a mixture.
+///
+/// A clone is the same space. As a vm-memory `GuestAddressSpace` its memory is the RAM and
+/// ROM of the current view.
+#[derive(Clone)]
 pub struct AddressSpace {
     name: Arc<str>,
     root: RegionId,
-    view: ArcSwap<FlatView>,
+    view: Arc<ArcSwap<FlatView>>,
 }
 
 impl AddressSpace {
     pub(crate) fn new(name: &str, root: RegionId, view: Arc<FlatView>) -> Self {
-        Self { name: name.into(), root, view: ArcSwap::new(view) }
+        Self { name: name.into(), root, view: Arc::new(ArcSwap::new(view)) }
     }
 
     /// The space's name, for messages.
@@ -32,6 +36,11 @@ impl AddressSpace {
 
     pub(crate) fn shared_name(&self) -> Arc<str> {
         self.name.clone()
+    }
+
+    /// Whether both are the same space.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.view, &other.view)
     }
 
     /// The region that the space shows.
@@ -51,12 +60,13 @@ impl AddressSpace {
 
     /// Reads `data.len()` bytes at `address`.
     ///
-    /// Devices are asked in accesses of 1, 2, 4 or 8 bytes, little-endian.
+    /// Devices are asked in accesses of 1, 2, 4 or 8 bytes, as they declare them.
     ///
     /// # Errors
     ///
     /// [`AccessError`] for the first byte at which nothing answers. Such bytes read as
     /// all ones, the others are read all the same.
+    #[inline]
     pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
         access::read(&self.view.load(), address, data)
     }
@@ -68,6 +78,7 @@ impl AddressSpace {
     ///
     /// [`AccessError`] for the first byte at which nothing answers or that is
     /// read-only. Such bytes are dropped, the others are written all the same.
+    #[inline]
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
         access::write(&self.view.load(), address, data)
     }

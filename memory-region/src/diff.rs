@@ -1,11 +1,17 @@
 //! What a commit changed.
 
+use std::cmp::Ordering;
+
 use crate::flat_view::FlatView;
-use crate::listener::{LogChange, ViewChange};
+use crate::listener::{Difference, LogChange, ViewChange};
 
 /// The change from `old` to `new`, in one pass over both.
 pub(crate) fn diff(old: &FlatView, new: &FlatView) -> ViewChange {
-    let mut change = ViewChange::default();
+    let mut change = ViewChange {
+        event_fds: difference(old.event_fds(), new.event_fds()),
+        coalesced: difference(old.coalesced(), new.coalesced()),
+        ..ViewChange::default()
+    };
     let (mut olds, mut news) = (old.sections().iter().peekable(), new.sections().iter().peekable());
     loop {
         match (olds.peek(), news.peek()) {
@@ -28,6 +34,48 @@ pub(crate) fn diff(old: &FlatView, new: &FlatView) -> ViewChange {
             (Some(_), None) => {
                 unreachable!("the third arm takes every old section without a new one")
             }
+        }
+    }
+}
+
+/// The symmetric difference of two sorted lists.
+fn difference<T: Ord + Clone>(old: &[T], new: &[T]) -> Difference<T> {
+    let mut difference = Difference::default();
+    let (mut olds, mut news) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let order = match (olds.peek(), news.peek()) {
+            (None, None) => return difference,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => old.cmp(new),
+        };
+        if order.is_le() {
+            let gone = olds.next();
+            difference.removed.extend(gone.filter(|_| order.is_lt()).cloned());
+        }
+        if order.is_ge() {
+            let come = news.next();
+            difference.added.extend(come.filter(|_| order.is_gt()).cloned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::difference;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn a_symmetric_difference_is_that_of_sets(
+            old in prop::collection::btree_set(0..40u8, 0..30),
+            new in prop::collection::btree_set(0..40u8, 0..30),
+        ) {
+            let list = |set: &BTreeSet<u8>| set.iter().copied().collect::<Vec<_>>();
+            let found = difference(&list(&old), &list(&new));
+            prop_assert_eq!(found.removed, old.difference(&new).copied().collect::<Vec<_>>());
+            prop_assert_eq!(found.added, new.difference(&old).copied().collect::<Vec<_>>());
         }
     }
 }

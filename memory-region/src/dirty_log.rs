@@ -6,10 +6,11 @@ use std::sync::Arc;
 use ram_block::{DirtyClient, DirtySnapshot, Harvest, RamBlock};
 
 use crate::error::MapError;
-use crate::flat_view::Section;
-use crate::listener::MemoryListener;
+use crate::flat_view::FlatView;
+use crate::listener::{ListenerError, MemoryListener};
 use crate::map::{Claim, MemoryMap};
 use crate::region::RegionId;
+use crate::section::Section;
 
 /// A client's log that is on, and that nobody else harvests, as long as this is kept.
 ///
@@ -130,26 +131,65 @@ impl MemoryMap {
     ///
     /// [`MapError::Sync`].
     pub fn sync_all_dirty_logs(&self) -> Result<(), MapError> {
-        self.sync_where(|_| true)
+        self.sync_all(false)
+    }
+
+    /// As [`sync_all_dirty_logs`](Self::sync_all_dirty_logs), when no guest runs any more
+    /// and nobody will read what this does not bring: the last stage of a migration.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`].
+    pub fn sync_last_dirty_logs(&self) -> Result<(), MapError> {
+        self.sync_all(true)
+    }
+
+    fn sync_all(&self, last: bool) -> Result<(), MapError> {
+        for entry in self.spaces().iter() {
+            for listener in &entry.listeners {
+                let at_once = listener.sync_all(last);
+                if !at_once.map_err(|source| unsynced(&**listener, "all RAM", source))? {
+                    sync_sections(&entry.space.view(), std::slice::from_ref(listener), |_| true)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that the `bytes` of `block` are about to be read: a listener that reports a
+    /// page's first write only is to watch them again from now on. Call it after the bits
+    /// of these pages were taken, and before the pages are read.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`].
+    pub fn log_clear(&self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
+        for entry in self.spaces().iter().filter(|entry| !entry.listeners.is_empty()) {
+            let view = entry.space.view();
+            for section in view.sections().iter().filter(|section| shows(section, block)) {
+                let size = u64::try_from(section.size()).unwrap_or(u64::MAX);
+                let end = section.offset().saturating_add(size);
+                let part = bytes.start.max(section.offset())..bytes.end.min(end);
+                if section.log().is_empty() || part.is_empty() {
+                    continue;
+                }
+                for listener in &entry.listeners {
+                    let cleared = listener.log_clear(section, part.clone());
+                    cleared.map_err(|source| unsynced(&**listener, section.name(), source))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Asks for the block wherever it is mapped: other regions may show it too.
-    fn sync_block(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
-        self.sync_where(|section| section.ram().is_some_and(|ram| Arc::ptr_eq(ram, block)))
-    }
-
+    ///
     /// No lock is held meanwhile: a section that a commit removes at this moment has
     /// been synced by its listener.
-    fn sync_where(&self, wanted: impl Fn(&Section) -> bool) -> Result<(), MapError> {
-        for entry in self.spaces().iter() {
-            if entry.listeners.is_empty() {
-                continue;
-            }
-            let view = entry.space.view();
-            let logged = |section: &&Section| !section.log().is_empty() && section.ram().is_some();
-            for section in view.sections().iter().filter(logged).filter(|section| wanted(section)) {
-                sync_section(&entry.listeners, section)?;
-            }
+    fn sync_block(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
+        for entry in self.spaces().iter().filter(|entry| !entry.listeners.is_empty()) {
+            let wanted = |section: &Section| shows(section, block);
+            sync_sections(&entry.space.view(), &entry.listeners, wanted)?;
         }
         Ok(())
     }
@@ -195,12 +235,27 @@ impl MemoryMap {
     }
 }
 
-fn sync_section(listeners: &[Arc<dyn MemoryListener>], section: &Section) -> Result<(), MapError> {
-    for listener in listeners {
-        listener.sync(section).map_err(|source| {
-            let (listener, region) = (listener.name().to_owned(), section.name().to_owned());
-            MapError::Sync { listener, region, source }
-        })?;
+fn shows(section: &Section, block: &Arc<RamBlock>) -> bool {
+    section.ram().is_some_and(|ram| Arc::ptr_eq(ram, block))
+}
+
+/// Asks `listeners` for the sections that are logged and `wanted`.
+fn sync_sections(
+    view: &FlatView,
+    listeners: &[Arc<dyn MemoryListener>],
+    wanted: impl Fn(&Section) -> bool,
+) -> Result<(), MapError> {
+    let logged = |section: &&Section| !section.log().is_empty() && section.ram().is_some();
+    for section in view.sections().iter().filter(logged).filter(|section| wanted(section)) {
+        for listener in listeners {
+            let synced = listener.sync(section);
+            synced.map_err(|source| unsynced(&**listener, section.name(), source))?;
+        }
     }
     Ok(())
+}
+
+fn unsynced(listener: &dyn MemoryListener, region: &str, source: ListenerError) -> MapError {
+    let (listener, region) = (listener.name().to_owned(), region.to_owned());
+    MapError::Sync { listener, region, source }
 }

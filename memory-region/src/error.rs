@@ -134,6 +134,66 @@ pub enum MapError {
         /// The id.
         id: String,
     },
+    /// RAM would show more than its block has.
+    #[error("\"{name}\" cannot have {size:#x} bytes, its block has {block_len:#x}")]
+    BlockTooSmall {
+        /// The region's name.
+        name: String,
+        /// The size asked for, in bytes.
+        size: u128,
+        /// The size of its block in bytes.
+        block_len: u64,
+    },
+    /// A device declares access sizes that no access has.
+    #[error(
+        "The device of \"{name}\" wants accesses of {min} to {max} bytes; both are 1, 2, 4 or 8"
+    )]
+    AccessSizes {
+        /// The region's name.
+        name: String,
+        /// The smallest size that it declares, in bytes.
+        min: usize,
+        /// The largest.
+        max: usize,
+    },
+    /// Only a ROM device chooses who answers its reads.
+    #[error("\"{name}\" is no ROM device")]
+    NotARomDevice {
+        /// The region's name.
+        name: String,
+    },
+    /// No device answers in the region.
+    #[error("\"{name}\" has no device whose writes could be told otherwise")]
+    NoDevice {
+        /// The region's name.
+        name: String,
+    },
+    /// An eventfd is asked for that no write could signal alone.
+    #[error("No eventfd for writes of {size} bytes at {address:#x} of \"{name}\": {reason}")]
+    EventFd {
+        /// The region's name.
+        name: String,
+        /// The offset in the region, in bytes.
+        address: u64,
+        /// The size of the writes, in bytes.
+        size: u8,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Writes that should be gathered are not the region's.
+    #[error(
+        "Writes to {start:#x}..{end:#x} of \"{name}\", which has {size:#x} bytes, cannot be gathered"
+    )]
+    Coalescing {
+        /// The region's name.
+        name: String,
+        /// The first byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+        /// The region's size in bytes.
+        size: u128,
+    },
     /// Only RAM has a dirty log.
     #[error("Client {client} cannot log \"{name}\", which is no RAM")]
     NotRam {

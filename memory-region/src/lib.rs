@@ -50,22 +50,44 @@ mod access;
 mod address_space;
 mod diff;
 mod dirty_log;
+mod dirty_source;
+mod dump;
+mod edit;
 mod error;
 mod flat_view;
+mod follow;
+mod guest_memory;
+mod io_event_fd;
 mod listener;
 mod map;
 mod mmio;
+mod placement;
 mod region;
+mod registers;
 mod render;
+mod section;
+mod vhost_log;
 
 pub use access::AccessError;
 pub use address_space::AddressSpace;
 pub use dirty_log::LogClaim;
+pub use dirty_source::{DirtySource, DirtySourceListener};
+pub use dump::{FlatViews, MapTree};
+pub use edit::MapEdit;
 pub use error::MapError;
-pub use flat_view::{FlatView, Section, SectionTarget};
-pub use listener::{ListenerError, LogChange, MemoryListener, ViewChange};
+pub use flat_view::FlatView;
+pub use guest_memory::{GuestRam, RamRange};
+pub use io_event_fd::{CoalescedRange, IoEventFd};
+pub use listener::{
+    Difference, GlobalLogChange, ListenerError, LogChange, MemoryListener, ViewChange,
+};
 pub use map::MemoryMap;
-pub use mmio::MmioDevice;
-/// The crate whose types appear in this one's.
+pub use mmio::{AccessSizes, Endianness, MmioAccess, MmioDevice};
+/// The crates whose types appear in this one's.
 pub use ram_block;
-pub use region::{MapEdit, RegionId};
+pub use region::RegionId;
+pub use registers::Registers;
+pub use section::{Section, SectionTarget};
+pub use vhost_log::VhostLog;
+/// The crates whose types appear in this one's.
+pub use vmm_sys_util;

@@ -9,11 +9,13 @@ use ram_block::{ClientSet, DirtyClient, DirtyError, RamBlock};
 
 use crate::address_space::AddressSpace;
 use crate::diff::diff;
+use crate::edit::MapEdit;
 use crate::error::MapError;
 use crate::flat_view::FlatView;
-use crate::listener::{MemoryListener, ViewChange};
-use crate::region::{MapEdit, RegionId, Topology};
-use crate::render::render;
+use crate::follow::{Follower, tell};
+use crate::listener::{GlobalLogChange, MemoryListener, ViewChange};
+use crate::region::{RegionId, Topology};
+use crate::render::{canonical, render};
 
 /// The memory map of one machine: its regions, address spaces and listeners.
 ///
@@ -53,14 +55,22 @@ impl Claim {
 #[derive(Clone)]
 pub(crate) struct Space {
     pub(crate) space: Arc<AddressSpace>,
-    /// In the order of their registration.
+    /// By their priorities, then in the order of their registration.
     pub(crate) listeners: Vec<Arc<dyn MemoryListener>>,
 }
 
-/// A listener that has followed a change, to be told to go back if another refuses.
-struct Followed {
-    listener: Arc<dyn MemoryListener>,
-    change: Arc<ViewChange>,
+impl Space {
+    /// Its listeners, with what they are to follow.
+    fn followers(&self, change: ViewChange) -> impl Iterator<Item = Follower> {
+        let change = Arc::new(change);
+        let listeners = self.listeners.iter().filter(|_| !change.is_empty());
+        let followers = listeners.map(|listener| Follower {
+            listener: listener.clone(),
+            space: self.space.shared_name(),
+            change: change.clone(),
+        });
+        followers.collect::<Vec<_>>().into_iter()
+    }
 }
 
 impl MemoryMap {
@@ -77,6 +87,11 @@ impl MemoryMap {
 
     pub(crate) fn spaces(&self) -> Arc<Vec<Space>> {
         self.lock().spaces.clone()
+    }
+
+    /// The regions as they are now.
+    pub(crate) fn topology(&self) -> Topology {
+        self.lock().topology.clone()
     }
 
     /// Takes a claim; false if somebody else has it, or a part of it.
@@ -128,17 +143,21 @@ impl MemoryMap {
         Ok(result)
     }
 
-    /// An address space that shows `root` from address 0 on.
+    /// An address space that shows `root` from address 0 on. Spaces whose roots show the
+    /// same region share its view.
     ///
     /// # Errors
     ///
     /// [`MapError::UnknownRegion`] or [`MapError::TooDeep`].
     pub fn address_space(&self, name: &str, root: RegionId) -> Result<Arc<AddressSpace>, MapError> {
         let mut state = self.lock();
-        let shared = state.spaces.iter().find(|other| other.space.root() == root);
-        let view = match shared {
+        let shown = canonical(&state.topology, root)?;
+        let shows_it = |other: &&Space| {
+            canonical(&state.topology, other.space.root()).is_ok_and(|other| other == shown)
+        };
+        let view = match state.spaces.iter().find(shows_it) {
             Some(other) => other.space.view(),
-            None => Arc::new(render(&state.topology, root)?),
+            None => Arc::new(render(&state.topology, shown, &state.topology.logged())?),
         };
         let space = Arc::new(AddressSpace::new(name, root, view));
         Arc::make_mut(&mut state.spaces)
@@ -152,10 +171,10 @@ impl MemoryMap {
     /// # Errors
     ///
     /// [`MapError::UnknownSpace`] if it is not of this map, [`MapError::InUse`].
-    pub fn remove_address_space(&self, space: &Arc<AddressSpace>) -> Result<(), MapError> {
+    pub fn remove_address_space(&self, space: &AddressSpace) -> Result<(), MapError> {
         let mut state = self.lock();
         let name = space.name().to_owned();
-        let at = state.spaces.iter().position(|entry| Arc::ptr_eq(&entry.space, space));
+        let at = state.spaces.iter().position(|entry| entry.space.is(space));
         let at = at.ok_or(MapError::UnknownSpace { name: name.clone() })?;
         if let Some(listener) = state.spaces[at].listeners.first() {
             return Err(MapError::InUse { name, user: listener.name().to_owned() });
@@ -172,17 +191,20 @@ impl MemoryMap {
     /// [`MapError::Refused`]; the listener is not registered then.
     pub fn add_listener(
         &self,
-        space: &Arc<AddressSpace>,
+        space: &AddressSpace,
         listener: Arc<dyn MemoryListener>,
     ) -> Result<(), MapError> {
         let mut state = self.lock();
+        let change = state.all_of(space);
         let spaces = Arc::make_mut(&mut state.spaces);
-        let Some(entry) = spaces.iter_mut().find(|entry| Arc::ptr_eq(&entry.space, space)) else {
+        let Some(entry) = spaces.iter_mut().find(|entry| entry.space.is(space)) else {
             return Err(MapError::UnknownSpace { name: space.name().to_owned() });
         };
-        let change = diff(&FlatView::default(), &space.view());
-        listener.commit(&change).map_err(|source| refused(&*listener, space, source))?;
-        entry.listeners.push(listener);
+        let (name, change) = (space.shared_name(), Arc::new(change));
+        tell(&[Follower { listener: listener.clone(), space: name, change }])?;
+        let priority = listener.priority();
+        let at = entry.listeners.partition_point(|other| other.priority() <= priority);
+        entry.listeners.insert(at, listener);
         Ok(())
     }
 
@@ -194,19 +216,20 @@ impl MemoryMap {
     /// [`MapError::Refused`] if it cannot let go; it stays registered then.
     pub fn remove_listener(
         &self,
-        space: &Arc<AddressSpace>,
+        space: &AddressSpace,
         listener: &Arc<dyn MemoryListener>,
     ) -> Result<bool, MapError> {
         let mut state = self.lock();
+        let change = state.all_of(space).inverse();
         let spaces = Arc::make_mut(&mut state.spaces);
-        let Some(entry) = spaces.iter_mut().find(|entry| Arc::ptr_eq(&entry.space, space)) else {
+        let Some(entry) = spaces.iter_mut().find(|entry| entry.space.is(space)) else {
             return Ok(false);
         };
         let Some(at) = entry.listeners.iter().position(|other| Arc::ptr_eq(other, listener)) else {
             return Ok(false);
         };
-        let change = diff(&space.view(), &FlatView::default());
-        listener.commit(&change).map_err(|source| refused(&**listener, space, source))?;
+        let (name, change) = (space.shared_name(), Arc::new(change));
+        tell(&[Follower { listener: listener.clone(), space: name, change }])?;
         entry.listeners.remove(at);
         Ok(true)
     }
@@ -230,15 +253,6 @@ impl MemoryMap {
     }
 }
 
-fn refused(
-    listener: &dyn MemoryListener,
-    space: &AddressSpace,
-    source: crate::listener::ListenerError,
-) -> MapError {
-    let (listener, space) = (listener.name().to_owned(), space.name().to_owned());
-    MapError::Refused { listener, space, source }
-}
-
 /// What a commit leaves behind. Devices may be dropped with it, whose `Drop` may use
 /// the map: it outlives the lock.
 #[derive(Default)]
@@ -251,36 +265,33 @@ struct Retired {
     views: Vec<Arc<FlatView>>,
 }
 
-/// Takes a listener back to the map before `change`.
-fn go_back(listener: &dyn MemoryListener, change: &ViewChange) {
-    if let Err(error) = listener.commit(&change.inverse()) {
-        log::error!("{} cannot go back to the former map: {error}", listener.name());
-    }
-    // Where the change did not log for a client that is on, what was stored meanwhile
-    // is known to nobody: all of it may be dirty.
-    let sections = change.added.iter().chain(change.relogged.iter().map(|change| &change.section));
-    for section in sections {
-        if let Some(block) = section.ram() {
-            if block.dirty().enabled().iter().any(|client| !section.log().contains(client)) {
-                let len = u64::try_from(section.size()).unwrap_or(u64::MAX);
-                block.dirty().mark(section.offset(), len);
-            }
-        }
-    }
-}
-
 impl State {
+    /// All that is there, as a change of the view of `space`.
+    fn all_of(&self, space: &AddressSpace) -> ViewChange {
+        let mut change = diff(&FlatView::default(), &space.view());
+        change.global_log = global_change(ClientSet::EMPTY, self.topology.global_log);
+        change
+    }
+
     /// Makes the edited tree the map, or fails and leaves everything as it was.
     fn commit(&mut self, retired: &mut Retired) -> Result<(), MapError> {
         let Some(topology) = &retired.topology else { return Ok(()) };
-        for root in self.spaces.iter().map(|entry| entry.space.root()) {
-            if let Entry::Vacant(view) = retired.rendered.entry(root) {
-                view.insert(Arc::new(render(topology, root)?));
-            }
+        let (before, after) = (self.topology.logged(), topology.logged());
+        let global_log = global_change(self.topology.global_log, topology.global_log);
+        let mut views = Vec::new();
+        let mut followers = Vec::new();
+        for entry in self.spaces.iter() {
+            let root = canonical(topology, entry.space.root())?;
+            let view = match retired.rendered.entry(root) {
+                Entry::Occupied(view) => view.into_mut(),
+                Entry::Vacant(view) => view.insert(Arc::new(render(topology, root, &after)?)),
+            };
+            let change = ViewChange { global_log, ..diff(&entry.space.view(), view) };
+            followers.extend(entry.followers(change));
+            views.push(view.clone());
         }
         // A client is on in the block before a listener starts to log for it, and
         // off only after: no page is logged that its bitmap would not take.
-        let (before, after) = (self.topology.logged(), topology.logged());
         let clients_before =
             |block| before.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
         let mut switched_on = Vec::new();
@@ -296,15 +307,14 @@ impl State {
         };
         let result: Result<(), DirtyError> = switch_on();
         let result = result.map_err(MapError::from);
-        if let Err(error) = result.and_then(|()| self.tell(&retired.rendered)) {
+        if let Err(error) = result.and_then(|()| tell(&followers)) {
             for (ram, client) in switched_on {
                 ram.dirty().disable(client);
             }
             return Err(error);
         }
 
-        for entry in self.spaces.iter() {
-            let view = retired.rendered[&entry.space.root()].clone();
+        for (entry, view) in self.spaces.iter().zip(views) {
             retired.views.push(entry.space.publish(view));
         }
         if let Some(topology) = &mut retired.topology {
@@ -318,27 +328,10 @@ impl State {
         }
         Ok(())
     }
+}
 
-    /// Tells every listener what changes; if one refuses, takes the others back.
-    fn tell(&self, views: &BTreeMap<RegionId, Arc<FlatView>>) -> Result<(), MapError> {
-        let mut followed: Vec<Followed> = Vec::new();
-        for entry in self.spaces.iter() {
-            let change = Arc::new(diff(&entry.space.view(), &views[&entry.space.root()]));
-            if change.is_empty() {
-                continue;
-            }
-            for listener in &entry.listeners {
-                if let Err(source) = listener.commit(&change) {
-                    for Followed { listener, change } in followed.iter().rev() {
-                        go_back(&**listener, change);
-                    }
-                    return Err(refused(&**listener, &entry.space, source));
-                }
-                followed.push(Followed { listener: listener.clone(), change: change.clone() });
-            }
-        }
-        Ok(())
-    }
+fn global_change(old: ClientSet, new: ClientSet) -> Option<GlobalLogChange> {
+    (old != new).then_some(GlobalLogChange { old, new })
 }
 
 impl fmt::Debug for MemoryMap {

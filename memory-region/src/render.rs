@@ -7,9 +7,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ram_block::{ClientSet, RamBlock};
+
 use crate::error::MapError;
-use crate::flat_view::{FlatView, Section, SectionTarget};
+use crate::flat_view::FlatView;
 use crate::region::{Kind, Logged, RegionId, Topology};
+use crate::section::{Section, SectionTarget};
 
 /// How deep regions may be nested, aliases counted.
 const MAX_DEPTH: usize = 128;
@@ -17,18 +20,59 @@ const MAX_DEPTH: usize = 128;
 /// Addresses from the first to the second, inclusive.
 type Clip = (i128, i128);
 
+/// What is inherited on the way down to a region.
+#[derive(Clone, Copy)]
+struct Way {
+    /// The address of the region's first byte, which may lie outside the space where an
+    /// alias shows only a part.
+    base: i128,
+    clip: Clip,
+    readonly: bool,
+    priority: i32,
+    depth: usize,
+}
+
 struct Renderer<'a> {
     topology: &'a Topology,
     root: RegionId,
-    logged: Logged,
+    logged: &'a Logged,
     /// By start; never overlapping.
     sections: BTreeMap<u64, Section>,
 }
 
-pub(crate) fn render(topology: &Topology, root: RegionId) -> Result<FlatView, MapError> {
-    let mut renderer =
-        Renderer { topology, root, logged: topology.logged(), sections: BTreeMap::new() };
-    renderer.visit(root, 0, (0, i128::from(u64::MAX)), 0)?;
+/// The region that shows the same as `root`: roots that are windows on the same region
+/// share a view.
+pub(crate) fn canonical(topology: &Topology, root: RegionId) -> Result<RegionId, MapError> {
+    let mut id = root;
+    for _ in 0..MAX_DEPTH {
+        let region = topology.get(id)?;
+        if !region.enabled || region.readonly {
+            return Ok(id);
+        }
+        let only = match &region.kind {
+            Kind::Alias { target, offset: 0 } => *target,
+            Kind::Container(children) => match children[..] {
+                [only] if only.offset == 0 => only.child,
+                _ => return Ok(id),
+            },
+            _ => return Ok(id),
+        };
+        if topology.get(only)?.size > region.size {
+            return Ok(id);
+        }
+        id = only;
+    }
+    Err(MapError::TooDeep { root: topology.get(root)?.name.to_string(), limit: MAX_DEPTH })
+}
+
+pub(crate) fn render(
+    topology: &Topology,
+    root: RegionId,
+    logged: &Logged,
+) -> Result<FlatView, MapError> {
+    let mut renderer = Renderer { topology, root, logged, sections: BTreeMap::new() };
+    let clip = (0, i128::from(u64::MAX));
+    renderer.visit(root, Way { base: 0, clip, readonly: false, priority: 0, depth: 0 })?;
     let mut merged: Vec<Section> = Vec::with_capacity(renderer.sections.len());
     for section in renderer.sections.into_values() {
         if !merged.last_mut().is_some_and(|last| last.absorb(&section)) {
@@ -39,15 +83,9 @@ pub(crate) fn render(topology: &Topology, root: RegionId) -> Result<FlatView, Ma
 }
 
 impl Renderer<'_> {
-    /// Draws region `id`, whose first byte is at address `base` (which may lie outside
-    /// the space where an alias shows only a part), as far as `clip` goes.
-    fn visit(
-        &mut self,
-        id: RegionId,
-        base: i128,
-        clip: Clip,
-        depth: usize,
-    ) -> Result<(), MapError> {
+    /// Draws region `id` as far as the way to it leaves room.
+    fn visit(&mut self, id: RegionId, way: Way) -> Result<(), MapError> {
+        let Way { base, clip, depth, .. } = way;
         let region = self.topology.get(id)?;
         if depth > MAX_DEPTH {
             let root = self.topology.get(self.root)?.name.to_string();
@@ -58,27 +96,33 @@ impl Renderer<'_> {
         if !region.enabled || clip.0 > clip.1 {
             return Ok(());
         }
-        let (target, readonly) = match &region.kind {
+        let readonly = way.readonly || region.readonly;
+        let below = Way { clip, readonly, priority: 0, depth: depth + 1, ..way };
+        let target = match &region.kind {
             Kind::Container(children) => {
                 for placement in children {
-                    self.visit(
-                        placement.child,
-                        base + i128::from(placement.offset),
-                        clip,
-                        depth + 1,
-                    )?;
+                    let base = base + i128::from(placement.offset);
+                    let priority = placement.priority;
+                    self.visit(placement.child, Way { base, priority, ..below })?;
                 }
                 return Ok(());
             }
             Kind::Alias { target, offset } => {
-                return self.visit(*target, base - i128::from(*offset), clip, depth + 1);
+                return self.visit(*target, Way { base: base - i128::from(*offset), ..below });
             }
-            Kind::Ram { block, readonly } => (SectionTarget::Ram(block.clone()), *readonly),
-            Kind::Mmio(device) => (SectionTarget::Mmio(device.clone()), false),
+            Kind::Ram(block) => SectionTarget::Ram(block.clone()),
+            Kind::RomDevice { block, registers, direct: true } => {
+                SectionTarget::RomDevice { block: block.clone(), registers: registers.clone() }
+            }
+            Kind::RomDevice { registers, .. } | Kind::Mmio(registers) => {
+                SectionTarget::Mmio(registers.clone())
+            }
+            Kind::Reservation => SectionTarget::Reserved,
         };
-        let log = match &target {
-            SectionTarget::Ram(block) => self.logged.get(&Arc::as_ptr(block)).map(|(_, log)| *log),
-            SectionTarget::Mmio(_) => None,
+        let (log, readonly) = match &target {
+            SectionTarget::Ram(block) => (self.log_of(block), readonly),
+            SectionTarget::RomDevice { block, .. } => (self.log_of(block), true),
+            SectionTarget::Mmio(_) | SectionTarget::Reserved => (ClientSet::EMPTY, false),
         };
         let (Ok(first), Ok(last)) = (u64::try_from(clip.0), u64::try_from(clip.1)) else {
             return Ok(()); // clipped to the 64-bit space above
@@ -91,13 +135,18 @@ impl Renderer<'_> {
                 region: id,
                 name: region.name.clone(),
                 offset,
+                priority: way.priority,
                 readonly,
-                log: log.unwrap_or_default(),
+                log,
                 target: target.clone(),
             };
             self.sections.insert(start, section);
         }
         Ok(())
+    }
+
+    fn log_of(&self, block: &Arc<RamBlock>) -> ClientSet {
+        self.logged.get(&Arc::as_ptr(block)).map_or(ClientSet::EMPTY, |(_, log)| *log)
     }
 
     /// The parts of `first..=last` at which nothing answers yet.

@@ -8,6 +8,7 @@ pub mod guest;
 pub mod harness;
 pub mod kvm;
 pub mod qemu;
+pub mod queue;
 pub mod riscv;
 pub mod scene;
 pub mod software;

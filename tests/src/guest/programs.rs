@@ -141,3 +141,31 @@ pub fn fill_from_port() -> Vec<u8> {
         a.hlt()
     })
 }
+
+/// Stores the doublewords 1 up to `rsi` to `rdi`, or writes them to port `rdi` if
+/// `ports`; sets the 64-bit word at `rdx` to 1, waits until it is another, stores a byte
+/// of 0xff to `rcx`, then ends.
+pub fn store_many_then_wait(ports: bool) -> Vec<u8> {
+    assemble(|a| {
+        let (mut next, mut wait) = (a.create_label(), a.create_label());
+        a.mov(r8, rdx)?;
+        a.mov(edx, edi)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut next)?;
+        a.inc(eax)?;
+        if ports {
+            a.out(dx, eax)?;
+        } else {
+            a.mov(dword_ptr(rdi), eax)?;
+        }
+        a.cmp(eax, esi)?;
+        a.jb(next)?;
+        a.mov(qword_ptr(r8), 1)?;
+        a.set_label(&mut wait)?;
+        a.pause()?;
+        a.cmp(qword_ptr(r8), 1)?;
+        a.je(wait)?;
+        a.mov(byte_ptr(rcx), 0xffu32 as i32)?;
+        a.hlt()
+    })
+}

@@ -1,5 +1,6 @@
 mod dirty_log;
 mod display;
+mod io_events;
 mod machine;
 mod precopy;
 mod slots;
@@ -8,5 +9,6 @@ mod vcpus;
 use integration_tests::harness::Test;
 
 pub fn tests() -> Vec<Test> {
-    [dirty_log::TESTS, slots::TESTS, vcpus::TESTS, precopy::TESTS, display::TESTS].concat()
+    [dirty_log::TESTS, slots::TESTS, vcpus::TESTS, io_events::TESTS, precopy::TESTS, display::TESTS]
+        .concat()
 }

@@ -1,0 +1,197 @@
+//! Writes for which a guest need not exit: those that signal an eventfd, and those that
+//! KVM gathers in a ring.
+//!
+//! What is gathered has happened for the guest, but not yet for the device. It is handed
+//! over, in its order, after every exit and before the exit itself is dealt with: so a
+//! processor's own writes and exits keep their order, and whoever pauses the machine finds
+//! the ring empty. When a gathered range leaves the map, what is still in the ring was
+//! meant for the map as it was: it is set aside with that map's view.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
+
+use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
+use memory_region::{CoalescedRange, FlatView, IoEventFd, ViewChange};
+
+use crate::coalesced_ring::{CoalescedRing, GatheredWrite};
+use crate::error::{KvmError, io_error};
+use crate::ioctl;
+use crate::vcpu::{Buses, note};
+
+/// Which of a machine's buses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bus {
+    Memory,
+    Ports,
+}
+
+/// One call of KVM, to be taken back if a later one fails.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Event(&'a IoEventFd, bool),
+    Gather(CoalescedRange, bool),
+}
+
+/// Makes KVM's eventfds and gathered ranges those of the changed view, or leaves them as
+/// they were.
+pub(crate) fn follow(vm: &VmFd, bus: Bus, change: &ViewChange) -> Result<(), KvmError> {
+    let gathers = match bus {
+        Bus::Memory => vm.check_extension(Cap::CoalescedMmio),
+        Bus::Ports => vm.check_extension(Cap::CoalescedPio),
+    };
+    let (events, ranges) = (&change.event_fds, &change.coalesced);
+    let gather = |on| move |range: &CoalescedRange| Step::Gather(*range, on);
+    let steps = (events.removed.iter().map(|event| Step::Event(event, false)))
+        .chain(ranges.removed.iter().map(gather(false)).filter(|_| gathers))
+        .chain(events.added.iter().map(|event| Step::Event(event, true)))
+        .chain(ranges.added.iter().map(gather(true)).filter(|_| gathers));
+    let mut done = Vec::new();
+    for step in steps {
+        if let Err(error) = take(vm, bus, step) {
+            for step in done.into_iter().rev() {
+                let back = match step {
+                    Step::Event(event, on) => Step::Event(event, !on),
+                    Step::Gather(range, on) => Step::Gather(range, !on),
+                };
+                if let Err(error) = take(vm, bus, back) {
+                    log::error!("Cannot go back: {error}");
+                }
+            }
+            return Err(error);
+        }
+        done.push(step);
+    }
+    Ok(())
+}
+
+fn take(vm: &VmFd, bus: Bus, step: Step<'_>) -> Result<(), KvmError> {
+    match step {
+        Step::Event(event, on) => {
+            let IoEventFd { address, size, .. } = *event;
+            ioctl::set_io_event(vm, event, bus == Bus::Ports, on)
+                .map_err(|source| KvmError::IoEvent { address, size, source })
+        }
+        Step::Gather(CoalescedRange { start, last }, on) => {
+            let size = last - start + 1;
+            let place = match bus {
+                Bus::Memory => IoEventAddress::Mmio(start),
+                Bus::Ports => IoEventAddress::Pio(start),
+            };
+            let result = match u32::try_from(size) {
+                Ok(size) if on => vm.register_coalesced_mmio(place, size).map_err(io_error),
+                Ok(size) => vm.unregister_coalesced_mmio(place, size).map_err(io_error),
+                Err(_) => Err(std::io::ErrorKind::InvalidInput.into()),
+            };
+            result.map_err(|source| KvmError::Gather { start, size, source })
+        }
+    }
+}
+
+/// The gathered writes of a machine, on their way to its devices.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    /// Whether KVM was ever asked to gather: an exit need not look before.
+    on: AtomicBool,
+    /// Who hands over. Held while devices are called: they get writes one by one.
+    turn: Mutex<()>,
+    /// The thread that has the turn.
+    holder: Mutex<Option<ThreadId>>,
+    /// Held for a moment only, also by commits.
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    ring: Option<CoalescedRing>,
+    buses: Option<Buses>,
+    /// Older than what is in the ring, with the view that they were made in.
+    set_aside: VecDeque<(GatheredWrite, Arc<FlatView>)>,
+}
+
+impl Queue {
+    /// The view that a write is for.
+    fn view(&self, write: &GatheredWrite) -> Option<Arc<FlatView>> {
+        let buses = self.buses.as_ref()?;
+        Some(if write.is_port { buses.ports.view() } else { buses.memory.view() })
+    }
+
+    fn pop(&mut self) -> Option<(GatheredWrite, Arc<FlatView>)> {
+        self.set_aside.pop_front().or_else(|| self.pop_ring())
+    }
+
+    fn pop_ring(&mut self) -> Option<(GatheredWrite, Arc<FlatView>)> {
+        let write = self.ring.as_mut()?.pop()?;
+        let view = self.view(&write)?;
+        Some((write, view))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gathered {
+    /// Maps the ring when the first vCPU is made, if KVM has one. Its writes go to the
+    /// buses of that vCPU.
+    pub(crate) fn attach(&self, vm: &VmFd, vcpu: &VcpuFd, buses: &Buses) -> std::io::Result<()> {
+        let mut queue = lock(&self.queue);
+        let page = u32::try_from(vm.check_extension_int(Cap::CoalescedMmio)).unwrap_or(0);
+        if queue.ring.is_none() && page != 0 {
+            queue.ring = Some(CoalescedRing::map(vcpu, page)?);
+            queue.buses = Some(buses.clone());
+        }
+        Ok(())
+    }
+
+    /// Notes that a change is about to be followed. The guests stand still, if it takes
+    /// gathered ranges away.
+    pub(crate) fn prepare(&self, change: &ViewChange) {
+        if !change.coalesced.added.is_empty() {
+            self.on.store(true, Ordering::Release);
+        }
+        if !change.coalesced.removed.is_empty() {
+            let mut queue = lock(&self.queue);
+            while let Some(pending) = queue.pop_ring() {
+                queue.set_aside.push_back(pending);
+            }
+        }
+    }
+
+    /// Hands over what was gathered so far. Does nothing in a handler that is called for
+    /// such a write.
+    pub(crate) fn hand_over(&self) {
+        if !self.on.load(Ordering::Acquire) {
+            return;
+        }
+        let me = std::thread::current().id();
+        if *lock(&self.holder) == Some(me) {
+            return;
+        }
+        let turn = lock(&self.turn);
+        let _holder = Holder::new(&self.holder, me);
+        loop {
+            let next = lock(&self.queue).pop();
+            let Some((write, view)) = next else { break };
+            note(view.bus_write(write.address, write.data()));
+        }
+        drop(turn);
+    }
+}
+
+/// While it is kept, the thread is noted as the one that hands over.
+struct Holder<'a>(&'a Mutex<Option<ThreadId>>);
+
+impl<'a> Holder<'a> {
+    fn new(holder: &'a Mutex<Option<ThreadId>>, thread: ThreadId) -> Self {
+        *lock(holder) = Some(thread);
+        Self(holder)
+    }
+}
+
+impl Drop for Holder<'_> {
+    fn drop(&mut self) {
+        *lock(self.0) = None;
+    }
+}

@@ -1,0 +1,265 @@
+//! Writers that log by guest address.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use memory_region::{
+    DirtySource, DirtySourceListener, FlatView, ListenerError, MapError, MemoryListener, MemoryMap,
+    VhostLog,
+};
+use proptest::prelude::*;
+use ram_block::vm_memory::Bytes;
+use ram_block::{DirtyClient, PageSize, RamBlock};
+
+const CLIENTS: [DirtyClient; 2] = [DirtyClient::VGA, DirtyClient::MIGRATION];
+const LEN: u64 = 1 << 20;
+
+/// A DMA engine with a log of its own grain.
+struct Engine {
+    page: PageSize,
+    dirty: Mutex<BTreeSet<u64>>,
+    broken: Mutex<bool>,
+}
+
+impl Engine {
+    fn new(page: u64) -> Self {
+        let page = PageSize::new(page).unwrap();
+        Self { page, dirty: Mutex::default(), broken: Mutex::default() }
+    }
+
+    fn write(&self, address: u64, len: u64) {
+        self.dirty.lock().unwrap().extend(self.page.touched(address, len));
+    }
+}
+
+impl DirtySource for Engine {
+    fn name(&self) -> &str {
+        "engine"
+    }
+
+    fn page_size(&self) -> PageSize {
+        self.page
+    }
+
+    fn take(
+        &self,
+        pages: Range<u64>,
+        found: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), ListenerError> {
+        if *self.broken.lock().unwrap() {
+            return Err("the engine is on fire".into());
+        }
+        let mut dirty = self.dirty.lock().unwrap();
+        let words: BTreeSet<u64> = dirty.range(pages).map(|page| page / 64).collect();
+        for word in words {
+            let bits: Vec<u64> = dirty.range(word * 64..word * 64 + 64).copied().collect();
+            let mask = bits.iter().fold(0, |mask, page| mask | 1 << (page % 64));
+            bits.iter().for_each(|page| assert!(dirty.remove(page)));
+            found(word * 64, mask);
+        }
+        Ok(())
+    }
+}
+
+/// The pages of blocks that a store of whole log pages may have changed, by what the
+/// view says: (block's number, page).
+fn changed(
+    view: &FlatView,
+    blocks: &[Arc<RamBlock>; 2],
+    page: PageSize,
+    store: Range<u64>,
+) -> BTreeSet<(usize, u64)> {
+    let mut found = BTreeSet::new();
+    for log_page in page.touched(store.start, store.end - store.start) {
+        for address in (log_page * page.bytes()..(log_page + 1) * page.bytes()).step_by(512) {
+            let Some(section) = view.at(address) else { continue };
+            let Some(ram) = section.ram() else { continue };
+            let block = blocks.iter().position(|block| Arc::ptr_eq(block, ram)).unwrap();
+            let offset = section.offset() + (address - section.start());
+            found.insert((block, ram.page_size().page_of(offset)));
+        }
+    }
+    found
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Store { address: u64, len: u64 },
+    Show { window: usize, shown: bool },
+    Move { window: usize, to: u64 },
+    Sync,
+    Harvest,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..6 * LEN, prop_oneof![1..600u64, 1..LEN])
+            .prop_map(|(address, len)| Step::Store { address, len }),
+        2 => (0..3usize, any::<bool>()).prop_map(|(window, shown)| Step::Show { window, shown }),
+        2 => (0..3usize, 0..8 * LEN / 512)
+            .prop_map(|(window, to)| Step::Move { window, to: to * 512 }),
+        1 => Just(Step::Sync),
+        1 => Just(Step::Harvest),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    /// Whatever the log's grain, and however the map changes: each store is found, once,
+    /// by every client, in the block that was there when it was made; while the map stays, no other page is.
+    #[test]
+    fn stores_reach_every_client_in_the_map_that_they_were_made_in(
+        page in prop_oneof![Just(512u64), Just(4096), Just(65536), Just(2 << 20)],
+        steps in prop::collection::vec(step(), 1..40),
+    ) {
+        let blocks = ["a", "b"].map(|id| RamBlock::anonymous(id, LEN).unwrap());
+        let map = MemoryMap::new();
+        let (root, windows) = map.update(|map| {
+            let root = map.container("root", 1 << 64)?;
+            let a = map.ram("a", blocks[0].clone())?;
+            let b = map.ram("b", blocks[1].clone())?;
+            let windows = [
+                map.alias("whole", a, 0, LEN.into())?,
+                map.alias("part", b, 0x8200, 0x1_0600)?,
+                map.alias("other", b, 0, LEN.into())?,
+            ];
+            map.place_overlapping(root, 0, windows[0], 0)?;
+            map.place_overlapping(root, 0x2600, windows[1], 1)?;
+            map.place_overlapping(root, LEN + 512, windows[2], 2)?;
+            CLIENTS.iter().for_each(|client| map.set_global_log(*client, true));
+            Ok((root, windows))
+        }).unwrap();
+        let space = map.address_space("space", root).unwrap();
+        let listener = DirtySourceListener::new(Engine::new(page));
+        let engine = listener.source();
+        map.add_listener(&space, listener.clone()).unwrap();
+        let mut expected = BTreeSet::new();
+        // A page of the log that has other memory next to a hole may be found for what
+        // came into the hole.
+        let mut changed_map = false;
+        let harvest = || {
+            CLIENTS.map(|client| {
+                let mut found = BTreeSet::new();
+                for (number, block) in blocks.iter().enumerate() {
+                    let pages = block.dirty().snapshot_and_clear(client, 0..block.pages());
+                    found.extend(pages.unwrap().commit().pages().map(|page| (number, page)));
+                }
+                found
+            })
+        };
+        for step in steps {
+            changed_map |= matches!(step, Step::Show { .. } | Step::Move { .. });
+            match step {
+                Step::Store { address, len } => {
+                    engine.write(address, len);
+                    expected.extend(changed(&space.view(), &blocks, engine.page, address..address + len));
+                }
+                Step::Show { window, shown } => {
+                    map.update(|map| map.set_enabled(windows[window], shown)).unwrap();
+                }
+                Step::Move { window, to } => {
+                    map.update(|map| map.relocate(windows[window], to)).unwrap();
+                }
+                Step::Sync => map.sync_all_dirty_logs().unwrap(),
+                Step::Harvest => {
+                    map.sync_all_dirty_logs().unwrap();
+                    let found = harvest();
+                    prop_assert_eq!(&found[0], &found[1]);
+                    prop_assert!(expected.is_subset(&found[0]), "{expected:?} but {found:?}");
+                    if !changed_map {
+                        prop_assert_eq!(&expected, &found[0]);
+                    }
+                    expected.clear();
+                    changed_map = false;
+                    // Stores to where nothing was are nobody's, also when something comes.
+                    engine.dirty.lock().unwrap().clear();
+                }
+            }
+        }
+        map.sync_all_dirty_logs().unwrap();
+        let found = harvest();
+        prop_assert_eq!(&found[0], &found[1]);
+        prop_assert!(expected.is_subset(&found[0]), "{expected:?} but {found:?}");
+    }
+}
+
+#[test]
+fn a_log_that_cannot_be_read_loses_nothing() {
+    let map = MemoryMap::new();
+    let ram = RamBlock::anonymous("ram", LEN).unwrap();
+    let (root, region) = map
+        .update(|map| {
+            let root = map.container("root", 1 << 64)?;
+            let region = map.ram("ram", ram.clone())?;
+            map.place(root, 0, region)?;
+            map.set_log(region, DirtyClient::VGA, true)?;
+            Ok((root, region))
+        })
+        .unwrap();
+    let space = map.address_space("space", root).unwrap();
+    let listener = DirtySourceListener::new(Engine::new(4096));
+    map.add_listener(&space, listener.clone()).unwrap();
+    let engine = listener.source();
+    engine.write(0x5000, 1);
+    *engine.broken.lock().unwrap() = true;
+    for refused in [
+        map.sync_all_dirty_logs(),
+        map.sync_last_dirty_logs(),
+        map.snapshot_and_clear(region, DirtyClient::VGA, 0..LEN).map(drop),
+    ] {
+        let refused = refused.unwrap_err();
+        assert!(matches!(&refused, MapError::Sync { listener, .. } if listener == "engine"));
+        assert_eq!(
+            std::error::Error::source(&refused).unwrap().to_string(),
+            "the engine is on fire"
+        );
+    }
+    // Nor can its memory go, as long as nobody knows what was written.
+    let refused = map.update(|map| map.unplace(region)).unwrap_err();
+    assert!(matches!(refused, MapError::Refused { .. }), "{refused}");
+    let as_listener: Arc<dyn MemoryListener> = listener.clone();
+    assert!(map.remove_listener(&space, &as_listener).is_err());
+    *engine.broken.lock().unwrap() = false;
+    assert!(map.remove_listener(&space, &as_listener).unwrap());
+    let harvest = ram.dirty().snapshot_and_clear(DirtyClient::VGA, 0..ram.pages()).unwrap();
+    let page = ram.page_size().page_of(0x5000);
+    assert_eq!(harvest.commit().pages().collect::<Vec<_>>(), [page]);
+}
+
+#[test]
+fn a_vhost_log_is_a_bit_for_each_4_kib_of_guest_address() {
+    let map = MemoryMap::new();
+    let ram = RamBlock::anonymous("ram", 8 << 20).unwrap();
+    let root = map
+        .update(|map| {
+            let root = map.container("root", 1 << 64)?;
+            let region = map.ram("ram", ram.clone())?;
+            map.place(root, 1 << 32, region)?;
+            map.set_log(region, DirtyClient::MIGRATION, true)?;
+            Ok(root)
+        })
+        .unwrap();
+    let space = map.address_space("space", root).unwrap();
+    let log = VhostLog::new("net0", space.view().ram()).unwrap();
+    assert!(log.block().len() * 8 >= ((1 << 32) + (8 << 20)) / 4096);
+    let bits = log.block().clone();
+    map.add_listener(&space, DirtySourceListener::new(log)).unwrap();
+    // As a back end sets them: in bytes.
+    for page in [0u64, 7, 8, 63, 64, 2047] {
+        let number = (1 << 20) + page;
+        let at = usize::try_from(number / 8).unwrap();
+        let byte: u8 = bits.as_slice().read_obj(at).unwrap();
+        bits.as_slice().write_obj(byte | 1 << (number % 8), at).unwrap();
+    }
+    map.sync_all_dirty_logs().unwrap();
+    let pages = ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..ram.pages()).unwrap();
+    let size = ram.page_size().bytes();
+    let expected: BTreeSet<u64> =
+        [0u64, 7, 8, 63, 64, 2047].iter().map(|page| page * 4096 / size).collect();
+    assert_eq!(pages.commit().pages().collect::<BTreeSet<_>>(), expected);
+    let mut rest = vec![0; usize::try_from(bits.len()).unwrap()];
+    bits.read(0, &mut rest).unwrap();
+    assert!(rest.iter().all(|byte| *byte == 0), "bits were not taken");
+}

@@ -1,0 +1,208 @@
+//! Writes that signal an eventfd, and writes that KVM gathers.
+
+use std::sync::Arc;
+
+use integration_tests::guest::{DATA, programs};
+use integration_tests::harness::Test;
+use kvm_accel::VcpuThread;
+use memory_region::vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use memory_region::{IoEventFd, MapError, RegionId};
+
+use super::machine::Access::Write;
+use super::machine::{Access, Machine, Recorder, wait_until};
+
+pub const TESTS: &[Test] = &[
+    ("a_doorbell_signals_without_an_exit", a_doorbell_signals_without_an_exit),
+    ("a_port_can_be_a_doorbell", a_port_can_be_a_doorbell),
+    ("a_doorbell_that_kvm_refuses_is_taken_back", a_doorbell_that_kvm_refuses_is_taken_back),
+    ("gathered_writes_arrive_in_order", gathered_writes_arrive_in_order),
+    ("gathered_port_writes_arrive_in_order", gathered_port_writes_arrive_in_order),
+    ("more_writes_than_the_ring_holds_arrive", more_writes_than_the_ring_holds_arrive),
+    ("a_paused_guest_has_nothing_in_the_ring", a_paused_guest_has_nothing_in_the_ring),
+    (
+        "gathered_writes_are_for_the_map_that_they_were_made_in",
+        gathered_writes_are_for_the_map_that_they_were_made_in,
+    ),
+];
+
+const DEVICE: u64 = 0xd000_0000;
+const PORT: u64 = 0x310;
+
+fn event(address: u64, size: u8, datamatch: Option<u64>) -> IoEventFd {
+    IoEventFd { address, size, datamatch, fd: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()) }
+}
+
+/// A machine with a device at [`DEVICE`] in memory and at [`PORT`] of the ports.
+fn machine() -> (Machine, Arc<Recorder>, RegionId, RegionId) {
+    let machine = Machine::new(16 << 20);
+    machine.memory.add_listener(&machine.port_space, machine.vm.ports()).unwrap();
+    let device = Recorder::new(0);
+    let (registers, ports) = machine
+        .memory
+        .update(|map| {
+            let registers = map.mmio("registers", 0x100, device.clone())?;
+            let ports = map.mmio("ports", 8, device.clone())?;
+            map.place_overlapping(machine.system, DEVICE, registers, 0)?;
+            map.place(machine.ports, PORT, ports)?;
+            Ok((registers, ports))
+        })
+        .unwrap();
+    (machine, device, registers, ports)
+}
+
+fn a_doorbell_signals_without_an_exit() {
+    let (machine, device, registers, _) = machine();
+    let (any, two, value) = (event(0x10, 0, None), event(0x20, 2, None), event(0x30, 4, Some(7)));
+    machine
+        .memory
+        .update(|map| {
+            for event in [&any, &two, &value] {
+                map.add_ioeventfd(registers, event.clone())?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    let run = |offset, stored| {
+        machine.run(&programs::load_and_store_all_sizes(), &[DEVICE + offset, DATA, stored]);
+        let writes = device.accesses().into_iter().filter(|access| matches!(access, Write { .. }));
+        writes.map(|access| if let Write { size, .. } = access { size } else { 0 }).collect()
+    };
+    let sizes: [Vec<usize>; 4] = [run(0x10, 1), run(0x20, 1), run(0x30, 7), run(0x30, 8)];
+    assert_eq!(sizes, [vec![], vec![1, 4, 8], vec![1, 2, 8], vec![1, 2, 4, 8]]);
+    assert_eq!([&any, &two, &value].map(|event| event.fd.read().unwrap()), [4, 1, 1]);
+
+    // Where the device goes, they go; taken away, the writes arrive.
+    machine.memory.update(|map| map.relocate(registers, DEVICE + 0x1000)).unwrap();
+    assert_eq!(run(0x1010, 1), [0; 0]);
+    assert_eq!(any.fd.read().unwrap(), 4);
+    machine.memory.update(|map| map.remove_ioeventfd(registers, &any)).unwrap();
+    assert_eq!(run(0x1010, 1), [1, 2, 4, 8]);
+    assert!(any.fd.read().is_err());
+}
+
+fn a_port_can_be_a_doorbell() {
+    let (machine, device, _, ports) = machine();
+    let bell = event(2, 2, None);
+    machine.memory.update(|map| map.add_ioeventfd(ports, bell.clone())).unwrap();
+    machine.run(&programs::access_ports(), &[DATA, DATA + 0x100, PORT + 2, 1]);
+    let writes: Vec<_> =
+        device.accesses().into_iter().filter(|access| matches!(access, Write { .. })).collect();
+    let write = |size, value| Write { offset: 2, size, value };
+    assert_eq!(writes, [write(1, 1), write(4, 1)]);
+    // One `out` and three words of a string.
+    assert_eq!(bell.fd.read().unwrap(), 4);
+}
+
+fn a_doorbell_that_kvm_refuses_is_taken_back() {
+    let (machine, _, registers, _) = machine();
+    let bell = event(0, 2, Some(1));
+    // Somebody else has the place already: KVM has room for one.
+    let slots = machine.vm.slots();
+    let add = || {
+        machine.memory.update(|map| {
+            map.add_ioeventfd(registers, bell.clone())?;
+            let hole = map.mmio("hole", 0x1000, Recorder::new(0))?;
+            map.place_overlapping(machine.system, 8 << 20, hole, 1)
+        })
+    };
+    let address = kvm_accel::kvm_ioctls::IoEventAddress::Mmio(DEVICE);
+    machine.vm.fd().register_ioevent(&bell.fd, &address, 1u16).unwrap();
+    let refused = add().unwrap_err();
+    assert!(matches!(refused, MapError::Refused { .. }), "{refused:?}");
+    assert_eq!(machine.vm.slots(), slots);
+    machine.vm.fd().unregister_ioevent(&bell.fd, &address, 1u16).unwrap();
+    add().unwrap();
+}
+
+/// Starts a guest that writes `count` values to the device, and waits until it has.
+fn write_many(machine: &Machine, ports: bool, count: u64) -> VcpuThread {
+    let place = if ports { PORT } else { DEVICE };
+    machine.block.write(DATA, &[0; 8]).unwrap();
+    let code = programs::store_many_then_wait(ports);
+    let guest = machine.start(&code, &[place, count, DATA, DEVICE + 0x80]);
+    wait_until("the last write", || machine.words::<1>(DATA) == [1]);
+    guest
+}
+
+fn written(count: u64) -> Vec<Access> {
+    (1..=count).map(|value| Write { offset: 0, size: 4, value }).collect()
+}
+
+const LAST: Access = Write { offset: 0x80, size: 1, value: 0xff };
+
+fn arrive_in_order(ports: bool) {
+    let (machine, device, registers, port_region) = machine();
+    let region = if ports { port_region } else { registers };
+    machine.memory.update(|map| map.set_coalescing(region, std::slice::from_ref(&(0..4)))).unwrap();
+    // Nothing exits: what was written is in the ring, until somebody asks.
+    let guest = write_many(&machine, ports, 100);
+    assert_eq!(device.accesses(), [], "writes were not gathered");
+    machine.vm.flush_coalesced();
+    assert_eq!(device.accesses(), written(100));
+    machine.block.write(DATA, &2u64.to_le_bytes()).unwrap();
+    guest.join().unwrap();
+    assert_eq!(device.accesses(), [LAST]);
+    // An exit brings them, and comes after them.
+    let guest = write_many(&machine, ports, 50);
+    machine.block.write(DATA, &2u64.to_le_bytes()).unwrap();
+    guest.join().unwrap();
+    assert_eq!(device.accesses(), [written(50), vec![LAST]].concat());
+    // Without it every write exits.
+    machine.memory.update(|map| map.set_coalescing(region, &[])).unwrap();
+    let guest = write_many(&machine, ports, 10);
+    assert_eq!(device.accesses(), written(10));
+    guest.stop().unwrap();
+}
+
+fn gathered_writes_arrive_in_order() {
+    arrive_in_order(false);
+}
+
+fn gathered_port_writes_arrive_in_order() {
+    arrive_in_order(true);
+}
+
+fn more_writes_than_the_ring_holds_arrive() {
+    let (machine, device, registers, _) = machine();
+    machine
+        .memory
+        .update(|map| map.set_coalescing(registers, std::slice::from_ref(&(0..4))))
+        .unwrap();
+    let guest = write_many(&machine, false, 1000);
+    machine.vm.flush_coalesced();
+    assert_eq!(device.accesses(), written(1000));
+    guest.stop().unwrap();
+}
+
+fn a_paused_guest_has_nothing_in_the_ring() {
+    let (machine, device, registers, _) = machine();
+    machine
+        .memory
+        .update(|map| map.set_coalescing(registers, std::slice::from_ref(&(0..4))))
+        .unwrap();
+    let guest = write_many(&machine, false, 60);
+    let paused = machine.vm.pause(std::time::Duration::from_secs(10)).unwrap();
+    assert_eq!(device.accesses(), written(60));
+    drop(paused);
+    guest.stop().unwrap();
+}
+
+fn gathered_writes_are_for_the_map_that_they_were_made_in() {
+    let (machine, device, registers, _) = machine();
+    machine
+        .memory
+        .update(|map| map.set_coalescing(registers, std::slice::from_ref(&(0..4))))
+        .unwrap();
+    let guest = write_many(&machine, false, 60);
+    let other = Recorder::new(0);
+    machine
+        .memory
+        .update(|map| {
+            let other = map.mmio("other", 0x10, other.clone())?;
+            map.place_overlapping(machine.system, DEVICE, other, 1)
+        })
+        .unwrap();
+    machine.vm.flush_coalesced();
+    assert_eq!((device.accesses(), other.accesses()), (written(60), vec![]));
+    guest.stop().unwrap();
+}
