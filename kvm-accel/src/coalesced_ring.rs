@@ -2,13 +2,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_bindings::{kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
 use kvm_ioctls::VcpuFd;
 use ram_block::PageSize;
+
+use crate::mapping::VcpuMapping;
 
 /// A write of a guest that KVM has gathered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,46 +30,25 @@ impl GatheredWrite {
 /// the layout is `kvm_coalesced_mmio_ring`). KVM puts entries in at `last`, we take them
 /// out at `first`.
 #[derive(Debug)]
-pub(crate) struct CoalescedRing {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the pointer is to a mapping of the whole process, which `&mut self` guards.
-unsafe impl Send for CoalescedRing {}
+pub(crate) struct CoalescedRing(VcpuMapping);
 
 impl CoalescedRing {
     /// Maps the ring from a vCPU's descriptor, where it is at page `page`.
     pub(crate) fn map(vcpu: &VcpuFd, page: u32) -> io::Result<Self> {
         let len = usize::try_from(PageSize::host().bytes()).unwrap_or(usize::MAX);
         let offset = libc::off_t::from(page) << PageSize::host().shift();
-        // SAFETY: without MAP_FIXED no memory that is in use changes.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                vcpu.as_raw_fd(),
-                offset,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { start, len })
+        Ok(Self(VcpuMapping::new(vcpu, offset, len)?))
     }
 
     /// How many entries fit behind the two indices (KVM_COALESCED_MMIO_MAX).
     fn capacity(&self) -> u32 {
-        let entries = self.len - size_of::<kvm_coalesced_mmio_ring>();
+        let entries = self.0.len() - size_of::<kvm_coalesced_mmio_ring>();
         u32::try_from(entries / size_of::<kvm_coalesced_mmio>()).unwrap_or(0)
     }
 
     fn index(&self, offset: usize) -> &AtomicU32 {
         // SAFETY: both indices lie at the beginning of the mapped page.
-        let index = unsafe { self.start.add(offset) };
+        let index = unsafe { self.0.start().add(offset) };
         // SAFETY: the page lives as long as `self` and is aligned; the kernel and we
         // access the indices as whole words.
         unsafe { AtomicU32::from_ptr(index.as_ptr().cast()) }
@@ -88,7 +67,7 @@ impl CoalescedRing {
         let entries = size_of::<kvm_coalesced_mmio_ring>();
         let offset = entries + at as usize * size_of::<kvm_coalesced_mmio>();
         // SAFETY: `at` is below the capacity, so the entry lies within the page.
-        let entry = unsafe { self.start.add(offset) };
+        let entry = unsafe { self.0.start().add(offset) };
         // SAFETY: as above; the kernel does not write the entry before `first` is past it.
         let entry = unsafe { entry.cast::<kvm_coalesced_mmio>().read_volatile() };
         first.store((at + 1) % capacity, Ordering::Release);
@@ -96,12 +75,5 @@ impl CoalescedRing {
         let is_port = unsafe { entry.__bindgen_anon_1.pio } != 0;
         let len = usize::try_from(entry.len).map_or(8, |len| len.min(8));
         Some(GatheredWrite { address: entry.phys_addr, is_port, data: entry.data, len })
-    }
-}
-
-impl Drop for CoalescedRing {
-    fn drop(&mut self) {
-        // SAFETY: exactly the mapping made in `map`; nothing borrowed from it is left.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }

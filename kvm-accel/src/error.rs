@@ -6,6 +6,8 @@ use std::time::Duration;
 use ram_block::DirtyError;
 use thiserror::Error;
 
+use crate::tracking::DirtyTracking;
+
 /// An operation on KVM that failed.
 #[derive(Debug, Error)]
 pub enum KvmError {
@@ -64,6 +66,51 @@ pub enum KvmError {
         /// What KVM said.
         #[source]
         source: io::Error,
+    },
+    /// KVM does not clear a part of a slot's dirty log.
+    #[error(
+        "KVM_CLEAR_DIRTY_LOG of {count} pages from page {first} of slot {slot} (\"{block}\") failed"
+    )]
+    ClearDirtyLog {
+        /// The slot's number.
+        slot: u32,
+        /// The first page, counted from the slot's start.
+        first: u64,
+        /// How many pages.
+        count: u64,
+        /// The block's id.
+        block: String,
+        /// What KVM said.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM does not reset the dirty rings.
+    #[error("KVM_RESET_DIRTY_RINGS failed")]
+    ResetRings {
+        /// What KVM said.
+        #[source]
+        source: io::Error,
+    },
+    /// KVM does not track written pages in this way.
+    #[error("Written pages cannot be tracked by {tracking}: {reason}")]
+    Tracking {
+        /// What was asked for.
+        tracking: DirtyTracking,
+        /// What is in the way.
+        reason: String,
+        /// What KVM said, if it was asked.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// A size of the configuration is not what KVM needs.
+    #[error("{what} is a non-zero multiple of {unit} bytes, {found} were asked for")]
+    Config {
+        /// What is wrong.
+        what: &'static str,
+        /// The unit, in bytes.
+        unit: u64,
+        /// What was asked for, in bytes.
+        found: u64,
     },
     /// KVM's log does not fit the block's bitmaps.
     #[error(transparent)]

@@ -6,7 +6,7 @@
 //! the guest* either, for as long as the pause lasts.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ pub(crate) struct Gate {
     pauses: AtomicUsize,
     vcpus: Mutex<Vec<Weak<VcpuShared>>>,
     changed: Condvar,
+    /// How often guests were interrupted, and for how many nanoseconds kept out.
+    kicks: AtomicU64,
+    stood_still: AtomicU64,
 }
 
 impl Gate {
@@ -90,6 +93,7 @@ impl Gate {
             let mut running = 0;
             for vcpu in vcpus.iter().filter_map(Weak::upgrade) {
                 if busy(vcpu.state.place()) {
+                    self.kicks.fetch_add(1, Ordering::Relaxed);
                     vcpu.interrupt();
                     running += usize::from(busy(vcpu.state.place()));
                 }
@@ -112,6 +116,18 @@ impl Gate {
         }
     }
 
+    /// How often guests were interrupted, and for how long they were kept out. Times that
+    /// overlap count each.
+    pub(crate) fn cost(&self) -> (u64, Duration) {
+        let nanoseconds = self.stood_still.load(Ordering::Relaxed);
+        (self.kicks.load(Ordering::Relaxed), Duration::from_nanos(nanoseconds))
+    }
+
+    fn count_still(&self, since: Instant) {
+        let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.stood_still.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
     fn open(&self, count: &AtomicUsize) {
         count.fetch_sub(1, Ordering::Release);
         self.wake();
@@ -119,14 +135,15 @@ impl Gate {
 
     /// Runs `change` while no vCPU executes guest code.
     pub(crate) fn exclude<T>(&self, change: impl FnOnce() -> T) -> T {
-        struct Reopen<'a>(&'a Gate);
+        struct Reopen<'a>(&'a Gate, Instant);
         impl Drop for Reopen<'_> {
             fn drop(&mut self) {
                 self.0.open(&self.0.exclusions);
+                self.0.count_still(self.1);
             }
         }
         self.exclusions.fetch_add(1, Ordering::SeqCst);
-        let _reopen = Reopen(self);
+        let _reopen = Reopen(self, Instant::now());
         // A guest leaves KVM_RUN when it is interrupted, whatever its state.
         let _ = self.wait_for(|place| place == Place::Guest, None);
         change()
@@ -139,7 +156,7 @@ impl Gate {
             return Err(KvmError::PauseFromVcpu { id: vcpu.id });
         }
         self.pauses.fetch_add(1, Ordering::SeqCst);
-        let guard = PauseGuard(self.clone());
+        let guard = PauseGuard(self.clone(), Instant::now());
         let deadline = Instant::now().checked_add(timeout);
         match self.wait_for(|place| place != Place::Parked, deadline) {
             Ok(()) => Ok(guard),
@@ -153,11 +170,12 @@ impl Gate {
 /// Holding one proves that no vCPU of the machine runs, nor handles an exit; they go
 /// on when the last one is dropped.
 #[must_use = "the vCPUs go on when this is dropped"]
-pub struct PauseGuard(Arc<Gate>);
+pub struct PauseGuard(Arc<Gate>, Instant);
 
 impl Drop for PauseGuard {
     fn drop(&mut self) {
         self.0.open(&self.0.pauses);
+        self.0.count_still(self.1);
     }
 }
 

@@ -5,20 +5,25 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
-    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVMIO, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
-    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_userspace_memory_region,
+    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVMIO, kvm_clear_dirty_log,
+    kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_ioeventfd,
+    kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
-use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iow_nr;
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
+use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 use memory_region::IoEventFd;
 use ram_block::RamBlock;
 
 use crate::error::io_error;
+use crate::mapping::VcpuMapping;
+use crate::ring::Entry;
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
+ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 
 /// Lets writes signal an eventfd, or exit again (KVM API, section 4.59).
@@ -55,6 +60,16 @@ pub(crate) trait SlotCalls {
     /// write-protects the pages that it reports.
     fn get_dirty_log(&self, slot: u32, pages: u64, bitmap: &mut [u64]) -> io::Result<()>;
 
+    /// Clears the bits of `bitmap` in the log of `slot`, and write-protects their pages.
+    ///
+    /// Bit 0 is page `first`, a multiple of 64. `count` pages, a multiple of 64 unless the
+    /// slot ends with them.
+    fn clear_dirty_log(&self, slot: u32, first: u64, count: u32, bitmap: &[u64]) -> io::Result<()>;
+
+    /// Write-protects the pages of all ring entries that are flagged, and frees these
+    /// entries. Returns how many.
+    fn reset_rings(&self) -> io::Result<u64>;
+
     /// Creates, changes or deletes a slot that shows a part of `block`.
     ///
     /// The caller keeps `block` alive until the slot is deleted or the VM is gone.
@@ -79,10 +94,34 @@ impl SlotCalls for VmFd {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// Panics if `bitmap` has not at least `count` bits.
+    fn clear_dirty_log(&self, slot: u32, first: u64, count: u32, bitmap: &[u64]) -> io::Result<()> {
+        assert!(bitmap.len() as u64 >= u64::from(count).div_ceil(64), "bitmap too short");
+        let log = kvm_clear_dirty_log {
+            slot,
+            num_pages: count,
+            first_page: first,
+            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+                dirty_bitmap: bitmap.as_ptr().cast_mut().cast(),
+            },
+        };
+        // SAFETY: KVM reads one bit for each page, rounded up to 64 of them, from
+        // `dirty_bitmap`, which has as many (asserted above) and is borrowed for the call.
+        let result = unsafe { ioctl_with_ref(self, KVM_CLEAR_DIRTY_LOG(), &log) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn reset_rings(&self) -> io::Result<u64> {
+        // SAFETY: the call takes no argument; it writes to the rings' entries, which are
+        // atomics here.
+        let result = unsafe { ioctl(self, KVM_RESET_DIRTY_RINGS()) };
+        u64::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
     /// Panics if the region is not within the block.
     fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> io::Result<()> {
         let SlotRegion { slot, flags, guest, offset, size } = region;
-        let fits = offset.checked_add(size).is_some_and(|end| end <= block.len());
+        let fits = offset.checked_add(size).is_some_and(|end| end <= block.max_len());
         assert!(fits, "slot outside of its block");
         let memory = kvm_userspace_memory_region {
             slot,
@@ -96,6 +135,28 @@ impl SlotCalls for VmFd {
         // the block until KVM has forgotten the slot. Guests may write it at any time,
         // which RamBlock's accessors are made for.
         unsafe { self.set_user_memory_region(memory) }.map_err(io_error)
+    }
+}
+
+/// A vCPU's ring of `struct kvm_dirty_gfn`.
+#[derive(Debug)]
+pub(crate) struct MappedEntries {
+    mapping: VcpuMapping,
+}
+
+impl MappedEntries {
+    /// Maps `count` entries from byte `offset` of the vCPU's descriptor on.
+    pub(crate) fn new(vcpu: &VcpuFd, offset: libc::off_t, count: u32) -> io::Result<Self> {
+        let len = count as usize * size_of::<Entry>();
+        Ok(Self { mapping: VcpuMapping::new(vcpu, offset, len)? })
+    }
+
+    pub(crate) fn entries(&self) -> &[Entry] {
+        let count = self.mapping.len() / size_of::<Entry>();
+        // SAFETY: the mapping is page-aligned, holds `count` entries of the kernel's layout,
+        // for which every bit pattern is valid, and lives as long as `self`. They consist of
+        // atomics, as the kernel writes them at any time.
+        unsafe { std::slice::from_raw_parts(self.mapping.start().as_ptr().cast(), count) }
     }
 }
 

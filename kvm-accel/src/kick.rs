@@ -3,8 +3,6 @@
 
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -13,6 +11,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::error::KvmError;
+use crate::mapping::VcpuMapping;
 use crate::run_state::RunState;
 
 /// A second mapping of the page that KVM shares with the vCPU's owner, for the one
@@ -21,51 +20,20 @@ use crate::run_state::RunState;
 /// kvm-ioctls hands out the first mapping as `&mut`; this one has another address,
 /// so the two do not alias as far as Rust is concerned.
 #[derive(Debug)]
-struct SharedPage {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: only the atomic byte at `immediate_exit` is ever accessed.
-unsafe impl Send for SharedPage {}
-// SAFETY: as above.
-unsafe impl Sync for SharedPage {}
+struct SharedPage(VcpuMapping);
 
 impl SharedPage {
     fn new(vcpu: &VcpuFd) -> io::Result<Self> {
-        let len = size_of::<kvm_run>();
-        // SAFETY: without MAP_FIXED no memory that is in use changes; the kernel maps
-        // the vCPU's shared page at offset 0 of its descriptor.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                vcpu.as_raw_fd(),
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { start, len })
+        // The kernel maps the vCPU's shared page at offset 0 of its descriptor.
+        Ok(Self(VcpuMapping::new(vcpu, 0, size_of::<kvm_run>())?))
     }
 
     fn immediate_exit(&self) -> &AtomicU8 {
         // SAFETY: the field lies within the mapping, which holds all of `kvm_run`.
-        let byte = unsafe { self.start.add(offset_of!(kvm_run, immediate_exit)) };
+        let byte = unsafe { self.0.start().add(offset_of!(kvm_run, immediate_exit)) };
         // SAFETY: the mapping lives as long as `self`, a byte needs no alignment, and
         // in this process the byte is accessed through here only; the kernel reads it.
         unsafe { AtomicU8::from_ptr(byte.as_ptr()) }
-    }
-}
-
-impl Drop for SharedPage {
-    fn drop(&mut self) {
-        // SAFETY: exactly the mapping made in `new`; its references borrow `self`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 

@@ -71,16 +71,23 @@ mod gate;
 mod io_events;
 mod ioctl;
 mod kick;
+mod mapping;
+mod ring;
+mod rings;
 mod run_state;
 mod slots;
+mod stats;
 mod thread;
+mod tracking;
 mod vcpu;
 mod vm;
 
 pub use error::KvmError;
 pub use gate::PauseGuard;
-pub use slots::{DirtyLogStats, SlotInfo};
+pub use slots::SlotInfo;
+pub use stats::{Cost, DirtyLogStats};
 pub use thread::VcpuThread;
+pub use tracking::{Chosen, DirtyTracking, KvmConfig};
 pub use vcpu::{Buses, Vcpu, VcpuEvent, VcpuKicker};
 pub use vm::KvmVm;
 /// The versions of the KVM crates whose types appear here.

@@ -6,10 +6,25 @@
 //! switched off is harvested first; what is stored after that has no reader left.
 //! KVM_GET_DIRTY_LOG takes the bits of all clients at once, so each harvest is
 //! merged for *every* client that is on: whoever asks, nobody's bits are eaten.
+//!
+//! # Manual protection
+//!
+//! KVM_GET_DIRTY_LOG only looks then, and KVM_CLEAR_DIRTY_LOG says which bits to clear, and
+//! which pages to watch again. A slot keeps what it last got: its *held* bits. Only those are
+//! cleared, and they are held no longer then. A client's own bits would not do: with two
+//! clients, the first takes a bit, clears it in KVM and reads the page; the guest writes the
+//! page again, and KVM sets its bit; the second clears it with the copy that it still has,
+//! and the second write is lost. The held bit is gone after the first clear, until a look has
+//! given the second write's bit to every client. For the same reason nothing is held any more
+//! when a client comes to log: it was not given what was reported before.
+//!
+//! # Rings
+//!
+//! A ring is of a vCPU, not of a slot: whatever is asked for, all rings are taken. Where
+//! entries may be lost, every logged slot is watched anew and all its pages are marked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
 use memory_region::{Section, ViewChange};
@@ -17,17 +32,10 @@ use ram_block::{PageSize, RamBlock};
 
 use crate::error::KvmError;
 use crate::ioctl::{SlotCalls, SlotRegion};
+use crate::rings::Rings;
+use crate::stats::DirtyLogStats;
 
-/// What the dirty log has cost so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DirtyLogStats {
-    /// Calls of KVM_GET_DIRTY_LOG.
-    pub syncs: u64,
-    /// Pages that they reported.
-    pub pages: u64,
-    /// Time that they and the merges took.
-    pub time: Duration,
-}
+mod dirty_log;
 
 /// A memory slot as KVM has it; see [`KvmVm::slots`](crate::KvmVm::slots).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +61,16 @@ struct Slot {
     offset: u64,
     readonly: bool,
     logged: bool,
+    /// With manual protection, the bits that KVM has reported and not cleared; empty before
+    /// the first report.
+    held: Vec<u64>,
 }
 
 impl Slot {
     fn set(&self, vm: &impl SlotCalls, size: u64) -> Result<(), KvmError> {
         let log = if self.logged { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
         let readonly = if self.readonly { KVM_MEM_READONLY } else { 0 };
-        let Self { id: slot, guest, offset, .. } = *self;
+        let &Self { id: slot, guest, offset, .. } = self;
         let region = SlotRegion { slot, flags: log | readonly, guest, offset, size };
         log::debug!(
             "slot {slot}: {size:#x} bytes of {} at {guest:#x}, flags {:#x}",
@@ -82,31 +93,65 @@ impl Slot {
     fn delete(&self, vm: &impl SlotCalls) -> Result<(), KvmError> {
         self.set(vm, 0)
     }
+
+    /// Switches the log: the same place and size, only the flags change.
+    fn switch(&mut self, vm: &impl SlotCalls, logged: bool) -> Result<(), KvmError> {
+        let before = std::mem::replace(&mut self.logged, logged);
+        self.create(vm).inspect_err(|_| self.logged = before)?;
+        self.held = Vec::new();
+        Ok(())
+    }
 }
 
-/// The slot for a section, if it has whole pages that KVM can map.
-fn plan(section: &Section, page: PageSize) -> Option<Slot> {
-    let block = section.ram()?;
+/// The slots for a section, of at most `most` bytes each; none if it has no whole pages that
+/// KVM can map.
+fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
+    let Some(block) = section.ram() else { return Vec::new() };
     let mask = u128::from(page.bytes() - 1);
-    let start = (u128::from(section.start()) + mask) & !mask;
+    let first = (u128::from(section.start()) + mask) & !mask;
     let end = (u128::from(section.last()) + 1) & !mask;
-    let offset = u128::from(section.offset()) + (start - u128::from(section.start()));
-    if start >= end {
-        return None; // less than a page: every access exits
+    let skipped = first - u128::from(section.start());
+    if first >= end {
+        return Vec::new(); // less than a page: every access exits
     }
-    if offset & mask != 0 {
+    if (u128::from(section.offset()) + skipped) & mask != 0 {
         log::warn!("{section:?} is not page-aligned in its block: every access to it exits");
-        return None;
+        return Vec::new();
     }
-    Some(Slot {
-        id: 0,
-        guest: u64::try_from(start).ok()?,
-        size: u64::try_from(end - start).ok()?,
-        block: block.clone(),
-        offset: u64::try_from(offset).ok()?,
-        readonly: section.readonly(),
-        logged: !section.log().is_empty(),
-    })
+    let slot = |guest: u128| {
+        Some(Slot {
+            id: 0,
+            guest: u64::try_from(guest).ok()?,
+            size: u64::try_from((end - guest).min(u128::from(most))).ok()?,
+            block: block.clone(),
+            offset: section.offset() + u64::try_from(guest - u128::from(section.start())).ok()?,
+            readonly: section.readonly(),
+            logged: !section.log().is_empty(),
+            held: Vec::new(),
+        })
+    };
+    let step = usize::try_from(most).unwrap_or(usize::MAX);
+    (first..end).step_by(step).filter_map(slot).collect()
+}
+
+/// What a number of KVM stands for: a part of a block.
+#[derive(Clone, Debug)]
+struct Place {
+    block: Arc<RamBlock>,
+    /// The slot's first page in the block.
+    first: u64,
+    pages: u64,
+}
+
+/// How KVM tracks written pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A report clears.
+    Bitmap,
+    /// A report does not clear; so many pages are cleared at once.
+    ManualProtect { chunk: u64 },
+    /// Entries of rings, and perhaps a bitmap of what was written outside of vCPUs.
+    Rings { with_bitmap: bool },
 }
 
 /// The slots in use, by the first address of their section.
@@ -114,24 +159,38 @@ fn plan(section: &Section, page: PageSize) -> Option<Slot> {
 pub(crate) struct Slots {
     page: PageSize,
     limit: usize,
-    used: BTreeMap<u64, Slot>,
+    /// The largest slot, in bytes.
+    most: u64,
+    mode: Mode,
+    used: BTreeMap<u64, Vec<Slot>>,
+    /// By the slot's number.
+    places: Vec<Option<Place>>,
     free: BTreeSet<u32>,
     /// One past the highest number ever used.
     fresh: u32,
     /// The log as KVM writes it; grows to the largest slot and stays.
     buffer: Vec<u64>,
+    /// Pages of one block, to be marked; kept.
+    pages: Vec<u64>,
+    pub(crate) rings: Rings,
     pub(crate) stats: DirtyLogStats,
 }
 
 impl Slots {
-    pub(crate) fn new(limit: usize) -> Self {
+    /// At most `limit` slots of at most `most` bytes.
+    pub(crate) fn new(limit: usize, most: u64, mode: Mode) -> Self {
         Self {
             page: PageSize::host(),
             limit,
+            most,
+            mode,
             used: BTreeMap::new(),
+            places: Vec::new(),
             free: BTreeSet::new(),
             fresh: 0,
             buffer: Vec::new(),
+            pages: Vec::new(),
+            rings: Rings::default(),
             stats: DirtyLogStats::default(),
         }
     }
@@ -157,9 +216,14 @@ impl Slots {
         let coming: Vec<(u64, Slot)> = change
             .added
             .iter()
-            .filter_map(|section| Some((section.start(), plan(section, self.page)?)))
+            .flat_map(|section| {
+                let slots = plan(section, self.page, self.most);
+                slots.into_iter().map(|slot| (section.start(), slot))
+            })
             .collect();
-        let needed = self.used.len() - going.len() + coming.len();
+        let leaving: usize = going.iter().map(|at| self.used[at].len()).sum();
+        let used: usize = self.used.values().map(Vec::len).sum();
+        let needed = used - leaving + coming.len();
         if needed > self.limit {
             return Err(KvmError::SlotLimit { needed, limit: self.limit });
         }
@@ -186,55 +250,81 @@ impl Slots {
     ) -> Result<(), KvmError> {
         for &at in going {
             self.harvest(vm, at)?;
-            if let Some(slot) = self.used.get(&at) {
+            while let Some(slot) = self.used.get(&at).and_then(|slots| slots.last()) {
                 slot.delete(vm)?;
-            }
-            if let Some(slot) = self.used.remove(&at) {
-                self.free.insert(slot.id);
-                undo.push(Undo::Create(at, slot));
+                undo.extend(self.forget(at).map(|slot| Undo::Create(at, slot)));
             }
         }
         for (at, mut slot) in coming {
             slot.id = self.free.first().copied().unwrap_or(self.fresh);
             slot.create(vm)?;
-            if !self.free.remove(&slot.id) {
-                self.fresh += 1;
-            }
-            self.used.insert(at, slot);
+            self.enter(at, slot);
             undo.push(Undo::Delete(at));
         }
         for relogged in &change.relogged {
             let at = relogged.section.start();
+            // What is held was not given to a client that comes now.
+            for slot in self.used.get_mut(&at).into_iter().flatten() {
+                slot.held = Vec::new();
+            }
             let logged = !relogged.section.log().is_empty();
-            if self.used.get(&at).is_some_and(|slot| slot.logged != logged) {
-                self.set_logged(vm, at, logged)?;
+            if self.used.get(&at).is_some_and(|slots| slots.iter().any(|s| s.logged != logged)) {
                 undo.push(Undo::Log(at, !logged));
+                self.set_logged(vm, at, logged)?;
             }
         }
         Ok(())
     }
 
+    /// Notes a slot that KVM has now.
+    fn enter(&mut self, at: u64, slot: Slot) {
+        let id = slot.id as usize;
+        if !self.free.remove(&slot.id) {
+            self.fresh = self.fresh.max(slot.id + 1);
+        }
+        if self.places.len() <= id {
+            self.places.resize(id + 1, None);
+        }
+        self.places[id] = Some(Place {
+            block: slot.block.clone(),
+            first: self.page.page_of(slot.offset),
+            pages: self.page.count(slot.size),
+        });
+        self.used.entry(at).or_default().push(slot);
+    }
+
+    /// Forgets the last slot of the section at `at`, which KVM has no more.
+    fn forget(&mut self, at: u64) -> Option<Slot> {
+        let slots = self.used.get_mut(&at)?;
+        let slot = slots.pop();
+        if slots.is_empty() {
+            self.used.remove(&at);
+        }
+        let slot = slot?;
+        self.places[slot.id as usize] = None;
+        self.free.insert(slot.id);
+        Some(slot)
+    }
+
     fn take_back(&mut self, vm: &impl SlotCalls, step: Undo) -> Result<(), KvmError> {
         match step {
-            Undo::Create(at, slot) => {
+            Undo::Create(at, mut slot) => {
                 slot.create(vm)?;
-                self.free.remove(&slot.id);
-                self.used.insert(at, slot);
+                slot.held = Vec::new();
+                self.enter(at, slot);
             }
             Undo::Delete(at) => {
                 self.harvest(vm, at)?;
                 // As long as KVM has the slot, the table keeps its block.
-                if let Some(slot) = self.used.get(&at) {
+                if let Some(slot) = self.used.get(&at).and_then(|slots| slots.last()) {
                     slot.delete(vm)?;
                 }
-                if let Some(slot) = self.used.remove(&at) {
-                    self.free.insert(slot.id);
-                }
+                self.forget(at);
             }
             Undo::Log(at, logged) => {
                 self.set_logged(vm, at, logged)?;
                 // What was stored while the log was off is known to nobody.
-                if let Some(slot) = self.used.get(&at).filter(|_| logged) {
+                for slot in self.used.get(&at).into_iter().flatten().filter(|_| logged) {
                     slot.block.dirty().mark(slot.offset, slot.size);
                 }
             }
@@ -246,41 +336,12 @@ impl Slots {
         if !logged {
             self.harvest(vm, at)?;
         }
-        if let Some(slot) = self.used.get_mut(&at) {
-            let new = Slot { logged, ..slot.clone() };
-            new.create(vm)?; // the same place and size: only the flags change
-            *slot = new;
+        for slot in self.used.get_mut(&at).into_iter().flatten() {
+            if slot.logged != logged {
+                slot.switch(vm, logged)?;
+            }
         }
         Ok(())
-    }
-
-    /// Merges the log of the slot for the section at `at` into its block, for every
-    /// client that is on. Without a slot or a log there is nothing to do.
-    pub(crate) fn harvest(&mut self, vm: &impl SlotCalls, at: u64) -> Result<u64, KvmError> {
-        let Some(slot) = self.used.get(&at).filter(|slot| slot.logged) else { return Ok(0) };
-        let begin = Instant::now();
-        let pages = self.page.count(slot.size);
-        let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
-        if self.buffer.len() < words {
-            self.buffer.resize(words, 0);
-        }
-        let bitmap = &mut self.buffer[..words];
-        vm.get_dirty_log(slot.id, pages, bitmap).map_err(|source| KvmError::GetDirtyLog {
-            slot: slot.id,
-            block: slot.block.id().to_owned(),
-            source,
-        })?;
-        let found = slot.block.dirty().merge(self.page.page_of(slot.offset), pages, bitmap)?;
-        let time = begin.elapsed();
-        self.stats.syncs += 1;
-        self.stats.pages += found;
-        self.stats.time += time;
-        log::trace!(
-            "sync of slot {} ({}): {found} of {pages} pages, {time:?}",
-            slot.id,
-            slot.block.id()
-        );
-        Ok(found)
     }
 
     /// The slots in the order of their addresses.
@@ -291,7 +352,9 @@ impl Slots {
             readonly: slot.readonly,
             logged: slot.logged,
         };
-        self.used.values().map(info).collect()
+        let mut slots: Vec<_> = self.used.values().flatten().map(info).collect();
+        slots.sort_by_key(|slot| slot.guest);
+        slots
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use memory_region::{AccessError, AddressSpace};
 
@@ -96,7 +97,8 @@ impl Vcpu {
     ///
     /// # Errors
     ///
-    /// [`KvmError::Run`] if KVM refuses, [`KvmError::Signal`].
+    /// [`KvmError::Run`] if KVM refuses, [`KvmError::Signal`]; with dirty rings, what harvesting
+    /// a full one meets.
     pub fn run(&mut self) -> Result<VcpuEvent, KvmError> {
         self.run_with(|exit| Some(VcpuEvent::Unhandled(format!("{exit:?}"))))
     }
@@ -206,6 +208,10 @@ impl Vcpu {
             Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
                 self.incomplete = true;
                 self.access_ports();
+                return Ok(None);
+            }
+            Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
+                self.vm.ring_full()?;
                 return Ok(None);
             }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr) => return Ok(None),

@@ -1,17 +1,21 @@
 //! A virtual machine of KVM that follows an address space.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{Cap, VmFd};
 use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
+use ram_block::PageSize;
 
 use crate::error::{KvmError, io_error};
 use crate::gate::{Gate, PauseGuard};
 use crate::io_events::{self, Bus, Gathered};
 use crate::kick::VcpuShared;
-use crate::slots::{DirtyLogStats, SlotInfo, Slots};
+use crate::slots::{Mode, SlotInfo, Slots};
+use crate::stats::DirtyLogStats;
+use crate::tracking::{Chosen, DirtyTracking, KvmConfig, choose};
 use crate::vcpu::{Buses, Vcpu};
 
 /// A virtual machine of KVM: memory slots that follow a flat view, and vCPUs.
@@ -20,13 +24,17 @@ use crate::vcpu::{Buses, Vcpu};
 /// on the address space that its vCPUs see as memory; on one only.
 pub struct KvmVm {
     fd: VmFd,
+    chosen: Chosen,
+    ring_staleness: Duration,
     slots: Mutex<Slots>,
     gate: Arc<Gate>,
     gathered: Gathered,
+    /// When guests were last interrupted for what their processors hold back.
+    looked: Mutex<Option<Instant>>,
 }
 
 impl KvmVm {
-    /// Takes over a virtual machine that has no memory slots yet.
+    /// Takes over a virtual machine that has no memory slots and no vCPUs yet.
     ///
     /// What else it needs (an interrupt controller, a TSS address) is set through
     /// [`fd`](Self::fd), before or after.
@@ -35,23 +43,70 @@ impl KvmVm {
     ///
     /// None at present.
     pub fn new(fd: VmFd) -> Result<Arc<Self>, KvmError> {
-        Self::with_slot_limit(fd, usize::MAX)
+        Self::with_config(fd, KvmConfig::default())
     }
 
-    /// As [`new`](Self::new), with at most `limit` memory slots, however many KVM has.
+    /// As [`new`](Self::new), as `config` says.
+    ///
+    /// ```no_run
+    /// use kvm_accel::{DirtyTracking, KvmConfig, KvmVm};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let tracking = DirtyTracking::Ring { entries: 65_536 };
+    /// let config = KvmConfig { tracking, max_slot_bytes: 1 << 30, ..KvmConfig::default() };
+    /// let vm = KvmVm::with_config(kvm_ioctls::Kvm::new()?.create_vm()?, config)?;
+    /// println!("written pages are tracked by {}", vm.dirty_tracking());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// None at present.
-    pub fn with_slot_limit(fd: VmFd, limit: usize) -> Result<Arc<Self>, KvmError> {
-        // KVM reports 0 if it does not say: then there are 32 (KVM API, section 4.35).
-        let most = match usize::try_from(fd.check_extension_int(Cap::NrMemslots)) {
-            Ok(0) | Err(_) => 32,
-            Ok(most) => most,
+    /// [`KvmError::Tracking`] if KVM does not track pages as asked, [`KvmError::Config`] if
+    /// a size is not what it must be.
+    pub fn with_config(fd: VmFd, config: KvmConfig) -> Result<Arc<Self>, KvmError> {
+        let page = PageSize::host().bytes();
+        let multiple = |what, found: u64, unit: u64| match found {
+            0 => Err(KvmError::Config { what, unit, found }),
+            _ if found % unit != 0 => Err(KvmError::Config { what, unit, found }),
+            _ => Ok(found),
         };
-        log::debug!("KVM has {most} memory slots, of which up to {limit} are used");
-        let slots = Mutex::new(Slots::new(most.min(limit)));
-        Ok(Arc::new(Self { fd, slots, gate: Arc::default(), gathered: Gathered::default() }))
+        let most = match config.max_slot_bytes {
+            // As long as a slot may be.
+            u64::MAX => u64::MAX - (page - 1),
+            most => multiple("The largest slot", most, page)?,
+        };
+        let chunk = multiple("A chunk to clear", config.clear_chunk_bytes, 64 * page)? / page;
+        // KVM_CLEAR_DIRTY_LOG takes 32 bits.
+        let chunk = chunk.min(1 << 31);
+        let chosen = choose(&fd, config.tracking)?;
+        let mode = match chosen.tracking {
+            DirtyTracking::ManualProtect => Mode::ManualProtect { chunk },
+            DirtyTracking::Ring { .. } => Mode::Rings { with_bitmap: chosen.with_bitmap },
+            DirtyTracking::Bitmap | DirtyTracking::Auto => Mode::Bitmap,
+        };
+        // KVM reports 0 if it does not say: then there are 32 (KVM API, section 4.35).
+        let slots = match usize::try_from(fd.check_extension_int(Cap::NrMemslots)) {
+            Ok(0) | Err(_) => 32,
+            Ok(slots) => slots,
+        };
+        let limit = slots.min(config.slot_limit);
+        log::info!("written pages are tracked by {chosen}");
+        log::debug!("KVM has {slots} memory slots, of which up to {limit} are used");
+        Ok(Arc::new(Self {
+            fd,
+            chosen,
+            ring_staleness: config.ring_staleness,
+            slots: Mutex::new(Slots::new(limit, most, mode)),
+            gate: Arc::default(),
+            gathered: Gathered::default(),
+            looked: Mutex::new(None),
+        }))
+    }
+
+    /// How written pages are tracked, and why so.
+    pub fn dirty_tracking(&self) -> &Chosen {
+        &self.chosen
     }
 
     /// KVM's descriptor of the machine, for what this crate does not do: interrupt
@@ -83,8 +138,11 @@ impl KvmVm {
             .create_vcpu(id)
             .map_err(|error| KvmError::CreateVcpu { id, source: io_error(error) })?;
         let shared = VcpuShared::new(id, &fd)?;
-        let ring = self.gathered.attach(&self.fd, &fd, &buses);
-        ring.map_err(|source| KvmError::CreateVcpu { id, source })?;
+        let failed = |source| KvmError::CreateVcpu { id, source };
+        self.gathered.attach(&self.fd, &fd, &buses).map_err(failed)?;
+        if let DirtyTracking::Ring { entries } = self.chosen.tracking {
+            self.lock().rings.add(&fd, entries).map_err(failed)?;
+        }
         self.gate.add(&shared);
         Ok(Vcpu::new(fd, shared, self.clone(), buses))
     }
@@ -149,9 +207,37 @@ impl KvmVm {
         }
     }
 
-    /// What the dirty log has cost so far.
+    /// A guest stopped because its dirty ring is full.
+    pub(crate) fn ring_full(&self) -> Result<(), KvmError> {
+        self.lock().ring_full(&self.fd)
+    }
+
+    /// With rings, gets guests out of the processor, which may hold back entries until then,
+    /// unless that was done a short time ago.
+    fn look_into_processors(&self) {
+        if !matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
+            return;
+        }
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_none_or(|looked| looked.elapsed() >= self.ring_staleness) {
+            self.gate.exclude(|| ());
+            *looked = Some(Instant::now());
+        }
+    }
+
+    fn sync_section(&self, at: u64) -> Result<(), KvmError> {
+        if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
+            return self.lock().harvest(&self.fd, at);
+        }
+        // Slot by slot, so that others get in between.
+        let slots = self.lock().slots_of(at);
+        (0..slots).try_for_each(|n| self.lock().harvest_slot(&self.fd, at, n))
+    }
+
+    /// What tracking has cost so far.
     pub fn dirty_log_stats(&self) -> DirtyLogStats {
-        self.lock().stats
+        let (kicks, stood_still) = self.gate.cost();
+        DirtyLogStats { kicks, stood_still, ..self.lock().stats }
     }
 
     /// The memory slots, in the order of their addresses.
@@ -171,8 +257,22 @@ impl MemoryListener for KvmVm {
     }
 
     fn sync(&self, section: &Section) -> Result<(), ListenerError> {
-        self.lock().harvest(&self.fd, section.start())?;
-        Ok(())
+        self.look_into_processors();
+        Ok(self.sync_section(section.start())?)
+    }
+
+    /// With rings without a bitmap, one walk brings all.
+    fn sync_all(&self, _: bool) -> Result<bool, ListenerError> {
+        if self.chosen.with_bitmap || !matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
+            return Ok(false);
+        }
+        self.look_into_processors();
+        self.lock().take_rings(&self.fd)?;
+        Ok(true)
+    }
+
+    fn log_clear(&self, section: &Section, bytes: Range<u64>) -> Result<(), ListenerError> {
+        Ok(self.lock().clear(&self.fd, section.start(), &bytes)?)
     }
 }
 

@@ -8,6 +8,14 @@ use libtest_mimic::{Arguments, Trial};
 /// A test: its name and body. It fails by panicking.
 pub type Test = (&'static str, fn());
 
+/// A test that is to be run, by the name under which it is listed.
+pub type Named = (String, Box<dyn FnOnce() + Send>);
+
+/// Tests under their own names.
+pub fn named(tests: &[Test]) -> Vec<Named> {
+    tests.iter().map(|&(name, body)| (name.to_owned(), Box::new(body) as _)).collect()
+}
+
 /// What tests need.
 #[derive(Clone, Debug)]
 pub struct Need {
@@ -23,13 +31,13 @@ pub struct Need {
 ///
 /// Where what they need is missing they are counted as ignored, with the reason, or
 /// fail if it is required.
-pub fn run(need: &Need, tests: &[Test]) -> ExitCode {
+pub fn run(need: &Need, tests: Vec<Named>) -> ExitCode {
     let arguments = Arguments::from_args();
     let required = std::env::var(need.required_by).is_ok_and(|value| value == "1");
     if let Some(reason) = need.missing.as_ref().filter(|_| !required && !arguments.list) {
         println!("skipped: {} tests that need {}: {reason}", tests.len(), need.name);
     }
-    let trials = tests.iter().map(|&(name, body)| match need.missing.clone() {
+    let trials = tests.into_iter().map(|(name, body)| match need.missing.clone() {
         None => Trial::test(name, move || {
             body();
             Ok(())

@@ -9,10 +9,10 @@ mod on_kvm;
 
 #[cfg(target_arch = "x86_64")]
 fn main() -> ExitCode {
-    harness::run(&kvm::need(), &on_kvm::tests())
+    harness::run(&kvm::need(), on_kvm::tests())
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn main() -> ExitCode {
-    harness::run(&kvm::need(), &[("guests", || ())])
+    harness::run(&kvm::need(), harness::named(&[("guests", || ())]))
 }

@@ -9,7 +9,8 @@ use migration_ram::{Migrated, Precopy};
 use ram_block::RamBlock;
 
 fn main() -> ExitCode {
-    harness::run(&qemu::need(), &[("qemu_takes_what_we_send", qemu_takes_what_we_send)])
+    let tests = harness::named(&[("qemu_takes_what_we_send", qemu_takes_what_we_send)]);
+    harness::run(&qemu::need(), tests)
 }
 
 /// Random, zero and repeated pages, some of them written again in a second round.

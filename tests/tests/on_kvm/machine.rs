@@ -1,11 +1,12 @@
 //! A machine for one test: RAM from address 0, one vCPU, and a map to add to.
 
+use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use integration_tests::guest::{DATA, boot};
 use kvm_accel::kvm_ioctls::Kvm;
-use kvm_accel::{Buses, KvmVm, VcpuEvent, VcpuThread};
+use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, VcpuEvent, VcpuThread};
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
 
@@ -18,15 +19,29 @@ pub struct Machine {
     pub space: Arc<AddressSpace>,
     pub port_space: Arc<AddressSpace>,
     pub vm: Arc<KvmVm>,
-    vcpus: std::cell::Cell<u64>,
+    vcpus: Cell<u64>,
+}
+
+thread_local! {
+    /// How the machines that this thread makes track written pages.
+    static TRACKING: Cell<DirtyTracking> = const { Cell::new(DirtyTracking::Auto) };
+}
+
+/// Runs `body` with machines that track written pages in this way.
+pub fn tracked_by(tracking: DirtyTracking, body: impl FnOnce()) {
+    TRACKING.set(tracking);
+    body();
+    TRACKING.set(DirtyTracking::Auto);
 }
 
 impl Machine {
     pub fn new(ram_size: u64) -> Self {
-        Self::with_slot_limit(ram_size, usize::MAX)
+        Self::with_config(ram_size, KvmConfig::default())
     }
 
-    pub fn with_slot_limit(ram_size: u64, limit: usize) -> Self {
+    /// A machine with the tracking of the test that runs.
+    pub fn with_config(ram_size: u64, config: KvmConfig) -> Self {
+        let config = KvmConfig { tracking: TRACKING.get(), ..config };
         let memory = MemoryMap::new();
         let block = RamBlock::anonymous("ram", ram_size).unwrap();
         let (system, ports, ram) = memory
@@ -41,7 +56,7 @@ impl Machine {
         let space = memory.address_space("memory", system).unwrap();
         let port_space = memory.address_space("io", ports).unwrap();
         let fd = Kvm::new().unwrap().create_vm().unwrap();
-        let vm = KvmVm::with_slot_limit(fd, limit).unwrap();
+        let vm = KvmVm::with_config(fd, config).unwrap();
         memory.add_listener(&space, vm.clone()).unwrap();
         Self { memory, system, ports, ram, block, space, port_space, vm, vcpus: 0.into() }
     }

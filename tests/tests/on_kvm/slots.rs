@@ -4,7 +4,7 @@ use std::error::Error;
 
 use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
-use kvm_accel::{KvmError, SlotInfo};
+use kvm_accel::{KvmConfig, KvmError, SlotInfo};
 use memory_region::MapError;
 use ram_block::{DirtyClient, RamBlock};
 
@@ -92,7 +92,8 @@ fn reason(error: &MapError) -> &KvmError {
 }
 
 fn a_full_slot_table_refuses_the_map_and_keeps_the_guest() {
-    let machine = Machine::with_slot_limit(16 << 20, 3);
+    let machine =
+        Machine::with_config(16 << 20, KvmConfig { slot_limit: 3, ..KvmConfig::default() });
     let page = machine.block.page_size().bytes();
     let arguments = [DATA + page, DATA + 5 * page, page, DATA];
     let guest = machine.start(&programs::increment_pages(), &arguments);

@@ -1,0 +1,209 @@
+//! Harvesting and clearing the log of slots, in each of the ways in which KVM keeps it.
+
+use std::ops::Range;
+
+use super::{Mode, Slot, Slots};
+use crate::error::KvmError;
+use crate::ioctl::SlotCalls;
+use crate::stats::DirtyLogStats;
+
+impl Slots {
+    /// Merges what KVM knows of the slots of the section at `at` into their block, for every
+    /// client that is on. Without a slot or a log there is nothing to do.
+    pub(crate) fn harvest(&mut self, vm: &impl SlotCalls, at: u64) -> Result<(), KvmError> {
+        if let Mode::Rings { with_bitmap } = self.mode {
+            self.take_rings(vm)?;
+            if !with_bitmap {
+                return Ok(());
+            }
+        }
+        for n in 0..self.used.get(&at).map_or(0, Vec::len) {
+            self.harvest_slot(vm, at, n)?;
+        }
+        Ok(())
+    }
+
+    /// How many slots the section at `at` has.
+    pub(crate) fn slots_of(&self, at: u64) -> usize {
+        self.used.get(&at).map_or(0, Vec::len)
+    }
+
+    /// Harvests slot `n` of the section at `at`, if it is still there and logged.
+    pub(crate) fn harvest_slot(
+        &mut self,
+        vm: &impl SlotCalls,
+        at: u64,
+        n: usize,
+    ) -> Result<(), KvmError> {
+        let manual = matches!(self.mode, Mode::ManualProtect { .. });
+        let Self { page, used, buffer, stats, .. } = self;
+        let slot = used.get_mut(&at).and_then(|slots| slots.get_mut(n));
+        let Some(slot) = slot.filter(|slot| slot.logged) else { return Ok(()) };
+        let pages = page.count(slot.size);
+        let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
+        // With manual protection KVM reports what it still holds again, with what is new: the
+        // report is what is held now.
+        let bitmap = if manual { &mut slot.held } else { buffer };
+        if bitmap.len() < words {
+            bitmap.resize(words, 0);
+        }
+        let bitmap = &mut bitmap[..words];
+        let got = stats.gets.count(|| vm.get_dirty_log(slot.id, pages, bitmap));
+        if let Err(source) = got {
+            let (slot_id, block) = (slot.id, slot.block.id().to_owned());
+            slot.held = Vec::new();
+            return Err(KvmError::GetDirtyLog { slot: slot_id, block, source });
+        }
+        let first = page.page_of(slot.offset);
+        let merged = stats.merges.count(|| slot.block.dirty().merge(first, pages, bitmap));
+        if merged.is_err() {
+            // Not given to anybody, and perhaps taken from KVM: all may be written.
+            slot.held = Vec::new();
+            slot.block.dirty().mark(slot.offset, slot.size);
+        }
+        let found = merged?;
+        stats.pages += found;
+        log::trace!("sync of slot {} ({}): {found} of {pages} pages", slot.id, slot.block.id());
+        Ok(())
+    }
+
+    /// Clears what is held of the `bytes` of the block that the section at `at` shows, and
+    /// of whatever else lies in their chunks.
+    pub(crate) fn clear(
+        &mut self,
+        vm: &impl SlotCalls,
+        at: u64,
+        bytes: &Range<u64>,
+    ) -> Result<(), KvmError> {
+        let Mode::ManualProtect { chunk } = self.mode else { return Ok(()) };
+        let Self { page, used, stats, .. } = self;
+        for slot in used.get_mut(&at).into_iter().flatten().filter(|slot| slot.logged) {
+            let start = bytes.start.clamp(slot.offset, slot.offset + slot.size) - slot.offset;
+            let end = bytes.end.clamp(slot.offset, slot.offset + slot.size) - slot.offset;
+            if start < end {
+                let last = page.page_of(end - 1);
+                let pages = page.page_of(start) / chunk * chunk..(last / chunk + 1) * chunk;
+                slot.clear(vm, &pages, chunk, page.count(slot.size), stats)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the entries of all rings and marks their pages; if some may be lost, all.
+    /// Returns how many were found.
+    pub(crate) fn take_rings(&mut self, vm: &impl SlotCalls) -> Result<usize, KvmError> {
+        let (mut lost, failed) = match self.rings.take(vm, &mut self.stats) {
+            Ok(lost) => (lost, None),
+            Err((error, lost)) => (lost, Some(error)),
+        };
+        let found = self.rings.found.len();
+        lost |= !self.mark_found();
+        if lost {
+            self.recover(vm)?;
+        }
+        match failed {
+            Some(source) => Err(KvmError::ResetRings { source }),
+            None => Ok(found),
+        }
+    }
+
+    /// A guest stopped because its ring is full.
+    pub(crate) fn ring_full(&mut self, vm: &impl SlotCalls) -> Result<(), KvmError> {
+        self.stats.ring_full += 1;
+        if self.take_rings(vm)? > 0 {
+            return Ok(());
+        }
+        // Full, but there is nothing: entries were written over.
+        self.recover(vm)?;
+        if self.take_rings(vm)? == 0 {
+            self.rings.unstick(vm, &mut self.stats);
+        }
+        Ok(())
+    }
+
+    /// Marks the pages that were found in rings; says whether KVM has slots for all of them.
+    fn mark_found(&mut self) -> bool {
+        let Self { rings, places, pages, stats, .. } = self;
+        let found = &mut rings.found;
+        found.sort_unstable_by_key(|(slot, _)| *slot);
+        let mut known = true;
+        for entries in found.chunk_by(|a, b| a.0 == b.0) {
+            // The upper half is KVM's second address space, where this crate has no slots.
+            let place = places.get(entries[0].0 as usize).and_then(Option::as_ref);
+            let Some(place) = place else {
+                known = false;
+                continue;
+            };
+            pages.clear();
+            let inside = entries.iter().map(|(_, page)| *page).filter(|page| *page < place.pages);
+            pages.extend(inside.map(|page| place.first + page));
+            known &= pages.len() == entries.len();
+            stats.merges.count(|| place.block.dirty().mark_pages(pages));
+            stats.pages += pages.len() as u64;
+        }
+        known
+    }
+
+    /// Entries are lost: watches every page anew, then takes all as written. What is
+    /// stored between the two is marked; what is stored later is an entry.
+    fn recover(&mut self, vm: &impl SlotCalls) -> Result<(), KvmError> {
+        self.stats.losses += 1;
+        log::warn!("KVM lost entries of a dirty ring: all pages count as written");
+        self.rings.displace();
+        let mut result = Ok(());
+        for slot in self.used.values_mut().flatten().filter(|slot| slot.logged) {
+            let watched = slot.switch(vm, false).and_then(|()| slot.switch(vm, true));
+            slot.logged = true;
+            slot.block.dirty().mark(slot.offset, slot.size);
+            result = result.and(watched);
+        }
+        result
+    }
+}
+
+impl Slot {
+    /// Clears what is held of `pages` (multiples of 64, which may reach past the slot's
+    /// `count` pages), a chunk at a time.
+    fn clear(
+        &mut self,
+        vm: &impl SlotCalls,
+        pages: &Range<u64>,
+        chunk: u64,
+        count: u64,
+        stats: &mut DirtyLogStats,
+    ) -> Result<(), KvmError> {
+        let held = self.held.len() as u64;
+        for first in (pages.start..pages.end.min(count)).step_by(index(chunk)) {
+            let words = first / 64..((first + chunk) / 64).min(held);
+            if words.start >= words.end {
+                continue;
+            }
+            let words = index(words.start)..index(words.end);
+            // Only what lies between the first and the last held bit.
+            let Some(skip) = self.held[words.clone()].iter().position(|word| *word != 0) else {
+                continue;
+            };
+            let end = self.held[words.clone()].iter().rposition(|word| *word != 0);
+            let words = words.start + skip..words.start + end.unwrap_or(skip) + 1;
+            let first = words.start as u64 * 64;
+            let bitmap = &mut self.held[words];
+            let number = (bitmap.len() as u64 * 64).min(count - first);
+            let Self { id: slot, block, .. } = self;
+            let asked = u32::try_from(number).unwrap_or(u32::MAX);
+            let cleared = stats.clears.count(|| vm.clear_dirty_log(*slot, first, asked, bitmap));
+            let ones = bitmap.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+            // After a failure too: KVM may have cleared some, and reports the others again.
+            bitmap.fill(0);
+            cleared.map_err(|source| {
+                let (slot, block) = (*slot, block.id().to_owned());
+                KvmError::ClearDirtyLog { slot, first, count: number, block, source }
+            })?;
+            stats.cleared_pages += ones;
+        }
+        Ok(())
+    }
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,51 @@
+//! What tracking has cost.
+
+use std::time::{Duration, Instant};
+
+/// How often something was done, and how long it took in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Times.
+    pub calls: u64,
+    /// Time, in all.
+    pub time: Duration,
+}
+
+impl Cost {
+    /// Does `work`, and counts it.
+    pub(crate) fn count<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let begin = Instant::now();
+        let result = work();
+        self.calls += 1;
+        self.time += begin.elapsed();
+        result
+    }
+}
+
+/// What the dirty log has cost so far; see [`KvmVm::dirty_log_stats`](crate::KvmVm::dirty_log_stats).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirtyLogStats {
+    /// Calls of KVM_GET_DIRTY_LOG.
+    pub gets: Cost,
+    /// Calls of KVM_CLEAR_DIRTY_LOG.
+    pub clears: Cost,
+    /// Calls of KVM_RESET_DIRTY_RINGS.
+    pub resets: Cost,
+    /// Walks over the rings of all vCPUs, without the resets.
+    pub reaps: Cost,
+    /// Merges of what was found into the bitmaps.
+    pub merges: Cost,
+    /// Pages that were reported, by slot or ring, however often.
+    pub pages: u64,
+    /// Pages that were write-protected by KVM_CLEAR_DIRTY_LOG.
+    pub cleared_pages: u64,
+    /// Guests that were interrupted, to change slots, to pause, or for the rings' entries.
+    pub kicks: u64,
+    /// Guests that stopped because a ring was full.
+    pub ring_full: u64,
+    /// Losses of ring entries that were noticed, and answered by taking all pages as
+    /// written.
+    pub losses: u64,
+    /// Time for which vCPUs were kept out of the guest.
+    pub stood_still: Duration,
+}
