@@ -23,9 +23,10 @@ impl Pending {
     /// Every page of `block`: what the log holds of the time before it was switched on
     /// is not all that was ever written.
     pub(crate) fn all(block: Arc<RamBlock>) -> Self {
+        // Before the length: a change of it since is noticed.
+        let epoch = block.dirty().epoch(DirtyClient::MIGRATION);
         let count = block.pages();
         let pages = BitVec::repeat(true, usize::try_from(count).unwrap_or(usize::MAX));
-        let epoch = block.dirty().epoch(DirtyClient::MIGRATION);
         Self { block, pages, count, epoch }
     }
 

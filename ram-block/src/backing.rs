@@ -58,6 +58,8 @@ pub(crate) fn prefer_huge_pages(words: &mut [u64]) {
 #[derive(Debug)]
 enum Kind {
     Anonymous,
+    /// A memory file of our own.
+    Memory(File),
     /// The file, and where in it the mapping begins; what is written is in the file.
     Shared(File, u64),
     /// A copy of a file's bytes, made page by page as they are written.
@@ -118,11 +120,11 @@ impl Mapping {
     pub(crate) fn memfd(len: usize, huge: HugePages) -> io::Result<Self> {
         let pool = || {
             let file = memory_file(len, libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)?;
-            Self::map(len, Kind::Shared(file, 0), HugePages::Pool)
+            Self::map(len, Kind::Memory(file), HugePages::Pool)
         };
         from_the_pool(len, huge, pool).unwrap_or_else(|| {
             let file = memory_file(len, 0)?;
-            Self::map(len, Kind::Shared(file, 0), or_transparent(huge))
+            Self::map(len, Kind::Memory(file), or_transparent(huge))
         })
     }
 
@@ -159,6 +161,7 @@ impl Mapping {
 
     fn map(len: usize, kind: Kind, huge: HugePages) -> io::Result<Self> {
         let (fd, offset) = match &kind {
+            Kind::Memory(file) => (file.as_raw_fd(), 0),
             Kind::Shared(file, offset) => (file.as_raw_fd(), *offset),
             _ => (-1, 0),
         };
@@ -175,7 +178,7 @@ impl Mapping {
         let offset = libc::off_t::try_from(offset)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut flags = match kind {
-            Kind::Shared(..) => libc::MAP_SHARED,
+            Kind::Memory(_) | Kind::Shared(..) => libc::MAP_SHARED,
             Kind::Private => libc::MAP_PRIVATE,
             _ => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         };
@@ -199,9 +202,13 @@ impl Mapping {
         // is one that was just reserved and holds nothing, so no memory in use changes.
         let start = unsafe { libc::mmap(at, len, protection, flags, fd, offset) };
         if start == libc::MAP_FAILED {
-            // The kernel may have given up a reserved place before it failed, and
-            // somebody else may have it by now: it is left alone.
-            return Err(io::Error::last_os_error());
+            let error = io::Error::last_os_error();
+            // The kernel may have given up the place itself before it failed, and somebody
+            // else may have it by now: that is left alone.
+            if let Some(place) = place {
+                place.release_around(len);
+            }
+            return Err(error);
         }
         if let Some(place) = place {
             place.release_around(len);
@@ -234,13 +241,14 @@ impl Mapping {
     /// Where the next byte from `offset` on is that the memory file has; its length if
     /// there is none, `offset` if it cannot be told.
     pub(crate) fn next_data(&self, offset: u64) -> u64 {
-        let Kind::Shared(file, base) = &self.kind else { return offset };
-        let Ok(from) = libc::off_t::try_from(base.saturating_add(offset)) else { return offset };
+        // Of our own files only: others' file systems may not know yet what a mapping wrote.
+        let Kind::Memory(file) = &self.kind else { return offset };
+        let Ok(from) = libc::off_t::try_from(offset) else { return offset };
         // SAFETY: lseek takes numbers only. It moves the descriptor's position, which
         // nobody uses.
         let found = unsafe { libc::lseek(file.as_raw_fd(), from, libc::SEEK_DATA) };
         match u64::try_from(found) {
-            Ok(found) => found - base,
+            Ok(found) => found,
             Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => {
                 self.len as u64
             }
@@ -258,18 +266,24 @@ impl Mapping {
         debug_assert!(bytes.end <= self.len);
         // SAFETY: the range lies within the mapping.
         let at = unsafe { self.start.as_ptr().add(bytes.start) };
+        if self.huge == HugePages::Pool && (bytes.start % HUGE != 0 || len % HUGE != 0) {
+            // The kernel would leave out the parts, and say nothing.
+            return Err(io::Error::other("a part of a huge page cannot be given back"));
+        }
+        let punch = |file: &File, from: u64| {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            let number = |n: u64| libc::off_t::try_from(n).map_err(io::Error::other);
+            let (from, count) = (number(from)?, number(len as u64)?);
+            // SAFETY: fallocate takes numbers only; the pages that it takes out of
+            // the mapping read as zeros afterwards.
+            check(unsafe { libc::fallocate(file.as_raw_fd(), mode, from, count) })
+        };
         match &self.kind {
             // SAFETY: the range is our own private memory, of which no reference but
             // atomic words and volatile slices exist; they may change at any time.
             Kind::Anonymous => check(unsafe { libc::madvise(at.cast(), len, libc::MADV_DONTNEED) }),
-            Kind::Shared(file, base) => {
-                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                let number = |n: u64| libc::off_t::try_from(n).map_err(io::Error::other);
-                let (from, count) = (number(base + bytes.start as u64)?, number(len as u64)?);
-                // SAFETY: fallocate takes numbers only; the pages that it takes out of
-                // the mapping read as zeros afterwards.
-                check(unsafe { libc::fallocate(file.as_raw_fd(), mode, from, count) })
-            }
+            Kind::Memory(file) => punch(file, bytes.start as u64),
+            Kind::Shared(file, base) => punch(file, base + bytes.start as u64),
             Kind::Private => {
                 // Without the file's bytes behind them: those would show again.
                 let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
@@ -287,7 +301,7 @@ impl Mapping {
     /// The file that the memory is shared through.
     pub(crate) fn shared_file(&self) -> Option<&File> {
         match &self.kind {
-            Kind::Shared(file, _) => Some(file),
+            Kind::Memory(file) | Kind::Shared(file, _) => Some(file),
             _ => None,
         }
     }

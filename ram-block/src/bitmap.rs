@@ -245,6 +245,14 @@ impl<W: Word> Bitmap<W> {
         found
     }
 
+    /// Whether all of `pages` are marked, by their leaves alone.
+    pub(crate) fn contains_all(&self, pages: &Range<u64>) -> bool {
+        words_of(pages).all(|leaf| {
+            let wanted = mask_within(leaf, pages);
+            self.leaves[index(leaf)].load_seq_cst() & wanted == wanted
+        })
+    }
+
     /// Drops all bits and gives their memory back, at the cost of what was touched.
     ///
     /// A mark that is under way may leave a bit of any level behind. No mark that begins

@@ -113,9 +113,9 @@ impl RamBlock {
         self.mapping.huge_pages()
     }
 
-    /// The bytes from `offset` on that a memory file does not have: they read as zeros,
-    /// and reading them would allocate memory. `None` if the byte at `offset` is there,
-    /// lies outside the block, or the block has no file.
+    /// The bytes from `offset` on that a block's memory file does not have: they read as
+    /// zeros, and reading them would allocate memory. `None` if the byte at `offset` is
+    /// there, lies outside the block, or the block is not of [`memfd`](Self::memfd).
     ///
     /// Somebody who writes at the same time may fill the hole before this returns.
     pub fn hole_at(&self, offset: u64) -> Option<Range<u64>> {
@@ -227,7 +227,8 @@ impl RamBlock {
     /// # Errors
     ///
     /// [`RamBlockError::Length`], [`RamBlockError::MaxLength`], and
-    /// [`RamBlockError::Discard`], with the block as it was.
+    /// [`RamBlockError::Discard`]; the length is as it was, though a part of what was to be
+    /// cut off may be zero.
     pub fn resize(&self, len: u64) -> Result<(), RamBlockError> {
         let page_size = self.page_size();
         if len == 0 || !page_size.is_aligned(len) {
@@ -241,6 +242,9 @@ impl RamBlock {
         let old = self.len();
         if len < old {
             self.zero_pages(len..old)?;
+        } else if len > old {
+            // A file's bytes, or what was written through a slice lent before a shrink.
+            self.zero_pages(old..len)?;
         }
         self.dirty.resize(page_size.count(len));
         Ok(())

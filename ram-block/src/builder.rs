@@ -42,7 +42,9 @@ impl RamBlockBuilder {
     }
 
     /// Reserves addresses and bitmaps for `max` bytes, a multiple of the page size, so
-    /// that the block can [grow](RamBlock::resize). What is not used takes no memory.
+    /// that the block can [grow](RamBlock::resize). What is not used takes no memory, but
+    /// for pages of the [pool](HugePages::Pool). Of a file, what is reserved is the block's:
+    /// the block zeroes it when it grows.
     pub fn max_len(mut self, max: u64) -> Self {
         self.max = max;
         self
@@ -189,7 +191,11 @@ fn file_len(mut file: &File) -> io::Result<Option<u64>> {
     if metadata.is_file() {
         Ok(Some(metadata.len()))
     } else if metadata.file_type().is_block_device() {
-        file.seek(SeekFrom::End(0)).map(Some)
+        // The position is shared with the caller's other descriptors of the file.
+        let position = file.stream_position()?;
+        let len = file.seek(SeekFrom::End(0))?;
+        file.seek(SeekFrom::Start(position))?;
+        Ok(Some(len))
     } else {
         Ok(None)
     }
@@ -266,7 +272,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_written_discarded_and_resized_alike() {
-        let file = Temporary::new("kinds", &vec![0; index(2 * LEN + page())]);
+        let file = Temporary::new("kinds", &vec![b'f'; index(2 * LEN + page())]);
         for (kind, ram) in each_kind(&file) {
             let (page, pages) = (page(), LEN / page());
             let client = DirtyClient::MIGRATION;
@@ -276,6 +282,8 @@ mod tests {
                 ram.dirty().snapshot_and_clear(client, 0..ram.pages()).unwrap().commit();
                 found
             };
+            ram.discard(0, LEN).unwrap();
+            let late = ram.slice(LEN - 4, 4).unwrap();
             ram.dirty().enable(client).unwrap();
             assert_eq!((ram.len(), ram.max_len()), (LEN, 2 * LEN), "{kind}");
             for at in [0, 5 * page, 6 * page, LEN - 4] {
@@ -300,10 +308,11 @@ mod tests {
             ram.resize(LEN / 2).unwrap();
             assert_eq!(dirty(), [0; 0], "{kind}");
             assert!(ram.write(LEN / 2, &[1]).is_err(), "{kind}: past the end");
+            late.copy_from(b"late");
             ram.resize(2 * LEN).unwrap();
             assert_eq!(bytes_at(&ram, LEN - 4), [0; 4], "{kind}");
             assert_eq!(bytes_at(&ram, 2 * LEN - 4), [0; 4], "{kind}");
-            assert_eq!(ram.dirty().epoch(client), epoch + 3, "{kind}");
+            assert_eq!(ram.dirty().epoch(client), epoch + 6, "{kind}");
             let refused = ram.resize(2 * LEN + page).unwrap_err();
             assert!(matches!(refused, RamBlockError::MaxLength { .. }), "{kind}: {refused}");
             for bad in [0, page + 1] {

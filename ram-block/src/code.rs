@@ -21,6 +21,7 @@
 //! are cleared after the hooks, under the lock. That is what makes it right to look from
 //! the top down for a range.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,17 +34,39 @@ use crate::dirty::{DirtyError, DirtyMemory};
 use crate::word::Word;
 
 /// Told the number of a page that was watched and is written.
-type Hook = Box<dyn Fn(u64) + Send + Sync>;
+type Hook = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// The code client's side of a block's [`DirtyMemory`].
+///
+/// No other lock of the block is held by who takes one of these.
 #[derive(Default)]
 pub(crate) struct Watched {
     /// Reserved when somebody first watches.
     pages: OnceLock<Bitmap>,
-    /// Held while pages come to be watched, or a hook is told.
+    /// Held while pages come to be watched, and while the hook is told.
+    turn: Mutex<()>,
+    /// Taken for moments only. Present from the time at which no page is watched until that
+    /// is so again.
     hook: Mutex<Option<Hook>>,
-    /// How many hooks have begun.
+    /// How many hooks have begun, and how often pages were no longer watched.
     invalidations: AtomicU64,
+}
+
+thread_local! {
+    /// The [`Watched`], by its address, whose hook runs on this thread: it is its turn.
+    static REPORTING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A turn of this thread to tell the hook.
+struct Report<'a> {
+    before: usize,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        REPORTING.set(self.before);
+    }
 }
 
 /// A writer's side: tells `invalidate` of each of `pages` that is watched, once among
@@ -68,24 +91,50 @@ fn written<W: Word, G>(
 /// The translator's side, under the lock: watches `pages`, with `order_writers` before
 /// anything is read if one of them was not watched.
 fn watch<W: Word>(watched: &Bitmap<W>, pages: &Range<u64>, order_writers: impl FnOnce()) {
-    if !pages.clone().all(|page| watched.contains(page)) {
+    if !watched.contains_all(pages) {
         watched.mark_range(pages);
         order_writers();
     }
 }
 
 impl Watched {
-    fn lock(&self) -> MutexGuard<'_, Option<Hook>> {
-        // A hook that panics leaves its page watched: the next write tells it again.
+    fn hook(&self) -> MutexGuard<'_, Option<Hook>> {
         self.hook.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_reporting(&self) -> bool {
+        REPORTING.get() == std::ptr::from_ref(self) as usize
+    }
+
+    /// Takes the turn; `None` if it is this thread's already, which is in the hook.
+    fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        // A hook that panics leaves its page watched: the next write tells it again.
+        (!self.is_reporting()).then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// To be called after a write to `pages`, by whoever marks them.
     #[inline]
     pub(crate) fn written(&self, pages: &Range<u64>) {
-        if let Some(watched) = self.pages.get() {
-            written(watched, pages, || self.lock(), |hook, page| self.tell(hook, page));
+        if let Some(watched) = self.pages.get().filter(|watched| watched.any(pages)) {
+            self.report(watched, pages);
         }
+    }
+
+    #[cold]
+    fn report(&self, watched: &Bitmap, pages: &Range<u64>) {
+        if self.is_reporting() {
+            // The hook writes to its own block. It is its turn, so nobody sees the bits go
+            // first, and that makes it come to an end.
+            let mut found = Vec::new();
+            watched.take(pages, |word, bits| found.push((word, bits)));
+            let pages = found.into_iter().flat_map(|(word, bits)| bits_of(word, bits));
+            return pages.for_each(|page| self.tell(page));
+        }
+        let turn = || {
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            Report { before: REPORTING.replace(std::ptr::from_ref(self) as usize), _turn }
+        };
+        written(watched, pages, turn, |_, page| self.tell(page));
     }
 
     /// As [`written`](Self::written), for the pages of a bitmap.
@@ -102,8 +151,9 @@ impl Watched {
         }
     }
 
-    fn tell(&self, hook: &Option<Hook>, page: u64) {
+    fn tell(&self, page: u64) {
         self.invalidations.fetch_add(1, Ordering::AcqRel);
+        let hook = self.hook().clone();
         if let Some(hook) = hook {
             hook(page);
         }
@@ -135,8 +185,11 @@ impl DirtyMemory {
     /// the number of each watched page that is written, once, before the writer's mark
     /// returns. The page is not watched any more then.
     ///
-    /// The hook runs on the writer's thread, one at a time for a block. It must not write
-    /// to the block, nor watch pages of it: it would wait for itself.
+    /// The hook runs on the writer's thread, one at a time for a block, while no page comes
+    /// to be watched: it must not wait for another thread that watches pages or writes
+    /// watched ones, so hold no lock that it takes while you do. It may write to the block
+    /// itself (a page may be reported twice then), and drop the watch; to watch pages from
+    /// within is an error.
     ///
     /// ```
     /// use std::sync::{Arc, Mutex};
@@ -170,13 +223,12 @@ impl DirtyMemory {
         self: &Arc<Self>,
         invalidate: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<CodeWatch, DirtyError> {
-        let _switching = self.lock_names();
-        let mut hook = self.code().lock();
+        let mut hook = self.code().hook();
         if hook.is_some() {
             return Err(DirtyError::Watched);
         }
         self.code().pages.get_or_init(|| Bitmap::new(self.room()));
-        *hook = Some(Box::new(invalidate));
+        *hook = Some(Arc::new(invalidate));
         self.switch_on(DirtyClient::CODE);
         Ok(CodeWatch { dirty: self.clone() })
     }
@@ -190,11 +242,13 @@ impl CodeWatch {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages.
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
+    /// [`DirtyError::InHook`] from within the hook, whose page would not stay watched.
     pub fn watch(&self, pages: Range<u64>) -> Result<Watching, DirtyError> {
-        self.dirty.check(&pages, self.dirty.pages())?;
         let code = self.dirty.code();
-        let _lock = code.lock();
+        let Some(_turn) = code.turn() else { return Err(DirtyError::InHook) };
+        // Now, as a resize reports the pages that go after it has changed the length.
+        self.dirty.check(&pages, self.dirty.pages())?;
         let seen = Watching(code.invalidations.load(Ordering::Acquire));
         if let Some(watched) = code.pages.get() {
             // Under the lock: who finds a page watched may rely on the barrier.
@@ -216,13 +270,15 @@ impl CodeWatch {
         page < self.dirty.pages() && self.dirty.code().contains(page)
     }
 
-    /// Stops watching `pages`: their translations are gone. Writes under way may still
-    /// be reported. Pages outside the block are ignored.
+    /// Stops watching `pages`: their translations are gone, and those that were read under
+    /// an earlier [`watch`](Self::watch) are not [current](Self::is_current) any more. Writes
+    /// under way may still be reported. Pages outside the block are ignored.
     pub fn unwatch(&self, pages: Range<u64>) {
-        let pages = pages.start..pages.end.min(self.dirty.pages());
         let code = self.dirty.code();
-        let _lock = code.lock();
+        let _turn = code.turn();
+        let pages = pages.start..pages.end.min(self.dirty.pages());
         if let Some(watched) = code.pages.get().filter(|_| !pages.is_empty()) {
+            code.invalidations.fetch_add(1, Ordering::AcqRel);
             watched.take(&pages, |_, _| ());
         }
     }
@@ -230,14 +286,16 @@ impl CodeWatch {
 
 impl Drop for CodeWatch {
     fn drop(&mut self) {
-        let _switching = self.dirty.lock_names();
-        self.dirty.stop_watching();
         let code = self.dirty.code();
-        let hook = code.lock().take();
+        let turn = code.turn();
+        self.dirty.stop_watching();
         if let Some(watched) = code.pages.get() {
             watched.reset();
         }
-        // Without the lock: what it owns may use the block.
+        // Last of these: the next watch finds no page watched.
+        let hook = code.hook().take();
+        // Without a lock: what it owns may use the block.
+        drop(turn);
         drop(hook);
     }
 }

@@ -55,6 +55,9 @@ pub enum DirtyError {
     /// Somebody watches the block's code already.
     #[error("The code of this block is watched already")]
     Watched,
+    /// A hook that is told of a write wants pages to be watched.
+    #[error("Pages cannot be watched from within the hook that reports one")]
+    InHook,
     /// The number was not given out, or its registration is gone.
     #[error("{client} is not registered here")]
     Unregistered {
@@ -228,12 +231,14 @@ impl DirtyMemory {
         if pages.is_empty() {
             return;
         }
-        for client in clients.iter() {
-            if client == DirtyClient::CODE {
-                self.code.written(pages);
-            } else if let Some(bitmap) = self.bitmaps[client.index()].get() {
+        for client in clients.without(DirtyClient::CODE).iter() {
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
                 bitmap.mark_range(pages);
             }
+        }
+        // Last: a hook that panics takes no bits of others with it.
+        if clients.contains(DirtyClient::CODE) {
+            self.code.written(pages);
         }
     }
 
@@ -241,13 +246,16 @@ impl DirtyMemory {
     /// yields. Returns how many the block has; the others are ignored.
     pub fn mark_pages(&self, pages: &[u64]) -> u64 {
         let inside = |page: &&u64| **page < self.room;
-        for client in self.interested().iter() {
-            let pages = pages.iter().filter(inside);
-            if client == DirtyClient::CODE {
-                pages.for_each(|page| self.code.written(&(*page..page + 1)));
-            } else if let Some(bitmap) = self.bitmaps[client.index()].get() {
-                pages.for_each(|page| bitmap.mark_word(page / BITS, 1 << (page % BITS)));
+        let clients = self.interested();
+        for client in clients.without(DirtyClient::CODE).iter() {
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                for page in pages.iter().filter(inside) {
+                    bitmap.mark_word(page / BITS, 1 << (page % BITS));
+                }
             }
+        }
+        if clients.contains(DirtyClient::CODE) {
+            pages.iter().filter(inside).for_each(|page| self.code.written(&(*page..page + 1)));
         }
         let there = self.pages();
         pages.iter().filter(|page| **page < there).count() as u64

@@ -196,6 +196,7 @@ impl DirtyMemory {
         gap: u64,
         mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
+        let times_off = self.times_off(client);
         self.check_on(client, &pages)?;
         let mut taken = Taken {
             dirty: self,
@@ -210,6 +211,8 @@ impl DirtyMemory {
         while let Some(granule) = self.dirty_granule(client, &rest) {
             rest.start = granule.end;
             taken.take(&granule);
+            // If not, what was taken is given back to whoever has the number now.
+            self.check_still_on(client, times_off, &granule)?;
             if let ControlFlow::Break(value) = taken.visit_words(gap, &mut visit) {
                 return Ok(ControlFlow::Break(value));
             }

@@ -113,3 +113,61 @@ fn of_many_writers_one_reports() {
         start.wait();
     });
 }
+
+#[test]
+fn a_hook_may_use_its_block_and_end_the_watch() {
+    let ram = RamBlock::anonymous("ram", 16 * MIB).unwrap();
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let watch = Arc::new(Mutex::new(None::<CodeWatch>));
+    let registration = ram.dirty().register("the hook's").unwrap();
+    let hook = {
+        let (block, reports, watch) = (Arc::downgrade(&ram), reports.clone(), watch.clone());
+        move |page| {
+            let _ = &registration; // dropped with the hook
+            let block = block.upgrade().unwrap();
+            reports.lock().unwrap().push(page);
+            match page {
+                1 => block.write(0x2000, &[1]).unwrap(),
+                2 => {
+                    let watch = watch.lock().unwrap();
+                    let watch = watch.as_ref().unwrap();
+                    assert_eq!(watch.watch(7..8), Err(DirtyError::InHook));
+                    watch.unwatch(5..6);
+                    block.dirty().enable(DirtyClient::VGA).unwrap();
+                }
+                _ => drop(watch.lock().unwrap().take()),
+            }
+        }
+    };
+    let new = ram.dirty().watch_code(hook).unwrap();
+    new.watch(1..6).unwrap();
+    *watch.lock().unwrap() = Some(new);
+    ram.write(0x1000, &[1]).unwrap();
+    assert_eq!(*reports.lock().unwrap(), [1, 2]);
+    assert!(ram.dirty().enabled().contains(DirtyClient::VGA));
+    ram.write(0x3000, &[1; 0x3000]).unwrap();
+    assert_eq!(*reports.lock().unwrap(), [1, 2, 3], "the watch is gone after page 3");
+    let names = DirtyClient::registrable().filter_map(|client| ram.dirty().client_name(client));
+    assert_eq!(names.count(), 0, "what the hook owned is gone");
+    ram.dirty().watch_code(|_| ()).unwrap();
+}
+
+#[test]
+fn a_hook_that_panics_takes_no_bits_with_it() {
+    let ram = RamBlock::anonymous("ram", MIB).unwrap();
+    ram.dirty().enable(DirtyClient::MIGRATION).unwrap();
+    let watch = ram.dirty().watch_code(|_| std::panic::resume_unwind(Box::new("hook"))).unwrap();
+    watch.watch(3..4).unwrap();
+    let write = || ram.write(0x3000, &[1]);
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(write)).is_err());
+    assert!(ram.dirty().is_dirty(DirtyClient::MIGRATION, 3));
+    assert!(watch.is_watched(3), "the next write reports it again");
+}
+
+#[test]
+fn what_is_no_longer_watched_is_not_current() {
+    let (_ram, watch, _) = watched(0..0);
+    let watching = watch.watch(5..6).unwrap();
+    watch.unwatch(5..6);
+    assert!(!watch.is_current(watching));
+}

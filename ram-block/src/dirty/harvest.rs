@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{DirtyError, DirtyMemory};
 use crate::bitmap::{BITS, GRANULE};
 use crate::bulk::Bulk;
-use crate::client::DirtyClient;
+use crate::client::{ClientSet, DirtyClient};
 use crate::page::index;
 use crate::snapshot::{DirtySnapshot, Harvest};
 
@@ -30,7 +30,7 @@ impl DirtyMemory {
     /// # Errors
     ///
     /// [`DirtyError::OutOfRange`] if the block has no such pages, and
-    /// [`DirtyError::ClientOff`].
+    /// [`DirtyError::ClientOff`], also if the client was switched off meanwhile.
     pub fn snapshot_and_clear_into(
         self: &Arc<Self>,
         client: DirtyClient,
@@ -41,7 +41,24 @@ impl DirtyMemory {
         self.check_on(client, &pages)?;
         buffer.reset(pages.clone());
         self.take_words(client, &pages, |word, bits| buffer.put(word, bits));
+        self.check_still_on(client, times_off, &pages)?;
         Ok(Harvest::new(self.clone(), client, times_off, buffer))
+    }
+
+    /// Whether `client` was on all the time since it had been switched off `times_off` times.
+    /// If not, some of what was taken from `pages` meanwhile may be of whoever has its number
+    /// now: all of them are marked for him.
+    pub(crate) fn check_still_on(
+        &self,
+        client: DirtyClient,
+        times_off: u64,
+        pages: &Range<u64>,
+    ) -> Result<(), DirtyError> {
+        if self.times_off(client) == times_off {
+            return Ok(());
+        }
+        self.mark_range(ClientSet::EMPTY.with(client), pages);
+        Err(DirtyError::ClientOff { client, enabled: self.enabled() })
     }
 
     /// Returns the bits of a harvest to the client they came from, unless it was
@@ -125,6 +142,7 @@ impl DirtyMemory {
         pages: Range<u64>,
         into: &mut [u64],
     ) -> Result<u64, DirtyError> {
+        let times_off = self.times_off(client);
         self.check_on(client, &pages)?;
         let needed = pages.end.div_ceil(BITS);
         if (into.len() as u64) < needed {
@@ -139,6 +157,7 @@ impl DirtyMemory {
             new += u64::from((bits & !*slot).count_ones());
             *slot |= bits;
         });
+        self.check_still_on(client, times_off, &pages)?;
         Ok(new)
     }
 

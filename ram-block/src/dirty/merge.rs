@@ -19,11 +19,15 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
+    /// [`DirtyError::OutOfRange`] if the block has no room for such pages, and
     /// [`DirtyError::ShortBitmap`] if `words` does not hold `count` bits; nothing
     /// is marked then.
     pub fn merge(&self, first: u64, count: u64, words: &[u64]) -> Result<u64, DirtyError> {
-        self.check(&(first..first.saturating_add(count)), self.room)?;
+        let end = first.checked_add(count).filter(|end| *end <= self.room);
+        if end.is_none() {
+            let end = first.saturating_add(count);
+            return Err(DirtyError::OutOfRange { start: first, end, pages: self.room });
+        }
         let needed = count.div_ceil(BITS);
         if (words.len() as u64) < needed {
             return Err(DirtyError::ShortBitmap { words: words.len(), pages: count, needed });

@@ -205,6 +205,8 @@ impl DirtyMemory {
     /// that go, sets those of those that come, and reports watched pages that go.
     pub(crate) fn resize(&self, pages: u64) {
         let switching = self.lock_names();
+        // Before and after: whoever looks in between can tell.
+        self.resizes.fetch_add(1, Ordering::AcqRel);
         let old = self.pages.swap(pages, Ordering::AcqRel);
         let clients = self.enabled();
         if pages < old {
