@@ -2,6 +2,7 @@ mod dirty_log;
 mod display;
 mod io_events;
 mod machine;
+mod pam;
 mod precopy;
 mod slots;
 mod vcpus;
@@ -9,6 +10,14 @@ mod vcpus;
 use integration_tests::harness::Test;
 
 pub fn tests() -> Vec<Test> {
-    [dirty_log::TESTS, slots::TESTS, vcpus::TESTS, io_events::TESTS, precopy::TESTS, display::TESTS]
-        .concat()
+    [
+        dirty_log::TESTS,
+        slots::TESTS,
+        vcpus::TESTS,
+        io_events::TESTS,
+        pam::TESTS,
+        precopy::TESTS,
+        display::TESTS,
+    ]
+    .concat()
 }
