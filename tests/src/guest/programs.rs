@@ -36,6 +36,22 @@ pub fn jump_to(address: u64) -> Vec<u8> {
     })
 }
 
+/// Loads the byte at `rdi`, stores 0x90 there, loads it, stores 0xff there, loads it:
+/// how a flash chip is asked for its name. Puts the three at `rsi`, then ends.
+pub fn ask_flash() -> Vec<u8> {
+    assemble(|a| {
+        a.movzx(eax, byte_ptr(rdi))?;
+        a.mov(byte_ptr(rsi), al)?;
+        a.mov(byte_ptr(rdi), 0x90u32 as i32)?;
+        a.movzx(eax, byte_ptr(rdi))?;
+        a.mov(byte_ptr(rsi + 1), al)?;
+        a.mov(byte_ptr(rdi), 0xffu32 as i32)?;
+        a.movzx(eax, byte_ptr(rdi))?;
+        a.mov(byte_ptr(rsi + 2), al)?;
+        a.hlt()
+    })
+}
+
 /// At `address`, for ever: counts rounds in the 64-bit word at `rsi`, stores the count to
 /// the 64-bit word at `rdi`, and puts what it reads back there at `rsi + 8`.
 pub fn store_and_copy_back(address: u64) -> Vec<u8> {

@@ -1,12 +1,13 @@
 //! Writes that signal an eventfd, and writes that KVM gathers.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
-use kvm_accel::VcpuThread;
+use kvm_accel::{KvmError, VcpuThread};
 use memory_region::vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use memory_region::{IoEventFd, MapError, RegionId};
+use memory_region::{IoEventFd, RegionId};
 
 use super::machine::Access::Write;
 use super::machine::{Access, Machine, Recorder, wait_until};
@@ -96,6 +97,18 @@ fn a_port_can_be_a_doorbell() {
 fn a_doorbell_that_kvm_refuses_is_taken_back() {
     let (machine, _, registers, _) = machine();
     let bell = event(0, 2, Some(1));
+    // A range that KVM's zones cannot name, after an eventfd that it takes.
+    let refused = machine.memory.update(|map| {
+        let large = map.mmio("large", 1 << 33, Recorder::new(0))?;
+        map.place(machine.system, 1 << 34, large)?;
+        map.add_ioeventfd(large, bell.clone())?;
+        map.set_coalescing(large, std::slice::from_ref(&(0..1 << 33)))
+    });
+    let refused = refused.unwrap_err();
+    let reason = refused.source().and_then(|source| source.downcast_ref());
+    assert!(matches!(reason, Some(KvmError::Gather { size: 0x2_0000_0000, .. })), "{refused:?}");
+    let address = kvm_accel::kvm_ioctls::IoEventAddress::Mmio(1 << 34);
+    machine.vm.fd().register_ioevent(&bell.fd, &address, 1u16).unwrap(); // free again
     // Somebody else has the place already: KVM has room for one.
     let slots = machine.vm.slots();
     let add = || {
@@ -108,7 +121,12 @@ fn a_doorbell_that_kvm_refuses_is_taken_back() {
     let address = kvm_accel::kvm_ioctls::IoEventAddress::Mmio(DEVICE);
     machine.vm.fd().register_ioevent(&bell.fd, &address, 1u16).unwrap();
     let refused = add().unwrap_err();
-    assert!(matches!(refused, MapError::Refused { .. }), "{refused:?}");
+    let expected = KvmError::IoEvent {
+        address: DEVICE,
+        size: 2,
+        source: std::io::Error::from_raw_os_error(17), // EEXIST
+    };
+    assert_eq!(refused.source().unwrap().to_string(), expected.to_string());
     assert_eq!(machine.vm.slots(), slots);
     machine.vm.fd().unregister_ioevent(&bell.fd, &address, 1u16).unwrap();
     add().unwrap();

@@ -1,5 +1,6 @@
 mod dirty_log;
 mod display;
+mod flash;
 mod io_events;
 mod machine;
 mod pam;
@@ -16,6 +17,7 @@ pub fn tests() -> Vec<Test> {
         vcpus::TESTS,
         io_events::TESTS,
         pam::TESTS,
+        flash::TESTS,
         precopy::TESTS,
         display::TESTS,
     ]
