@@ -63,6 +63,7 @@ mod follow;
 mod guest_memory;
 mod io_event_fd;
 mod listener;
+mod look_up;
 mod map;
 mod mmio;
 mod placement;
