@@ -141,8 +141,7 @@ impl KvmVm {
                 }
             })
         };
-        // What is gathered up to the moment in which a range goes is for the map as it was.
-        if Slots::needs_exclusion(change) || !change.coalesced.removed.is_empty() {
+        if Slots::needs_exclusion(change) || self.gathered.needs_exclusion(change) {
             self.gate.exclude(follow)
         } else {
             follow()
