@@ -108,7 +108,7 @@ impl KvmVm {
     }
 
     /// What follows the space of the I/O ports: their eventfds and gathered writes. The
-    /// ports are served without it too.
+    /// ports are served without it too. Keep it to take it off again.
     ///
     /// ```no_run
     /// # fn example(

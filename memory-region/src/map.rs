@@ -61,7 +61,7 @@ pub(crate) struct Space {
 
 impl Space {
     /// Its listeners, with what they are to follow.
-    fn followers(&self, change: ViewChange) -> impl Iterator<Item = Follower> {
+    fn followers(&self, change: ViewChange) -> Vec<Follower> {
         let change = Arc::new(change);
         let listeners = self.listeners.iter().filter(|_| !change.is_empty());
         let followers = listeners.map(|listener| Follower {
@@ -69,7 +69,7 @@ impl Space {
             space: self.space.shared_name(),
             change: change.clone(),
         });
-        followers.collect::<Vec<_>>().into_iter()
+        followers.collect()
     }
 }
 
