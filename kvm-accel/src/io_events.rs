@@ -4,7 +4,7 @@
 //! What is gathered has happened for the guest, but not yet for the device. It is handed
 //! over, in its order, after every exit and before the exit itself is dealt with: so a
 //! processor's own writes and exits keep their order, and whoever pauses the machine finds
-//! the ring empty. When a gathered range leaves the map, what is still in the ring was
+//! the ring empty. When a device leaves the map, or its place, what is still in the ring was
 //! meant for the map as it was: it is set aside with that map's view.
 
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
-use memory_region::{CoalescedRange, FlatView, IoEventFd, ViewChange};
+use memory_region::{CoalescedRange, FlatView, IoEventFd, Section, ViewChange};
 
 use crate::coalesced_ring::{CoalescedRing, GatheredWrite};
 use crate::error::{KvmError, io_error};
@@ -145,13 +145,20 @@ impl Gathered {
         Ok(())
     }
 
-    /// Notes that a change is about to be followed. The guests stand still, if it takes
-    /// gathered ranges away.
+    /// Whether a change takes away what gathered writes may be for, so that guests must
+    /// stand still. The range may stay, and be another device's.
+    pub(crate) fn needs_exclusion(&self, change: &ViewChange) -> bool {
+        let is_device = |section: &Section| section.registers().is_some();
+        self.on.load(Ordering::Acquire)
+            && (change.removed.iter().any(is_device) || !change.coalesced.removed.is_empty())
+    }
+
+    /// Notes that a change is about to be followed.
     pub(crate) fn prepare(&self, change: &ViewChange) {
         if !change.coalesced.added.is_empty() {
             self.on.store(true, Ordering::Release);
         }
-        if !change.coalesced.removed.is_empty() {
+        if self.needs_exclusion(change) {
             let mut queue = lock(&self.queue);
             while let Some(pending) = queue.pop_ring() {
                 queue.set_aside.push_back(pending);

@@ -3,7 +3,9 @@
 //! [`KvmVm`] follows a [`memory_region::AddressSpace`] as a listener: it keeps
 //! KVM's memory slots equal to the RAM of the flat view, and merges KVM's dirty
 //! log into the bitmaps of every client that logs. [`Vcpu`] runs guest code and
-//! turns its exits into accesses of the memory and port address spaces.
+//! turns its exits into accesses of the memory and port address spaces. Writes for which
+//! a guest need not exit signal eventfds, or are gathered in KVM's ring; those of ports
+//! follow with [`KvmVm::ports`].
 //!
 //! The invariant: **a page that a guest wrote is in KVM's log or in its block's
 //! bitmaps**. Slots are changed only while no vCPU executes guest code, and what
@@ -12,7 +14,7 @@
 //! ```text
 //!   flat view --commit--> slots --KVM_SET_USER_MEMORY_REGION--> KVM
 //!   bitmaps  <--merge--- dirty log <--KVM_GET_DIRTY_LOG-------- KVM
-//!   address spaces <--read, write-- Vcpu <--exits-------------- KVM
+//!   address spaces <--read, write-- Vcpu <--exits, ring-------- KVM
 //! ```
 //!
 //! # Example
@@ -37,6 +39,7 @@
 //!
 //! let vm = KvmVm::new(kvm_ioctls::Kvm::new()?.create_vm()?)?;
 //! memory.add_listener(&system, vm.clone())?;
+//! memory.add_listener(&ports, vm.ports())?;
 //! let vcpu = vm.create_vcpu(0, Buses { memory: system, ports })?;
 //! // ... set registers through vcpu.fd() ...
 //! memory.set_log(ram, DirtyClient::VGA, true)?;

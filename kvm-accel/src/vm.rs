@@ -166,7 +166,7 @@ impl KvmVm {
     }
 
     /// What follows the space of the I/O ports: their eventfds and gathered writes. The
-    /// ports are served without it too.
+    /// ports are served without it too. Keep it to take it off again.
     ///
     /// ```no_run
     /// # fn example(
@@ -199,8 +199,7 @@ impl KvmVm {
                 }
             })
         };
-        // What is gathered up to the moment in which a range goes is for the map as it was.
-        if Slots::needs_exclusion(change) || !change.coalesced.removed.is_empty() {
+        if Slots::needs_exclusion(change) || self.gathered.needs_exclusion(change) {
             self.gate.exclude(follow)
         } else {
             follow()

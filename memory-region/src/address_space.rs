@@ -39,7 +39,7 @@ impl AddressSpace {
     }
 
     /// Whether both are the same space.
-    pub fn is(&self, other: &Self) -> bool {
+    pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.view, &other.view)
     }
 

@@ -125,7 +125,8 @@ impl MapTree {
         }
         writeln!(f, "{}", if region.enabled { "" } else { " [disabled]" })?;
         if let Kind::Container(children) = &region.kind {
-            let mut children = children.clone();
+            // By address; where they overlap, in the order in which they answer.
+            let mut children: Vec<_> = children.iter().rev().collect();
             children.sort_by_key(|child| (child.offset, std::cmp::Reverse(child.priority)));
             for child in children {
                 let place = (base + u128::from(child.offset), child.priority, depth + 1);

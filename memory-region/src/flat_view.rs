@@ -3,6 +3,7 @@
 use crate::access::{self, AccessError};
 use crate::guest_memory::GuestRam;
 use crate::io_event_fd::{CoalescedRange, IoEventFd};
+use crate::look_up::LookUp;
 use crate::section::Section;
 
 /// The sections of an address space in ascending order, as one commit left them.
@@ -11,8 +12,7 @@ use crate::section::Section;
 #[derive(Clone, Debug, Default)]
 pub struct FlatView {
     sections: Box<[Section]>,
-    /// The last address of each section: what a look-up reads.
-    lasts: Box<[u64]>,
+    look_up: LookUp,
     event_fds: Vec<IoEventFd>,
     coalesced: Vec<CoalescedRange>,
     ram: GuestRam,
@@ -27,7 +27,7 @@ impl FlatView {
         coalesced.sort_unstable();
         coalesced.dedup();
         Self {
-            lasts: sections.iter().map(|section| section.last).collect(),
+            look_up: LookUp::new(sections.iter().map(|section| section.last).collect()),
             ram: GuestRam::new(&sections),
             sections: sections.into_boxed_slice(),
             event_fds,
@@ -61,7 +61,7 @@ impl FlatView {
     /// `Err(None)` says that nothing answers from `address` to the end.
     #[inline]
     pub(crate) fn find(&self, address: u64) -> Result<&Section, Option<u64>> {
-        let at = self.lasts.partition_point(|last| *last < address);
+        let at = self.look_up.first_reaching(address);
         match self.sections.get(at) {
             Some(section) if section.start <= address => Ok(section),
             next => Err(next.map(|section| section.start)),
@@ -98,7 +98,7 @@ impl FlatView {
 
     /// The sections that have a byte from `first` to `last`, in ascending order.
     pub fn between(&self, first: u64, last: u64) -> impl Iterator<Item = &Section> {
-        let at = self.lasts.partition_point(|end| *end < first);
+        let at = self.look_up.first_reaching(first);
         self.sections[at..].iter().take_while(move |section| section.start <= last)
     }
 }

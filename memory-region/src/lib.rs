@@ -2,10 +2,12 @@
 //! when that changes.
 //!
 //! A tree of [regions](RegionId) (containers, RAM, ROM, devices, aliases) is
-//! edited in transactions. Each commit renders it into a [`FlatView`]: the sorted
-//! list of [`Section`]s that a bus sees. Accesses go through an [`AddressSpace`],
-//! which holds the current view and never waits for a writer; accelerators follow
-//! it as [`MemoryListener`]s.
+//! [edited](MapEdit) in transactions. Each commit renders it into a [`FlatView`]: the
+//! sorted list of [`Section`]s that a bus sees. Accesses go through an [`AddressSpace`],
+//! which holds the current view and never waits for a writer; accelerators, and others
+//! who write memory on their own ([`DirtySource`]), follow it as [`MemoryListener`]s.
+//! Ports are a space of 65,536 bytes with the same regions. Crates that know vm-memory
+//! use a space as their `GuestAddressSpace`.
 //!
 //! The invariant: **the view and every listener agree**. A commit that a listener
 //! refuses leaves the map, the view and the other listeners as they were.
@@ -15,8 +17,10 @@
 //!                                                       |                     read, write
 //!                                                      diff
 //!                                                       v
-//!                                                 MemoryListener (KVM's slots)
+//!                                                 MemoryListener (KVM's slots, a vhost log)
 //! ```
+//!
+//! [`MemoryMap::tree`] and [`MemoryMap::flat_views`] print what is there.
 //!
 //! # Example
 //!
@@ -59,6 +63,7 @@ mod follow;
 mod guest_memory;
 mod io_event_fd;
 mod listener;
+mod look_up;
 mod map;
 mod mmio;
 mod placement;

@@ -61,7 +61,7 @@ pub(crate) struct Space {
 
 impl Space {
     /// Its listeners, with what they are to follow.
-    fn followers(&self, change: ViewChange) -> impl Iterator<Item = Follower> {
+    fn followers(&self, change: ViewChange) -> Vec<Follower> {
         let change = Arc::new(change);
         let listeners = self.listeners.iter().filter(|_| !change.is_empty());
         let followers = listeners.map(|listener| Follower {
@@ -69,7 +69,7 @@ impl Space {
             space: self.space.shared_name(),
             change: change.clone(),
         });
-        followers.collect::<Vec<_>>().into_iter()
+        followers.collect()
     }
 }
 
@@ -174,7 +174,7 @@ impl MemoryMap {
     pub fn remove_address_space(&self, space: &AddressSpace) -> Result<(), MapError> {
         let mut state = self.lock();
         let name = space.name().to_owned();
-        let at = state.spaces.iter().position(|entry| entry.space.is(space));
+        let at = state.spaces.iter().position(|entry| entry.space.is_same(space));
         let at = at.ok_or(MapError::UnknownSpace { name: name.clone() })?;
         if let Some(listener) = state.spaces[at].listeners.first() {
             return Err(MapError::InUse { name, user: listener.name().to_owned() });
@@ -197,7 +197,7 @@ impl MemoryMap {
         let mut state = self.lock();
         let change = state.all_of(space);
         let spaces = Arc::make_mut(&mut state.spaces);
-        let Some(entry) = spaces.iter_mut().find(|entry| entry.space.is(space)) else {
+        let Some(entry) = spaces.iter_mut().find(|entry| entry.space.is_same(space)) else {
             return Err(MapError::UnknownSpace { name: space.name().to_owned() });
         };
         let (name, change) = (space.shared_name(), Arc::new(change));
@@ -222,7 +222,7 @@ impl MemoryMap {
         let mut state = self.lock();
         let change = state.all_of(space).inverse();
         let spaces = Arc::make_mut(&mut state.spaces);
-        let Some(entry) = spaces.iter_mut().find(|entry| entry.space.is(space)) else {
+        let Some(entry) = spaces.iter_mut().find(|entry| entry.space.is_same(space)) else {
             return Ok(false);
         };
         let Some(at) = entry.listeners.iter().position(|other| Arc::ptr_eq(other, listener)) else {

@@ -19,7 +19,8 @@ impl MapEdit<'_> {
         offset: u64,
         child: RegionId,
     ) -> Result<(), MapError> {
-        self.insert(parent, Placement { child, offset, priority: 0, may_overlap: false })
+        let size = self.topology.get(child)?.size;
+        self.insert(parent, Placement { child, offset, size, priority: 0, may_overlap: false })
     }
 
     /// Places `child` at byte `offset` of `parent`, whatever else is there.
@@ -37,7 +38,8 @@ impl MapEdit<'_> {
         child: RegionId,
         priority: i32,
     ) -> Result<(), MapError> {
-        self.insert(parent, Placement { child, offset, priority, may_overlap: true })
+        let size = self.topology.get(child)?.size;
+        self.insert(parent, Placement { child, offset, size, priority, may_overlap: true })
     }
 
     /// Moves a placed region to byte `offset` of its container. At equal priority it
@@ -100,8 +102,10 @@ impl MapEdit<'_> {
         }
         if let Some(parent) = region.parent {
             let siblings = self.topology.children(parent)?;
-            if let Some(placement) = siblings.iter().find(|placement| placement.child == id) {
-                self.topology.check_fits(parent, placement, size)?;
+            let at = siblings.iter().position(|placement| placement.child == id);
+            if let Some(at) = at {
+                self.topology.check_fits(parent, &Placement { size, ..siblings[at] })?;
+                self.topology.children_mut(parent)?[at].size = size;
             }
         }
         self.topology.get_mut(id)?.size = size;
@@ -137,7 +141,7 @@ impl MapEdit<'_> {
             let (child, parent) = names();
             return Err(MapError::Cycle { child, parent });
         }
-        self.topology.check_fits(parent, &placement, region.size)?;
+        self.topology.check_fits(parent, &placement)?;
         self.topology.get_mut(child)?.parent = Some(parent);
         put(self.topology.children_mut(parent)?, placement);
         Ok(())
@@ -149,14 +153,13 @@ impl MapEdit<'_> {
         change: impl FnOnce(&mut Placement),
     ) -> Result<(), MapError> {
         let parent = self.topology.parent_of(child)?;
-        let size = self.topology.get(child)?.size;
         let siblings = self.topology.children(parent)?;
         let Some(mut placement) = siblings.iter().find(|other| other.child == child).copied()
         else {
             return Err(MapError::NotPlaced { name: self.topology.name(child) });
         };
         change(&mut placement);
-        self.topology.check_fits(parent, &placement, size)?;
+        self.topology.check_fits(parent, &placement)?;
         let siblings = self.topology.children_mut(parent)?;
         siblings.retain(|sibling| sibling.child != child);
         put(siblings, placement);
@@ -164,9 +167,10 @@ impl MapEdit<'_> {
     }
 }
 
-/// Siblings are kept in the order in which they answer: the one placed last first.
+/// Siblings are kept in the reverse of the order in which they answer: the one placed
+/// last is the last of its priority.
 fn put(siblings: &mut Vec<Placement>, placement: Placement) {
-    let at = siblings.partition_point(|sibling| sibling.priority > placement.priority);
+    let at = siblings.partition_point(|sibling| sibling.priority <= placement.priority);
     siblings.insert(at, placement);
 }
 
@@ -199,35 +203,29 @@ impl Topology {
         }
     }
 
-    /// Whether `placement`'s child, of `size` bytes, can be in `parent`, itself apart.
-    fn check_fits(
-        &self,
-        parent: RegionId,
-        placement: &Placement,
-        size: u128,
-    ) -> Result<(), MapError> {
-        let (container, region) = (self.get(parent)?, self.get(placement.child)?);
-        let offset = placement.offset;
-        check_inside(&region.name, size, offset, &container.name, container.size)?;
-        if placement.may_overlap {
-            return Ok(());
-        }
+    /// Whether a region can be placed so in `parent`, in which it may be already.
+    fn check_fits(&self, parent: RegionId, placement: &Placement) -> Result<(), MapError> {
+        let Placement { child, offset, size, may_overlap, .. } = *placement;
+        let container = self.get(parent)?;
+        check_inside(&self.get(child)?.name, size, offset, &container.name, container.size)?;
         let end = u128::from(offset) + size;
-        let others = self.children(parent)?.iter();
-        for sibling in others.filter(|other| !other.may_overlap && other.child != placement.child) {
-            let other = self.get(sibling.child)?;
-            let other_end = u128::from(sibling.offset) + other.size;
-            if u128::from(sibling.offset) < end && u128::from(offset) < other_end {
-                return Err(MapError::Overlap {
-                    child: region.name.to_string(),
-                    offset,
-                    size,
-                    other: other.name.to_string(),
-                    other_offset: sibling.offset,
-                    other_size: other.size,
-                });
-            }
+        let hits = |other: &&Placement| {
+            !other.may_overlap
+                && other.child != child
+                && u128::from(other.offset) < end
+                && u128::from(offset) < u128::from(other.offset) + other.size
+        };
+        let others = self.children(parent)?;
+        match others.iter().filter(|_| !may_overlap).find(hits) {
+            Some(other) => Err(MapError::Overlap {
+                child: self.name(child),
+                offset,
+                size,
+                other: self.name(other.child),
+                other_offset: other.offset,
+                other_size: other.size,
+            }),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

@@ -23,6 +23,7 @@ impl RegionId {
 
 #[derive(Clone)]
 pub(crate) enum Kind {
+    /// In the reverse of the order in which they answer.
     Container(Vec<Placement>),
     Ram(Arc<RamBlock>),
     RomDevice {
@@ -46,6 +47,8 @@ pub(crate) struct Placement {
     pub(crate) child: RegionId,
     /// Bytes from the container's start.
     pub(crate) offset: u64,
+    /// The child's size in bytes, so that its siblings need not look for it.
+    pub(crate) size: u128,
     pub(crate) priority: i32,
     pub(crate) may_overlap: bool,
 }

@@ -100,7 +100,7 @@ impl Renderer<'_> {
         let below = Way { clip, readonly, priority: 0, depth: depth + 1, ..way };
         let target = match &region.kind {
             Kind::Container(children) => {
-                for placement in children {
+                for placement in children.iter().rev() {
                     let base = base + i128::from(placement.offset);
                     let priority = placement.priority;
                     self.visit(placement.child, Way { base, priority, ..below })?;

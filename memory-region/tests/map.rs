@@ -547,7 +547,7 @@ fn readers_see_one_whole_view_while_a_writer_commits() {
             }
             reads
         });
-        for round in 0..5000 {
+        for round in 0..100_000 {
             map.update(|map| {
                 map.unplace(a)?;
                 map.unplace(b)?;
@@ -558,5 +558,48 @@ fn readers_see_one_whole_view_while_a_writer_commits() {
         }
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         assert!(reader.join().unwrap() > 0);
+    });
+}
+
+/// A commit that is under way keeps no reader waiting, however long it takes.
+#[test]
+fn readers_go_on_while_a_commit_waits_for_them() {
+    struct Waits<'a>(&'a std::sync::atomic::AtomicU64);
+    impl MemoryListener for Waits<'static> {
+        fn name(&self) -> &str {
+            "waits"
+        }
+
+        fn commit(&self, _: &ViewChange) -> Result<(), ListenerError> {
+            let count = || self.0.load(std::sync::atomic::Ordering::Acquire);
+            let (begin, before) = (std::time::Instant::now(), count());
+            while count() < before + 1000 {
+                if begin.elapsed().as_secs() > 30 {
+                    return Err("readers wait for the commit".into());
+                }
+                std::thread::yield_now();
+            }
+            Ok(())
+        }
+
+        fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+            Ok(())
+        }
+    }
+    static READS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let (map, _, _, region, space) = map_with_ram();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = space.read(0, &mut [0; 8]);
+                READS.fetch_add(1, std::sync::atomic::Ordering::Release);
+            }
+        });
+        let result = map.add_listener(&space, Arc::new(Waits(&READS))).and_then(|()| {
+            (0..10).try_for_each(|round| map.update(|map| map.set_enabled(region, round % 2 == 1)))
+        });
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        result.unwrap();
     });
 }

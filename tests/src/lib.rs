@@ -7,6 +7,7 @@ pub mod frame_port;
 pub mod guest;
 pub mod harness;
 pub mod kvm;
+pub mod pc;
 pub mod qemu;
 pub mod queue;
 pub mod riscv;

@@ -1,16 +1,14 @@
 //! Crates that know vm-memory and nothing of us, in the memory of an address space: what
 //! they write is in the migration bitmap.
 
-use std::io::{Cursor, Write};
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use integration_tests::queue::Driver;
-use linux_loader::loader::bzimage::BzImage;
-use linux_loader::loader::{Cmdline, Elf, KernelLoader, load_cmdline};
 use memory_region::{AccessSizes, AddressSpace, MemoryMap, MmioAccess, MmioDevice, RegionId};
 use ram_block::{DirtyClient, RamBlock};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use vm_memory::{Bytes, GuestAddressSpace};
 use vm_superio::{Serial, Trigger};
 
 const HIGH: u64 = 1 << 32;
@@ -59,73 +57,86 @@ impl Board {
     }
 }
 
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 31 % 251).to_le_bytes()[0]).collect()
-}
+/// Kernels for x86, which linux-loader loads on that processor only.
+#[cfg(target_arch = "x86_64")]
+mod kernels {
+    use std::io::Cursor;
 
-/// An ELF executable of one segment (System V ABI: a header of 64 bytes, a program header
-/// of 56).
-fn elf(address: u64, code: &[u8]) -> Vec<u8> {
-    let mut image = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0];
-    image.resize(16, 0);
-    let half = |image: &mut Vec<u8>, values: &[u16]| {
-        values.iter().for_each(|value| image.extend(value.to_le_bytes()));
-    };
-    let word = |image: &mut Vec<u8>, values: &[u64]| {
-        values.iter().for_each(|value| image.extend(value.to_le_bytes()));
-    };
-    half(&mut image, &[2, 62, 1, 0]); // executable, x86-64, version 1
-    word(&mut image, &[address, 64, 0]); // entry, program headers, section headers
-    half(&mut image, &[0, 0, 64, 56, 1, 64, 0, 0]);
-    half(&mut image, &[1, 0, 5, 0]); // a segment to load, readable and executable
-    let len = code.len() as u64;
-    word(&mut image, &[120, address, address, len, len, 0x1000]);
-    image.extend(code);
-    image
-}
+    use linux_loader::loader::bzimage::BzImage;
+    use linux_loader::loader::{Cmdline, Elf, KernelLoader, load_cmdline};
 
-#[test]
-fn linux_loader_loads_an_elf_and_a_command_line() {
-    let board = Board::new();
-    let code = pattern(20_000);
-    let memory = board.space.memory();
-    let image = elf(0x10_0800, &code);
-    let start = Some(GuestAddress(MIB));
-    let loaded = Elf::load(memory.ram(), None, &mut Cursor::new(&image), start).unwrap();
-    assert_eq!(loaded.kernel_load, GuestAddress(0x10_0800));
-    assert_eq!(board.written(), board.pages(0x10_0800..0x10_0800 + 20_000));
-    let mut text = Cmdline::new(64).unwrap();
-    text.insert_str("console=ttyS0").unwrap();
-    load_cmdline(memory.ram(), GuestAddress(0x2_0ff8), &text).unwrap();
-    assert_eq!(board.written(), board.pages(0x2_0ff8..0x2_0ff8 + 14));
-    let mut back = vec![0; code.len()];
-    board.space.read(0x10_0800, &mut back).unwrap();
-    assert_eq!(back, code);
-    // Where no RAM is, nothing is loaded.
-    let image = elf(HIGH - MIB, &code);
-    assert!(Elf::load(memory.ram(), None, &mut Cursor::new(&image), start).is_err());
-    assert_eq!(board.written(), [0; 0]);
-}
+    use vm_memory::GuestAddress;
 
-#[test]
-fn linux_loader_loads_a_bzimage() {
-    let board = Board::new();
-    // Linux boot protocol: a setup of two sectors, then the kernel, to be loaded high.
-    let mut image = vec![0; 2 * 512];
-    image[0x1f1] = 1;
-    image[0x202..0x208].copy_from_slice(&[b'H', b'd', b'r', b'S', 0x0c, 0x02]);
-    image[0x211] = 1;
-    image[0x214..0x218].copy_from_slice(&0x20_0000u32.to_le_bytes());
-    let kernel = pattern(100_000);
-    image.extend(&kernel);
-    let memory = board.space.memory();
-    let start = Some(GuestAddress(MIB));
-    let loaded = BzImage::load(memory.ram(), None, &mut Cursor::new(&image), start).unwrap();
-    assert_eq!(loaded.kernel_load, GuestAddress(0x20_0000));
-    assert_eq!(board.written(), board.pages(0x20_0000..0x20_0000 + 100_000));
-    let mut back = vec![0; kernel.len()];
-    board.ram.read(0x20_0000, &mut back).unwrap();
-    assert_eq!(back, kernel);
+    use super::*;
+
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at * 31 % 251).to_le_bytes()[0]).collect()
+    }
+
+    /// An ELF executable of one segment (System V ABI: a header of 64 bytes, a program header
+    /// of 56).
+    fn elf(address: u64, code: &[u8]) -> Vec<u8> {
+        let mut image = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0];
+        image.resize(16, 0);
+        let half = |image: &mut Vec<u8>, values: &[u16]| {
+            values.iter().for_each(|value| image.extend(value.to_le_bytes()));
+        };
+        let word = |image: &mut Vec<u8>, values: &[u64]| {
+            values.iter().for_each(|value| image.extend(value.to_le_bytes()));
+        };
+        half(&mut image, &[2, 62, 1, 0]); // executable, x86-64, version 1
+        word(&mut image, &[address, 64, 0]); // entry, program headers, section headers
+        half(&mut image, &[0, 0, 64, 56, 1, 64, 0, 0]);
+        half(&mut image, &[1, 0, 5, 0]); // a segment to load, readable and executable
+        let len = code.len() as u64;
+        word(&mut image, &[120, address, address, len, len, 0x1000]);
+        image.extend(code);
+        image
+    }
+
+    #[test]
+    fn linux_loader_loads_an_elf_and_a_command_line() {
+        let board = Board::new();
+        let code = pattern(20_000);
+        let memory = board.space.memory();
+        let image = elf(0x10_0800, &code);
+        let start = Some(GuestAddress(MIB));
+        let loaded = Elf::load(memory.ram(), None, &mut Cursor::new(&image), start).unwrap();
+        assert_eq!(loaded.kernel_load, GuestAddress(0x10_0800));
+        assert_eq!(board.written(), board.pages(0x10_0800..0x10_0800 + 20_000));
+        let mut text = Cmdline::new(64).unwrap();
+        text.insert_str("console=ttyS0").unwrap();
+        load_cmdline(memory.ram(), GuestAddress(0x2_0ff8), &text).unwrap();
+        assert_eq!(board.written(), board.pages(0x2_0ff8..0x2_0ff8 + 14));
+        let mut back = vec![0; code.len()];
+        board.space.read(0x10_0800, &mut back).unwrap();
+        assert_eq!(back, code);
+        // Where no RAM is, nothing is loaded.
+        let image = elf(HIGH - MIB, &code);
+        assert!(Elf::load(memory.ram(), None, &mut Cursor::new(&image), start).is_err());
+        assert_eq!(board.written(), [0; 0]);
+    }
+
+    #[test]
+    fn linux_loader_loads_a_bzimage() {
+        let board = Board::new();
+        // Linux boot protocol: a setup of two sectors, then the kernel, to be loaded high.
+        let mut image = vec![0; 2 * 512];
+        image[0x1f1] = 1;
+        image[0x202..0x208].copy_from_slice(&[b'H', b'd', b'r', b'S', 0x0c, 0x02]);
+        image[0x211] = 1;
+        image[0x214..0x218].copy_from_slice(&0x20_0000u32.to_le_bytes());
+        let kernel = pattern(100_000);
+        image.extend(&kernel);
+        let memory = board.space.memory();
+        let start = Some(GuestAddress(MIB));
+        let loaded = BzImage::load(memory.ram(), None, &mut Cursor::new(&image), start).unwrap();
+        assert_eq!(loaded.kernel_load, GuestAddress(0x20_0000));
+        assert_eq!(board.written(), board.pages(0x20_0000..0x20_0000 + 100_000));
+        let mut back = vec![0; kernel.len()];
+        board.ram.read(0x20_0000, &mut back).unwrap();
+        assert_eq!(back, kernel);
+    }
 }
 
 #[test]

@@ -173,3 +173,43 @@ fn a_harvest_of_a_client_that_is_gone_gives_nothing_to_the_next() {
     drop(harvest);
     assert_eq!(take(&memory, second.client(), 0..64), [0; 0]);
 }
+
+/// What a harvest of the former owner of a number takes goes to the one who has it now.
+#[test]
+fn a_harvest_that_a_switch_overtakes_takes_nothing_from_the_next() {
+    use std::ops::ControlFlow;
+    let memory = memory(3 * crate::bitmap::GRANULE);
+    let first = memory.register("first").unwrap();
+    let client = first.client();
+    memory.enable(client).unwrap();
+    let late = 2 * crate::bitmap::GRANULE + 5;
+    memory.mark_pages(&[1, 3, late]);
+
+    let (mut first, mut second) = (Some(first), None);
+    let mut seen = Vec::new();
+    let flow = memory.visit_runs(client, 0..memory.pages(), 0, |run| {
+        seen.push(run);
+        if first.take().is_some() {
+            let next = memory.register("second").unwrap();
+            assert_eq!(next.client(), client);
+            memory.enable(client).unwrap();
+            memory.mark_pages(&[late]);
+            second = Some(next);
+        }
+        ControlFlow::<()>::Continue(())
+    });
+    assert!(matches!(flow, Err(DirtyError::ClientOff { .. })));
+    assert!(seen.iter().all(|run| run.end <= 4), "{seen:?}");
+    assert!(take(&memory, client, 0..memory.pages()).contains(&late));
+
+    // The same of the other harvests, whose switch comes in the middle of their work.
+    let times_off = memory.times_off(client);
+    drop(second.take());
+    let third = memory.register("third").unwrap();
+    memory.enable(client).unwrap();
+    memory.mark_pages(&[late]);
+    memory.take_words(client, &(0..memory.pages()), |_, _| ());
+    let overtaken = memory.check_still_on(client, times_off, &(late..late + 1));
+    assert!(matches!(overtaken, Err(DirtyError::ClientOff { .. })));
+    assert_eq!(take(&memory, third.client(), 0..memory.pages()), [late]);
+}

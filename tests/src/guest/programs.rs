@@ -11,9 +11,60 @@ use super::CODE;
 ///
 /// If an instruction has no encoding: a mistake in the program.
 pub fn assemble(program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    assemble_at(CODE, program)
+}
+
+/// Assembles a program that lies at `address`.
+///
+/// # Panics
+///
+/// If an instruction has no encoding: a mistake in the program.
+pub fn assemble_at(
+    address: u64,
+    program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Vec<u8> {
     let mut asm = CodeAssembler::new(64).unwrap();
     program(&mut asm).unwrap();
-    asm.assemble(CODE).unwrap()
+    asm.assemble(address).unwrap()
+}
+
+/// Jumps to `address`, with all registers as they are but for rax.
+pub fn jump_to(address: u64) -> Vec<u8> {
+    assemble(|a| {
+        a.mov(rax, address)?;
+        a.jmp(rax)
+    })
+}
+
+/// Loads the byte at `rdi`, stores 0x90 there, loads it, stores 0xff there, loads it:
+/// how a flash chip is asked for its name. Puts the three at `rsi`, then ends.
+pub fn ask_flash() -> Vec<u8> {
+    assemble(|a| {
+        a.movzx(eax, byte_ptr(rdi))?;
+        a.mov(byte_ptr(rsi), al)?;
+        a.mov(byte_ptr(rdi), 0x90u32 as i32)?;
+        a.movzx(eax, byte_ptr(rdi))?;
+        a.mov(byte_ptr(rsi + 1), al)?;
+        a.mov(byte_ptr(rdi), 0xffu32 as i32)?;
+        a.movzx(eax, byte_ptr(rdi))?;
+        a.mov(byte_ptr(rsi + 2), al)?;
+        a.hlt()
+    })
+}
+
+/// At `address`, for ever: counts rounds in the 64-bit word at `rsi`, stores the count to
+/// the 64-bit word at `rdi`, and puts what it reads back there at `rsi + 8`.
+pub fn store_and_copy_back(address: u64) -> Vec<u8> {
+    assemble_at(address, |a| {
+        let mut next = a.create_label();
+        a.set_label(&mut next)?;
+        a.inc(qword_ptr(rsi))?;
+        a.mov(rax, qword_ptr(rsi))?;
+        a.mov(qword_ptr(rdi), rax)?;
+        a.mov(rax, qword_ptr(rdi))?;
+        a.mov(qword_ptr(rsi + 8), rax)?;
+        a.jmp(next)
+    })
 }
 
 /// Stores the low byte of `rdx` at each of the `rsi` 64-bit addresses that lie from

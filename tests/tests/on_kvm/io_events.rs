@@ -1,12 +1,14 @@
 //! Writes that signal an eventfd, and writes that KVM gathers.
 
-use std::sync::Arc;
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
-use kvm_accel::VcpuThread;
+use kvm_accel::{KvmError, VcpuThread};
 use memory_region::vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use memory_region::{IoEventFd, MapError, RegionId};
+use memory_region::{IoEventFd, MmioDevice, RegionId};
 
 use super::machine::Access::Write;
 use super::machine::{Access, Machine, Recorder, wait_until};
@@ -23,6 +25,7 @@ pub const TESTS: &[Test] = &[
         "gathered_writes_are_for_the_map_that_they_were_made_in",
         gathered_writes_are_for_the_map_that_they_were_made_in,
     ),
+    ("two_processors_gather_in_one_ring", two_processors_gather_in_one_ring),
 ];
 
 const DEVICE: u64 = 0xd000_0000;
@@ -96,6 +99,18 @@ fn a_port_can_be_a_doorbell() {
 fn a_doorbell_that_kvm_refuses_is_taken_back() {
     let (machine, _, registers, _) = machine();
     let bell = event(0, 2, Some(1));
+    // A range that KVM's zones cannot name, after an eventfd that it takes.
+    let refused = machine.memory.update(|map| {
+        let large = map.mmio("large", 1 << 33, Recorder::new(0))?;
+        map.place(machine.system, 1 << 34, large)?;
+        map.add_ioeventfd(large, bell.clone())?;
+        map.set_coalescing(large, std::slice::from_ref(&(0..1 << 33)))
+    });
+    let refused = refused.unwrap_err();
+    let reason = refused.source().and_then(|source| source.downcast_ref());
+    assert!(matches!(reason, Some(KvmError::Gather { size: 0x2_0000_0000, .. })), "{refused:?}");
+    let address = kvm_accel::kvm_ioctls::IoEventAddress::Mmio(1 << 34);
+    machine.vm.fd().register_ioevent(&bell.fd, &address, 1u16).unwrap(); // free again
     // Somebody else has the place already: KVM has room for one.
     let slots = machine.vm.slots();
     let add = || {
@@ -108,7 +123,12 @@ fn a_doorbell_that_kvm_refuses_is_taken_back() {
     let address = kvm_accel::kvm_ioctls::IoEventAddress::Mmio(DEVICE);
     machine.vm.fd().register_ioevent(&bell.fd, &address, 1u16).unwrap();
     let refused = add().unwrap_err();
-    assert!(matches!(refused, MapError::Refused { .. }), "{refused:?}");
+    let expected = KvmError::IoEvent {
+        address: DEVICE,
+        size: 2,
+        source: std::io::Error::from_raw_os_error(17), // EEXIST
+    };
+    assert_eq!(refused.source().unwrap().to_string(), expected.to_string());
     assert_eq!(machine.vm.slots(), slots);
     machine.vm.fd().unregister_ioevent(&bell.fd, &address, 1u16).unwrap();
     add().unwrap();
@@ -187,22 +207,85 @@ fn a_paused_guest_has_nothing_in_the_ring() {
     guest.stop().unwrap();
 }
 
+/// A device that, at its first write, waits until it may go on.
+#[derive(Default)]
+struct Slow {
+    entered: AtomicBool,
+    go: AtomicBool,
+    values: Mutex<Vec<u64>>,
+}
+
+impl MmioDevice for Slow {
+    fn read(&self, _: u64, _: usize) -> u64 {
+        0
+    }
+
+    fn write(&self, _: u64, _: usize, value: u64) {
+        self.entered.store(true, Ordering::Release);
+        wait_until("the change of the map", || self.go.load(Ordering::Acquire));
+        self.values.lock().unwrap().push(value);
+    }
+}
+
+/// While the first of them is handed over the map changes: the others, which are still
+/// in the ring, are for the device that was there.
 fn gathered_writes_are_for_the_map_that_they_were_made_in() {
-    let (machine, device, registers, _) = machine();
-    machine
-        .memory
-        .update(|map| map.set_coalescing(registers, std::slice::from_ref(&(0..4))))
-        .unwrap();
-    let guest = write_many(&machine, false, 60);
-    let other = Recorder::new(0);
+    let (machine, device, _, _) = machine();
+    let slow = Arc::new(Slow::default());
+    let gathers = std::slice::from_ref(&(0..4));
     machine
         .memory
         .update(|map| {
-            let other = map.mmio("other", 0x10, other.clone())?;
-            map.place_overlapping(machine.system, DEVICE, other, 1)
+            let slow = map.mmio("slow", 0x10, slow.clone())?;
+            map.set_coalescing(slow, gathers)?;
+            map.place_overlapping(machine.system, DEVICE, slow, 1)
         })
         .unwrap();
-    machine.vm.flush_coalesced();
-    assert_eq!((device.accesses(), other.accesses()), (written(60), vec![]));
+    let guest = write_many(&machine, false, 60);
+    std::thread::scope(|scope| {
+        scope.spawn(|| machine.vm.flush_coalesced());
+        wait_until("the first write", || slow.entered.load(Ordering::Acquire));
+        let changed = machine.memory.update(|map| {
+            let other = map.mmio("other", 0x10, device.clone())?;
+            map.set_coalescing(other, gathers)?;
+            map.place_overlapping(machine.system, DEVICE, other, 2)
+        });
+        slow.go.store(true, Ordering::Release);
+        changed.unwrap();
+    });
+    assert_eq!(*slow.values.lock().unwrap(), (1..=60).collect::<Vec<u64>>());
+    assert_eq!(device.accesses(), []);
     guest.stop().unwrap();
+}
+
+/// Two guests write to registers of their own, in one ring: each finds its own order.
+fn two_processors_gather_in_one_ring() {
+    let (machine, device, registers, _) = machine();
+    machine.memory.update(|map| map.set_coalescing(registers, &[0..4, 0x40..0x44])).unwrap();
+    const COUNT: u64 = 3000;
+    let code = programs::store_many_then_wait(false);
+    let start = |place, flag| {
+        machine.block.write(flag, &[0; 8]).unwrap();
+        machine.start(&code, &[place, COUNT, flag, DEVICE + 0x80])
+    };
+    let guests =
+        [(DEVICE, DATA), (DEVICE + 0x40, DATA + 64)].map(|(place, flag)| start(place, flag));
+    for flag in [DATA, DATA + 64] {
+        wait_until("the last write", || machine.words::<1>(flag) == [1]);
+    }
+    machine.vm.flush_coalesced();
+    let accesses = device.accesses();
+    for register in [0, 0x40] {
+        let values: Vec<u64> = accesses
+            .iter()
+            .filter_map(|access| match access {
+                Write { offset, value, .. } if *offset == register => Some(*value),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(values, (1..=COUNT).collect::<Vec<_>>(), "at {register:#x}");
+    }
+    for guest in guests {
+        guest.stop().unwrap();
+    }
 }

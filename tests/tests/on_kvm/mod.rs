@@ -1,7 +1,9 @@
 mod dirty_log;
 mod display;
+mod flash;
 mod io_events;
 mod machine;
+mod pam;
 mod precopy;
 mod slots;
 mod vcpus;
@@ -24,5 +26,5 @@ pub fn tests() -> Vec<Named> {
         };
         in_all.iter().map(in_mode).collect::<Vec<_>>()
     });
-    in_each.chain(named(&[io_events::TESTS, display::TESTS].concat())).collect()
+    in_each.chain(named(&[io_events::TESTS, pam::TESTS, flash::TESTS, display::TESTS].concat())).collect()
 }

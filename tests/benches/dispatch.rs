@@ -1,0 +1,177 @@
+//! Look-ups and accesses in a map with many ranges, side by side with vm-memory's
+//! `GuestMemoryMmap` of as many regions; and what a commit takes.
+//!
+//! `cargo bench -p integration-tests --bench dispatch [-- --rounds N]`
+//!
+//! Medians, in nanoseconds a piece; the last line is JSON.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Parser;
+use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
+use ram_block::RamBlock;
+use serde_json::{Value, json};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap,
+};
+
+#[derive(Parser)]
+struct Options {
+    /// Rounds of which the median is taken
+    #[arg(long, default_value_t = 51)]
+    rounds: usize,
+    /// Passed by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Every range has a page, and is two pages from the next.
+const PAGE: u64 = 4096;
+const STEP: u64 = 2 * PAGE;
+const LOOKUPS: usize = 4096;
+
+struct Nothing;
+
+impl MmioDevice for Nothing {
+    fn read(&self, _: u64, _: usize) -> u64 {
+        7
+    }
+
+    fn write(&self, _: u64, _: usize, _: u64) {}
+}
+
+struct Bench {
+    rounds: usize,
+    rows: Vec<Value>,
+}
+
+impl Bench {
+    /// The median time of `work` for one of `pieces`, in nanoseconds.
+    fn time(&self, pieces: usize, mut work: impl FnMut()) -> f64 {
+        let mut times: Vec<f64> = (0..self.rounds)
+            .map(|_| {
+                let begin = Instant::now();
+                work();
+                begin.elapsed().as_secs_f64() * 1e9 / pieces as f64
+            })
+            .collect();
+        times.sort_unstable_by(f64::total_cmp);
+        times[times.len() / 2]
+    }
+
+    fn row(&mut self, what: &str, ranges: u64, ours: f64, peer: Option<f64>) {
+        let show = |time: Option<f64>| time.map_or(String::new(), |time| format!("{time:.1}"));
+        let times = peer.map(|peer| peer / ours);
+        println!("{what:<44} {ranges:>6} {ours:>10.1} {:>10} {:>8}", show(peer), show(times));
+        self.rows.push(json!({ "what": what, "ranges": ranges, "ours": ours, "peer": peer }));
+    }
+
+    fn each<T>(&self, addresses: &[u64], mut access: impl FnMut(u64) -> T) -> f64 {
+        self.time(addresses.len(), || {
+            for address in addresses {
+                black_box(access(black_box(*address)));
+            }
+        })
+    }
+}
+
+fn map_of(ranges: u64) -> (Arc<MemoryMap>, Arc<AddressSpace>, Vec<RegionId>) {
+    let memory = MemoryMap::new();
+    let (root, regions) = memory
+        .update(|map| {
+            let root = map.container("root", 1 << 64)?;
+            let ram = map.ram("ram", RamBlock::anonymous("ram", ranges * PAGE)?)?;
+            let mut regions = Vec::new();
+            for number in 0..ranges {
+                let window = map.alias("window", ram, number * PAGE, PAGE.into())?;
+                map.place_overlapping(root, number * STEP, window, 0)?;
+                regions.push(window);
+            }
+            Ok((root, regions))
+        })
+        .unwrap();
+    let space = memory.address_space("space", root).unwrap();
+    (memory, space, regions)
+}
+
+fn main() {
+    let options = Options::parse();
+    let _ = options.bench;
+    let mut bench = Bench { rounds: options.rounds, rows: Vec::new() };
+    println!("{:<44} {:>6} {:>10} {:>10} {:>8}", "ns", "ranges", "ours", "peer", "times");
+    for ranges in [1, 10, 100, 1000] {
+        let (memory, space, _) = map_of(ranges);
+        let layout: Vec<_> = (0..ranges)
+            .map(|number| (GuestAddress(number * STEP), usize::try_from(PAGE).unwrap()))
+            .collect();
+        let peer = GuestMemoryMmap::<()>::from_ranges(&layout).unwrap();
+        let atomic = GuestMemoryAtomic::new(peer.clone());
+        let mut seed = 0x1234_5678_9abc_def1u64;
+        let mut random = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        let scattered: Vec<u64> = (0..LOOKUPS)
+            .map(|_| (random() % ranges) * STEP + (random() % (PAGE / 8)) * 8)
+            .collect();
+        let same = vec![scattered[0]; LOOKUPS];
+        let view = space.view();
+        for (pattern, addresses) in [("scattered", &scattered), ("one place", &same)] {
+            let ours = bench.each(addresses, |at| view.at(at).is_some());
+            let theirs = bench.each(addresses, |at| peer.find_region(GuestAddress(at)).is_some());
+            bench.row(&format!("look-up, {pattern} (find_region)"), ranges, ours, Some(theirs));
+            let ours = bench.each(addresses, |at| {
+                let mut data = [0; 8];
+                view.bus_read(at, &mut data).map(|()| u64::from_le_bytes(data)).ok()
+            });
+            let theirs = bench.each(addresses, |at| {
+                let mut data = [0; 8];
+                peer.read_slice(&mut data, GuestAddress(at)).map(|()| u64::from_le_bytes(data)).ok()
+            });
+            bench.row(&format!("read, kept view, {pattern} (Mmap)"), ranges, ours, Some(theirs));
+            let ours = bench.each(addresses, |at| {
+                let mut data = [0; 8];
+                space.read(at, &mut data).map(|()| u64::from_le_bytes(data)).ok()
+            });
+            let theirs = bench.each(addresses, |at| {
+                let mut data = [0; 8];
+                let memory = atomic.memory();
+                memory.read_slice(&mut data, GuestAddress(at)).map(|()| data).ok()
+            });
+            bench.row(
+                &format!("read, current view, {pattern} (Atomic)"),
+                ranges,
+                ours,
+                Some(theirs),
+            );
+        }
+        let root = space.root();
+        memory
+            .update(|map| {
+                let device = map.mmio("device", 0x1000, Arc::new(Nothing))?;
+                map.place(root, 1 << 40, device)
+            })
+            .unwrap();
+        let device = vec![(1 << 40) + 8; LOOKUPS];
+        let ours = bench.each(&device, |at| space.read(at, &mut [0; 4]).is_ok());
+        bench.row("read of a device", ranges, ours, None);
+    }
+    for ranges in [10, 100, 1000, 10_000] {
+        let begin = Instant::now();
+        let (memory, space, regions) = map_of(ranges);
+        bench.row("first commit", ranges, begin.elapsed().as_secs_f64() * 1e9, None);
+        let mut shown = true;
+        let middle = regions[regions.len() / 2];
+        let ours = bench.time(1, || {
+            shown = !shown;
+            memory.update(|map| map.set_enabled(middle, shown)).unwrap();
+        });
+        bench.row("commit of one change", ranges, ours, None);
+        black_box(space.view());
+    }
+    println!("{}", json!(bench.rows));
+}
