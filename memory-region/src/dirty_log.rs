@@ -194,8 +194,9 @@ impl MemoryMap {
         Ok(())
     }
 
-    /// Takes `client`'s dirty pages of the `bytes` of a RAM region: syncs the region,
-    /// then takes the bits of exactly the pages that the bytes touch.
+    /// Takes `client`'s dirty pages of the `bytes` of a RAM region: syncs the region, takes
+    /// the bits of exactly the pages that the bytes touch, and lets listeners watch these
+    /// pages again ([`log_clear`](Self::log_clear)).
     ///
     /// Read the pages after this call, not before: what is written later is in the
     /// next harvest.
@@ -231,7 +232,11 @@ impl MemoryMap {
         self.sync_block(&block)?;
         let len = bytes.end.saturating_sub(bytes.start);
         let pages = block.page_size().touched(bytes.start, len);
-        Ok(block.dirty().snapshot_and_clear_into(client, pages, buffer)?)
+        let harvest = block.dirty().snapshot_and_clear_into(client, pages.clone(), buffer)?;
+        // An error gives the bits back.
+        let page = block.page_size().bytes();
+        self.log_clear(&block, pages.start * page..pages.end * page)?;
+        Ok(harvest)
     }
 }
 

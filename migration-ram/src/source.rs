@@ -111,7 +111,8 @@ impl Precopy {
         let mut stats = MigrationStats::default();
         let mut synced = Instant::now();
         while stats.rounds.len() < usize::try_from(self.max_rounds).unwrap_or(usize::MAX) {
-            let mut round = send_round(&mut stream, &mut pending, stats.rounds.len(), false)?;
+            let mut round =
+                self.send_round(&mut stream, &mut pending, stats.rounds.len(), false)?;
             round.dirtied = self.sync(&mut pending)?;
             round.dirtied_within = synced.elapsed();
             synced = Instant::now();
@@ -126,9 +127,10 @@ impl Precopy {
 
         let pausing = Instant::now();
         let paused = pause().map_err(SendError::Pause)?;
-        self.sync(&mut pending)?;
+        self.memory.sync_last_dirty_logs()?;
+        pending.iter_mut().try_for_each(|pending| pending.harvest().map(drop))?;
         self.check_blocks(&blocks)?;
-        let mut round = send_round(&mut stream, &mut pending, stats.rounds.len(), true)?;
+        let mut round = self.send_round(&mut stream, &mut pending, stats.rounds.len(), true)?;
         round.paused = true;
         log::debug!("{round}");
         stats.bytes = stream.finish()?;
@@ -169,33 +171,45 @@ impl Precopy {
         };
         Err(SendError::BlocksChanged { before: ids(before), after: ids(&after) })
     }
+
+    /// Sends every pending page once, as one section.
+    ///
+    /// Each part of memory is watched again just before its pages are read, but for the
+    /// `last` time: nobody writes any more then.
+    fn send_round(
+        &self,
+        stream: &mut StreamWriter<'_, impl Write>,
+        pending: &mut [Pending],
+        number: usize,
+        last: bool,
+    ) -> Result<RoundStats, SendError> {
+        let begin = Instant::now();
+        let start = stream.position();
+        let mut round =
+            RoundStats { round: u32::try_from(number).unwrap_or(u32::MAX), ..Default::default() };
+        stream.open_section(last);
+        for pending in pending {
+            let size = pending.block.page_size().bytes();
+            let (mut next, mut watched) = (0, 0);
+            while let Some(page) = pending.take_next(next) {
+                let at = page * size;
+                if !last && at >= watched {
+                    watched = at.saturating_add(CLEARED);
+                    self.memory.log_clear(&pending.block, at..watched)?;
+                }
+                let zero = stream.pages(&pending.block, at, size)?;
+                round.pages += 1;
+                round.zero_pages += u64::from(zero);
+                next = page + 1;
+            }
+        }
+        stream.close_section();
+        stream.flush()?;
+        round.bytes = stream.position() - start;
+        round.time = begin.elapsed();
+        Ok(round)
+    }
 }
 
-/// Sends every pending page once, as one section.
-fn send_round(
-    stream: &mut StreamWriter<'_, impl Write>,
-    pending: &mut [Pending],
-    number: usize,
-    last: bool,
-) -> Result<RoundStats, SendError> {
-    let begin = Instant::now();
-    let start = stream.position();
-    let mut round =
-        RoundStats { round: u32::try_from(number).unwrap_or(u32::MAX), ..Default::default() };
-    stream.open_section(last);
-    for pending in pending {
-        let size = pending.block.page_size().bytes();
-        let mut next = 0;
-        while let Some(page) = pending.take_next(next) {
-            let zero = stream.pages(&pending.block, page * size, size)?;
-            round.pages += 1;
-            round.zero_pages += u64::from(zero);
-            next = page + 1;
-        }
-    }
-    stream.close_section();
-    stream.flush()?;
-    round.bytes = stream.position() - start;
-    round.time = begin.elapsed();
-    Ok(round)
-}
+/// Bytes that are watched again at once: as many as cost little more than fewer.
+const CLEARED: u64 = 32 << 20;

@@ -26,5 +26,7 @@ pub fn tests() -> Vec<Named> {
         };
         in_all.iter().map(in_mode).collect::<Vec<_>>()
     });
-    in_each.chain(named(&[io_events::TESTS, pam::TESTS, flash::TESTS, display::TESTS].concat())).collect()
+    in_each
+        .chain(named(&[io_events::TESTS, pam::TESTS, flash::TESTS, display::TESTS].concat()))
+        .collect()
 }

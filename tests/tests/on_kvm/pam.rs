@@ -61,7 +61,9 @@ fn a_guest_runs_in_shadow_ram_that_toggles() {
         pc.memory.sync_all_dirty_logs().unwrap();
         let pages = page.touched(CELL, 8);
         let dirty = pc.ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, pages);
-        dirty.unwrap().commit().count() > 0
+        let found = dirty.unwrap().commit().count() > 0;
+        pc.memory.log_clear(&pc.ram, CELL..CELL + 8).unwrap();
+        found
     };
     for round in 0..40 {
         pc.set_pam(SEGMENT, Pam::Pci).unwrap();
