@@ -212,6 +212,12 @@ impl MapEdit<'_> {
         Ok(())
     }
 
+    /// Switches every dirty log of `client` off.
+    pub(crate) fn forget_log(&mut self, client: DirtyClient) {
+        self.set_global_log(client, false);
+        self.topology.forget_log(client);
+    }
+
     /// Switches the dirty log of all RAM on or off for `client`.
     pub fn set_global_log(&mut self, client: DirtyClient, on: bool) {
         let log = self.topology.global_log;

@@ -52,6 +52,7 @@
 
 mod access;
 mod address_space;
+mod clients;
 mod diff;
 mod dirty_log;
 mod dirty_source;
@@ -75,6 +76,7 @@ mod vhost_log;
 
 pub use access::AccessError;
 pub use address_space::AddressSpace;
+pub use clients::MapClient;
 pub use dirty_log::LogClaim;
 pub use dirty_source::{DirtySource, DirtySourceListener};
 pub use dump::{FlatViews, MapTree};

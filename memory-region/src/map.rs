@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ram_block::{ClientSet, DirtyClient, DirtyError, RamBlock};
 
 use crate::address_space::AddressSpace;
+use crate::clients::Clients;
 use crate::diff::diff;
 use crate::edit::MapEdit;
 use crate::error::MapError;
@@ -33,6 +34,7 @@ struct State {
     spaces: Arc<Vec<Space>>,
     /// Who has claimed a log for itself.
     claims: Vec<Claim>,
+    clients: Clients,
 }
 
 /// A client's log of one block, or of all of them. What is claimed is the bits, and
@@ -102,6 +104,16 @@ impl MemoryMap {
             state.claims.push(claim.clone());
         }
         free
+    }
+
+    /// Gives a client's number out.
+    pub(crate) fn take_name(&self, name: &str) -> Result<DirtyClient, MapError> {
+        let state = &mut *self.lock();
+        Ok(state.clients.register(name, state.topology.blocks())?)
+    }
+
+    pub(crate) fn drop_name(&self, client: DirtyClient) {
+        self.lock().clients.forget(client);
     }
 
     pub(crate) fn drop_claim(&self, claim: &Claim) {
@@ -299,7 +311,7 @@ impl State {
             for (block, (ram, clients)) in &after {
                 let before = clients_before(block);
                 for client in clients.iter().filter(|client| !before.contains(*client)) {
-                    ram.dirty().enable(client)?;
+                    self.clients.switch_on(ram, client)?;
                     switched_on.push((ram.clone(), client));
                 }
             }
@@ -309,7 +321,7 @@ impl State {
         let result = result.map_err(MapError::from);
         if let Err(error) = result.and_then(|()| tell(&followers)) {
             for (ram, client) in switched_on {
-                ram.dirty().disable(client);
+                self.clients.switch_off(&ram, client);
             }
             return Err(error);
         }
@@ -323,7 +335,7 @@ impl State {
         for (block, (ram, clients)) in before {
             let still = after.get(&block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
             for client in clients.iter().filter(|client| !still.contains(*client)) {
-                ram.dirty().disable(client);
+                self.clients.switch_off(&ram, client);
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ram_block::{ClientSet, RamBlock};
+use ram_block::{ClientSet, DirtyClient, RamBlock};
 
 use crate::error::MapError;
 use crate::registers::Registers;
@@ -139,6 +139,14 @@ impl Topology {
     /// All regions, in the order in which they were made.
     pub(crate) fn regions(&self) -> impl Iterator<Item = (RegionId, &Region)> {
         self.regions.iter().map(|(id, region)| (*id, &**region))
+    }
+
+    /// Switches the log of each region off for `client`.
+    pub(crate) fn forget_log(&mut self, client: DirtyClient) {
+        for region in self.regions.values_mut().filter(|region| region.log.contains(client)) {
+            let region = Arc::make_mut(region);
+            region.log = region.log.without(client);
+        }
     }
 
     /// The aliases of `target`: their ids, and the part that they show.

@@ -1,0 +1,215 @@
+//! Clients that are registered with a map at run time.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ram_block::{ClientRegistration, DirtyClient, DirtyError, RamBlock};
+
+use crate::error::MapError;
+use crate::map::MemoryMap;
+
+/// A client of a map's dirty logs that was registered at run time, until this is dropped:
+/// then its logs are switched off, its bitmaps are freed, and its number is free for others.
+#[must_use = "the client is gone when this is dropped"]
+pub struct MapClient {
+    map: Arc<MemoryMap>,
+    client: DirtyClient,
+}
+
+impl MapClient {
+    /// The client, for the map's methods.
+    pub fn client(&self) -> DirtyClient {
+        self.client
+    }
+}
+
+impl fmt::Debug for MapClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MapClient").field(&self.client).finish()
+    }
+}
+
+impl Drop for MapClient {
+    fn drop(&mut self) {
+        let switched = self.map.update(|map| {
+            map.forget_log(self.client);
+            Ok(())
+        });
+        match switched {
+            Ok(()) => self.map.drop_name(self.client),
+            // It goes on to log, so nobody else gets its number.
+            Err(error) => log::warn!("{} cannot be switched off: {error}", self.client),
+        }
+    }
+}
+
+impl MemoryMap {
+    /// Gives a number to a client of its own, the same in all blocks: a checkpoint, a
+    /// fuzzer's reset. It logs nothing yet.
+    ///
+    /// ```
+    /// use memory_region::MemoryMap;
+    /// use ram_block::RamBlock;
+    ///
+    /// let memory = MemoryMap::new();
+    /// let ram = memory.update(|map| map.ram("ram", RamBlock::anonymous("pc.ram", 1 << 20)?))?;
+    /// let reset = memory.register_client("reset")?;
+    /// memory.set_global_log(reset.client(), true)?;
+    /// memory.ram_block(ram)?.write(0x3000, b"guest")?;
+    /// let dirty = memory.snapshot_and_clear(ram, reset.client(), 0..1 << 20)?;
+    /// assert!(dirty.commit().is_dirty(3));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Dirty`] if all numbers are given out, here or by a block, or the name is.
+    pub fn register_client(self: &Arc<Self>, name: &str) -> Result<MapClient, MapError> {
+        let client = self.take_name(name)?;
+        Ok(MapClient { map: self.clone(), client })
+    }
+}
+
+/// The names of a map's clients, and what they have of its blocks.
+#[derive(Default)]
+pub(crate) struct Clients {
+    names: [Option<Arc<str>>; DirtyClient::COUNT],
+    /// Of each block that logs for one of them.
+    registrations: Vec<(Arc<RamBlock>, ClientRegistration)>,
+}
+
+fn index(client: DirtyClient) -> usize {
+    usize::from(client.number())
+}
+
+impl Clients {
+    /// Gives a number out that none of `blocks` has given out.
+    pub(crate) fn register<'a>(
+        &mut self,
+        name: &str,
+        blocks: impl Iterator<Item = &'a Arc<RamBlock>>,
+    ) -> Result<DirtyClient, DirtyError> {
+        let known =
+            |client: DirtyClient| client.built_in_name().or(self.names[index(client)].as_deref());
+        if let Some(client) = DirtyClient::all().find(|client| known(*client) == Some(name)) {
+            let (name, taken) = (name.to_owned(), name.to_owned());
+            return Err(DirtyError::ClientTaken { name, client, taken });
+        }
+        let blocks: Vec<_> = blocks.collect();
+        let is_free = |client: &DirtyClient| {
+            known(*client).is_none()
+                && blocks.iter().all(|block| block.dirty().client_name(*client).is_none())
+        };
+        let free = DirtyClient::registrable().find(is_free);
+        let client = free.ok_or_else(|| DirtyError::TooManyClients { name: name.to_owned() })?;
+        self.names[index(client)] = Some(name.into());
+        Ok(client)
+    }
+
+    pub(crate) fn forget(&mut self, client: DirtyClient) {
+        self.names[index(client)] = None;
+    }
+
+    /// Switches `client` on in `block`.
+    pub(crate) fn switch_on(
+        &mut self,
+        block: &Arc<RamBlock>,
+        client: DirtyClient,
+    ) -> Result<(), DirtyError> {
+        if let Some(name) = &self.names[index(client)] {
+            let registration = block.dirty().register_as(client, name)?;
+            self.registrations.push((block.clone(), registration));
+        }
+        block.dirty().enable(client).inspect_err(|_| self.switch_off(block, client))
+    }
+
+    /// Switches `client` off in `block`.
+    pub(crate) fn switch_off(&mut self, block: &Arc<RamBlock>, client: DirtyClient) {
+        block.dirty().disable(client);
+        self.registrations.retain(|(other, registration)| {
+            !Arc::ptr_eq(other, block) || registration.client() != client
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEN: u64 = 1 << 20;
+
+    fn block(id: &str) -> Arc<RamBlock> {
+        RamBlock::anonymous(id, LEN).unwrap()
+    }
+
+    #[test]
+    fn a_client_has_one_number_in_all_blocks_and_leaves_nothing_behind() {
+        let memory = MemoryMap::new();
+        let (one, other) = (block("one"), block("other"));
+        // The first number is somebody else's in one of the blocks.
+        let theirs = other.dirty().register("theirs").unwrap();
+        memory.update(|map| map.ram("one", one.clone())).unwrap();
+        memory.update(|map| map.ram("other", other.clone())).unwrap();
+        let mine = memory.register_client("mine").unwrap();
+        assert_ne!(mine.client(), theirs.client());
+        memory.set_global_log(mine.client(), true).unwrap();
+        let late = block("late");
+        let region = memory.update(|map| map.ram("late", late.clone())).unwrap();
+        for block in [&one, &other, &late] {
+            block.write(0, &[1]).unwrap();
+            assert_eq!(block.dirty().client_name(mine.client()).as_deref(), Some("mine"));
+            assert!(block.dirty().is_dirty(mine.client(), 0));
+        }
+        memory.set_log(region, mine.client(), true).unwrap();
+        let client = mine.client();
+        drop(mine);
+        for block in [&one, &other, &late] {
+            assert_eq!(block.dirty().client_name(client), None);
+            assert!(block.dirty().enabled().is_empty());
+        }
+        assert_eq!(memory.register_client("next").unwrap().client(), client);
+    }
+
+    #[test]
+    fn names_and_numbers_are_given_once() {
+        let memory = MemoryMap::new();
+        let clients: Vec<_> =
+            (0..5).map(|n| memory.register_client(&n.to_string()).unwrap()).collect();
+        let refused = |name| match memory.register_client(name) {
+            Err(MapError::Dirty(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(refused("more"), DirtyError::TooManyClients { .. }));
+        assert!(matches!(refused("3"), DirtyError::ClientTaken { .. }));
+        assert!(matches!(refused("migration"), DirtyError::ClientTaken { .. }));
+        drop(clients);
+        assert!(memory.register_client("more").is_ok());
+    }
+
+    /// A number that another map gave to a block in the meantime refuses the log, and
+    /// nothing of it is left.
+    #[test]
+    fn a_number_that_a_block_has_given_away_refuses_the_log() {
+        let memory = MemoryMap::new();
+        let mine = memory.register_client("mine").unwrap();
+        let (free, taken) = (block("free"), block("taken"));
+        let _theirs = taken.dirty().register_as(mine.client(), "theirs").unwrap();
+        memory.update(|map| map.ram("a", free.clone())).unwrap();
+        memory.update(|map| map.ram("b", taken.clone())).unwrap();
+        let refused = memory.set_global_log(mine.client(), true);
+        assert!(matches!(refused, Err(MapError::Dirty(DirtyError::ClientTaken { .. }))));
+        assert_eq!(free.dirty().client_name(mine.client()), None);
+        assert_eq!(taken.dirty().client_name(mine.client()).as_deref(), Some("theirs"));
+    }
+
+    #[test]
+    fn a_number_that_was_not_given_out_cannot_log() {
+        let memory = MemoryMap::new();
+        memory.update(|map| map.ram("ram", block("ram"))).unwrap();
+        let client = DirtyClient::registrable().next().unwrap();
+        let refused = memory.set_global_log(client, true);
+        assert!(matches!(refused, Err(MapError::Dirty(DirtyError::Unregistered { .. }))));
+        let refused = memory.set_global_log(DirtyClient::CODE, true);
+        assert!(matches!(refused, Err(MapError::Dirty(DirtyError::Inverse))));
+    }
+}
