@@ -105,7 +105,7 @@ enum Pixels {
 
 const PIXEL: usize = 4;
 /// Compared at once.
-const BLOCK: usize = 16 * PIXEL;
+const BLOCK: usize = 32 * PIXEL;
 
 impl Default for Surface {
     fn default() -> Self {
@@ -244,19 +244,30 @@ impl Surface {
     pub(crate) fn update(&mut self, y: u32, x: u32, new: &[u8]) -> Range<u32> {
         let at = x as usize * PIXEL;
         let Some(old) = self.line_mut(y).get_mut(at..at + new.len()) else { return 0..0 };
-        let blocks = || old.chunks(BLOCK).zip(new.chunks(BLOCK));
-        let Some(first) = blocks().position(|(old, new)| old != new) else { return 0..0 };
-        // From the end blocks are as they are from the start: both sides have one length.
-        let last = blocks().rposition(|(old, new)| old != new).unwrap_or(first);
-        let pixel = |at: usize| old[at..at + PIXEL] != new[at..at + PIXEL];
-        let first = (first * BLOCK..old.len()).step_by(PIXEL).find(|at| pixel(*at)).unwrap_or(0);
-        let end = ((last + 1) * BLOCK).min(old.len());
-        let last = (0..end).step_by(PIXEL).rev().find(|at| pixel(*at)).unwrap_or(first);
-        let changed = first..last + PIXEL;
+        // Lines that did not change are the most common: one wide comparison.
+        if old == new {
+            return 0..0;
+        }
+        let changed = differing(old, new);
         old[changed.clone()].copy_from_slice(&new[changed.clone()]);
         let column = |at: usize| x + u32::try_from(at / PIXEL).unwrap_or(0);
         column(changed.start)..column(changed.end)
     }
+}
+
+/// The bytes from the first pixel that differs to the last, of lines of one length.
+fn differing(old: &[u8], new: &[u8]) -> Range<usize> {
+    let same = |from: usize, to: usize| old[from..to] == new[from..to];
+    let (mut start, mut end) = (0, old.len().min(new.len()));
+    for size in [BLOCK, PIXEL] {
+        while start + size <= end && same(start, start + size) {
+            start += size;
+        }
+        while end >= start + size && same(end - size, end) {
+            end -= size;
+        }
+    }
+    start..end
 }
 
 impl PartialEq for Surface {

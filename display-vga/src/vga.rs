@@ -195,13 +195,18 @@ impl Vga {
     fn follow(&self) {
         let mut window = lock(&self.window);
         let Some(window) = window.as_mut() else { return };
-        // Whoever changes the registers meanwhile waits for the window's lock and finds
-        // it in step, or changes it.
-        let wanted = self.lock().registers.direct(self.vram.len());
-        if window.direct() != wanted {
+        loop {
+            let mut state = self.lock();
+            let wanted = state.registers.direct(self.vram.len());
+            // Registers that change from here on find out that the map does not follow.
+            state.mapped = window.direct();
+            if state.mapped == wanted || window.has_refused(wanted) {
+                return;
+            }
+            // Others may go on while the map changes, and change the registers again.
+            drop(state);
             window.follow(wanted);
         }
-        self.lock().mapped = wanted;
     }
 
     /// The mode that is shown; `None` if the screen is off.

@@ -11,6 +11,9 @@ use crate::mode::text::{Look, Text, UNDERLINED};
 use crate::registers::retrace::Blink;
 use crate::surface::{Rect, Surface};
 
+/// The most pixels that a character is wide: nine dots of two.
+const WIDEST: usize = 18;
+
 /// Everything that a cell's picture depends on beside [`Drawn`] and the glyphs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cell {
@@ -198,9 +201,10 @@ impl TextPainter {
         let ninth = look.line_graphics && (0xc0..=0xdf).contains(&cell.character);
         // The pixels of the cell that the picture shows.
         let left = column * look.width();
-        let from = row.pan.saturating_sub(left);
-        let to = look.width().min((surface.width() + row.pan).saturating_sub(left));
-        let x = (left + from).saturating_sub(row.pan) as usize;
+        let from = row.pan.saturating_sub(left) as usize;
+        let to = look.width().min((surface.width() + row.pan).saturating_sub(left)) as usize;
+        let x = (left as usize + from).saturating_sub(row.pan as usize);
+        let mut pixels = [0; WIDEST * 4];
         for line in 0..row.lines {
             let row_scan = (row.skipped + line) >> u32::from(text.raster.doubled);
             let at_cursor = cell.cursor.is_some_and(|(first, last)| {
@@ -208,19 +212,21 @@ impl TextPainter {
             });
             let underlined =
                 look.underline == Some(row_scan) && cell.attribute & 0x77 == UNDERLINED;
-            let glyph = u32::from(self.glyph_row(look, slot, cell.character, row_scan));
             let bits = if at_cursor || underlined && !cell.hidden {
                 0x1ff
             } else if cell.hidden {
                 0
             } else {
+                let glyph = u32::from(self.glyph_row(look, slot, cell.character, row_scan));
                 glyph << 1 | if ninth { glyph & 1 } else { 0 }
             };
-            let out = surface.line_mut(row.y + line)[x * 4..].chunks_exact_mut(4);
-            for (pixel, out) in (from..to).zip(out) {
-                let dot = pixel / look.scale;
+            for (dot, out) in pixels.chunks_exact_mut(4 * look.scale as usize).take(9).enumerate() {
                 let lit = bits >> (8 - dot) & 1 != 0;
-                out.copy_from_slice(if lit { &foreground } else { &background });
+                let colour = if lit { &foreground } else { &background };
+                out.chunks_exact_mut(4).for_each(|out| out.copy_from_slice(colour));
+            }
+            if let Some(out) = surface.line_mut(row.y + line).get_mut(x * 4..(x + to - from) * 4) {
+                out.copy_from_slice(&pixels[from * 4..to * 4]);
             }
         }
     }
