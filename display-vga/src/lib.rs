@@ -47,6 +47,7 @@
 //! # }
 //! ```
 
+mod bus;
 mod damage;
 mod draw;
 mod font;

@@ -8,12 +8,16 @@ pub(crate) mod text;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
+use ram_block::RamBlock;
 use thiserror::Error;
 
 use linear::Linear;
 use planes::Planes;
 use text::Text;
+
+use crate::surface::Surface;
 
 /// The longest line, in pixels, that the VBE registers report as possible.
 pub(crate) const MAX_WIDTH: u32 = 16000;
@@ -107,6 +111,17 @@ impl Mode {
     /// Whether something of it may change by itself.
     pub(crate) fn blinks(&self) -> bool {
         matches!(&self.kind, Kind::Text(text) if text.blinks || text.cursor.is_some())
+    }
+
+    /// The surface that is video memory itself, if the format allows that.
+    pub(crate) fn shared(&self, vram: &Arc<RamBlock>) -> Option<Surface> {
+        match &self.kind {
+            Kind::Linear(linear) if linear.format == linear::Format::Bgrx => {
+                let size = (self.width, self.height);
+                Some(Surface::shared(size, vram.clone(), linear.start, linear.stride))
+            }
+            _ => None,
+        }
     }
 
     /// Whether it shows characters.

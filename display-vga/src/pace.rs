@@ -18,9 +18,9 @@ pub enum Watch {
 
 /// How long to wait from one refresh to the next: a plain value without a clock.
 ///
-/// As long as the picture changes, refreshes come in the quickest interval; each that
-/// finds nothing doubles it, up to the slowest. A cursor that blinks is drawn in time, and
-/// does not count as a change.
+/// As long as the guest draws, refreshes come in the quickest interval; each that finds
+/// nothing doubles it, up to the slowest. A cursor that blinks is drawn in time, and does
+/// not count.
 ///
 /// ```
 /// use std::time::Duration;
@@ -75,9 +75,8 @@ impl Pace {
             }
             Watch::Running => {
                 self.settled = false;
-                let changed = last.full || last.pages > 0;
-                self.interval =
-                    if changed { self.quickest } else { (self.interval * 2).min(self.slowest) };
+                let slower = (self.interval * 2).min(self.slowest);
+                self.interval = if last.active { self.quickest } else { slower };
                 let blink = last.next_blink.unwrap_or(Duration::MAX).max(Duration::from_millis(1));
                 Some(self.interval.min(blink))
             }
@@ -92,7 +91,7 @@ mod tests {
     #[test]
     fn a_stopped_machine_is_shown_once_more() {
         let mut pace = Pace::default();
-        let changed = Refresh { pages: 1, ..Refresh::default() };
+        let changed = Refresh { active: true, ..Refresh::default() };
         assert_eq!(pace.next(Watch::Running, &changed), Some(Duration::from_millis(30)));
         assert_eq!(pace.next(Watch::Stopped, &changed), Some(Duration::ZERO));
         assert_eq!(pace.next(Watch::Stopped, &changed), None);

@@ -58,6 +58,8 @@ pub struct Refresh {
     pub bytes_total: u64,
     /// Whether everything was redrawn, as the picture is another one.
     pub full: bool,
+    /// Whether the guest stored to what is visible, or wrote a register.
+    pub active: bool,
     /// Until something that blinks changes by itself.
     pub next_blink: Option<Duration>,
     /// Time to bring the accelerator's log and take the bits.
@@ -160,11 +162,11 @@ impl Screen {
     ///
     /// [`RefreshError`]; nothing is lost, the next refresh draws it.
     pub fn refresh(&mut self) -> Result<&Refresh, RefreshError> {
-        if let Some(look) = self.vga.look(self.look.as_ref().map(|look| look.generation)) {
-            self.look = Some(look);
-        }
+        let look = self.vga.look(self.look.as_ref().map(|look| look.generation));
+        let active = look.is_some();
+        self.look = look.or(self.look.take());
         let damage = Damage::reusing(std::mem::take(&mut self.report.damage));
-        self.report = Refresh::default();
+        self.report = Refresh { active, ..Refresh::default() };
         // If this fails half-way, the next refresh draws everything.
         let drawn = std::mem::replace(&mut self.drawn, Drawn::Unknown);
         let look = self.look.take();
@@ -199,7 +201,7 @@ impl Screen {
         mut damage: Damage,
     ) -> Result<Drawn, RefreshError> {
         let begin = Instant::now();
-        let blink = timing.blink(self.vga.time());
+        let blink = timing.blink(self.vga.now());
         let (full, changed) = match &drawn {
             Drawn::Mode(before, phases) => {
                 let continues = before.continues_as(mode);
@@ -217,6 +219,7 @@ impl Screen {
         self.report.bytes_total = u64::from(mode.width()) * u64::from(mode.height()) * 4;
         self.report.next_blink = mode.blinks().then(|| Duration::from_nanos(blink.next));
         self.report.full = full;
+        self.report.active |= !harvest.is_empty();
         if changed || !harvest.is_empty() {
             self.report.pages = harvest.count();
             let vram = self.vga.vram();

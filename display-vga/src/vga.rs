@@ -4,14 +4,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use memory_region::{MapError, MemoryMap, MmioDevice, RegionId};
+use memory_region::{MapError, MemoryMap, RegionId};
 use ram_block::{RamBlock, RamBlockError};
 use thiserror::Error;
 
+use crate::bus::{Planes, Ports, VbePorts};
 use crate::damage::Damage;
 use crate::draw::{Painter, Part};
 use crate::font;
-use crate::mode::linear::{Format, Linear};
+use crate::mode::linear::Linear;
 use crate::mode::{Kind, Mode, VbeError};
 use crate::planes::{Direct, WINDOW_BYTES};
 use crate::registers::retrace::Timing;
@@ -71,8 +72,8 @@ pub struct Vga {
 }
 
 #[derive(Default)]
-struct State {
-    registers: Registers,
+pub(crate) struct State {
+    pub(crate) registers: Registers,
     /// Changes with every write that may change the picture.
     generation: u64,
     /// What of the low window is an alias now.
@@ -170,16 +171,17 @@ impl Vga {
         &self.vram
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
-    fn now(&self) -> u64 {
+    /// Nanoseconds by the device's clock.
+    pub(crate) fn now(&self) -> u64 {
         u64::try_from((self.clock)().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Changes registers; then lets the map follow.
-    fn change<T>(&self, change: impl FnOnce(&mut Registers) -> T) -> T {
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Registers) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state.registers);
         state.generation += 1;
@@ -230,11 +232,6 @@ impl Vga {
         Some(Look { generation: state.generation, mode, timing })
     }
 
-    /// Nanoseconds by the device's clock.
-    pub(crate) fn time(&self) -> u64 {
-        self.now()
-    }
-
     /// Shows `width` x `height` pixels of `depth` bits from the start of video memory,
     /// which is cleared, as a guest's driver would.
     ///
@@ -278,7 +275,7 @@ impl Vga {
         self.vram.write(0, &units.flatten().collect::<Vec<u8>>())
     }
 
-    fn clear(&self, mode: &Linear) {
+    pub(crate) fn clear(&self, mode: &Linear) {
         let zeros = vec![0; usize::try_from(mode.line_bytes()).unwrap_or(0)];
         for line in 0..mode.height {
             if let Err(error) = self.vram.write(mode.line(line).start, &zeros) {
@@ -358,110 +355,6 @@ fn check_size(bytes: u64) -> Result<(), VgaError> {
 /// The registers are plain numbers, whole at any time, whoever panicked.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The bytes of an access, each with its offset.
-fn bytes(offset: u64, size: usize, value: u64) -> impl Iterator<Item = (u64, u8)> {
-    (offset..).zip(value.to_le_bytes()).take(size)
-}
-
-/// Reads `size` bytes one by one.
-fn read_bytes(offset: u64, size: usize, mut read: impl FnMut(u64) -> u8) -> u64 {
-    let mut value = [0xff; 8];
-    for (offset, byte) in (offset..).zip(value.iter_mut().take(size)) {
-        *byte = read(offset);
-    }
-    u64::from_le_bytes(value)
-}
-
-/// The VGA's own ports.
-struct Ports(Arc<Vga>);
-
-fn port(offset: u64) -> u16 {
-    ports::FIRST.saturating_add(u16::try_from(offset).unwrap_or(u16::MAX))
-}
-
-impl MmioDevice for Ports {
-    fn read(&self, offset: u64, size: usize) -> u64 {
-        let now = self.0.now();
-        let mut state = self.0.lock();
-        read_bytes(offset, size, |offset| state.registers.read_port(port(offset), now))
-    }
-
-    fn write(&self, offset: u64, size: usize, value: u64) {
-        self.0.change(|registers| {
-            for (offset, byte) in bytes(offset, size, value) {
-                registers.write_port(port(offset), byte);
-            }
-        });
-    }
-}
-
-/// The ports of the VBE registers, which take words.
-struct VbePorts(Arc<Vga>);
-
-impl MmioDevice for VbePorts {
-    fn read(&self, offset: u64, size: usize) -> u64 {
-        let vbe = &self.0.lock().registers.vbe;
-        match (offset, size) {
-            (0, 2) => u64::from(vbe.index),
-            (1 | 2, 2) => u64::from(vbe.read(self.0.vram.len())),
-            _ => u64::MAX,
-        }
-    }
-
-    fn write(&self, offset: u64, size: usize, value: u64) {
-        let [low, high, ..] = value.to_le_bytes();
-        let value = u16::from_le_bytes([low, high]);
-        let vram = self.0.vram.len();
-        match (offset, size) {
-            (0, 2) => self.0.lock().registers.vbe.index = value,
-            (1 | 2, 2) => {
-                if let Some(mode) = self.0.change(|registers| registers.vbe.write(value, vram)) {
-                    self.0.clear(&mode);
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// The low window, where it is not an alias of video memory.
-struct Planes(Arc<Vga>);
-
-impl MmioDevice for Planes {
-    fn read(&self, offset: u64, size: usize) -> u64 {
-        let mut state = self.0.lock();
-        read_bytes(offset, size, |offset| {
-            let read = state.registers.read_window(&self.0.vram, offset);
-            read.unwrap_or_else(|error| {
-                log::error!("vga: {error}"); // the planes lie within video memory
-                0xff
-            })
-        })
-    }
-
-    fn write(&self, offset: u64, size: usize, value: u64) {
-        let mut state = self.0.lock();
-        for (offset, byte) in bytes(offset, size, value) {
-            if let Err(error) = state.registers.write_window(&self.0.vram, offset, byte) {
-                log::error!("vga: {error}");
-            }
-        }
-    }
-}
-
-impl Mode {
-    /// The surface that is video memory itself, if the format allows that.
-    pub(crate) fn shared(&self, vram: &Arc<RamBlock>) -> Option<Surface> {
-        match &self.kind {
-            Kind::Linear(linear) if linear.format == Format::Bgrx => {
-                let size = (self.width, self.height);
-                Some(Surface::shared(size, vram.clone(), linear.start, linear.stride))
-            }
-            _ => None,
-        }
-    }
 }
 
 impl fmt::Debug for Vga {

@@ -5,7 +5,7 @@ mod common;
 
 use common::modes::{self, Mode};
 use common::monitor::Registers;
-use common::{Board, difference};
+use common::{Board, Pc, difference};
 use display_vga::Surface;
 use proptest::prelude::*;
 
@@ -38,7 +38,7 @@ fn seen(mode: &Mode, number: u8) -> [u8; 3] {
 
 /// The palette that `Board::set_mode` loads.
 fn dac(index: u8) -> [u8; 3] {
-    [index & 0x3f, index >> 2, index.wrapping_mul(37) & 0x3f].map(|level| level * 4 + level / 16)
+    modes::palette(index).map(|level| level * 4 + level / 16)
 }
 
 fn expect(picture: &Surface, what: &str, pixel: impl Fn(u32, u32) -> [u8; 3], cell: (u32, u32)) {
@@ -65,10 +65,10 @@ fn load_font(board: &Board, map: u64, seed: u8) {
 fn text_in_every_size_with_loaded_and_with_built_in_glyphs() {
     for mode in [&modes::TEXT_40X25, &modes::TEXT_80X25, &modes::TEXT_80X50, &modes::MONOCHROME] {
         let board = Board::new(VRAM);
-        board.set_mode(mode);
+        modes::set_mode(&board, mode);
         load_font(&board, 0, 0x55);
         load_font(&board, 0x6000, 0xaa);
-        board.set_mode(mode);
+        modes::set_mode(&board, mode);
         let base = if mode.miscellaneous & 1 != 0 { 0xb8000 } else { 0xb0000 };
         for n in 0..4000u64 {
             let [low, high, ..] = (n * 5).to_le_bytes();
@@ -102,7 +102,7 @@ fn text_in_every_size_with_loaded_and_with_built_in_glyphs() {
 #[test]
 fn a_guest_that_loads_no_glyphs_has_the_built_in_ones() {
     let board = Board::new(VRAM);
-    board.set_mode(&modes::TEXT_80X25);
+    modes::set_mode(&board, &modes::TEXT_80X25);
     board.poke(0xb8000, b"A\x07");
     let picture = board.vga.picture().unwrap().unwrap();
     let twin = Board::new(VRAM);
@@ -123,9 +123,9 @@ fn a_guest_that_loads_no_glyphs_has_the_built_in_ones() {
 #[test]
 fn what_blinks_is_shown_half_of_the_time() {
     let board = Board::new(VRAM);
-    board.set_mode(&modes::TEXT_80X25);
+    modes::set_mode(&board, &modes::TEXT_80X25);
     load_font(&board, 0, 0x33);
-    board.set_mode(&modes::TEXT_80X25);
+    modes::set_mode(&board, &modes::TEXT_80X25);
     board.poke(0xb8000, b"a\x87b\x07c\x80");
     let mut screen = board.screen();
     let frame = 900 * 449 * 1_000_000_000 / 28_322_000u64;
@@ -149,7 +149,7 @@ fn planar_modes_in_every_way_of_writing() {
         (&modes::PLANAR_640X480, 640, 480, (1, 1)),
     ] {
         let board = Board::new(VRAM);
-        board.set_mode(mode);
+        modes::set_mode(&board, mode);
         let at = |x: u32, y: u32| 0xa0000 + u64::from(y * width / 8 + x / 8);
         for y in 0..height {
             for x in (0..width).step_by(8) {
@@ -225,7 +225,7 @@ fn planar_modes_in_every_way_of_writing() {
 #[test]
 fn cga_modes_with_their_interleaved_banks() {
     let board = Board::new(VRAM);
-    board.set_mode(&modes::CGA_4);
+    modes::set_mode(&board, &modes::CGA_4);
     for y in 0..200u32 {
         for x in (0..320u32).step_by(4) {
             let byte = (x..x + 4).fold(0u8, |byte, x| byte << 2 | colour(x, y, 4));
@@ -236,7 +236,7 @@ fn cga_modes_with_their_interleaved_banks() {
     assert_eq!((picture.width(), picture.height()), (640, 400));
     expect(&picture, "CGA, 4 colours", |x, y| seen(&modes::CGA_4, colour(x, y, 4)), (2, 2));
 
-    board.set_mode(&modes::CGA_2);
+    modes::set_mode(&board, &modes::CGA_2);
     for y in 0..200u32 {
         for x in (0..640u32).step_by(8) {
             let byte = (x..x + 8).fold(0u8, |byte, x| byte << 1 | colour(x, y, 2));
@@ -250,7 +250,7 @@ fn cga_modes_with_their_interleaved_banks() {
 #[test]
 fn mode_13h_and_mode_x() {
     let board = Board::new(VRAM);
-    board.set_mode(&modes::MODE_13H);
+    modes::set_mode(&board, &modes::MODE_13H);
     for y in 0..200u32 {
         let line: Vec<u8> = (0..320).map(|x| colour(x, y, 256)).collect();
         board.poke(0xa0000 + u64::from(y) * 320, &line);
@@ -259,7 +259,7 @@ fn mode_13h_and_mode_x() {
     assert_eq!((picture.width(), picture.height()), (640, 400));
     expect(&picture, "13h", |x, y| dac(colour(x, y, 256)), (2, 2));
 
-    board.set_mode(&modes::MODE_X);
+    modes::set_mode(&board, &modes::MODE_X);
     board.poke(common::BASE, &[0; 256 << 10]);
     // The second of three pages.
     const PAGE: u64 = 320 * 240 / 4;
@@ -294,7 +294,7 @@ fn mode_13h_and_mode_x() {
 fn linear_modes_of_every_depth() {
     for depth in [4, 8, 15, 16, 24, 32] {
         let board = Board::new(VRAM);
-        board.set_mode(&modes::PLANAR_640X480); // for the palette
+        modes::set_mode(&board, &modes::PLANAR_640X480); // for the palette
         for (register, value) in [(1, 203), (2, 97), (3, depth), (4, 0x41)] {
             board.vbe(register, value);
         }
@@ -354,7 +354,7 @@ proptest! {
     ) {
         let board = Board::new(1 << 20);
         let mode = modes::ALL[mode];
-        board.set_mode(mode);
+        modes::set_mode(&board, mode);
         board.out(0x3c2, mode.miscellaneous | 1);
         board.set(0x3d4, 0x11, 0);
         // Small pictures, for many of them.

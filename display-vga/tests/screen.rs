@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::monitor::Registers;
-use common::{BASE, Board, difference, modes, undamaged};
+use common::{BASE, Board, Pc, difference, modes, undamaged};
 use display_vga::{RefreshError, Screen, Surface, Vga};
 use memory_region::{ListenerError, MapError, MemoryListener, Section, ViewChange};
 use proptest::prelude::*;
@@ -97,7 +97,7 @@ fn act(board: &Board, step: Step) {
         }
         Step::Port { port, value } => board.out(port, value),
         Step::Vbe { register, value } => board.vbe(register, value),
-        Step::Mode(mode) => board.set_mode(modes::ALL[mode]),
+        Step::Mode(mode) => modes::set_mode(board, modes::ALL[mode]),
         Step::VbeMode { width, height, depth } => board.vga.set_mode(width, height, depth).unwrap(),
         Step::Wait { nanoseconds } => {
             board.clock.fetch_add(nanoseconds, Ordering::Relaxed);
@@ -120,7 +120,7 @@ proptest! {
         let board = Board::new(VRAM);
         let screen = board.screen();
         let mut screen = if shares { screen.sharing() } else { screen };
-        board.set_mode(modes::ALL[first]);
+        modes::set_mode(&board, modes::ALL[first]);
         let mut before = Surface::default();
         for step in steps.into_iter().chain([Step::Refresh]) {
             let Step::Refresh = step else {

@@ -8,5 +8,6 @@ pub mod guest;
 pub mod harness;
 pub mod kvm;
 pub mod qemu;
+pub mod qtest;
 pub mod scene;
 pub mod software;

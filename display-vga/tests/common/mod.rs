@@ -15,6 +15,57 @@ use ram_block::RamBlock;
 
 pub const BASE: u64 = 0xe000_0000;
 
+/// What a driver does to a PC, ours or another one.
+pub trait Pc {
+    /// Writes a port of 8 bits.
+    fn out(&self, port: u16, value: u8);
+    /// Writes a port of 16 bits.
+    fn out16(&self, port: u16, value: u16);
+    /// Reads a port of 8 bits.
+    fn input(&self, port: u16) -> u8;
+    /// Writes memory.
+    fn poke(&self, address: u64, bytes: &[u8]);
+    /// Reads a byte of memory.
+    fn peek(&self, address: u64) -> u8;
+
+    /// Writes a register by its index.
+    fn set(&self, port: u16, index: u8, value: u8) {
+        self.out16(port, u16::from_le_bytes([index, value]));
+    }
+
+    /// Writes a VBE register.
+    fn vbe(&self, register: u16, value: u16) {
+        self.out16(0x1ce, register);
+        self.out16(0x1cf, value);
+    }
+}
+
+impl Pc for Board {
+    fn out(&self, port: u16, value: u8) {
+        self.ports.write(port.into(), &[value]).unwrap();
+    }
+
+    fn out16(&self, port: u16, value: u16) {
+        self.ports.write(port.into(), &value.to_le_bytes()).unwrap();
+    }
+
+    fn input(&self, port: u16) -> u8 {
+        let mut value = [0];
+        self.ports.read(port.into(), &mut value).unwrap();
+        value[0]
+    }
+
+    fn poke(&self, address: u64, bytes: &[u8]) {
+        self.memory.write(address, bytes).unwrap();
+    }
+
+    fn peek(&self, address: u64) -> u8 {
+        let mut value = [0];
+        self.memory.read(address, &mut value).unwrap();
+        value[0]
+    }
+}
+
 pub struct Board {
     pub map: Arc<MemoryMap>,
     pub memory: Arc<AddressSpace>,
@@ -52,36 +103,6 @@ impl Board {
 
     pub fn screen(&self) -> Screen {
         Screen::new(self.map.clone(), self.vga.clone(), self.vram).unwrap()
-    }
-
-    pub fn out(&self, port: u16, value: u8) {
-        self.ports.write(port.into(), &[value]).unwrap();
-    }
-
-    pub fn input(&self, port: u16) -> u8 {
-        let mut value = [0];
-        self.ports.read(port.into(), &mut value).unwrap();
-        value[0]
-    }
-
-    /// An index and its value.
-    pub fn set(&self, port: u16, index: u8, value: u8) {
-        self.ports.write(port.into(), &[index, value]).unwrap();
-    }
-
-    pub fn vbe(&self, register: u16, value: u16) {
-        self.ports.write(0x1ce, &register.to_le_bytes()).unwrap();
-        self.ports.write(0x1cf, &value.to_le_bytes()).unwrap();
-    }
-
-    pub fn poke(&self, address: u64, bytes: &[u8]) {
-        self.memory.write(address, bytes).unwrap();
-    }
-
-    pub fn peek(&self, address: u64) -> u8 {
-        let mut value = [0];
-        self.memory.read(address, &mut value).unwrap();
-        value[0]
     }
 
     pub fn vram(&self) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! Registers of the standard modes, as a video BIOS sets them.
 
-use super::Board;
+use super::Pc;
 
 pub struct Mode {
     pub name: &'static str,
@@ -232,37 +232,40 @@ pub const ALL: [&Mode; 11] = [
     &MODE_X,
 ];
 
-impl Board {
-    /// Sets a mode as a BIOS does. The palette gets colours that are all different.
-    pub fn set_mode(&self, mode: &Mode) {
-        self.vbe(4, 0);
-        self.out(0x3c2, mode.miscellaneous);
-        let (index, status) =
-            if mode.miscellaneous & 1 != 0 { (0x3d4, 0x3da) } else { (0x3b4, 0x3ba) };
-        self.set(0x3c4, 0, 1);
-        for (n, value) in (0..).zip(mode.sequencer).skip(1) {
-            self.set(0x3c4, n, value);
-        }
-        self.set(0x3c4, 0, 3);
-        self.set(index, 0x11, 0); // no protection
-        for (n, value) in (0..).zip(mode.crtc) {
-            self.set(index, n, value);
-        }
-        for (n, value) in (0..).zip(mode.graphics) {
-            self.set(0x3ce, n, value);
-        }
-        self.input(status);
-        for (n, value) in (0..).zip(mode.attribute) {
-            self.out(0x3c0, n);
-            self.out(0x3c0, value);
-        }
-        self.out(0x3c6, 0xff);
-        self.out(0x3c8, 0);
-        for n in 0..=255u8 {
-            self.out(0x3c9, n & 0x3f);
-            self.out(0x3c9, n >> 2);
-            self.out(0x3c9, n.wrapping_mul(37) & 0x3f);
-        }
-        self.out(0x3c0, 0x20);
+/// Sets a mode as a BIOS does. The palette gets colours that are all different, of levels
+/// that every way to widen six bits to eight widens alike.
+pub fn set_mode(pc: &impl Pc, mode: &Mode) {
+    pc.vbe(4, 0);
+    pc.out(0x3c2, mode.miscellaneous);
+    let (index, status) = if mode.miscellaneous & 1 != 0 { (0x3d4, 0x3da) } else { (0x3b4, 0x3ba) };
+    pc.set(0x3c4, 0, 1);
+    for (n, value) in (0..).zip(mode.sequencer).skip(1) {
+        pc.set(0x3c4, n, value);
     }
+    pc.set(0x3c4, 0, 3);
+    pc.set(index, 0x11, 0); // no protection
+    for (n, value) in (0..).zip(mode.crtc) {
+        pc.set(index, n, value);
+    }
+    for (n, value) in (0..).zip(mode.graphics) {
+        pc.set(0x3ce, n, value);
+    }
+    pc.input(status);
+    for (n, value) in (0..).zip(mode.attribute) {
+        pc.out(0x3c0, n);
+        pc.out(0x3c0, value);
+    }
+    pc.out(0x3c6, 0xff);
+    pc.out(0x3c8, 0);
+    for n in 0..=255u8 {
+        palette(n).into_iter().for_each(|level| pc.out(0x3c9, level));
+    }
+    pc.out(0x3c0, 0x20);
+}
+
+/// An entry of the palette that `set_mode` loads: levels of six bits.
+pub fn palette(index: u8) -> [u8; 3] {
+    // Even ones of the lowest, odd ones of the highest quarter.
+    let level = |n: u8| if n < 8 { n * 2 } else { 33 + n * 2 };
+    [level(index & 0xf), level(index >> 4), level(index.wrapping_mul(7) >> 2 & 0xf)]
 }
