@@ -88,7 +88,7 @@ fn assert_same_colours((ours, theirs): &(Board, Qtest), what: &str, mask: [u8; 3
     let differing: Vec<usize> =
         pairs.enumerate().filter(|(_, pair)| differs(*pair)).map(|(at, _)| at).collect();
     if let Some(at) = differing.first() {
-        let (x, y) = (*at as u32 % mine.width, *at as u32 / mine.width);
+        let (x, y) = (at % mine.width as usize, at / mine.width as usize);
         let pixel = |picture: &Picture| picture.rgb[at * 3..][..3].to_vec();
         panic!(
             "{what}: {} pixels differ, the first at ({x}, {y}): {:02x?}, QEMU has {:02x?}",
