@@ -14,7 +14,9 @@ use crate::surface::Surface;
 /// Which part of a picture to draw.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Part<'a> {
-    /// Everything.
+    /// Everything, into a surface that shows nothing yet.
+    Fresh,
+    /// Everything, into a surface that shows something else.
     All,
     /// What these pages of video memory show; and of a text, whatever else has changed.
     Dirty(&'a DirtySnapshot, PageSize),

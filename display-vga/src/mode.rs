@@ -102,10 +102,11 @@ impl Mode {
         }
     }
 
-    /// Whether a change to `other` needs no more than to draw what differs.
+    /// Whether a change to `other` needs no more than to draw what differs, which is so
+    /// for texts of one size: their cells are compared.
     pub(crate) fn continues_as(&self, other: &Self) -> bool {
         let same_size = (self.width, self.height) == (other.width, other.height);
-        self == other || (same_size && self.is_text() && other.is_text())
+        same_size && self.is_text() && other.is_text()
     }
 
     /// Whether something of it may change by itself.

@@ -56,7 +56,7 @@ pub struct Refresh {
     pub bytes_copied: u64,
     /// Bytes of the whole picture, at four a pixel.
     pub bytes_total: u64,
-    /// Whether everything was redrawn, as the picture is another one.
+    /// Whether the surface is another one, of another size perhaps: all of it is damage.
     pub full: bool,
     /// Whether the guest stored to what is visible, or wrote a register.
     pub active: bool,
@@ -202,12 +202,17 @@ impl Screen {
     ) -> Result<Drawn, RefreshError> {
         let begin = Instant::now();
         let blink = timing.blink(self.vga.now());
-        let (full, changed) = match &drawn {
-            Drawn::Mode(before, phases) => {
-                let continues = before.continues_as(mode);
-                (!continues, before != mode || mode.is_text() && *phases != phase(blink))
+        let shared = if self.shares { mode.shared(self.vga.vram()) } else { None };
+        // Another surface, everything on it, or something that is no store.
+        let (full, all, changed) = match &drawn {
+            Drawn::Mode(before, _) if before != mode => {
+                let full = !self.surface.has_size(mode.width(), mode.height())
+                    || shared.is_some()
+                    || self.surface.is_shared();
+                (full, !before.continues_as(mode), true)
             }
-            _ => (true, true),
+            Drawn::Mode(_, phases) => (false, false, mode.is_text() && *phases != phase(blink)),
+            Drawn::Blank | Drawn::Unknown => (true, true, true),
         };
         let buffer = std::mem::take(&mut self.buffer);
         let client = DirtyClient::VGA;
@@ -223,35 +228,31 @@ impl Screen {
         if changed || !harvest.is_empty() {
             self.report.pages = harvest.count();
             let vram = self.vga.vram();
-            let part = match full {
-                true => Part::All,
-                false => Part::Dirty(&harvest, vram.page_size()),
+            let part = match (full, all) {
+                (true, _) => Part::Fresh,
+                (false, true) => Part::All,
+                (false, false) => Part::Dirty(&harvest, vram.page_size()),
             };
-            let shared = if self.shares { mode.shared(vram) } else { None };
-            match (shared, &mode.kind) {
-                (Some(shared), Kind::Linear(mode)) => {
-                    if full {
-                        self.surface = shared;
-                    }
+            if full {
+                let new = || Surface::new(mode.width(), mode.height());
+                self.surface = shared.unwrap_or_else(new);
+            }
+            match &mode.kind {
+                Kind::Linear(mode) if self.surface.is_shared() => {
                     linear::damage_only(mode, part, &mut damage);
                 }
                 _ => {
-                    if full {
-                        self.surface = Surface::new(mode.width(), mode.height());
-                    }
                     let (surface, painter) = (&mut self.surface, &mut self.painter);
                     self.report.bytes_copied =
                         painter.draw(vram, mode, blink, part, surface, &mut damage)?;
                 }
             }
-            if full {
-                damage.add(self.surface.area());
-            }
+        }
+        if full {
+            damage = Damage::default();
+            damage.add(self.surface.area());
         }
         (self.report.damage, self.report.lines) = damage.finish();
-        if full {
-            self.report.damage = vec![self.surface.area()];
-        }
         self.buffer = harvest.commit();
         self.report.draw_time = synced.elapsed();
         Ok(match drawn {

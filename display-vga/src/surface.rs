@@ -145,6 +145,10 @@ impl Surface {
         Rect { x: 0, y: 0, width: self.width, height: self.height }
     }
 
+    pub(crate) fn has_size(&self, width: u32, height: u32) -> bool {
+        (self.width, self.height) == (width, height)
+    }
+
     /// Whether it is a view of video memory.
     pub fn is_shared(&self) -> bool {
         matches!(self.pixels, Pixels::Shared { .. })

@@ -297,7 +297,14 @@ impl Vga {
         let mut surface = Surface::new(mode.width, mode.height);
         let blink = timing.blink(self.now());
         let mut painter = Painter::default();
-        painter.draw(&self.vram, &mode, blink, Part::All, &mut surface, &mut Damage::default())?;
+        painter.draw(
+            &self.vram,
+            &mode,
+            blink,
+            Part::Fresh,
+            &mut surface,
+            &mut Damage::default(),
+        )?;
         Ok(Some(surface))
     }
 

@@ -20,7 +20,7 @@ pub(super) fn draw(
 ) -> Result<u64, RamBlockError> {
     let mut read = 0;
     match part {
-        Part::All if mode.format == Format::Bgrx => {
+        Part::Fresh if mode.format == Format::Bgrx => {
             if mode.stride == mode.line_bytes() {
                 vram.read(mode.start, surface.own_mut())?;
             } else {
@@ -31,13 +31,18 @@ pub(super) fn draw(
             read = mode.line_bytes() * u64::from(mode.height);
             damage.add(surface.area());
         }
-        Part::All => {
+        Part::Fresh => {
             for y in 0..mode.height {
-                convert(vram, mode, y, 0..mode.width, buffers)?;
+                read += convert(vram, mode, y, 0..mode.width, buffers)?;
                 surface.line_mut(y).copy_from_slice(&buffers.pixels);
             }
-            read = mode.line_bytes() * u64::from(mode.height);
             damage.add(surface.area());
+        }
+        Part::All => {
+            for y in 0..mode.height {
+                read += convert(vram, mode, y, 0..mode.width, buffers)?;
+                update(surface, y, 0, buffers, damage);
+            }
         }
         Part::Dirty(dirty, page) => {
             for run in dirty.runs() {
@@ -46,9 +51,7 @@ pub(super) fn draw(
                     let columns = mode.pixels_in(y, &bytes);
                     let x = columns.start;
                     read += convert(vram, mode, y, columns, buffers)?;
-                    let changed = surface.update(y, x, &buffers.pixels);
-                    let width = changed.end - changed.start;
-                    damage.add(Rect { x: changed.start, y, width, height: 1 });
+                    update(surface, y, x, buffers, damage);
                 }
             }
         }
@@ -56,10 +59,18 @@ pub(super) fn draw(
     Ok(read)
 }
 
+/// Puts the buffer's pixels into line `y` from column `x` on.
+fn update(surface: &mut Surface, y: u32, x: u32, buffers: &Buffers, damage: &mut Damage) {
+    let changed = surface.update(y, x, &buffers.pixels);
+    damage.add(Rect { x: changed.start, y, width: changed.end - changed.start, height: 1 });
+}
+
 /// Adds what `part` may have changed of a surface that is video memory itself.
 pub(crate) fn damage_only(mode: &Linear, part: Part<'_>, damage: &mut Damage) {
     match part {
-        Part::All => damage.add(Rect { x: 0, y: 0, width: mode.width, height: mode.height }),
+        Part::Fresh | Part::All => {
+            damage.add(Rect { x: 0, y: 0, width: mode.width, height: mode.height })
+        }
         Part::Dirty(dirty, page) => {
             for run in dirty.runs() {
                 let bytes = run.start * page.bytes()..run.end * page.bytes();

@@ -44,7 +44,7 @@ pub(super) fn draw(
         let line = mode.raster.line(y);
         let count = mode.addresses(surface.width(), line.pan);
         let addresses = match part {
-            Part::All => 0..count,
+            Part::Fresh | Part::All => 0..count,
             Part::Dirty(dirty, page) => {
                 let touched =
                     |from: u64, to: u64| dirty.any_dirty(page.touched(from * 4, (to - from) * 4));

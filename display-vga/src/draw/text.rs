@@ -75,7 +75,7 @@ impl TextPainter {
         let drawn =
             Drawn { look, rows, columns, blinks: text.blinks, doubled: text.raster.doubled };
         let width = columns as usize + 1; // one more where the picture is panned
-        let mut all = matches!(part, Part::All);
+        let mut all = !matches!(part, Part::Dirty(..));
         if self.drawn.as_ref() != Some(&drawn) {
             all = true;
             changed = [[true; 256]; 2];

@@ -118,6 +118,9 @@ pub fn difference(a: &Surface, b: &Surface) -> Option<String> {
         return Some(format!("{a:?} against {b:?}"));
     }
     let (left, right) = (a.bytes(), b.bytes());
+    if left == right {
+        return None;
+    }
     let at = left
         .chunks_exact(4)
         .zip(right.chunks_exact(4))
