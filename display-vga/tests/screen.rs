@@ -189,6 +189,27 @@ fn a_character_redraws_its_cell() {
     assert_eq!(difference(screen.surface(), &monitor), None);
 }
 
+/// The first byte of a glyph replaces all of the built-in ones, the last one that goes
+/// brings them back.
+#[test]
+fn built_in_glyphs_give_way_to_loaded_ones() {
+    let board = Board::new(VRAM);
+    modes::set_mode(&board, &modes::TEXT_80X25);
+    board.set(0x3d4, 0xa, 0x20);
+    board.poke(0xb8000, b"A\x07B\x07");
+    let mut screen = board.screen();
+    screen.refresh().unwrap();
+    let built_in = screen.surface().clone();
+    let row_of_a = BASE + 4 * (u64::from(b'A') * 32 + 5) + 2;
+    for (bits, shows_built_in) in [(0x55, false), (0, true)] {
+        board.poke(row_of_a, &[bits]);
+        screen.refresh().unwrap();
+        let picture = board.vga.picture().unwrap().unwrap();
+        assert_eq!(difference(screen.surface(), &picture), None);
+        assert_eq!(*screen.surface() == built_in, shows_built_in);
+    }
+}
+
 /// An accelerator whose log cannot be read now and then.
 struct Fails(AtomicBool);
 
