@@ -46,6 +46,15 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # What is modelled, and what is not
+//!
+//! The registers do what the manuals say they do to the picture and to the bytes on their
+//! way to the planes. Not modelled are: the CRTC's choice of byte, word or doubleword
+//! addresses (planes are addressed as the mode's accesses are), counting by two or four, a
+//! skewed cursor, borders, sequencer resets, vertical interrupts, and blinking in graphics.
+//! The vertical retrace lasts until the next frame begins: guests whose reads leave the
+//! virtual machine would miss the real one.
 
 mod bus;
 mod damage;

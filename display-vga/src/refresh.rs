@@ -19,7 +19,7 @@ use crate::draw::{Painter, Part, linear};
 use crate::mode::{Kind, Mode};
 use crate::registers::retrace::{Blink, Timing};
 use crate::surface::{Rect, Surface};
-use crate::vga::{Look, Vga};
+use crate::vga::{Shown, Vga};
 
 /// A refresh that could not be made; the next one draws what it would have.
 #[derive(Debug, Error)]
@@ -90,7 +90,7 @@ pub struct Screen {
     /// Logs video memory, and keeps others from harvesting it.
     _log: LogClaim,
     shares: bool,
-    look: Option<Look>,
+    shown: Option<Shown>,
     drawn: Drawn,
     painter: Painter,
     surface: Surface,
@@ -123,7 +123,7 @@ impl Screen {
             vram,
             _log: log,
             shares: false,
-            look: None,
+            shown: None,
             drawn: Drawn::Unknown,
             painter: Painter::default(),
             surface: Surface::default(),
@@ -162,19 +162,19 @@ impl Screen {
     ///
     /// [`RefreshError`]; nothing is lost, the next refresh draws it.
     pub fn refresh(&mut self) -> Result<&Refresh, RefreshError> {
-        let look = self.vga.look(self.look.as_ref().map(|look| look.generation));
-        let active = look.is_some();
-        self.look = look.or(self.look.take());
+        let known = self.shown.take();
+        let new = self.vga.shown(known.as_ref().map(|shown| shown.generation));
+        let active = new.is_some();
+        let shown = new.or(known);
         let damage = Damage::reusing(std::mem::take(&mut self.report.damage));
         self.report = Refresh { active, ..Refresh::default() };
         // If this fails half-way, the next refresh draws everything.
         let drawn = std::mem::replace(&mut self.drawn, Drawn::Unknown);
-        let look = self.look.take();
-        let result = match &look {
-            Some(Look { mode: Some(mode), timing, .. }) => self.draw(mode, timing, drawn, damage),
+        let result = match &shown {
+            Some(Shown { mode: Some(mode), timing, .. }) => self.draw(mode, timing, drawn, damage),
             _ => Ok(self.blank(drawn)),
         };
-        self.look = look;
+        self.shown = shown;
         self.drawn = result?;
         Ok(&self.report)
     }

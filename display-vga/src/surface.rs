@@ -104,8 +104,8 @@ enum Pixels {
 }
 
 const PIXEL: usize = 4;
-/// Compared at once.
-const BLOCK: usize = 32 * PIXEL;
+/// What is compared at once, ever finer.
+const BLOCKS: [usize; 3] = [128 * PIXEL, 16 * PIXEL, PIXEL];
 
 impl Default for Surface {
     fn default() -> Self {
@@ -263,7 +263,7 @@ impl Surface {
 fn differing(old: &[u8], new: &[u8]) -> Range<usize> {
     let same = |from: usize, to: usize| old[from..to] == new[from..to];
     let (mut start, mut end) = (0, old.len().min(new.len()));
-    for size in [BLOCK, PIXEL] {
+    for size in BLOCKS {
         while start + size <= end && same(start, start + size) {
             start += size;
         }

@@ -82,9 +82,9 @@ pub(crate) struct State {
     is_placed: bool,
 }
 
-/// What a screen needs to know of the registers.
+/// What the registers show, as a screen needs to know it.
 #[derive(Debug)]
-pub(crate) struct Look {
+pub(crate) struct Shown {
     pub(crate) generation: u64,
     pub(crate) mode: Option<Mode>,
     pub(crate) timing: Timing,
@@ -221,7 +221,7 @@ impl Vga {
     }
 
     /// What a screen that knows the registers as of `generation` has to learn.
-    pub(crate) fn look(&self, generation: Option<u64>) -> Option<Look> {
+    pub(crate) fn shown(&self, generation: Option<u64>) -> Option<Shown> {
         let state = self.lock();
         if generation == Some(state.generation) {
             return None;
@@ -229,7 +229,7 @@ impl Vga {
         // What cannot be shown is a blank screen; the guest may still mend it.
         let mode = state.registers.mode(self.vram.len()).ok().flatten();
         let timing = Timing::of(&state.registers);
-        Some(Look { generation: state.generation, mode, timing })
+        Some(Shown { generation: state.generation, mode, timing })
     }
 
     /// Shows `width` x `height` pixels of `depth` bits from the start of video memory,
@@ -293,7 +293,9 @@ impl Vga {
     ///
     /// [`RamBlockError`] if video memory cannot be read.
     pub fn picture(&self) -> Result<Option<Surface>, RamBlockError> {
-        let Some(Look { mode: Some(mode), timing, .. }) = self.look(None) else { return Ok(None) };
+        let Some(Shown { mode: Some(mode), timing, .. }) = self.shown(None) else {
+            return Ok(None);
+        };
         let mut surface = Surface::new(mode.width, mode.height);
         let blink = timing.blink(self.now());
         let mut painter = Painter::default();

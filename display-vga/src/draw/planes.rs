@@ -87,8 +87,8 @@ fn touched_addresses(
     while at < count {
         let address = u64::from(start.wrapping_add(at) & mode.raster.mask);
         let to_grain = grain - address % grain;
-        let to_wrap = u64::from(mode.raster.mask) + 1 - address;
-        let len = u64::from(count - at).min(to_grain).min(to_wrap);
+        // Addresses wrap between two pages, or within the only one.
+        let len = u64::from(count - at).min(to_grain);
         let end = at + u32::try_from(len).unwrap_or(count - at);
         if touched(address, address + len) {
             found = if found.is_empty() { at..end } else { found.start..end };
