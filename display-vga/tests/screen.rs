@@ -107,7 +107,7 @@ fn act(board: &Board, step: Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// After any stores, register writes and modes the picture is a full redraw's, and
     /// every pixel that changed is in the damage.

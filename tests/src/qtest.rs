@@ -85,6 +85,21 @@ impl Qtest {
         Ok(())
     }
 
+    /// Reads `len` bytes of memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`command`](Self::command).
+    pub fn read_memory(&self, address: u64, len: usize) -> io::Result<Vec<u8>> {
+        let answer = self.command(&format!("read {address:#x} {len:#x}"))?;
+        let digits = answer.trim_start_matches("0x").as_bytes();
+        let byte = |pair: &[u8]| {
+            let pair = std::str::from_utf8(pair).map_err(io::Error::other)?;
+            u8::from_str_radix(pair, 16).map_err(io::Error::other)
+        };
+        digits.chunks(2).map(byte).collect()
+    }
+
     /// What is on its screen.
     ///
     /// # Errors
