@@ -15,6 +15,21 @@ pub(crate) fn glyph(character: u8) -> &'static [u8] {
     &GLYPHS[usize::from(character) * GLYPH_ROWS..][..GLYPH_ROWS]
 }
 
+/// A row of a built-in glyph in characters of `height` rows, which it is fitted to: rows
+/// without dots go first, then neighbours are joined.
+pub(crate) fn fitted_row(character: u8, row: u32, height: u32) -> u8 {
+    let rows = glyph(character);
+    let (row, height) = (row as usize, height as usize);
+    match height {
+        // Above and below most glyphs there is room.
+        14.. => rows.get(row + GLYPH_ROWS.saturating_sub(height) / 2).copied().unwrap_or(0),
+        _ => {
+            let edge = |row: usize| (row * GLYPH_ROWS / height.max(1)).min(GLYPH_ROWS);
+            rows[edge(row)..edge(row + 1)].iter().fold(0, |joined, row| joined | row)
+        }
+    }
+}
+
 /// A map as a driver loads it into plane 2.
 pub(crate) fn map() -> Vec<u8> {
     let mut map = vec![0; MAP_BYTES];
@@ -52,6 +67,21 @@ mod tests {
             |code: u8| glyph(code).iter().map(|row| format!("{row:08b}")).collect::<Vec<_>>();
         assert!(shape(0xdb).iter().all(|row| row == "11111111"));
         assert_eq!(shape(b'T')[2..12].iter().filter(|row| *row == "00010000").count(), 9);
+    }
+
+    #[test]
+    fn glyphs_fit_characters_of_any_height() {
+        for height in 1..=32 {
+            let fitted =
+                |code: u8| (0..height).map(|row| fitted_row(code, row, height)).collect::<Vec<_>>();
+            let full: Vec<u8> = fitted(0xdb);
+            let lit = full.iter().take_while(|row| **row == 0xff).count();
+            assert_eq!(lit, (height as usize).min(16), "a full block of {height} rows");
+            assert!((1..=255).all(|code| {
+                glyph(code).iter().all(|row| *row == 0) || fitted(code).iter().any(|row| *row != 0)
+            }));
+        }
+        assert!((0..16).all(|row| fitted_row(b'g', row, 16) == glyph(b'g')[row as usize]));
     }
 
     #[test]

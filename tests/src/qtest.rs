@@ -1,5 +1,5 @@
-//! A QEMU whose devices are driven by hand: no processor runs, accesses come through its
-//! test protocol (qtest).
+//! A QEMU whose devices are driven by hand: its processor stands still, accesses come
+//! through its test protocol (qtest).
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -98,6 +98,15 @@ impl Qtest {
             u8::from_str_radix(pair, 16).map_err(io::Error::other)
         };
         digits.chunks(2).map(byte).collect()
+    }
+
+    /// Lets its processor run (`cont`), or stops it again (`stop`).
+    ///
+    /// # Errors
+    ///
+    /// If QEMU refuses, or is gone.
+    pub fn run_state(&self, command: &str) -> io::Result<()> {
+        self.qemu.borrow_mut().execute(command, json!({})).map(drop)
     }
 
     /// What is on its screen.

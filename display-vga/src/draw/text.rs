@@ -33,6 +33,7 @@ struct Drawn {
     rows: Vec<Row>,
     columns: u32,
     blinks: bool,
+    row_scans: u32,
     doubled: bool,
 }
 
@@ -71,9 +72,15 @@ impl TextPainter {
         let mut rows: Vec<Row> = text.rows(surface.height()).collect();
         let addresses: Vec<u32> =
             rows.iter_mut().map(|row| std::mem::take(&mut row.address)).collect();
-        let (look, columns) = (text.look.clone(), text.columns);
-        let drawn =
-            Drawn { look, rows, columns, blinks: text.blinks, doubled: text.raster.doubled };
+        let columns = text.columns;
+        let drawn = Drawn {
+            look: text.look.clone(),
+            rows,
+            columns,
+            blinks: text.blinks,
+            row_scans: text.raster.row_scans,
+            doubled: text.raster.doubled,
+        };
         let width = columns as usize + 1; // one more where the picture is panned
         let mut all = !matches!(part, Part::Dirty(..));
         if self.drawn.as_ref() != Some(&drawn) {
@@ -183,10 +190,10 @@ impl TextPainter {
     }
 
     /// A row of a glyph, the leftmost dot in bit 7.
-    fn glyph_row(&self, look: &Look, slot: usize, character: u8, row_scan: u32) -> u8 {
-        let row = row_scan as usize;
+    fn glyph_row(&self, text: &Text, slot: usize, character: u8, row_scan: u32) -> u8 {
+        let (look, row) = (&text.look, row_scan as usize);
         if !self.loaded[slot] {
-            return font::glyph(character).get(row).copied().unwrap_or(0);
+            return font::fitted_row(character, row_scan, text.raster.row_scans);
         }
         let at = look.fonts[slot] as usize + usize::from(character) * font::GLYPH_STRIDE + row;
         self.memory[at * 4 + 2]
@@ -217,7 +224,7 @@ impl TextPainter {
             } else if cell.hidden {
                 0
             } else {
-                let glyph = u32::from(self.glyph_row(look, slot, cell.character, row_scan));
+                let glyph = u32::from(self.glyph_row(text, slot, cell.character, row_scan));
                 glyph << 1 | if ninth { glyph & 1 } else { 0 }
             };
             for (dot, out) in pixels.chunks_exact_mut(4 * look.scale as usize).take(9).enumerate() {
