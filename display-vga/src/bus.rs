@@ -75,9 +75,9 @@ impl MmioDevice for VbePorts {
 }
 
 /// The low window, where it is not an alias of video memory.
-pub(crate) struct Planes(pub(crate) Arc<Vga>);
+pub(crate) struct LowWindow(pub(crate) Arc<Vga>);
 
-impl MmioDevice for Planes {
+impl MmioDevice for LowWindow {
     fn read(&self, offset: u64, size: usize) -> u64 {
         let mut state = self.0.lock();
         read_bytes(offset, size, |offset| {

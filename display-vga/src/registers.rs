@@ -1,4 +1,5 @@
-//! The registers of a VGA: plain numbers, whose meaning `mode` and `planes` know.
+//! The registers of a VGA: plain numbers, whose meaning `mode` and
+//! `graphics_controller` know.
 //!
 //! Numbers and bits are those of IBM's "Personal System/2 Hardware Interface Technical
 //! Reference", Video Subsystem, and of the FreeVGA documentation.

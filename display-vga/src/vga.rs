@@ -8,13 +8,13 @@ use memory_region::{MapError, MemoryMap, RegionId};
 use ram_block::{RamBlock, RamBlockError};
 use thiserror::Error;
 
-use crate::bus::{Planes, Ports, VbePorts};
+use crate::bus::{LowWindow, Ports, VbePorts};
 use crate::damage::Damage;
 use crate::draw::{Painter, Part};
 use crate::font;
+use crate::graphics_controller::{Direct, WINDOW_BYTES};
 use crate::mode::linear::Linear;
 use crate::mode::{Kind, Mode, VbeError};
-use crate::planes::{Direct, WINDOW_BYTES};
 use crate::registers::retrace::Timing;
 use crate::registers::{Registers, ports, vbe};
 use crate::state::{self, StateError};
@@ -154,7 +154,7 @@ impl Vga {
         let regions = memory.update(|map| {
             let vram = map.ram("vga.vram", self.vram.clone())?;
             let window = map.container("vga.window", size)?;
-            let planes = map.mmio("vga.planes", size, Arc::new(Planes(self.clone())))?;
+            let planes = map.mmio("vga.planes", size, Arc::new(LowWindow(self.clone())))?;
             map.place_overlapping(window, 0, planes, 0)?;
             let ports = map.mmio("vga.ports", count, Arc::new(Ports(self.clone())))?;
             let vbe_ports = map.mmio("vga.vbe", 4, Arc::new(VbePorts(self.clone())))?;

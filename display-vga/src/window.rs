@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use memory_region::{MapError, MemoryMap, RegionId};
 
-use crate::planes::Direct;
+use crate::graphics_controller::Direct;
 
 /// The low window's regions, and what of it is an alias now.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 ///
 /// An address counts units of four bytes of video memory, one of each plane. That is what
 /// the counter counts, in every mode in which the processor and the CRTC agree on byte,
-/// word or doubleword addresses: see `planes` for how the processor's are translated.
+/// word or doubleword addresses: see `graphics_controller` for how the processor's are translated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Raster {
     /// The address of the first line.
