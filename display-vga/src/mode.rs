@@ -1,26 +1,42 @@
-//! What a mode shows, and whether there is memory for it.
+//! What the registers show: which bytes of video memory are which pixels.
 
+pub(crate) mod decode;
+pub(crate) mod linear;
+pub(crate) mod planes;
+pub(crate) mod raster;
+pub(crate) mod text;
+
+use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
+use ram_block::RamBlock;
 use thiserror::Error;
 
-/// A display mode that cannot be set.
+use linear::Linear;
+use planes::Planes;
+use text::Text;
+
+use crate::surface::Surface;
+
+/// The longest line, in pixels, that the VBE registers report as possible.
+pub(crate) const MAX_WIDTH: u32 = 16000;
+/// The most lines that the VBE registers report as possible.
+pub(crate) const MAX_HEIGHT: u32 = 12000;
+
+/// A VBE mode that cannot be set.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum VbeError {
     /// A side is zero or longer than the registers can say.
-    #[error(
-        "{width}x{height} pixels: both sides must be from 1 to {}x{}",
-        Mode::MAX_WIDTH,
-        Mode::MAX_HEIGHT
-    )]
+    #[error("{width}x{height} pixels: both sides must be from 1 to {MAX_WIDTH}x{MAX_HEIGHT}")]
     Geometry {
         /// Width in pixels.
         width: u32,
         /// Height in lines.
         height: u32,
     },
-    /// Only 32 bits per pixel are drawn.
-    #[error("{depth} bits per pixel were asked for, 32 are supported")]
+    /// There are no pixels of so many bits.
+    #[error("{depth} bits per pixel were asked for; there are 4, 8, 15, 16, 24 and 32")]
     Depth {
         /// Bits per pixel.
         depth: u32,
@@ -47,137 +63,88 @@ pub enum VbeError {
     },
 }
 
-/// A linear frame buffer: which bytes of video memory are which lines.
+/// A display mode, with all that a picture depends on beside video memory.
 ///
-/// Pixels are of 4 bytes: blue, green, red, and one without meaning. Holding one
-/// proves that all visible bytes lie in video memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Holding one proves that every byte that it shows lies in video memory. The modes of
+/// the VGA have the size of its raster: one pixel a dot of the full clock and one line a
+/// scan line, so that 320x200 pixels of 256 colours are a picture of 640x400.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Mode {
-    width: u32,
-    height: u32,
-    /// First visible byte.
-    start: u64,
-    /// Bytes from one line to the next.
-    stride: u64,
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    pub(crate) kind: Kind,
 }
 
-/// Bytes of a pixel.
-pub(crate) const PIXEL: u64 = 4;
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text(Text),
+    Planes(Planes),
+    Linear(Linear),
+}
 
 impl Mode {
-    /// The longest line, in pixels, that the interface reports as possible.
-    pub const MAX_WIDTH: u32 = 16000;
-    /// The most lines that the interface reports as possible.
-    pub const MAX_HEIGHT: u32 = 12000;
-
-    /// `width` x `height` pixels from (`x`, `y`) of a virtual screen whose lines have
-    /// `virtual_width` pixels (less than `width` counts as `width`), in `vram` bytes.
-    pub(crate) fn new(
-        (width, height, depth): (u32, u32, u32),
-        virtual_width: u32,
-        (x, y): (u32, u32),
-        vram: u64,
-    ) -> Result<Self, VbeError> {
-        if width == 0 || height == 0 || width > Self::MAX_WIDTH || height > Self::MAX_HEIGHT {
-            return Err(VbeError::Geometry { width, height });
-        }
-        if u64::from(depth) != PIXEL * 8 {
-            return Err(VbeError::Depth { depth });
-        }
-        let virtual_width = virtual_width.max(width);
-        let stride = u64::from(virtual_width) * PIXEL;
-        let start = u64::from(y) * stride + u64::from(x) * PIXEL;
-        let mode = Self { width, height, start, stride };
-        let needed = mode.visible().end;
-        if needed > vram {
-            return Err(VbeError::TooLarge { width, height, x, y, virtual_width, needed, vram });
-        }
-        Ok(mode)
-    }
-
-    /// The width in pixels.
+    /// The width of the picture in pixels.
     pub fn width(&self) -> u32 {
         self.width
     }
 
-    /// The height in lines.
+    /// The height of the picture in lines.
     pub fn height(&self) -> u32 {
         self.height
     }
 
-    /// Bytes of the visible part of a line.
-    pub fn line_bytes(&self) -> u64 {
-        u64::from(self.width) * PIXEL
-    }
-
-    /// Bytes of the whole picture.
-    pub fn picture_bytes(&self) -> u64 {
-        self.line_bytes() * u64::from(self.height)
-    }
-
-    /// The visible bytes of line `y`, in video memory.
-    pub fn line(&self, y: u32) -> Range<u64> {
-        let start = self.start + u64::from(y) * self.stride;
-        start..start + self.line_bytes()
-    }
-
-    /// From the first visible byte to the last.
-    pub fn visible(&self) -> Range<u64> {
-        self.start..self.line(self.height - 1).end
-    }
-
-    /// The lines that have a visible byte among `bytes`.
-    pub fn lines_in(&self, bytes: Range<u64>) -> Range<u32> {
-        let from = bytes.start.max(self.start) - self.start;
-        let to = bytes.end.min(self.visible().end).saturating_sub(self.start);
-        if from >= to {
-            return 0..0;
+    /// The bytes of video memory that may be visible.
+    pub(crate) fn bytes(&self) -> Range<u64> {
+        match &self.kind {
+            Kind::Text(_) => 0..decode::LEGACY_BYTES,
+            Kind::Planes(planes) => planes.bytes.clone(),
+            Kind::Linear(linear) => linear.visible(),
         }
-        // A start in the invisible tail of a line touches only the next one.
-        let tail = u64::from(from % self.stride >= self.line_bytes());
-        let line = |n: u64| u32::try_from(n).unwrap_or(self.height).min(self.height);
-        let first = line(from / self.stride + tail);
-        first..line(to.div_ceil(self.stride)).max(first)
+    }
+
+    /// Whether a change to `other` needs no more than to draw what differs, which is so
+    /// for texts of one size: their cells are compared.
+    pub(crate) fn continues_as(&self, other: &Self) -> bool {
+        let same_size = (self.width, self.height) == (other.width, other.height);
+        same_size && self.is_text() && other.is_text()
+    }
+
+    /// Whether something of it may change by itself.
+    pub(crate) fn blinks(&self) -> bool {
+        matches!(&self.kind, Kind::Text(text) if text.blinks || text.cursor.is_some())
+    }
+
+    /// The surface that is video memory itself, if the format allows that.
+    pub(crate) fn shared(&self, vram: &Arc<RamBlock>) -> Option<Surface> {
+        match &self.kind {
+            Kind::Linear(linear) if linear.format == linear::Format::Bgrx => {
+                let size = (self.width, self.height);
+                Some(Surface::shared(size, vram.clone(), linear.start, linear.stride))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it shows characters.
+    pub fn is_text(&self) -> bool {
+        matches!(self.kind, Kind::Text(_))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn lines_in_a_range_are_those_that_share_a_byte(
-            (width, height, extra) in (1..40u32, 1..20u32, 0..10u32),
-            (x, y) in (0..5u32, 0..5u32),
-            (a, b) in (0..6000u64, 0..6000u64),
-        ) {
-            let mode = Mode::new((width, height, 32), width + extra, (x, y), 1 << 20).unwrap();
-            let bytes = a.min(b)..a.max(b);
-            let expected: Vec<u32> = (0..height)
-                .filter(|line| mode.line(*line).any(|byte| bytes.contains(&byte)))
-                .collect();
-            prop_assert_eq!(mode.lines_in(bytes).collect::<Vec<_>>(), expected);
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { width, height, kind } = self;
+        match kind {
+            Kind::Text(text) => write!(f, "text {}x{}", text.columns, text.rows(*height).count())?,
+            Kind::Planes(planes) => write!(f, "{} graphics", planes.shift)?,
+            Kind::Linear(linear) => write!(f, "{} graphics", linear.format)?,
         }
+        write!(f, ", {width}x{height}")
     }
+}
 
-    #[test]
-    fn a_mode_must_fit_video_memory() {
-        let vram = 640 * 480 * 4;
-        assert!(Mode::new((640, 480, 32), 640, (0, 0), vram).is_ok());
-        let refused = Mode::new((640, 480, 32), 640, (0, 1), vram).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "640x480 pixels from (0, 1) in lines of 640 need 1231360 bytes of video memory, there are 1228800"
-        );
-        assert_eq!(
-            Mode::new((0, 480, 32), 0, (0, 0), vram),
-            Err(VbeError::Geometry { width: 0, height: 480 })
-        );
-        assert_eq!(Mode::new((640, 480, 8), 0, (0, 0), vram), Err(VbeError::Depth { depth: 8 }));
-        let all_ones = u32::from(u16::MAX);
-        let huge = Mode::new((16000, 12000, 32), all_ones, (all_ones, all_ones), vram);
-        assert!(matches!(huge, Err(VbeError::TooLarge { .. })));
+impl fmt::Debug for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mode({self})")
     }
 }

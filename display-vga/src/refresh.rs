@@ -1,9 +1,10 @@
-//! The refresh: from dirty pages to redrawn lines.
+//! The refresh: from dirty pages to redrawn pixels.
 //!
-//! The order matters. The bits are taken first and video memory is read after: a
-//! store that comes later sets its bit again and is drawn by the next refresh. A
-//! full redraw takes the bits too, or they would cause a second one. The harvest is
-//! committed only when its lines are drawn; until then any error gives it back.
+//! The order matters. Registers are looked at first, the bits are taken next and video
+//! memory is read last: a store that comes later sets its bit again and is drawn by the
+//! next refresh, and so is a register that is written later. A full redraw takes the bits
+//! too, or they would cause a second one. The harvest is committed only when its pixels
+//! are drawn; until then any error gives it back.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,9 +14,12 @@ use memory_region::{LogClaim, MapError, MemoryMap, RegionId};
 use ram_block::{DirtyClient, DirtySnapshot, RamBlockError};
 use thiserror::Error;
 
-use crate::mode::Mode;
+use crate::damage::Damage;
+use crate::draw::{Painter, Part, linear};
+use crate::mode::{Kind, Mode};
+use crate::registers::retrace::{Blink, Timing};
 use crate::surface::{Rect, Surface};
-use crate::vga::Vga;
+use crate::vga::{Shown, Vga};
 
 /// A refresh that could not be made; the next one draws what it would have.
 #[derive(Debug, Error)]
@@ -39,20 +43,25 @@ pub enum RefreshError {
 /// What a refresh did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refresh {
-    /// The areas of the surface that were redrawn, from the top, not touching.
+    /// The areas of the surface that changed, from the top; they may overlap. With video
+    /// memory shared, those that may have changed.
     pub damage: Vec<Rect>,
-    /// Lines redrawn.
+    /// Scan lines that the damage touches.
     pub lines: u32,
     /// Lines of the picture.
     pub lines_total: u32,
     /// Dirty pages found in the visible part of video memory.
     pub pages: u64,
-    /// Bytes copied from video memory.
+    /// Bytes read from video memory.
     pub bytes_copied: u64,
-    /// Bytes of the whole picture.
+    /// Bytes of the whole picture, at four a pixel.
     pub bytes_total: u64,
-    /// Whether everything was redrawn because the mode changed.
+    /// Whether the surface is another one, of another size perhaps: all of it is damage.
     pub full: bool,
+    /// Whether the guest stored to what is visible, or wrote a register.
+    pub active: bool,
+    /// Until something that blinks changes by itself.
+    pub next_blink: Option<Duration>,
     /// Time to bring the accelerator's log and take the bits.
     pub sync_time: Duration,
     /// Time to draw.
@@ -60,14 +69,14 @@ pub struct Refresh {
 }
 
 /// What the surface shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Drawn {
     /// Nothing that can be relied on: drawn never, or in part.
     Unknown,
     /// Black, as no mode is shown.
     Blank,
-    /// All of a mode's picture.
-    Mode(Mode),
+    /// All of a mode's picture, with what blinks in one of its phases.
+    Mode(Mode, [bool; 2]),
 }
 
 /// A look at a [`Vga`]: keeps a [`Surface`] equal to what it shows.
@@ -80,14 +89,18 @@ pub struct Screen {
     vram: RegionId,
     /// Logs video memory, and keeps others from harvesting it.
     _log: LogClaim,
+    shares: bool,
+    shown: Option<Shown>,
     drawn: Drawn,
+    painter: Painter,
     surface: Surface,
     buffer: DirtySnapshot,
     report: Refresh,
 }
 
 impl Screen {
-    /// A screen for `vga`, whose video memory is region `vram` of `memory`.
+    /// A screen for `vga`, whose video memory is region `vram` of `memory`, with a surface
+    /// of its own.
     ///
     /// # Errors
     ///
@@ -109,11 +122,23 @@ impl Screen {
             vga,
             vram,
             _log: log,
+            shares: false,
+            shown: None,
             drawn: Drawn::Unknown,
+            painter: Painter::default(),
             surface: Surface::default(),
             buffer: DirtySnapshot::default(),
             report: Refresh::default(),
         })
+    }
+
+    /// Lets the surface be video memory itself where the format allows it: 32 bits per
+    /// pixel. Refreshes copy nothing then, and the damage is that of pages: more pixels
+    /// than have changed. For those who copy what they are shown anyway.
+    #[must_use]
+    pub fn sharing(mut self) -> Self {
+        self.shares = true;
+        self
     }
 
     /// The picture as of the last refresh; empty before the first mode.
@@ -128,104 +153,117 @@ impl Screen {
 
     /// Brings the surface up to date and says what changed.
     ///
-    /// Costs a sync of video memory's log, and the copy of the lines that share a page
-    /// with a store. Lines are copied whole; with a new mode all are, and when none is
-    /// shown the picture turns black, keeping its size.
+    /// Costs a sync of video memory's log, and what the pages show that were stored to; of
+    /// a text, the cells that changed. With another mode, palette or start address
+    /// everything is drawn, and when no mode is shown the picture turns black, keeping its
+    /// size.
     ///
     /// # Errors
     ///
     /// [`RefreshError`]; nothing is lost, the next refresh draws it.
     pub fn refresh(&mut self) -> Result<&Refresh, RefreshError> {
-        // What cannot be shown is a blank screen; the guest may still mend it.
-        let mode = self.vga.mode().ok().flatten();
-        let wanted = mode.map_or(Drawn::Blank, Drawn::Mode);
-        let full = wanted != self.drawn;
-        let damage = std::mem::take(&mut self.report.damage);
-        self.report = Refresh { damage, full, ..Refresh::default() };
-        self.report.damage.clear();
+        let known = self.shown.take();
+        let new = self.vga.shown(known.as_ref().map(|shown| shown.generation));
+        let active = new.is_some();
+        let shown = new.or(known);
+        let damage = Damage::reusing(std::mem::take(&mut self.report.damage));
+        self.report = Refresh { active, ..Refresh::default() };
         // If this fails half-way, the next refresh draws everything.
-        self.drawn = Drawn::Unknown;
-        match mode {
-            None => self.blank(full),
-            Some(mode) => {
-                if full {
-                    self.surface = Surface::new(mode.width(), mode.height());
-                }
-                self.draw(&mode, full)?;
-            }
-        }
-        self.drawn = wanted;
+        let drawn = std::mem::replace(&mut self.drawn, Drawn::Unknown);
+        let result = match &shown {
+            Some(Shown { mode: Some(mode), timing, .. }) => self.draw(mode, timing, drawn, damage),
+            _ => Ok(self.blank(drawn)),
+        };
+        self.shown = shown;
+        self.drawn = result?;
         Ok(&self.report)
     }
 
-    fn blank(&mut self, full: bool) {
+    fn blank(&mut self, drawn: Drawn) -> Drawn {
         let (width, height) = (self.surface.width(), self.surface.height());
         self.report.lines_total = height;
-        if full {
+        if drawn != Drawn::Blank {
             self.surface = Surface::new(width, height);
+            self.report.full = true;
             self.report.lines = height;
             if height > 0 {
                 self.report.damage.push(self.surface.area());
             }
         }
+        Drawn::Blank
     }
 
-    fn draw(&mut self, mode: &Mode, full: bool) -> Result<(), RefreshError> {
+    fn draw(
+        &mut self,
+        mode: &Mode,
+        timing: &Timing,
+        drawn: Drawn,
+        mut damage: Damage,
+    ) -> Result<Drawn, RefreshError> {
         let begin = Instant::now();
+        let blink = timing.blink(self.vga.now());
+        let shared = if self.shares { mode.shared(self.vga.vram()) } else { None };
+        // Another surface, everything on it, or something that is no store.
+        let (full, all, changed) = match &drawn {
+            Drawn::Mode(before, _) if before != mode => {
+                let full = !self.surface.has_size(mode.width(), mode.height())
+                    || shared.is_some()
+                    || self.surface.is_shared();
+                (full, !before.continues_as(mode), true)
+            }
+            Drawn::Mode(_, phases) => (false, false, mode.is_text() && *phases != phase(blink)),
+            Drawn::Blank | Drawn::Unknown => (true, true, true),
+        };
         let buffer = std::mem::take(&mut self.buffer);
-        let harvest = self.memory.snapshot_and_clear_into(
-            self.vram,
-            DirtyClient::VGA,
-            mode.visible(),
-            buffer,
-        )?;
+        let client = DirtyClient::VGA;
+        let harvest =
+            self.memory.snapshot_and_clear_into(self.vram, client, mode.bytes(), buffer)?;
         let synced = Instant::now();
         self.report.sync_time = synced - begin;
-        self.report.pages = harvest.count();
         self.report.lines_total = mode.height();
-        self.report.bytes_total = mode.picture_bytes();
-        if full {
-            self.copy_lines(mode, 0, mode.height())?;
-        } else {
-            let page = self.vga.vram().page_size().bytes();
-            // Runs come in ascending order: each line is drawn once.
-            let mut next = 0;
-            for run in harvest.runs() {
-                let lines = mode.lines_in(run.start * page..run.end * page);
-                let first = lines.start.max(next);
-                if first < lines.end {
-                    self.copy_lines(mode, first, lines.end)?;
-                    next = lines.end;
+        self.report.bytes_total = u64::from(mode.width()) * u64::from(mode.height()) * 4;
+        self.report.next_blink = mode.blinks().then(|| Duration::from_nanos(blink.next));
+        self.report.full = full;
+        self.report.active |= !harvest.is_empty();
+        if changed || !harvest.is_empty() {
+            self.report.pages = harvest.count();
+            let vram = self.vga.vram();
+            let part = match (full, all) {
+                (true, _) => Part::Fresh,
+                (false, true) => Part::All,
+                (false, false) => Part::Dirty(&harvest, vram.page_size()),
+            };
+            if full {
+                let new = || Surface::new(mode.width(), mode.height());
+                self.surface = shared.unwrap_or_else(new);
+            }
+            match &mode.kind {
+                Kind::Linear(mode) if self.surface.is_shared() => {
+                    linear::damage_only(mode, part, &mut damage);
+                }
+                _ => {
+                    let (surface, painter) = (&mut self.surface, &mut self.painter);
+                    self.report.bytes_copied =
+                        painter.draw(vram, mode, blink, part, surface, &mut damage)?;
                 }
             }
         }
+        if full {
+            damage = Damage::default();
+            damage.add(self.surface.area());
+        }
+        (self.report.damage, self.report.lines) = damage.finish();
         self.buffer = harvest.commit();
         self.report.draw_time = synced.elapsed();
-        Ok(())
+        Ok(match drawn {
+            Drawn::Mode(before, _) if before == *mode => Drawn::Mode(before, phase(blink)),
+            _ => Drawn::Mode(mode.clone(), phase(blink)),
+        })
     }
+}
 
-    fn copy_lines(&mut self, mode: &Mode, first: u32, end: u32) -> Result<(), RefreshError> {
-        let vram = self.vga.vram();
-        let lines = end - first;
-        let bytes = mode.line(first).start..mode.line(end - 1).end;
-        let copied = u64::from(lines) * mode.line_bytes();
-        if bytes.end - bytes.start == copied {
-            vram.read(bytes.start, self.surface.lines_mut(first, lines))?;
-        } else {
-            for y in first..end {
-                vram.read(mode.line(y).start, self.surface.lines_mut(y, 1))?;
-            }
-        }
-        self.report.lines += lines;
-        self.report.bytes_copied += copied;
-        match self.report.damage.last_mut() {
-            Some(last) if last.y + last.height == first => last.height += lines,
-            _ => {
-                self.report.damage.push(Rect { x: 0, y: first, width: mode.width(), height: lines })
-            }
-        }
-        Ok(())
-    }
+fn phase(blink: Blink) -> [bool; 2] {
+    [blink.cursor, blink.text]
 }
 
 impl fmt::Debug for Screen {

@@ -1,5 +1,13 @@
 //! A picture in memory, and areas of it.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use ram_block::RamBlock;
+use thiserror::Error;
+
 /// An area of a picture, in pixels from its upper left corner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rect {
@@ -14,36 +22,112 @@ pub struct Rect {
 }
 
 impl Rect {
+    /// One past the last column.
+    pub fn right(&self) -> u32 {
+        self.x.saturating_add(self.width)
+    }
+
+    /// One past the last line.
+    pub fn bottom(&self) -> u32 {
+        self.y.saturating_add(self.height)
+    }
+
     /// Whether the pixel at column `x` of line `y` is in the area.
     pub fn contains(&self, x: u32, y: u32) -> bool {
-        (self.x..self.x.saturating_add(self.width)).contains(&x)
-            && (self.y..self.y.saturating_add(self.height)).contains(&y)
+        (self.x..self.right()).contains(&x) && (self.y..self.bottom()).contains(&y)
     }
 
     /// Whether the areas share a pixel.
     pub fn intersects(&self, other: &Self) -> bool {
-        self.x < other.x.saturating_add(other.width)
-            && other.x < self.x.saturating_add(self.width)
-            && self.y < other.y.saturating_add(other.height)
-            && other.y < self.y.saturating_add(self.height)
+        self.x < other.right()
+            && other.x < self.right()
+            && self.y < other.bottom()
+            && other.y < self.bottom()
+    }
+
+    /// How many pixels.
+    pub fn pixels(&self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
+    }
+
+    /// The smallest area that holds both.
+    pub(crate) fn hull(&self, other: &Self) -> Self {
+        let (x, y) = (self.x.min(other.x), self.y.min(other.y));
+        let width = self.right().max(other.right()) - x;
+        let height = self.bottom().max(other.bottom()) - y;
+        Self { x, y, width, height }
     }
 }
 
-/// A picture of 4 bytes a pixel: blue, green, red, and one without meaning; lines
-/// from the top, without gaps.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A request that a surface cannot serve.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SurfaceError {
+    /// The area reaches out of the picture.
+    #[error("{area:?} was asked for, the picture has {width}x{height} pixels")]
+    Outside {
+        /// The area asked for.
+        area: Rect,
+        /// Width of the picture in pixels.
+        width: u32,
+        /// Height of the picture in lines.
+        height: u32,
+    },
+    /// The buffer is too short, or its lines are.
+    #[error("Lines of {line} bytes every {stride} bytes do not fit a buffer of {len} bytes")]
+    Buffer {
+        /// Bytes of a line of the area.
+        line: usize,
+        /// Bytes from one line to the next.
+        stride: usize,
+        /// Bytes of the buffer.
+        len: usize,
+    },
+}
+
+/// A picture of 4 bytes a pixel: blue, green, red, and one without meaning; lines from
+/// the top.
+///
+/// It either has memory of its own, and stands still between refreshes, or is a view of
+/// video memory: then reads see what the guest has drawn at that moment, and what changes
+/// after a refresh is in the damage of the next one.
+#[derive(Clone)]
 pub struct Surface {
     width: u32,
     height: u32,
-    bytes: Vec<u8>,
+    pixels: Pixels,
+}
+
+#[derive(Clone)]
+enum Pixels {
+    Own(Vec<u8>),
+    Shared { vram: Arc<RamBlock>, start: u64, stride: u64 },
 }
 
 const PIXEL: usize = 4;
+/// What is compared at once, ever finer.
+const BLOCKS: [usize; 3] = [128 * PIXEL, 16 * PIXEL, PIXEL];
+
+impl Default for Surface {
+    fn default() -> Self {
+        Self::new(0, 0)
+    }
+}
 
 impl Surface {
     /// A black picture.
     pub fn new(width: u32, height: u32) -> Self {
-        Self { width, height, bytes: vec![0; width as usize * height as usize * PIXEL] }
+        let bytes = vec![0; width as usize * height as usize * PIXEL];
+        Self { width, height, pixels: Pixels::Own(bytes) }
+    }
+
+    /// A view of `vram`, from byte `start` on with `stride` bytes from line to line.
+    pub(crate) fn shared(
+        (width, height): (u32, u32),
+        vram: Arc<RamBlock>,
+        start: u64,
+        stride: u64,
+    ) -> Self {
+        Self { width, height, pixels: Pixels::Shared { vram, start, stride } }
     }
 
     /// The width in pixels.
@@ -56,9 +140,62 @@ impl Surface {
         self.height
     }
 
-    /// The bytes, `width * 4` a line.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// All of it.
+    pub fn area(&self) -> Rect {
+        Rect { x: 0, y: 0, width: self.width, height: self.height }
+    }
+
+    pub(crate) fn has_size(&self, width: u32, height: u32) -> bool {
+        (self.width, self.height) == (width, height)
+    }
+
+    /// Whether it is a view of video memory.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.pixels, Pixels::Shared { .. })
+    }
+
+    /// The bytes, `width * 4` a line without gaps; a copy if video memory is shared.
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        match &self.pixels {
+            Pixels::Own(bytes) => Cow::Borrowed(bytes),
+            Pixels::Shared { .. } => {
+                let mut copy = Self::new(self.width, self.height);
+                for y in 0..self.height {
+                    self.read_line(y, 0, copy.line_mut(y));
+                }
+                match copy.pixels {
+                    Pixels::Own(bytes) => Cow::Owned(bytes),
+                    Pixels::Shared { .. } => Cow::default(),
+                }
+            }
+        }
+    }
+
+    /// Copies an area into `out`, a line every `stride` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`SurfaceError`]; nothing is copied then.
+    pub fn read(&self, area: Rect, out: &mut [u8], stride: usize) -> Result<(), SurfaceError> {
+        let (width, height) = (self.width, self.height);
+        let ends =
+            |from: u32, len: u32, end: u32| from.checked_add(len).is_some_and(|to| to <= end);
+        if !ends(area.x, area.width, width) || !ends(area.y, area.height, height) {
+            return Err(SurfaceError::Outside { area, width, height });
+        }
+        if area.pixels() == 0 {
+            return Ok(());
+        }
+        let line = area.width as usize * PIXEL;
+        let needed =
+            (area.height as usize - 1).checked_mul(stride).and_then(|n| n.checked_add(line));
+        if stride < line || needed.is_none_or(|needed| needed > out.len()) {
+            return Err(SurfaceError::Buffer { line, stride, len: out.len() });
+        }
+        for (y, out) in (area.y..area.bottom()).zip(out.chunks_mut(stride)) {
+            self.read_line(y, area.x, &mut out[..line]);
+        }
+        Ok(())
     }
 
     /// Red, green and blue of a pixel; black outside the picture.
@@ -66,18 +203,152 @@ impl Surface {
         if x >= self.width || y >= self.height {
             return [0; 3];
         }
-        let at = (y as usize * self.width as usize + x as usize) * PIXEL;
-        [self.bytes[at + 2], self.bytes[at + 1], self.bytes[at]]
+        let mut pixel = [0; PIXEL];
+        self.read_line(y, x, &mut pixel);
+        let [blue, green, red, _] = pixel;
+        [red, green, blue]
     }
 
-    /// The bytes of `count` lines from `y` on.
-    pub(crate) fn lines_mut(&mut self, y: u32, count: u32) -> &mut [u8] {
-        let line = self.width as usize * PIXEL;
-        &mut self.bytes[y as usize * line..(y as usize + count as usize) * line]
+    /// Pixels of line `y` from column `x` on; they lie in the picture.
+    fn read_line(&self, y: u32, x: u32, out: &mut [u8]) {
+        match &self.pixels {
+            Pixels::Own(bytes) => {
+                let at = self.at(x, y);
+                out.copy_from_slice(&bytes[at..at + out.len()]);
+            }
+            Pixels::Shared { vram, start, stride } => {
+                let at = start + u64::from(y) * stride + u64::from(x) * PIXEL as u64;
+                if let Err(error) = vram.read(at, out) {
+                    log::error!("vga: {error}"); // a mode lies within video memory
+                }
+            }
+        }
     }
 
-    /// All of it.
-    pub fn area(&self) -> Rect {
-        Rect { x: 0, y: 0, width: self.width, height: self.height }
+    fn at(&self, x: u32, y: u32) -> usize {
+        (y as usize * self.width as usize + x as usize) * PIXEL
+    }
+
+    /// The pixels in memory of its own; none if they are video memory's.
+    pub(crate) fn own_mut(&mut self) -> &mut [u8] {
+        match &mut self.pixels {
+            Pixels::Own(bytes) => bytes,
+            Pixels::Shared { .. } => &mut [],
+        }
+    }
+
+    /// A line in memory of its own.
+    pub(crate) fn line_mut(&mut self, y: u32) -> &mut [u8] {
+        let (from, to) = (self.at(0, y), self.at(0, y + 1));
+        self.own_mut().get_mut(from..to).unwrap_or_default()
+    }
+
+    /// Puts pixels into line `y` from column `x` on, in memory of its own. Returns the
+    /// columns from the first that changed to the last.
+    pub(crate) fn update(&mut self, y: u32, x: u32, new: &[u8]) -> Range<u32> {
+        let at = x as usize * PIXEL;
+        let Some(old) = self.line_mut(y).get_mut(at..at + new.len()) else { return 0..0 };
+        // Lines that did not change are the most common: one wide comparison.
+        if old == new {
+            return 0..0;
+        }
+        let changed = differing(old, new);
+        old[changed.clone()].copy_from_slice(&new[changed.clone()]);
+        let column = |at: usize| x + u32::try_from(at / PIXEL).unwrap_or(0);
+        column(changed.start)..column(changed.end)
+    }
+}
+
+/// The bytes from the first pixel that differs to the last, of lines of one length.
+fn differing(old: &[u8], new: &[u8]) -> Range<usize> {
+    let same = |from: usize, to: usize| old[from..to] == new[from..to];
+    let (mut start, mut end) = (0, old.len().min(new.len()));
+    for size in BLOCKS {
+        while start + size <= end && same(start, start + size) {
+            start += size;
+        }
+        while end >= start + size && same(end - size, end) {
+            end -= size;
+        }
+    }
+    start..end
+}
+
+impl PartialEq for Surface {
+    /// Whether they show the same picture, wherever its bytes are.
+    fn eq(&self, other: &Self) -> bool {
+        let colours = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
+        self.width == other.width && self.height == other.height && {
+            let (a, b) = (self.bytes(), other.bytes());
+            a.chunks_exact(PIXEL).map(colours).eq(b.chunks_exact(PIXEL).map(colours))
+        }
+    }
+}
+
+impl Eq for Surface {}
+
+impl fmt::Debug for Surface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Surface")
+            .field("width", &self.width)
+            .field("height", &self.height)
+            .field("shared", &self.is_shared())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_update_says_from_where_to_where_it_changed(
+            old in prop::collection::vec(0..3u8, 60),
+            new in prop::collection::vec(0..3u8, 60),
+            sparse in any::<bool>(),
+            (from, len) in (0..60u32, 0..60u32),
+        ) {
+            let new: Vec<u8> = if sparse {
+                old.iter().zip(&new).enumerate().map(|(n, (old, new))| if n % 17 == 0 { *new } else { *old }).collect()
+            } else { new };
+            let bytes = |pixels: &[u8]| -> Vec<u8> { pixels.iter().flat_map(|p| [*p, 0, 0, 0]).collect() };
+            let mut surface = Surface::new(60, 2);
+            surface.line_mut(1).copy_from_slice(&bytes(&old));
+            let range = from as usize..(from + len).min(60) as usize;
+            let changed = surface.update(1, from, &bytes(&new[range.clone()]));
+            let differing: Vec<u32> = (0..60).filter(|x| {
+                let x = *x as usize;
+                range.contains(&x) && old[x] != new[x]
+            }).collect();
+            match (differing.first(), differing.last()) {
+                (Some(first), Some(last)) => prop_assert_eq!(changed, *first..last + 1),
+                _ => prop_assert!(changed.is_empty()),
+            }
+            for x in 0..60u32 {
+                let expected = if range.contains(&(x as usize)) { &new } else { &old };
+                prop_assert_eq!(surface.pixel(x, 1), [0, 0, expected[x as usize]]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_area_is_read_into_lines_of_any_stride() {
+        let mut surface = Surface::new(4, 3);
+        surface.own_mut().iter_mut().zip(0u8..).for_each(|(byte, n)| *byte = n);
+        let area = Rect { x: 1, y: 1, width: 2, height: 2 };
+        let mut out = [0xee; 19];
+        surface.read(area, &mut out, 11).unwrap();
+        assert_eq!(out[..8], [20, 21, 22, 23, 24, 25, 26, 27]);
+        assert_eq!(out[8..11], [0xee; 3]);
+        assert_eq!(out[11..], [36, 37, 38, 39, 40, 41, 42, 43]);
+        let short = surface.read(area, &mut out[..18], 11).unwrap_err();
+        assert_eq!(short, SurfaceError::Buffer { line: 8, stride: 11, len: 18 });
+        assert!(matches!(surface.read(area, &mut out, 7), Err(SurfaceError::Buffer { .. })));
+        let outside = Rect { x: 3, ..area };
+        assert!(matches!(surface.read(outside, &mut out, 11), Err(SurfaceError::Outside { .. })));
+        let far = Rect { y: u32::MAX, ..area };
+        assert!(matches!(surface.read(far, &mut out, 11), Err(SurfaceError::Outside { .. })));
     }
 }

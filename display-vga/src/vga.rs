@@ -1,131 +1,169 @@
-//! The device: video memory and the Bochs VBE registers.
-//!
-//! The interface is that of the Bochs VBE extensions, version 5: an index port, at
-//! 0x1CE, chooses a 16-bit register, and a data port, at 0x1CF (and 0x1D0, where
-//! processors without unaligned ports look), accesses it. As in QEMU's device,
-//! registers take what is written at any time, and offsets that do not fit the virtual
-//! screen are reset.
+//! The device: video memory, registers, and their places on the buses.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use memory_region::MmioDevice;
+use memory_region::{MapError, MemoryMap, RegionId};
 use ram_block::{RamBlock, RamBlockError};
+use thiserror::Error;
 
-use crate::mode::{Mode, VbeError};
+use crate::bus::{LowWindow, Ports, VbePorts};
+use crate::damage::Damage;
+use crate::draw::{Painter, Part};
+use crate::font;
+use crate::graphics_controller::{Direct, WINDOW_BYTES};
+use crate::mode::linear::Linear;
+use crate::mode::{Kind, Mode, VbeError};
+use crate::registers::retrace::Timing;
+use crate::registers::{Registers, ports, vbe};
+use crate::state::{self, StateError};
 use crate::surface::Surface;
+use crate::text_mode;
+use crate::window::Window;
 
-// Register numbers.
-const ID: u16 = 0;
-const X_RESOLUTION: u16 = 1;
-const Y_RESOLUTION: u16 = 2;
-const BITS_PER_PIXEL: u16 = 3;
-const ENABLE: u16 = 4;
-const BANK: u16 = 5;
-const VIRTUAL_WIDTH: u16 = 6;
-const VIRTUAL_HEIGHT: u16 = 7;
-const X_OFFSET: u16 = 8;
-const Y_OFFSET: u16 = 9;
-const VIDEO_MEMORY_64K: u16 = 10;
-
-/// How many registers hold a value.
-const REGISTERS: usize = 10;
-
-// Bits of ENABLE.
-const ENABLED: u16 = 1;
-const GET_CAPABILITIES: u16 = 1 << 1;
-const LINEAR_FRAME_BUFFER: u16 = 1 << 6;
-const KEEP_MEMORY: u16 = 1 << 7;
-
-const OLDEST_ID: u16 = 0xb0c0;
-const NEWEST_ID: u16 = 0xb0c5;
-
-/// The registers of a [`Vga`], to be carried to another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VgaState {
-    index: u16,
-    registers: [u16; REGISTERS],
+/// A VGA that cannot be made.
+#[derive(Debug, Error)]
+pub enum VgaError {
+    /// The size is not one that the registers can speak of.
+    #[error(
+        "{bytes} bytes of video memory were asked for: a multiple of 64 KiB from {} to {} is needed",
+        Vga::MIN_VRAM,
+        Vga::MAX_VRAM
+    )]
+    VideoMemory {
+        /// Bytes asked for.
+        bytes: u64,
+    },
+    /// There is no such block.
+    #[error("Video memory cannot be had")]
+    Block(#[from] RamBlockError),
 }
 
-impl Default for VgaState {
-    fn default() -> Self {
-        let mut registers = [0; REGISTERS];
-        registers[usize::from(ID)] = NEWEST_ID;
-        Self { index: 0, registers }
-    }
+/// The regions by which a guest reaches a [`Vga`], to be placed where the machine has
+/// them.
+#[derive(Clone, Copy, Debug)]
+pub struct VgaRegions {
+    /// Video memory, as large as it is: the PCI device's first BAR.
+    pub vram: RegionId,
+    /// The low window of 128 KiB, for [`Vga::WINDOW`] of the memory bus.
+    pub window: RegionId,
+    /// The registers of the VGA, for [`Vga::PORTS`] of the port bus.
+    pub ports: RegionId,
+    /// The registers of the Bochs VBE extensions, for [`Vga::VBE_PORTS`].
+    pub vbe_ports: RegionId,
 }
 
-impl VgaState {
-    fn get(&self, register: u16) -> u16 {
-        self.registers.get(usize::from(register)).copied().unwrap_or(0)
-    }
-
-    fn set(&mut self, register: u16, value: u16) {
-        if let Some(slot) = self.registers.get_mut(usize::from(register)) {
-            *slot = value;
-        }
-    }
-
-    /// The mode that the registers describe, were it enabled.
-    fn described(&self, vram: u64) -> Result<Mode, VbeError> {
-        let get = |register| u32::from(self.get(register));
-        let geometry = (get(X_RESOLUTION), get(Y_RESOLUTION), get(BITS_PER_PIXEL));
-        Mode::new(geometry, get(VIRTUAL_WIDTH), (get(X_OFFSET), get(Y_OFFSET)), vram)
-    }
-
-    fn is_enabled(&self) -> bool {
-        self.get(ENABLE) & ENABLED != 0
-    }
-
-    /// The mode that is shown.
-    fn mode(&self, vram: u64) -> Result<Option<Mode>, VbeError> {
-        if self.is_enabled() { self.described(vram).map(Some) } else { Ok(None) }
-    }
-
-    /// Puts right what a shown mode cannot have: a virtual screen narrower than the
-    /// visible one, and offsets with which the visible part leaves video memory.
-    fn fix_up(&mut self, vram: u64) {
-        if !self.is_enabled() {
-            return;
-        }
-        let width = self.get(VIRTUAL_WIDTH).max(self.get(X_RESOLUTION));
-        self.set(VIRTUAL_WIDTH, width);
-        for offset in [Y_OFFSET, X_OFFSET] {
-            if matches!(self.described(vram), Err(VbeError::TooLarge { .. })) {
-                self.set(offset, 0);
-            }
-        }
-    }
-}
-
-/// A VGA with a linear frame buffer of 32 bits per pixel.
+/// A PC's VGA with the Bochs VBE extensions.
 ///
-/// A guest finds its registers at the ports and its video memory wherever the map
-/// places it. While its registers describe what cannot be shown (a mode larger than
-/// video memory, another depth), the screen is blank, and [`mode`](Self::mode) says why.
+/// Video memory is a block; the planes of the VGA's own modes lie in its first 256 KiB,
+/// byte 4n + p being byte n of plane p. While the registers describe what cannot be shown
+/// (a mode larger than video memory, a depth that does not exist) the screen is blank,
+/// and [`mode`](Self::mode) says why.
+///
+/// All methods may be called from any thread. An access that changes what the low window
+/// shows changes the map before it returns.
 pub struct Vga {
     vram: Arc<RamBlock>,
-    state: Mutex<VgaState>,
+    clock: Box<dyn Fn() -> Duration + Send + Sync>,
+    state: Mutex<State>,
+    /// Held while the map follows the registers; taken before `state`.
+    window: Mutex<Option<Window>>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) registers: Registers,
+    /// Changes with every write that may change the picture.
+    generation: u64,
+    /// What of the low window is an alias now.
+    mapped: Option<Direct>,
+    /// Whether the low window is on a map.
+    is_placed: bool,
+}
+
+/// What the registers show, as a screen needs to know it.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) generation: u64,
+    pub(crate) mode: Option<Mode>,
+    pub(crate) timing: Timing,
 }
 
 impl Vga {
-    /// The first port of the registers.
-    pub const FIRST_PORT: u64 = 0x1ce;
-    /// How many ports they take: the size of their region.
-    pub const PORTS: u128 = 4;
+    /// Where the low window is on the memory bus.
+    pub const WINDOW: u64 = 0xa0000;
+    /// The first port of the VGA's registers, of 48.
+    pub const PORTS: u64 = ports::FIRST as u64;
+    /// The first port of the VBE registers, of 4.
+    pub const VBE_PORTS: u64 = 0x1ce;
+    /// The least video memory, in bytes: four planes of 64 KiB.
+    pub const MIN_VRAM: u64 = 256 << 10;
+    /// The most video memory, in bytes.
+    pub const MAX_VRAM: u64 = 256 << 20;
+    /// How much video memory guests expect, in bytes.
+    pub const DEFAULT_VRAM: u64 = 16 << 20;
 
-    /// A VGA with `vram` bytes of video memory, as block `id`.
+    /// A VGA with `vram` bytes of video memory, as block `id`, after power-on: it shows
+    /// nothing until a driver sets a mode.
     ///
     /// # Errors
     ///
-    /// [`RamBlockError`] if there can be no such block.
-    pub fn new(id: &str, vram: u64) -> Result<Arc<Self>, RamBlockError> {
-        Ok(Self::with_vram(RamBlock::anonymous(id, vram)?))
+    /// [`VgaError`] if there can be no such block.
+    pub fn new(id: &str, vram: u64) -> Result<Arc<Self>, VgaError> {
+        check_size(vram)?;
+        Self::with_vram(RamBlock::anonymous(id, vram)?)
     }
 
     /// A VGA whose video memory is `vram`.
-    pub fn with_vram(vram: Arc<RamBlock>) -> Arc<Self> {
-        Arc::new(Self { vram, state: Mutex::default() })
+    ///
+    /// # Errors
+    ///
+    /// [`VgaError::VideoMemory`].
+    pub fn with_vram(vram: Arc<RamBlock>) -> Result<Arc<Self>, VgaError> {
+        let start = Instant::now();
+        Self::with_clock(vram, move || start.elapsed())
+    }
+
+    /// A VGA for which time is what `clock` says: its retraces and what blinks follow it.
+    ///
+    /// # Errors
+    ///
+    /// [`VgaError::VideoMemory`].
+    pub fn with_clock(
+        vram: Arc<RamBlock>,
+        clock: impl Fn() -> Duration + Send + Sync + 'static,
+    ) -> Result<Arc<Self>, VgaError> {
+        check_size(vram.len())?;
+        let (state, window) = (Mutex::default(), Mutex::default());
+        Ok(Arc::new(Self { vram, clock: Box::new(clock), state, window }))
+    }
+
+    /// The device's regions on `memory`, which are then to be placed.
+    ///
+    /// The low window is an alias of video memory in modes that allow it (256 colours in
+    /// chain-4, and the banks of VBE modes), so that a guest on KVM draws there at the
+    /// speed of memory; the device keeps that up to date. A device is on one map.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::DuplicateBlock`].
+    pub fn add_to(self: &Arc<Self>, memory: &Arc<MemoryMap>) -> Result<VgaRegions, MapError> {
+        let count = u128::from(ports::COUNT);
+        let size = u128::from(WINDOW_BYTES);
+        let regions = memory.update(|map| {
+            let vram = map.ram("vga.vram", self.vram.clone())?;
+            let window = map.container("vga.window", size)?;
+            let planes = map.mmio("vga.planes", size, Arc::new(LowWindow(self.clone())))?;
+            map.place_overlapping(window, 0, planes, 0)?;
+            let ports = map.mmio("vga.ports", count, Arc::new(Ports(self.clone())))?;
+            let vbe_ports = map.mmio("vga.vbe", 4, Arc::new(VbePorts(self.clone())))?;
+            Ok(VgaRegions { vram, window, ports, vbe_ports })
+        })?;
+        *lock(&self.window) = Some(Window::new(memory, regions.window, regions.vram));
+        self.lock().is_placed = true;
+        self.follow();
+        Ok(regions)
     }
 
     /// The video memory.
@@ -133,18 +171,65 @@ impl Vga {
         &self.vram
     }
 
-    fn lock(&self) -> MutexGuard<'_, VgaState> {
-        // The registers are plain numbers: whole at any time.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
-    /// The mode that is shown; `None` if none is enabled.
+    /// Nanoseconds by the device's clock.
+    pub(crate) fn now(&self) -> u64 {
+        u64::try_from((self.clock)().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Changes registers; then lets the map follow.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Registers) -> T) -> T {
+        let mut state = self.lock();
+        let result = change(&mut state.registers);
+        state.generation += 1;
+        let stale = state.is_placed && state.mapped != state.registers.direct(self.vram.len());
+        drop(state);
+        if stale {
+            self.follow();
+        }
+        result
+    }
+
+    /// Brings the low window in step with the registers.
+    fn follow(&self) {
+        let mut window = lock(&self.window);
+        let Some(window) = window.as_mut() else { return };
+        loop {
+            let mut state = self.lock();
+            let wanted = state.registers.direct(self.vram.len());
+            // Registers that change from here on find out that the map does not follow.
+            state.mapped = window.direct();
+            if state.mapped == wanted || window.has_refused(wanted) {
+                return;
+            }
+            // Others may go on while the map changes, and change the registers again.
+            drop(state);
+            window.follow(wanted);
+        }
+    }
+
+    /// The mode that is shown; `None` if the screen is off.
     ///
     /// # Errors
     ///
     /// [`VbeError`] if the guest has enabled one that cannot be shown.
     pub fn mode(&self) -> Result<Option<Mode>, VbeError> {
-        self.lock().mode(self.vram.len())
+        self.lock().registers.mode(self.vram.len())
+    }
+
+    /// What a screen that knows the registers as of `generation` has to learn.
+    pub(crate) fn shown(&self, generation: Option<u64>) -> Option<Shown> {
+        let state = self.lock();
+        if generation == Some(state.generation) {
+            return None;
+        }
+        // What cannot be shown is a blank screen; the guest may still mend it.
+        let mode = state.registers.mode(self.vram.len()).ok().flatten();
+        let timing = Timing::of(&state.registers);
+        Some(Shown { generation: state.generation, mode, timing })
     }
 
     /// Shows `width` x `height` pixels of `depth` bits from the start of video memory,
@@ -154,27 +239,45 @@ impl Vga {
     ///
     /// [`VbeError`]; the display is as before then.
     pub fn set_mode(&self, width: u16, height: u16, depth: u16) -> Result<(), VbeError> {
-        let mut wanted = *self.lock();
+        let mut wanted = self.lock().registers.vbe.clone();
         for (register, value) in [
-            (X_RESOLUTION, width),
-            (Y_RESOLUTION, height),
-            (BITS_PER_PIXEL, depth),
-            (VIRTUAL_WIDTH, width),
-            (X_OFFSET, 0),
-            (Y_OFFSET, 0),
-            (ENABLE, ENABLED | LINEAR_FRAME_BUFFER),
+            (vbe::X_RESOLUTION, width),
+            (vbe::Y_RESOLUTION, height),
+            (vbe::BITS_PER_PIXEL, depth),
+            (vbe::VIRTUAL_WIDTH, width),
+            (vbe::X_OFFSET, 0),
+            (vbe::Y_OFFSET, 0),
+            (vbe::BANK, 0),
+            (vbe::ENABLE, vbe::ENABLED | vbe::LINEAR_FRAME_BUFFER),
         ] {
             wanted.set(register, value);
         }
         let mode = wanted.described(self.vram.len())?;
-        *self.lock() = wanted;
+        self.change(|registers| registers.vbe = wanted);
         self.clear(&mode);
         Ok(())
     }
 
-    fn clear(&self, mode: &Mode) {
+    /// Sets the text mode of 80x25 characters that a PC's firmware leaves behind (mode 3,
+    /// 720x400), with a blank screen and the built-in glyphs in plane 2: for guests that
+    /// are started without firmware.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError`], which a block of this size does not give.
+    pub fn set_text_mode(&self) -> Result<(), RamBlockError> {
+        self.change(|registers| *registers = text_mode::registers());
+        let glyphs = font::map();
+        let units = (0u64..).zip(&glyphs).map(|(n, glyph)| {
+            let cell = if n < text_mode::CELLS.into() { text_mode::BLANK } else { [0; 2] };
+            [cell[0], cell[1], *glyph, 0]
+        });
+        self.vram.write(0, &units.flatten().collect::<Vec<u8>>())
+    }
+
+    pub(crate) fn clear(&self, mode: &Linear) {
         let zeros = vec![0; usize::try_from(mode.line_bytes()).unwrap_or(0)];
-        for line in 0..mode.height() {
+        for line in 0..mode.height {
             if let Err(error) = self.vram.write(mode.line(line).start, &zeros) {
                 log::error!("vga: {error}"); // a mode lies within video memory
             }
@@ -182,7 +285,7 @@ impl Vga {
     }
 
     /// The whole picture as it is now, read without regard to what changed; `None` if
-    /// no mode is shown.
+    /// the screen is off.
     ///
     /// Takes no dirty bits. A guest that runs may change it meanwhile.
     ///
@@ -190,100 +293,77 @@ impl Vga {
     ///
     /// [`RamBlockError`] if video memory cannot be read.
     pub fn picture(&self) -> Result<Option<Surface>, RamBlockError> {
-        let Ok(Some(mode)) = self.mode() else { return Ok(None) };
-        let mut surface = Surface::new(mode.width(), mode.height());
-        for y in 0..mode.height() {
-            self.vram.read(mode.line(y).start, surface.lines_mut(y, 1))?;
-        }
+        let Some(Shown { mode: Some(mode), timing, .. }) = self.shown(None) else {
+            return Ok(None);
+        };
+        let mut surface = Surface::new(mode.width, mode.height);
+        let blink = timing.blink(self.now());
+        let mut painter = Painter::default();
+        painter.draw(
+            &self.vram,
+            &mode,
+            blink,
+            Part::Fresh,
+            &mut surface,
+            &mut Damage::default(),
+        )?;
         Ok(Some(surface))
     }
 
-    /// The registers, to be carried to another VGA.
-    pub fn state(&self) -> VgaState {
-        *self.lock()
-    }
-
-    /// Takes over registers of another VGA. Video memory is carried separately.
+    /// The characters on the screen, a string a row, as code page 437 has them; `None` if
+    /// no text is shown.
     ///
     /// # Errors
     ///
-    /// [`VbeError`] if they show what this one's video memory does not hold; the
-    /// display is as before then.
-    pub fn set_state(&self, state: VgaState) -> Result<(), VbeError> {
-        state.mode(self.vram.len())?;
-        *self.lock() = state;
+    /// [`RamBlockError`] if video memory cannot be read.
+    pub fn text(&self) -> Result<Option<Vec<String>>, RamBlockError> {
+        let Ok(Some(Mode { height, kind: Kind::Text(text), .. })) = self.mode() else {
+            return Ok(None);
+        };
+        let row = |row: crate::mode::raster::Row| {
+            (0..text.columns)
+                .map(|column| {
+                    let mut code = [0];
+                    let address = row.address.wrapping_add(column) & text.raster.mask;
+                    self.vram.read(u64::from(address) * 4, &mut code)?;
+                    Ok(font::character(code[0]))
+                })
+                .collect()
+        };
+        text.rows(height).map(row).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// The registers as bytes, to be carried to another VGA. Video memory is carried
+    /// separately.
+    pub fn save(&self) -> Vec<u8> {
+        state::save(&self.lock().registers, self.vram.len())
+    }
+
+    /// Takes over what [`save`](Self::save) gave, of a VGA with as much video memory.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; the display is as before then.
+    pub fn restore(&self, saved: &[u8]) -> Result<(), StateError> {
+        let restored = state::restore(saved, self.vram.len())?;
+        self.change(|registers| *registers = restored);
         Ok(())
     }
 
-    fn read_register(&self) -> u16 {
-        let state = self.lock();
-        let capabilities = state.get(ENABLE) & GET_CAPABILITIES != 0;
-        let wide = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
-        match state.index {
-            X_RESOLUTION if capabilities => wide(Mode::MAX_WIDTH),
-            Y_RESOLUTION if capabilities => wide(Mode::MAX_HEIGHT),
-            BITS_PER_PIXEL if capabilities => 32,
-            VIRTUAL_HEIGHT => {
-                let width = state.get(VIRTUAL_WIDTH).max(state.get(X_RESOLUTION));
-                let lines = self.vram.len().checked_div(u64::from(width) * 4).unwrap_or(0);
-                u16::try_from(lines).unwrap_or(u16::MAX)
-            }
-            VIDEO_MEMORY_64K => u16::try_from(self.vram.len() >> 16).unwrap_or(u16::MAX),
-            register => state.get(register),
-        }
-    }
-
-    fn write_register(&self, value: u16) {
-        let mut state = self.lock();
-        let register = state.index;
-        let was_enabled = state.is_enabled();
-        match register {
-            ID if !(OLDEST_ID..=NEWEST_ID).contains(&value) => return,
-            // There are no banks: the window of old shows nothing yet.
-            BANK | VIRTUAL_HEIGHT | VIDEO_MEMORY_64K => return,
-            ENABLE if value & ENABLED != 0 && !was_enabled => {
-                let width = state.get(X_RESOLUTION);
-                state.set(VIRTUAL_WIDTH, width);
-                state.set(X_OFFSET, 0);
-                state.set(Y_OFFSET, 0);
-            }
-            _ => {}
-        }
-        state.set(register, value);
-        state.fix_up(self.vram.len());
-        let mode = state.mode(self.vram.len());
-        drop(state);
-        match mode {
-            Ok(Some(mode)) if !was_enabled => {
-                log::debug!("vga: {}x{}", mode.width(), mode.height());
-                if value & KEEP_MEMORY == 0 {
-                    self.clear(&mode);
-                }
-            }
-            Ok(_) => {}
-            Err(error) => log::debug!("vga: nothing is shown: {error}"),
-        }
+    /// The registers as after power-on. Video memory stays as it is.
+    pub fn reset(&self) {
+        self.change(|registers| *registers = Registers::default());
     }
 }
 
-impl MmioDevice for Vga {
-    fn read(&self, offset: u64, size: usize) -> u64 {
-        match (offset, size) {
-            (0, 2) => u64::from(self.lock().index),
-            (1 | 2, 2) => u64::from(self.read_register()),
-            _ => u64::MAX,
-        }
-    }
+fn check_size(bytes: u64) -> Result<(), VgaError> {
+    let sound = (Vga::MIN_VRAM..=Vga::MAX_VRAM).contains(&bytes) && bytes % (64 << 10) == 0;
+    if sound { Ok(()) } else { Err(VgaError::VideoMemory { bytes }) }
+}
 
-    fn write(&self, offset: u64, size: usize, value: u64) {
-        let [low, high, ..] = value.to_le_bytes();
-        let value = u16::from_le_bytes([low, high]);
-        match (offset, size) {
-            (0, 2) => self.lock().index = value,
-            (1 | 2, 2) => self.write_register(value),
-            _ => {}
-        }
-    }
+/// The registers are plain numbers, whole at any time, whoever panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Vga {

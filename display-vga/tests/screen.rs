@@ -1,107 +1,212 @@
 //! The screen against a full redraw, and when something fails.
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::monitor::Registers;
+use common::{BASE, Board, Pc, difference, modes, undamaged};
 use display_vga::{RefreshError, Screen, Surface, Vga};
-use memory_region::{
-    AddressSpace, ListenerError, MapError, MemoryListener, MemoryMap, MmioDevice, RegionId,
-    Section, ViewChange,
-};
+use memory_region::{ListenerError, MapError, MemoryListener, Section, ViewChange};
 use proptest::prelude::*;
 
-const VRAM: u64 = 4 << 20;
-const BASE: u64 = 0xe000_0000;
-
-struct Parts {
-    memory: Arc<MemoryMap>,
-    space: Arc<AddressSpace>,
-    vga: Arc<Vga>,
-    vram: RegionId,
-}
-
-impl Parts {
-    fn new() -> Self {
-        let memory = MemoryMap::new();
-        let vga = Vga::new("vram", VRAM).unwrap();
-        let (system, vram) = memory
-            .update(|map| {
-                let system = map.container("system", 1 << 64)?;
-                let vram = map.ram("vram", vga.vram().clone())?;
-                map.place(system, BASE, vram)?;
-                Ok((system, vram))
-            })
-            .unwrap();
-        let space = memory.address_space("memory", system).unwrap();
-        Self { memory, space, vga, vram }
-    }
-
-    fn screen(&self) -> Screen {
-        Screen::new(self.memory.clone(), self.vga.clone(), self.vram).unwrap()
-    }
-}
+const VRAM: u64 = 1 << 20;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Store { offset: u64, bytes: Vec<u8> },
-    Register { register: u16, value: u16 },
-    Mode { width: u16, height: u16 },
+    /// Into video memory, wherever it is.
+    Store {
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    /// Through the low window.
+    Window {
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    /// A glyph of the first map, as a driver loads it.
+    Glyph {
+        code: u8,
+        rows: [u8; 16],
+    },
+    Register {
+        port: u16,
+        index: u8,
+        value: u8,
+    },
+    Port {
+        port: u16,
+        value: u8,
+    },
+    Vbe {
+        register: u16,
+        value: u16,
+    },
+    Mode(usize),
+    VbeMode {
+        width: u16,
+        height: u16,
+        depth: u16,
+    },
+    Wait {
+        nanoseconds: u64,
+    },
     Refresh,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let offset = prop_oneof![4 => 0..400_000u64, 1 => 0..VRAM - 64];
+    let bytes = || prop::collection::vec(any::<u8>(), 1..64);
+    let offset = prop_oneof![4 => 0..40_000u64, 1 => 0..VRAM - 64];
+    let window = prop_oneof![0..0x1ffc0u64, 0x18000..0x19000u64];
+    let register =
+        prop_oneof![(Just(0x3d4u16), 0..0x19u8), (Just(0x3c4), 0..5u8), (Just(0x3ce), 0..9u8)];
     prop_oneof![
-        8 => (offset, prop::collection::vec(any::<u8>(), 1..64))
-            .prop_map(|(offset, bytes)| Step::Store { offset, bytes }),
-        2 => (prop::sample::select(vec![1u16, 2, 4, 6, 8, 9]), prop_oneof![0..400u16, Just(0x41), Just(0xc1)])
-            .prop_map(|(register, value)| Step::Register { register, value }),
-        1 => (1..300u16, 1..300u16).prop_map(|(width, height)| Step::Mode { width, height }),
-        5 => Just(Step::Refresh),
+        8 => (offset, bytes()).prop_map(|(offset, bytes)| Step::Store { offset, bytes }),
+        8 => (window, bytes()).prop_map(|(offset, bytes)| Step::Window { offset, bytes }),
+        1 => (any::<u8>(), any::<[u8; 16]>()).prop_map(|(code, rows)| Step::Glyph { code, rows }),
+        3 => (register, any::<u8>())
+            .prop_map(|((port, index), value)| Step::Register { port, index, value }),
+        2 => (prop::sample::select(vec![0x3c0u16, 0x3c6, 0x3c8, 0x3c9, 0x3c9, 0x3da]), any::<u8>())
+            .prop_map(|(port, value)| Step::Port { port, value }),
+        1 => (prop::sample::select(vec![1u16, 2, 3, 4, 5, 6, 8, 9]),
+            prop_oneof![0..200u16, Just(0x41), Just(0xe1), Just(8), Just(16)])
+            .prop_map(|(register, value)| Step::Vbe { register, value }),
+        2 => (0..modes::ALL.len()).prop_map(Step::Mode),
+        1 => (1..150u16, 1..150u16, prop::sample::select(vec![4u16, 8, 15, 16, 24, 32]))
+            .prop_map(|(width, height, depth)| Step::VbeMode { width, height, depth }),
+        2 => (0..400_000_000u64).prop_map(|nanoseconds| Step::Wait { nanoseconds }),
+        8 => Just(Step::Refresh),
     ]
 }
 
+/// Does a step, but for a refresh.
+fn act(board: &Board, step: Step) {
+    match step {
+        Step::Store { offset, bytes } => board.poke(BASE + offset, &bytes),
+        Step::Window { offset, bytes } => board.poke(Vga::WINDOW + offset, &bytes),
+        Step::Glyph { code, rows } => {
+            let units = (0u64..).zip(rows);
+            units.for_each(|(row, bits)| {
+                board.poke(BASE + 4 * (u64::from(code) * 32 + row) + 2, &[bits]);
+            });
+        }
+        Step::Register { port, index, value } => board.set(port, index, value),
+        Step::Port { port: 0x3da, .. } => {
+            board.input(0x3da);
+        }
+        Step::Port { port, value } => board.out(port, value),
+        Step::Vbe { register, value } => board.vbe(register, value),
+        Step::Mode(mode) => modes::set_mode(board, modes::ALL[mode]),
+        Step::VbeMode { width, height, depth } => board.vga.set_mode(width, height, depth).unwrap(),
+        Step::Wait { nanoseconds } => {
+            board.clock.fetch_add(nanoseconds, Ordering::Relaxed);
+        }
+        Step::Refresh => {}
+    }
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// After any stores, register writes and modes the picture is a full redraw's, and
     /// every pixel that changed is in the damage.
     #[test]
-    fn a_refresh_is_a_full_redraw(steps in prop::collection::vec(step(), 1..60)) {
-        let parts = Parts::new();
-        let mut screen = parts.screen();
-        parts.vga.set_mode(320, 200, 32).unwrap();
+    fn a_refresh_is_a_full_redraw(
+        first in 0..modes::ALL.len(),
+        shares in any::<bool>(),
+        steps in prop::collection::vec(step(), 1..80),
+    ) {
+        let board = Board::new(VRAM);
+        let screen = board.screen();
+        let mut screen = if shares { screen.sharing() } else { screen };
+        modes::set_mode(&board, modes::ALL[first]);
         let mut before = Surface::default();
         for step in steps.into_iter().chain([Step::Refresh]) {
-            match step {
-                Step::Store { offset, bytes } => parts.space.write(BASE + offset, &bytes).unwrap(),
-                Step::Register { register, value } => {
-                    parts.vga.write(0, 2, register.into());
-                    parts.vga.write(1, 2, value.into());
-                }
-                Step::Mode { width, height } => parts.vga.set_mode(width, height, 32).unwrap(),
-                Step::Refresh => {
-                    let refresh = screen.refresh().unwrap().clone();
-                    let now = screen.surface();
-                    match parts.vga.picture().unwrap() {
-                        Some(picture) => prop_assert!(*now == picture, "not the picture"),
-                        None => prop_assert!(now.bytes().iter().all(|byte| *byte == 0), "not blank"),
-                    }
-                    let same_size = before.width() == now.width() && before.height() == now.height();
-                    if same_size && !refresh.full {
-                        for y in 0..now.height() {
-                            for x in 0..now.width() {
-                                let changed = before.pixel(x, y) != now.pixel(x, y);
-                                prop_assert!(!changed || refresh.damage.iter().any(|d| d.contains(x, y)));
-                            }
-                        }
-                    } else if now.height() > 0 {
-                        prop_assert_eq!(&refresh.damage, &[now.area()]);
-                    }
-                    let lines: u32 = refresh.damage.iter().map(|area| area.height).sum();
-                    prop_assert_eq!(refresh.lines, lines);
-                    before = now.clone();
-                }
+            let Step::Refresh = step else {
+                act(&board, step);
+                continue;
+            };
+            let refresh = screen.refresh().unwrap().clone();
+            let now = screen.surface();
+            match board.vga.picture().unwrap() {
+                Some(picture) => prop_assert_eq!(difference(now, &picture), None),
+                None => prop_assert!(now.bytes().iter().all(|byte| *byte == 0), "not blank"),
+            }
+            if !refresh.full {
+                prop_assert_eq!(undamaged(&before, now, &refresh), None);
+            } else if now.height() > 0 {
+                prop_assert_eq!(&refresh.damage, &[now.area()]);
+            }
+            for rect in &refresh.damage {
+                prop_assert!(rect.right() <= now.width() && rect.bottom() <= now.height());
+            }
+            let lines = (0..now.height())
+                .filter(|y| refresh.damage.iter().any(|rect| (rect.y..rect.bottom()).contains(y)));
+            prop_assert_eq!(refresh.lines as usize, lines.count());
+            // Nothing has happened since.
+            let idle = screen.refresh().unwrap().clone();
+            prop_assert_eq!((idle.damage.len(), idle.bytes_copied, idle.full), (0, 0, false));
+            let mut copy = vec![0; screen.surface().bytes().len()];
+            let (area, line) = (screen.surface().area(), screen.surface().width() as usize * 4);
+            screen.surface().read(area, &mut copy, line).unwrap();
+            prop_assert!(copy == *screen.surface().bytes());
+            before = Surface::clone(screen.surface());
+            if before.is_shared() {
+                // A shared surface would change with the next store.
+                before = board.vga.picture().unwrap().unwrap();
             }
         }
+    }
+}
+
+/// What one character costs.
+#[test]
+fn a_character_redraws_its_cell() {
+    let board = Board::new(VRAM);
+    board.vga.set_text_mode().unwrap();
+    board.set(0x3d4, 0xa, 0x20);
+    let mut screen = board.screen();
+    assert!(screen.refresh().unwrap().full);
+    board.poke(0xb8000 + 2 * (80 * 7 + 11), b"x\x1f");
+    let refresh = screen.refresh().unwrap().clone();
+    let areas: Vec<_> =
+        refresh.damage.iter().map(|rect| (rect.x, rect.y, rect.width, rect.height)).collect();
+    assert_eq!(areas, [(99, 112, 9, 16)]);
+    assert_eq!((refresh.lines, refresh.pages, refresh.full), (16, 1, false));
+    // A glyph redraws the cells that show it.
+    board.poke(BASE + 4 * (u64::from(b'x') * 32 + 3) + 2, &[0xff]);
+    let refresh = screen.refresh().unwrap().clone();
+    assert_eq!((refresh.damage.len(), refresh.lines, refresh.full), (1, 16, false));
+    // The cursor redraws the cell that it leaves and the one that it enters.
+    board.set(0x3d4, 0xa, 13);
+    screen.refresh().unwrap();
+    board.set(0x3d4, 0xf, 200);
+    let refresh = screen.refresh().unwrap().clone();
+    assert_eq!((refresh.damage.len(), refresh.lines, refresh.pages), (2, 32, 0));
+    assert_eq!(refresh.damage[1].x, 40 * 9);
+    let monitor = Registers::parse(&board.vga.save()).picture(&board.vram(), true, true).unwrap();
+    assert_eq!(difference(screen.surface(), &monitor), None);
+}
+
+/// The first byte of a glyph replaces all of the built-in ones, the last one that goes
+/// brings them back.
+#[test]
+fn built_in_glyphs_give_way_to_loaded_ones() {
+    let board = Board::new(VRAM);
+    modes::set_mode(&board, &modes::TEXT_80X25);
+    board.set(0x3d4, 0xa, 0x20);
+    board.poke(0xb8000, b"A\x07B\x07");
+    let mut screen = board.screen();
+    screen.refresh().unwrap();
+    let built_in = screen.surface().clone();
+    let row_of_a = BASE + 4 * (u64::from(b'A') * 32 + 5) + 2;
+    for (bits, shows_built_in) in [(0x55, false), (0, true)] {
+        board.poke(row_of_a, &[bits]);
+        screen.refresh().unwrap();
+        let picture = board.vga.picture().unwrap().unwrap();
+        assert_eq!(difference(screen.surface(), &picture), None);
+        assert_eq!(*screen.surface() == built_in, shows_built_in);
     }
 }
 
@@ -124,14 +229,14 @@ impl MemoryListener for Fails {
 
 #[test]
 fn a_refresh_that_fails_is_made_up_for() {
-    let parts = Parts::new();
+    let board = Board::new(VRAM);
     let fails = Arc::new(Fails(false.into()));
-    parts.memory.add_listener(&parts.space, fails.clone()).unwrap();
-    let mut screen = parts.screen();
-    parts.vga.set_mode(64, 48, 32).unwrap();
+    board.map.add_listener(&board.memory, fails.clone()).unwrap();
+    let mut screen = board.screen();
+    board.vga.set_mode(64, 48, 32).unwrap();
     screen.refresh().unwrap();
 
-    parts.space.write(BASE + 400, &[1, 2, 3]).unwrap();
+    board.poke(BASE + 400, &[1, 2, 3]);
     fails.0.store(true, Ordering::Relaxed);
     assert!(matches!(screen.refresh(), Err(RefreshError::Log(MapError::Sync { .. }))));
     fails.0.store(false, Ordering::Relaxed);
@@ -141,28 +246,59 @@ fn a_refresh_that_fails_is_made_up_for() {
     // The mode goes off right after a failure: the old picture must go too.
     fails.0.store(true, Ordering::Relaxed);
     assert!(screen.refresh().is_err());
-    parts.vga.write(0, 2, 4);
-    parts.vga.write(1, 2, 0);
+    board.vbe(4, 0);
     let refresh = screen.refresh().unwrap().clone();
     assert_eq!(refresh.damage, [screen.surface().area()]);
     assert!(screen.surface().bytes().iter().all(|byte| *byte == 0));
     assert_eq!(screen.refresh().unwrap().damage, []);
 }
 
+/// An accelerator that follows no alias.
+struct Refuses;
+
+impl MemoryListener for Refuses {
+    fn name(&self) -> &str {
+        "refuses"
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        let low = |section: &Section| section.start() < BASE && section.ram().is_some();
+        if change.added.iter().any(low) { Err("no slot is free".into()) } else { Ok(()) }
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn without_an_alias_the_low_window_is_the_same_but_slower() {
+    let board = Board::new(VRAM);
+    board.map.add_listener(&board.memory, Arc::new(Refuses)).unwrap();
+    board.vga.set_mode(640, 480, 8).unwrap();
+    for bank in [0u16, 2] {
+        board.vbe(5, bank);
+        board.poke(0xa0005, &[7, 8]);
+        let at = (usize::from(bank) << 16) + 5;
+        assert_eq!(board.vram()[at..at + 2], [7, 8]);
+        assert_eq!([board.peek(0xa0006), board.peek(0xb0000)], [8, 0xff]);
+    }
+}
+
 #[test]
 fn a_display_has_one_screen() {
-    let parts = Parts::new();
-    let first = parts.screen();
-    let second = Screen::new(parts.memory.clone(), parts.vga.clone(), parts.vram);
+    let board = Board::new(VRAM);
+    let first = board.screen();
+    let second = Screen::new(board.map.clone(), board.vga.clone(), board.vram);
     assert!(matches!(second, Err(RefreshError::Log(MapError::Claimed { .. }))));
     drop(first);
-    drop(parts.screen());
-    assert!(parts.vga.vram().dirty().enabled().is_empty());
+    drop(board.screen());
+    assert!(board.vga.vram().dirty().enabled().is_empty());
 
     let other = Vga::new("other", VRAM).unwrap();
-    let wrong = Screen::new(parts.memory.clone(), other, parts.vram).unwrap_err();
+    let wrong = Screen::new(board.map.clone(), other, board.vram).unwrap_err();
     assert_eq!(
         wrong.to_string(),
-        "The region shows block \"vram\", the display's video memory is \"other\""
+        "The region shows block \"vga.vram\", the display's video memory is \"other\""
     );
 }

@@ -24,7 +24,7 @@ pub const RAM_SIZE: u64 = 32 << 20;
 pub const VRAM_SIZE: u64 = 16 << 20;
 
 /// The parts of a machine without a processor: RAM at 0, video memory at
-/// [`FRAME_BUFFER`], the VBE ports and the [`FramePort`].
+/// [`FRAME_BUFFER`] and in the low window, the VGA's ports and the [`FramePort`].
 #[derive(Debug)]
 pub struct Board {
     /// The memory map.
@@ -54,19 +54,21 @@ impl Board {
         let ram = RamBlock::anonymous("pc.ram", RAM_SIZE)?;
         let vga = Vga::new("vga.vram", VRAM_SIZE)?;
         let frames = Arc::new(FramePort::default());
-        let (system, ports, vram) = memory.update(|map| {
+        let regions = vga.add_to(&memory)?;
+        let (system, ports) = memory.update(|map| {
             let system = map.container("system", 1 << 64)?;
             let ports = map.container("ports", 1 << 16)?;
             let low = map.ram("ram", ram.clone())?;
-            let vram = map.ram("vga.vram", vga.vram().clone())?;
-            let vbe = map.mmio("vbe", Vga::PORTS, vga.clone())?;
             let frame_port = map.mmio("frames", FramePort::SIZE, frames.clone())?;
-            map.place(system, 0, low)?;
-            map.place(system, FRAME_BUFFER, vram)?;
-            map.place(ports, Vga::FIRST_PORT, vbe)?;
+            map.place_overlapping(system, 0, low, 0)?;
+            map.place_overlapping(system, Vga::WINDOW, regions.window, 1)?;
+            map.place(system, FRAME_BUFFER, regions.vram)?;
+            map.place(ports, Vga::PORTS, regions.ports)?;
+            map.place(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
             map.place(ports, FramePort::PORT.into(), frame_port)?;
-            Ok::<_, MapError>((system, ports, vram))
+            Ok::<_, MapError>((system, ports))
         })?;
+        let vram = regions.vram;
         let space = memory.address_space("memory", system)?;
         let ports = memory.address_space("io", ports)?;
         Ok(Self { memory, space, ports, ram, vga, vram, frames })

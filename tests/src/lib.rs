@@ -9,6 +9,7 @@ pub mod harness;
 pub mod kvm;
 pub mod pc;
 pub mod qemu;
+pub mod qtest;
 pub mod queue;
 pub mod riscv;
 pub mod scene;

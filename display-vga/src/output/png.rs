@@ -16,7 +16,8 @@ pub fn write_png(surface: &Surface, out: impl Write) -> Result<(), PngError> {
     let mut encoder = ::png::Encoder::new(out, surface.width(), surface.height());
     encoder.set_color(::png::ColorType::Rgb);
     encoder.set_depth(::png::BitDepth::Eight);
-    let pixels = surface.bytes().chunks_exact(4);
+    let bytes = surface.bytes();
+    let pixels = bytes.chunks_exact(4);
     let rgb: Vec<u8> = pixels.flat_map(|pixel| [pixel[2], pixel[1], pixel[0]]).collect();
     let mut writer = encoder.write_header()?;
     writer.write_image_data(&rgb)?;

@@ -174,7 +174,7 @@ mod tests {
         let mut out = Vec::new();
         let mut view = TerminalView::new(&mut out, 80, 24).unwrap();
         view.show(&surface, &[]).unwrap();
-        surface.lines_mut(10, 1)[4 * 7..4 * 7 + 4].copy_from_slice(&[3, 2, 1, 0]);
+        surface.line_mut(10)[4 * 7..4 * 7 + 4].copy_from_slice(&[3, 2, 1, 0]);
         view.show(&surface, &[Rect { x: 0, y: 10, width: 80, height: 1 }]).unwrap();
         drop(view);
         let text = String::from_utf8(out).unwrap();

@@ -1,108 +1,133 @@
 //! The registers as drivers use them, and as they should not.
 
 use super::*;
+use crate::registers::vbe::*;
+use memory_region::AddressSpace;
 use proptest::prelude::*;
 
-fn vga() -> Arc<Vga> {
-    Vga::new("vram", 2 << 20).unwrap()
+struct Board {
+    vga: Arc<Vga>,
+    memory: Arc<AddressSpace>,
+    ports: Arc<AddressSpace>,
+    map: Arc<MemoryMap>,
 }
 
-fn set(vga: &Vga, register: u16, value: u16) {
-    vga.write(0, 2, register.into());
-    vga.write(1, 2, value.into());
-}
+impl Board {
+    fn new(vram: u64) -> Self {
+        let map = MemoryMap::new();
+        let vga = Vga::new("vram", vram).unwrap();
+        let regions = vga.add_to(&map).unwrap();
+        let (system, ports) = map
+            .update(|map| {
+                let system = map.container("system", 1 << 32)?;
+                let ports = map.container("ports", 1 << 16)?;
+                map.place(system, Vga::WINDOW, regions.window)?;
+                map.place(ports, Vga::PORTS, regions.ports)?;
+                map.place(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
+                Ok((system, ports))
+            })
+            .unwrap();
+        let memory = map.address_space("memory", system).unwrap();
+        let ports = map.address_space("io", ports).unwrap();
+        Self { vga, memory, ports, map }
+    }
 
-fn get(vga: &Vga, register: u16) -> u64 {
-    vga.write(0, 2, register.into());
-    vga.read(1, 2)
+    fn set(&self, register: u16, value: u16) {
+        self.ports.write(0x1ce, &register.to_le_bytes()).unwrap();
+        self.ports.write(0x1cf, &value.to_le_bytes()).unwrap();
+    }
+
+    fn get(&self, register: u16) -> u16 {
+        self.ports.write(0x1ce, &register.to_le_bytes()).unwrap();
+        let mut value = [0; 2];
+        self.ports.read(0x1d0, &mut value).unwrap();
+        u16::from_le_bytes(value)
+    }
+
+    /// An index port and the data port after it, in one access.
+    fn out(&self, port: u64, index: u8, value: u8) {
+        self.ports.write(port, &[index, value]).unwrap();
+    }
+
+    fn byte(&self, vram: u64) -> u8 {
+        let mut byte = [0];
+        self.vga.vram().read(vram, &mut byte).unwrap();
+        byte[0]
+    }
+
+    /// Whether the low window is video memory itself.
+    fn is_direct(&self, address: u64) -> bool {
+        let view = self.memory.view();
+        let section = view
+            .sections()
+            .iter()
+            .find(|section| section.start() <= address && address <= section.last());
+        section.is_some_and(|section| section.ram().is_some())
+    }
 }
 
 #[test]
 fn a_driver_sets_a_mode_through_the_ports() {
-    let vga = vga();
-    assert_eq!(get(&vga, ID), 0xb0c5);
-    assert_eq!(get(&vga, VIDEO_MEMORY_64K), 32);
+    let board = Board::new(2 << 20);
+    let vga = &board.vga;
+    assert_eq!(board.get(ID), 0xb0c5);
+    assert_eq!(board.get(VIDEO_MEMORY_64K), 32);
     vga.vram().write(4, &[9]).unwrap();
     for (register, value) in [(X_RESOLUTION, 640), (Y_RESOLUTION, 480), (BITS_PER_PIXEL, 32)] {
-        set(&vga, register, value);
+        board.set(register, value);
     }
     assert_eq!(vga.mode(), Ok(None));
-    set(&vga, ENABLE, ENABLED | LINEAR_FRAME_BUFFER);
+    board.set(ENABLE, ENABLED | LINEAR_FRAME_BUFFER);
     let mode = vga.mode().unwrap().unwrap();
-    assert_eq!((mode.width(), mode.height(), mode.visible()), (640, 480, 0..640 * 480 * 4));
-    let mut byte = [9];
-    vga.vram().read(4, &mut byte).unwrap();
-    assert_eq!(byte, [0]);
-    assert_eq!(get(&vga, VIRTUAL_HEIGHT), (2 << 20) / (640 * 4));
-    set(&vga, Y_OFFSET, 100);
-    assert_eq!(vga.mode().unwrap().unwrap().visible().start, 100 * 640 * 4);
-    set(&vga, ENABLE, 0);
+    assert_eq!((mode.width(), mode.height(), mode.bytes()), (640, 480, 0..640 * 480 * 4));
+    assert_eq!(mode.to_string(), "32-bit graphics, 640x480");
+    assert_eq!(board.byte(4), 0);
+    assert_eq!(u64::from(board.get(VIRTUAL_HEIGHT)), (2 << 20) / (640 * 4));
+    board.set(Y_OFFSET, 100);
+    assert_eq!(vga.mode().unwrap().unwrap().bytes().start, 100 * 640 * 4);
+    board.set(ENABLE, 0);
     assert_eq!(vga.mode(), Ok(None));
 }
 
 #[test]
 fn the_geometry_may_change_while_it_is_shown() {
-    let vga = vga();
-    set(&vga, ENABLE, ENABLED);
-    assert_eq!(vga.mode(), Err(VbeError::Geometry { width: 0, height: 0 }));
-    for (register, value) in [(BITS_PER_PIXEL, 32), (X_RESOLUTION, 320), (Y_RESOLUTION, 200)] {
-        set(&vga, register, value);
+    let board = Board::new(2 << 20);
+    board.set(ENABLE, ENABLED);
+    assert_eq!(board.vga.mode(), Err(VbeError::Geometry { width: 0, height: 0 }));
+    for (register, value) in [(BITS_PER_PIXEL, 16), (X_RESOLUTION, 320), (Y_RESOLUTION, 200)] {
+        board.set(register, value);
     }
-    let mode = vga.mode().unwrap().unwrap();
+    let mode = board.vga.mode().unwrap().unwrap();
     assert_eq!((mode.width(), mode.height()), (320, 200));
-    assert_eq!(get(&vga, VIRTUAL_WIDTH), 320);
+    assert_eq!(board.get(VIRTUAL_WIDTH), 320);
+    assert_eq!(u64::from(board.get(VIRTUAL_HEIGHT)), (2 << 20) / 640);
 }
 
 #[test]
 fn offsets_that_no_longer_fit_are_reset() {
-    let vga = Vga::new("vram", 4 << 20).unwrap();
-    vga.set_mode(800, 600, 32).unwrap();
-    set(&vga, Y_OFFSET, 448);
-    assert_eq!(get(&vga, Y_OFFSET), 448);
-    set(&vga, VIRTUAL_WIDTH, 1024);
-    assert_eq!([get(&vga, VIRTUAL_WIDTH), get(&vga, Y_OFFSET)], [1024, 0]);
-    let mode = vga.mode().unwrap().unwrap();
-    assert_eq!((mode.line(1).start, mode.visible().start), (4096, 0));
-    set(&vga, Y_OFFSET, u16::MAX);
-    assert_eq!(get(&vga, Y_OFFSET), 0);
-}
-
-#[test]
-fn both_data_ports_work_on_a_bus() {
-    let map = memory_region::MemoryMap::new();
-    let vga = vga();
-    let ports = map
-        .update(|map| {
-            let ports = map.container("ports", 1 << 16)?;
-            let registers = map.mmio("vbe", Vga::PORTS, vga.clone())?;
-            map.place(ports, Vga::FIRST_PORT, registers)?;
-            Ok(ports)
-        })
-        .unwrap();
-    let bus = map.address_space("io", ports).unwrap();
-    for data in [0x1cf, 0x1d0] {
-        bus.write(0x1ce, &X_RESOLUTION.to_le_bytes()).unwrap();
-        bus.write(data, &[0x80, 0x02]).unwrap();
-        let mut value = [0; 2];
-        bus.read(data, &mut value).unwrap();
-        assert_eq!(value, [0x80, 0x02], "port {data:#x}");
-        bus.write(data, &[0, 0]).unwrap();
-    }
+    let board = Board::new(4 << 20);
+    board.vga.set_mode(800, 600, 32).unwrap();
+    board.set(Y_OFFSET, 448);
+    assert_eq!(board.get(Y_OFFSET), 448);
+    board.set(VIRTUAL_WIDTH, 1024);
+    assert_eq!([board.get(VIRTUAL_WIDTH), board.get(Y_OFFSET)], [1024, 0]);
+    assert_eq!(board.vga.mode().unwrap().unwrap().bytes().start, 0);
+    board.set(Y_OFFSET, u16::MAX);
+    assert_eq!(board.get(Y_OFFSET), 0);
 }
 
 #[test]
 fn capabilities_are_read_in_place_of_the_geometry() {
-    let vga = vga();
-    set(&vga, ENABLE, GET_CAPABILITIES);
-    assert_eq!(
-        [get(&vga, X_RESOLUTION), get(&vga, Y_RESOLUTION), get(&vga, BITS_PER_PIXEL)],
-        [16000, 12000, 32]
-    );
+    let board = Board::new(2 << 20);
+    board.set(ENABLE, 2);
+    let capabilities = [X_RESOLUTION, Y_RESOLUTION, BITS_PER_PIXEL].map(|r| board.get(r));
+    assert_eq!(capabilities, [16000, 12000, 32]);
 }
 
 #[test]
 fn a_mode_larger_than_video_memory_is_refused() {
-    let vga = vga();
+    let board = Board::new(2 << 20);
+    let vga = &board.vga;
     vga.set_mode(640, 480, 32).unwrap();
     let before = vga.mode();
     let refused = vga.set_mode(1024, 768, 32).unwrap_err();
@@ -110,28 +135,150 @@ fn a_mode_larger_than_video_memory_is_refused() {
     assert_eq!(vga.mode(), before);
 
     // A guest that sets it all the same sees nothing, and does no harm.
-    set(&vga, ENABLE, 0);
-    set(&vga, X_RESOLUTION, 1024);
-    set(&vga, Y_RESOLUTION, 768);
-    set(&vga, ENABLE, ENABLED);
+    board.set(ENABLE, 0);
+    board.set(X_RESOLUTION, 1024);
+    board.set(Y_RESOLUTION, 768);
+    board.set(ENABLE, ENABLED);
     assert_eq!(vga.mode(), Err(refused));
     assert_eq!(vga.picture().unwrap(), None);
 }
 
+#[test]
+fn video_memory_has_a_size_that_registers_can_tell() {
+    for bytes in [0, 4096, 128 << 10, (1 << 20) + 4096, 512 << 20, u64::MAX] {
+        let refused = Vga::new("vram", bytes).unwrap_err();
+        assert!(matches!(refused, VgaError::VideoMemory { bytes: b } if b == bytes));
+    }
+    assert_eq!(Board::new(256 << 20).get(VIDEO_MEMORY_64K), 4096);
+    assert_eq!(Board::new(256 << 10).get(VIDEO_MEMORY_64K), 4);
+}
+
+#[test]
+fn banks_are_video_memory_itself() {
+    let board = Board::new(2 << 20);
+    board.vga.set_mode(640, 480, 8).unwrap();
+    for bank in [0u16, 3, 31, 32] {
+        board.set(BANK, bank);
+        let shown = bank.min(31); // the last one was refused
+        assert_eq!(board.get(BANK), shown);
+        assert!(board.is_direct(0xa0000) && board.is_direct(0xaffff));
+        assert!(!board.is_direct(0xb0000));
+        board.memory.write(0xa1234, &[7]).unwrap();
+        let at = (u64::from(shown) << 16) + 0x1234;
+        assert_eq!(board.byte(at), 7);
+        board.vga.vram().write(at, &[0]).unwrap();
+    }
+    board.set(ENABLE, 0);
+    assert!(!board.is_direct(0xa0000));
+}
+
+#[test]
+fn chain_4_is_video_memory_itself_as_long_as_nothing_changes_bytes() {
+    let board = Board::new(1 << 20);
+    board.out(0x3c2, 3, 0);
+    for (port, index, value) in
+        [(0x3c4, 2, 0x0f), (0x3c4, 4, 0x0e), (0x3ce, 5, 0x40), (0x3ce, 6, 0x05), (0x3ce, 8, 0xff)]
+    {
+        assert!(!board.is_direct(0xa0000));
+        board.out(port, index, value);
+    }
+    assert!(board.is_direct(0xa0000) && board.is_direct(0xaffff) && !board.is_direct(0xb0000));
+    board.memory.write(0xa0000 + 54321, &[1, 2, 3, 4, 5]).unwrap();
+    assert_eq!([board.byte(54321), board.byte(54325)], [1, 5]);
+    // Each of these makes more of a byte than a byte.
+    for (port, index, value, back) in [
+        (0x3ce, 1, 0x01, 0x00),
+        (0x3ce, 3, 0x08, 0x00),
+        (0x3ce, 8, 0x7f, 0xff),
+        (0x3ce, 5, 0x42, 0x40),
+        (0x3ce, 5, 0x48, 0x40),
+        (0x3c4, 2, 0x07, 0x0f),
+        (0x3c4, 4, 0x06, 0x0e),
+    ] {
+        board.out(port, index, value);
+        assert!(!board.is_direct(0xa0000), "{port:#x} {index} {value:#x}");
+        board.out(port, index, back);
+        assert!(board.is_direct(0xa0000));
+    }
+    // The window moves.
+    board.out(0x3ce, 6, 0x0d);
+    assert!(!board.is_direct(0xa0000) && board.is_direct(0xb8000) && board.is_direct(0xbffff));
+    board.memory.write(0xb8001, &[9]).unwrap();
+    assert_eq!(board.byte(1), 9);
+    // It stays where it is when the device is gone from all but the map.
+    let Board { vga, map, memory, .. } = board;
+    drop(vga);
+    memory.write(0xb8001, &[8]).unwrap();
+    drop(map);
+}
+
+#[test]
+fn the_text_mode_is_there_without_a_driver() {
+    let board = Board::new(1 << 20);
+    board.vga.set_text_mode().unwrap();
+    let mode = board.vga.mode().unwrap().unwrap();
+    assert_eq!(mode.to_string(), "text 80x25, 720x400");
+    board.memory.write(0xb8000 + 160, b"H\x07i\x07\x01\x07").unwrap();
+    let text = board.vga.text().unwrap().unwrap();
+    assert_eq!((text.len(), text[1].trim_end(), text[0].trim_end()), (25, "Hi☺", ""));
+    // A guest can read the glyphs that are shown.
+    board.out(0x3c4, 4, 6);
+    board.out(0x3ce, 4, 2);
+    board.out(0x3ce, 5, 0);
+    board.out(0x3ce, 6, 4);
+    let mut glyph = [0; 16];
+    board.memory.read(0xa0000 + 32 * u64::from(b'A'), &mut glyph).unwrap();
+    assert_eq!(glyph, crate::font::glyph(b'A'));
+}
+
+#[test]
+fn a_state_is_carried_with_its_window() {
+    let board = Board::new(1 << 20);
+    board.vga.set_mode(320, 200, 8).unwrap();
+    board.set(BANK, 2);
+    board.out(0x3c6, 0xff, 0);
+    let twin = Board::new(1 << 20);
+    let before = twin.vga.save();
+    assert!(matches!(twin.vga.restore(&[1, 2, 3]), Err(StateError::Length { .. })));
+    assert_eq!(twin.vga.save(), before);
+    twin.vga.restore(&board.vga.save()).unwrap();
+    assert_eq!(twin.vga.save(), board.vga.save());
+    twin.memory.write(0xa0000, &[5]).unwrap();
+    assert_eq!(twin.byte(2 << 16), 5);
+    twin.vga.reset();
+    assert_eq!(twin.vga.mode(), Ok(None));
+}
+
 proptest! {
-    /// Any writes at any offset and size: no panic, and never a byte out of memory.
+    /// Any access to any port and byte of the window: no panic, never a byte outside of
+    /// video memory shown, and a state that can be carried.
     #[test]
-    fn no_sequence_of_writes_shows_what_is_not_there(
-        writes in prop::collection::vec((0..4u64, prop::sample::select(vec![1usize, 2, 4, 8]),
-            prop_oneof![0..16u64, any::<u64>(), Just(640), Just(32), Just(1)]), 0..60),
+    fn no_sequence_of_accesses_does_harm(
+        accesses in prop::collection::vec(
+            (0..6u8, any::<u64>(), prop::sample::select(vec![1usize, 2, 4, 8]),
+                prop_oneof![0..16u64, any::<u64>(), Just(640), Just(32), Just(1)]),
+            0..120),
+        pages in 1..9u64,
     ) {
-        let vga = vga();
-        for (offset, size, value) in writes {
-            vga.write(offset, size, value);
-            vga.read(offset, size);
-            if let Ok(Some(mode)) = vga.mode() {
-                prop_assert!(mode.visible().end <= vga.vram().len());
+        let board = Board::new(pages * (256 << 10));
+        for (kind, at, size, value) in accesses {
+            let data = value.to_le_bytes();
+            let mut back = [0; 8];
+            let (space, address) = match kind {
+                0 => (&board.memory, 0xa0000 + at % 0x1fff8),
+                1 | 2 => (&board.ports, 0x1ce + at % 3),
+                _ => (&board.ports, 0x3b0 + at % 0x30),
+            };
+            let _ = space.write(address, &data[..size]);
+            let _ = space.read(address, &mut back[..size]);
+            if let Ok(Some(mode)) = board.vga.mode() {
+                prop_assert!(mode.bytes().end <= board.vga.vram().len());
             }
         }
+        board.vga.picture().unwrap();
+        board.vga.text().unwrap();
+        let saved = board.vga.save();
+        board.vga.restore(&saved).unwrap();
+        prop_assert_eq!(board.vga.save(), saved);
     }
 }

@@ -143,7 +143,7 @@ fn run(options: &Options) -> Result<(), AnyError> {
     let board = Board::new()?;
     // A guest is told no more than that its mode was not taken: we ask beforehand.
     board.vga.set_mode(options.size.0, options.size.1, 32)?;
-    board.vga.set_state(display_vga::VgaState::default())?;
+    board.vga.reset();
     let mut screen = Screen::new(board.memory.clone(), board.vga.clone(), board.vram)?;
     let guest = start(&board, &scene, options.accel)?;
     if !board.frames.wait_done(0, FRAME_DEADLINE) {

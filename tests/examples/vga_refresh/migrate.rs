@@ -37,7 +37,7 @@ pub fn to_self(board: &Board, guest: &Guest) -> Result<Outcome, AnyError> {
     let Migrated { stats, paused } = sent?;
 
     // The guest stands still until `paused` is dropped.
-    twin.vga.set_state(board.vga.state())?;
+    twin.vga.restore(&board.vga.save())?;
     let mut screen = Screen::new(twin.memory.clone(), twin.vga.clone(), twin.vram)?;
     screen.refresh()?;
     let equal_picture = board.vga.picture()?.as_ref() == Some(screen.surface());

@@ -52,7 +52,7 @@ impl Table {
     }
 
     fn bytes_not_copied(&self) -> u64 {
-        self.bytes_total - self.bytes_copied
+        self.bytes_total.saturating_sub(self.bytes_copied)
     }
 
     pub fn json(&self) -> Value {

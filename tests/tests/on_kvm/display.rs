@@ -4,16 +4,23 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use display_vga::{Screen, Vga};
+use display_vga::{Rect, Refresh, Screen, Vga, VgaRegions};
 use integration_tests::demo::{Board, FRAME_BUFFER};
 use integration_tests::harness::Test;
 use integration_tests::scene::Scene;
-use memory_region::RegionId;
 
 use super::machine::Machine;
 
 pub const TESTS: &[Test] = &[
-    ("ten_lines_redraw_ten_lines_and_their_pages", ten_lines_redraw_ten_lines_and_their_pages),
+    (
+        "ten_bytes_redraw_ten_pixels_and_read_their_pages",
+        ten_bytes_redraw_ten_pixels_and_read_their_pages,
+    ),
+    (
+        "a_shared_surface_is_damaged_where_its_pages_are",
+        a_shared_surface_is_damaged_where_its_pages_are,
+    ),
+    ("the_low_window_is_logged_in_every_mode", the_low_window_is_logged_in_every_mode),
     ("a_scene_drawn_by_a_guest_is_as_defined", a_scene_drawn_by_a_guest_is_as_defined),
     ("a_migrating_guest_keeps_its_picture", a_migrating_guest_keeps_its_picture),
 ];
@@ -22,28 +29,35 @@ const WIDTH: u64 = 640;
 const HEIGHT: u64 = 480;
 const LINE: u64 = WIDTH * 4;
 
-fn add_vga(machine: &Machine) -> (Arc<Vga>, RegionId) {
+fn add_vga(machine: &Machine) -> (Arc<Vga>, VgaRegions) {
     let vga = Vga::new("vram", 16 << 20).unwrap();
-    let vram = machine
+    let regions = vga.add_to(&machine.memory).unwrap();
+    machine
         .memory
         .update(|map| {
-            let vram = map.ram("vram", vga.vram().clone())?;
-            map.place(machine.system, FRAME_BUFFER, vram)?;
-            Ok(vram)
+            map.place_overlapping(machine.system, Vga::WINDOW, regions.window, 1)?;
+            map.place(machine.system, FRAME_BUFFER, regions.vram)?;
+            map.place(machine.ports, Vga::PORTS, regions.ports)?;
+            map.place(machine.ports, Vga::VBE_PORTS, regions.vbe_ports)
         })
         .unwrap();
-    vga.set_mode(640, 480, 32).unwrap();
-    (vga, vram)
+    (vga, regions)
 }
 
-fn ten_lines_redraw_ten_lines_and_their_pages() {
+/// The lines that the damage of a refresh touches.
+fn drawn(refresh: &Refresh) -> BTreeSet<u64> {
+    refresh.damage.iter().flat_map(|area| area.y..area.bottom()).map(u64::from).collect()
+}
+
+fn ten_bytes_redraw_ten_pixels_and_read_their_pages() {
     let machine = Machine::new(16 << 20);
-    let (vga, vram) = add_vga(&machine);
+    let (vga, regions) = add_vga(&machine);
+    vga.set_mode(640, 480, 32).unwrap();
     let page = vga.vram().page_size().bytes();
-    let mut screen = Screen::new(machine.memory.clone(), vga.clone(), vram).unwrap();
+    let mut screen = Screen::new(machine.memory.clone(), vga.clone(), regions.vram).unwrap();
     assert!(screen.refresh().unwrap().full);
     let idle = screen.refresh().unwrap().clone();
-    assert_eq!((idle.lines, idle.pages, idle.damage.len()), (0, 0, 0));
+    assert_eq!((idle.lines, idle.pages, idle.bytes_copied, idle.damage.len()), (0, 0, 0, 0));
 
     let changed = [0, 7, 8, 100, 101, 102, 250, 300, 333, 479];
     machine.store(0x80, &changed.map(|y| FRAME_BUFFER + y * LINE + 40 * 4 + 1));
@@ -52,24 +66,76 @@ fn ten_lines_redraw_ten_lines_and_their_pages() {
     let refresh = screen.refresh().unwrap().clone();
 
     let pages: BTreeSet<u64> = changed.map(|y| (y * LINE + 161) / page).into();
-    let sharing: BTreeSet<u64> = (0..HEIGHT)
-        .filter(|y| pages.range(y * LINE / page..=(y * LINE + LINE - 1) / page).next().is_some())
-        .collect();
-    let drawn: BTreeSet<u64> = refresh
-        .damage
-        .iter()
-        .flat_map(|area| area.y..area.y + area.height)
-        .map(u64::from)
-        .collect();
-    assert!(changed.iter().all(|y| drawn.contains(y)), "{refresh:?}");
-    assert_eq!(drawn, sharing, "exactly the lines that share a page with a changed one");
-    assert_eq!(u64::from(refresh.lines), drawn.len() as u64);
+    assert_eq!(drawn(&refresh), changed.into(), "exactly the lines that changed");
+    assert!(refresh.damage.iter().all(|area| (area.x, area.width) == (40, 1)), "{refresh:?}");
+    assert_eq!(refresh.lines as usize, changed.len());
     assert_eq!(refresh.pages, pages.len() as u64);
-    assert_eq!(refresh.bytes_copied, drawn.len() as u64 * LINE);
+    let visible = |page_number: &u64| page.min(HEIGHT * LINE - page_number * page);
+    assert_eq!(refresh.bytes_copied, pages.iter().map(visible).sum::<u64>());
     assert!(!refresh.full);
     assert_eq!(Some(screen.surface()), vga.picture().unwrap().as_ref());
     assert_eq!(screen.surface().pixel(40, 333), [0, 0x80, 0]);
     assert_eq!(screen.refresh().unwrap().lines, 0);
+}
+
+/// With video memory shared nothing is copied, and the damage is that of pages.
+fn a_shared_surface_is_damaged_where_its_pages_are() {
+    let machine = Machine::new(16 << 20);
+    let (vga, regions) = add_vga(&machine);
+    vga.set_mode(640, 480, 32).unwrap();
+    let page = vga.vram().page_size().bytes();
+    let screen = Screen::new(machine.memory.clone(), vga.clone(), regions.vram).unwrap();
+    let mut screen = screen.sharing();
+    screen.refresh().unwrap();
+    let changed = [0, 7, 100, 479];
+    machine.store(0x80, &changed.map(|y| FRAME_BUFFER + y * LINE + 40 * 4 + 1));
+    let refresh = screen.refresh().unwrap().clone();
+    let pages: BTreeSet<u64> = changed.map(|y| (y * LINE + 161) / page).into();
+    let sharing: BTreeSet<u64> = (0..HEIGHT)
+        .filter(|y| pages.range(y * LINE / page..=(y * LINE + LINE - 1) / page).next().is_some())
+        .collect();
+    assert_eq!(drawn(&refresh), sharing);
+    assert_eq!(refresh.bytes_copied, 0);
+    assert_eq!(screen.surface().pixel(40, 479), [0, 0x80, 0]);
+    assert_eq!(Some(screen.surface()), vga.picture().unwrap().as_ref());
+}
+
+/// A guest stores through the low window, which is the device's in one mode and video
+/// memory itself in the next.
+fn the_low_window_is_logged_in_every_mode() {
+    let machine = Machine::new(16 << 20);
+    let (vga, regions) = add_vga(&machine);
+    let mut screen = Screen::new(machine.memory.clone(), vga.clone(), regions.vram).unwrap();
+
+    vga.set_text_mode().unwrap();
+    screen.refresh().unwrap();
+    machine.store(b'!', &[0xb8000 + 2 * (80 * 3 + 5)]);
+    let refresh = screen.refresh().unwrap().clone();
+    let cell = |area: &Rect| (area.x, area.y, area.width, area.height) == (5 * 9, 3 * 16, 9, 16);
+    // Beside the cursor, which blinks.
+    assert!(refresh.damage.iter().any(cell), "{refresh:?}");
+    assert!(refresh.damage.iter().all(|area| cell(area) || (area.x, area.y) == (0, 0)));
+    assert_eq!(vga.text().unwrap().unwrap()[3].trim(), "!");
+
+    vga.set_mode(640, 480, 8).unwrap();
+    machine.port_space.write(0x3c8, &[0]).unwrap();
+    for entry in 0..=255u8 {
+        for level in [entry & 0x3f, 0, 0] {
+            machine.port_space.write(0x3c9, &[level]).unwrap();
+        }
+    }
+    screen.refresh().unwrap();
+    for bank in [0u16, 2, 4] {
+        machine.port_space.write(0x1ce, &5u16.to_le_bytes()).unwrap();
+        machine.port_space.write(0x1cf, &bank.to_le_bytes()).unwrap();
+        screen.refresh().unwrap();
+        machine.store(0x3f, &[0xa0000 + 640 * 10 + 7]);
+        let refresh = screen.refresh().unwrap().clone();
+        let at = u32::from(bank) * 65536 + 640 * 10 + 7;
+        let pixel = Rect { x: at % 640, y: at / 640, width: 1, height: 1 };
+        assert_eq!(refresh.damage, [pixel], "bank {bank}");
+        assert_eq!(screen.surface().pixel(pixel.x, pixel.y), [0xff, 0, 0]);
+    }
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -117,7 +183,7 @@ fn a_migrating_guest_keeps_its_picture() {
                     .max_rounds(4);
                 let done = precopy.run(&mut stream, || guest.pause(), |_| ()).unwrap();
                 migration_ram::receive(&mut stream.as_slice(), &twin.memory.ram_blocks()).unwrap();
-                twin.vga.set_state(board.vga.state()).unwrap();
+                twin.vga.restore(&board.vga.save()).unwrap();
                 assert_eq!(board.vga.picture().unwrap(), twin.vga.picture().unwrap());
                 drop(done);
             });

@@ -1,0 +1,62 @@
+//! From video memory to a surface: what a mode makes of bytes.
+
+pub(crate) mod linear;
+mod planes;
+mod text;
+
+use ram_block::{DirtySnapshot, PageSize, RamBlock, RamBlockError};
+
+use crate::damage::Damage;
+use crate::mode::{Kind, Mode};
+use crate::registers::retrace::Blink;
+use crate::surface::Surface;
+
+/// Which part of a picture to draw.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part<'a> {
+    /// Everything, into a surface that shows nothing yet.
+    Fresh,
+    /// Everything, into a surface that shows something else.
+    All,
+    /// What these pages of video memory show; and of a text, whatever else has changed.
+    Dirty(&'a DirtySnapshot, PageSize),
+}
+
+/// Draws modes; keeps what the next picture of the same mode can build on.
+#[derive(Debug, Default)]
+pub(crate) struct Painter {
+    text: text::TextPainter,
+    buffers: Buffers,
+}
+
+#[derive(Debug, Default)]
+struct Buffers {
+    /// Bytes of video memory.
+    raw: Vec<u8>,
+    /// Pixels of a line.
+    pixels: Vec<u8>,
+}
+
+impl Painter {
+    /// Draws into a surface of the mode's size with memory of its own, and adds what
+    /// changed to `damage`. Returns how many bytes of video memory were read.
+    pub(crate) fn draw(
+        &mut self,
+        vram: &RamBlock,
+        mode: &Mode,
+        blink: Blink,
+        part: Part<'_>,
+        surface: &mut Surface,
+        damage: &mut Damage,
+    ) -> Result<u64, RamBlockError> {
+        match &mode.kind {
+            Kind::Text(text) => self.text.draw(vram, text, blink, part, surface, damage),
+            Kind::Planes(planes) => {
+                planes::draw(vram, planes, part, surface, damage, &mut self.buffers)
+            }
+            Kind::Linear(linear) => {
+                linear::draw(vram, linear, part, surface, damage, &mut self.buffers)
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Where the beam is: the frame's timing, and the bits of it that a guest can read.
+
+use super::{Registers, crtc, sequencer};
+
+/// Frequencies of the dot clocks, in Hz.
+const DOT_CLOCKS: [u64; 2] = [25_175_000, 28_322_000];
+/// Lines and time of a frame if the registers make none that a monitor could follow: those
+/// of the text mode, 70 Hz.
+const USUAL: Timing = Timing { line: 31_778, lines: 449, displayed: 400, retrace: 412 };
+
+/// Frames after which the cursor changes between shown and hidden: a period of 16.
+const CURSOR_FRAMES: u64 = 8;
+/// Frames after which blinking characters change: a period of 32.
+const TEXT_FRAMES: u64 = 16;
+
+/// A frame's timing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timing {
+    /// Nanoseconds of a scan line.
+    line: u64,
+    /// Lines of a frame.
+    lines: u64,
+    /// Lines that show something.
+    displayed: u64,
+    /// The line at which the retrace begins.
+    retrace: u64,
+}
+
+/// What of a text blinks, and is shown at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Blink {
+    pub(crate) cursor: bool,
+    pub(crate) text: bool,
+    /// Nanoseconds until the next change.
+    pub(crate) next: u64,
+}
+
+/// Bits of the input status register 1.
+const NOT_DISPLAYING: u8 = 1;
+const VERTICAL_RETRACE: u8 = 8;
+
+impl Timing {
+    pub(crate) fn of(registers: &Registers) -> Self {
+        let clocking = registers.sequencer[sequencer::CLOCKING_MODE];
+        let dots = if clocking & 1 != 0 { 8 } else { 9 };
+        let clock =
+            DOT_CLOCKS[usize::from(registers.miscellaneous >> 2 & 1)] >> (clocking >> 3 & 1);
+        let characters = u64::from(registers.crtc[crtc::HORIZONTAL_TOTAL]) + 5;
+        let doubled = registers.crtc[crtc::MODE_CONTROL] >> 2 & 1;
+        let lines = |lines: u32| u64::from(lines << doubled);
+        let timing = Self {
+            line: characters * dots * 1_000_000_000 / clock,
+            lines: lines(registers.vertical_total() + 2),
+            displayed: lines(registers.vertical_display_end() + 1),
+            retrace: lines(registers.vertical_retrace_start()),
+        };
+        // From 20 to 200 frames a second.
+        let sound = (5_000_000..50_000_000).contains(&timing.frame())
+            && timing.displayed <= timing.retrace
+            && timing.retrace < timing.lines;
+        if sound { timing } else { USUAL }
+    }
+
+    /// Nanoseconds of a frame.
+    fn frame(&self) -> u64 {
+        self.line * self.lines
+    }
+
+    /// The bits of input status register 1, `now` nanoseconds after the start.
+    ///
+    /// The retrace bit stays until the next frame begins, about a millisecond, where a
+    /// real VGA's lasts two lines: a guest whose reads leave the virtual machine would
+    /// miss most of those.
+    pub(crate) fn status(&self, now: u64) -> u8 {
+        let (line, dot) = (now % self.frame() / self.line, now % self.line);
+        let retrace = line >= self.retrace;
+        // A fifth of a line is blank.
+        let blank = line >= self.displayed || dot >= self.line / 5 * 4;
+        (u8::from(blank) * NOT_DISPLAYING) | (u8::from(retrace) * VERTICAL_RETRACE)
+    }
+
+    /// What blinks, `now` nanoseconds after the start.
+    pub(crate) fn blink(&self, now: u64) -> Blink {
+        let frames = now / self.frame();
+        let next = (frames / CURSOR_FRAMES + 1) * CURSOR_FRAMES * self.frame() - now;
+        Blink { cursor: frames / CURSOR_FRAMES % 2 == 0, text: frames / TEXT_FRAMES % 2 == 0, next }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bits_move_with_time() {
+        let registers = crate::text_mode::registers();
+        let timing = Timing::of(&registers);
+        assert_eq!((timing.lines, timing.displayed, timing.retrace), (449, 400, 412));
+        let at = |line: u64, of_line: u64| {
+            timing.status(timing.line * line + timing.line * of_line / 100)
+        };
+        assert_eq!(at(0, 10), 0);
+        assert_eq!(at(0, 90), 1);
+        assert_eq!(at(399, 10), 0);
+        assert_eq!(at(405, 10), 1);
+        assert_eq!(at(412, 10), 9);
+        assert_eq!(at(448, 10), 9);
+        assert_eq!(at(449, 10), 0);
+        let hertz = 1_000_000_000 / timing.frame();
+        assert_eq!(hertz, 70);
+    }
+
+    #[test]
+    fn frames_that_no_monitor_follows_are_the_usual_ones() {
+        assert_eq!(Timing::of(&Registers::default()), USUAL);
+        let mut registers = Registers::default();
+        registers.crtc.fill(0xff);
+        assert_eq!(Timing::of(&registers), USUAL);
+    }
+
+    #[test]
+    fn the_cursor_blinks_twice_as_fast_as_text() {
+        let phases: Vec<_> = (0..5)
+            .map(|n| USUAL.blink(USUAL.frame() * (8 * n + 1)))
+            .map(|blink| (blink.cursor, blink.text))
+            .collect();
+        let expected = [(true, true), (false, true), (true, false), (false, false), (true, true)];
+        assert_eq!(phases, expected);
+        assert_eq!(USUAL.blink(0).next, 8 * USUAL.frame());
+    }
+}

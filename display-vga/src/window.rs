@@ -1,0 +1,66 @@
+//! The low window in the memory map: an alias of video memory where the mode allows it.
+
+use std::sync::{Arc, Weak};
+
+use memory_region::{MapError, MemoryMap, RegionId};
+
+use crate::graphics_controller::Direct;
+
+/// The low window's regions, and what of it is an alias now.
+#[derive(Debug)]
+pub(crate) struct Window {
+    /// The map owns the device, not the other way round.
+    memory: Weak<MemoryMap>,
+    /// Holds the device's own region, which answers where no alias does.
+    container: RegionId,
+    vram: RegionId,
+    alias: Option<(RegionId, Direct)>,
+    /// What was asked for last, if the map did not show it.
+    refused: Option<Option<Direct>>,
+}
+
+impl Window {
+    pub(crate) fn new(memory: &Arc<MemoryMap>, container: RegionId, vram: RegionId) -> Self {
+        Self { memory: Arc::downgrade(memory), container, vram, alias: None, refused: None }
+    }
+
+    /// What of the window is an alias.
+    pub(crate) fn direct(&self) -> Option<Direct> {
+        self.alias.map(|(_, direct)| direct)
+    }
+
+    /// Whether the map did not show `wanted` when it was last asked to.
+    pub(crate) fn has_refused(&self, wanted: Option<Direct>) -> bool {
+        self.refused == Some(wanted)
+    }
+
+    /// Shows `wanted` as an alias, and nothing else. If the map refuses, accesses go to
+    /// the device, which is slower and as good.
+    pub(crate) fn follow(&mut self, wanted: Option<Direct>) {
+        self.refused = None;
+        if let Err(error) = self.try_follow(wanted) {
+            log::warn!("vga: the low window goes without an alias of video memory: {error}");
+            if let Err(error) = self.try_follow(None) {
+                log::error!("vga: the low window keeps a former mode's alias: {error}");
+            }
+        }
+        if self.direct() != wanted {
+            self.refused = Some(wanted);
+        }
+    }
+
+    fn try_follow(&mut self, wanted: Option<Direct>) -> Result<(), MapError> {
+        let Some(memory) = self.memory.upgrade() else { return Ok(()) }; // nobody accesses it
+        self.alias = memory.update(|map| {
+            if let Some((alias, _)) = self.alias {
+                map.unplace(alias)?;
+                map.remove(alias)?;
+            }
+            let Some(direct) = wanted else { return Ok(None) };
+            let alias = map.alias("vga.low", self.vram, direct.vram, direct.len.into())?;
+            map.place_overlapping(self.container, direct.offset, alias, 1)?;
+            Ok(Some((alias, direct)))
+        })?;
+        Ok(())
+    }
+}
