@@ -133,6 +133,17 @@ pub enum KvmError {
         #[source]
         source: io::Error,
     },
+    /// A part of a vCPU's state can be neither saved nor restored.
+    #[error("The {part} of vCPU {id} cannot be carried over")]
+    State {
+        /// The vCPU's number.
+        id: u64,
+        /// Which part.
+        part: &'static str,
+        /// What KVM said, or what is wrong.
+        #[source]
+        source: io::Error,
+    },
     /// The signal that interrupts guests cannot be used.
     #[error("Signal {signal} cannot be set up to interrupt vCPUs")]
     Signal {

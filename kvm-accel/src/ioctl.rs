@@ -4,6 +4,8 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+#[cfg(target_arch = "x86_64")]
+use kvm_bindings::Xsave;
 use kvm_bindings::{
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVMIO, kvm_clear_dirty_log,
     kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_ioeventfd,
@@ -216,4 +218,45 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
     // SAFETY: the exit reason, which only the kernel writes, says that this member of
     // the union is filled.
     unsafe { run.__bindgen_anon_1.internal.suberror }
+}
+
+/// The extended state of a vCPU, of `bytes` bytes as KVM says (0 if it says nothing).
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn get_xsave(vcpu: &VcpuFd, bytes: usize) -> io::Result<Xsave> {
+    let mut xsave = xsave_of(bytes)?;
+    if bytes == 0 {
+        // SAFETY: the structure's first part is all that this call knows.
+        unsafe { xsave.as_mut_fam_struct() }.xsave = vcpu.get_xsave().map_err(io_error)?;
+    } else {
+        // SAFETY: the structure has room for as many bytes as KVM said that it writes.
+        unsafe { vcpu.get_xsave2(&mut xsave) }.map_err(io_error)?;
+    }
+    Ok(xsave)
+}
+
+/// Sets the extended state of a vCPU; `bytes` as above.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn set_xsave(vcpu: &VcpuFd, bytes: usize, xsave: &Xsave) -> io::Result<()> {
+    let needed = xsave_of(bytes)?.as_slice().len();
+    let found = xsave.as_slice().len();
+    if found < needed {
+        let message = format!("{found} words more than 4,096 bytes, where KVM reads {needed}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    if bytes == 0 {
+        let first = &xsave.as_fam_struct_ref().xsave;
+        // SAFETY: without KVM_CAP_XSAVE2 KVM reads the 4,096 bytes of this structure only.
+        return unsafe { vcpu.set_xsave(first) }.map_err(io_error);
+    }
+    // SAFETY: the structure has at least as many bytes as KVM said that it reads, as was
+    // just checked.
+    unsafe { vcpu.set_xsave2(xsave) }.map_err(io_error)
+}
+
+/// An empty structure of at least `bytes` bytes.
+#[cfg(target_arch = "x86_64")]
+fn xsave_of(bytes: usize) -> io::Result<Xsave> {
+    let more = bytes.saturating_sub(size_of::<kvm_bindings::kvm_xsave>());
+    Xsave::new(more.div_ceil(size_of::<u32>()))
+        .map_err(|error| io::Error::other(format!("{error:?}")))
 }

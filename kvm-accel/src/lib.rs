@@ -79,6 +79,8 @@ mod ring;
 mod rings;
 mod run_state;
 mod slots;
+#[cfg(target_arch = "x86_64")]
+mod state;
 mod stats;
 mod thread;
 mod tracking;
@@ -88,6 +90,8 @@ mod vm;
 pub use error::KvmError;
 pub use gate::PauseGuard;
 pub use slots::SlotInfo;
+#[cfg(target_arch = "x86_64")]
+pub use state::VcpuState;
 pub use stats::{Cost, DirtyLogStats};
 pub use thread::VcpuThread;
 pub use tracking::{Chosen, DirtyTracking, KvmConfig};

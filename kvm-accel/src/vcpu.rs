@@ -70,6 +70,15 @@ impl Vcpu {
         &mut self.fd
     }
 
+    /// Whether KVM has an access of the guest to complete.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    pub(crate) fn vm(&self) -> &KvmVm {
+        &self.vm
+    }
+
     /// The number it was created with.
     pub fn id(&self) -> u64 {
         self.shared.id

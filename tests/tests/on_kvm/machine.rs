@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use integration_tests::guest::{DATA, boot};
 use kvm_accel::kvm_ioctls::Kvm;
-use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, VcpuEvent, VcpuThread};
+use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuEvent, VcpuThread};
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
 
@@ -64,11 +64,16 @@ impl Machine {
     /// Starts a program on a vCPU of its own. One program at a time: they share their
     /// place in memory.
     pub fn start(&self, code: &[u8], arguments: &[u64]) -> VcpuThread {
-        let id = self.vcpus.replace(self.vcpus.get() + 1);
-        let buses = Buses { memory: self.space.clone(), ports: self.port_space.clone() };
-        let vcpu = self.vm.create_vcpu(id, buses).unwrap();
+        let vcpu = self.vcpu();
         boot(&vcpu, &self.block, code, arguments);
         vcpu.spawn("vcpu").unwrap()
+    }
+
+    /// A vCPU that has not run yet.
+    pub fn vcpu(&self) -> Vcpu {
+        let id = self.vcpus.replace(self.vcpus.get() + 1);
+        let buses = Buses { memory: self.space.clone(), ports: self.port_space.clone() };
+        self.vm.create_vcpu(id, buses).unwrap()
     }
 
     /// The 64-bit words at `address` of RAM.

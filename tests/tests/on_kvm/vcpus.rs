@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use integration_tests::guest::{DATA, boot, programs};
 use integration_tests::harness::Test;
-use kvm_accel::{Buses, KvmError, KvmVm, VcpuEvent};
+use kvm_accel::{Buses, KvmError, KvmVm, VcpuEvent, VcpuState};
 use memory_region::MmioDevice;
 use ram_block::DirtyClient;
 
@@ -24,6 +24,8 @@ pub const TESTS: &[Test] = &[
     ("a_device_cannot_wait_for_its_own_processor", a_device_cannot_wait_for_its_own_processor),
     ("a_device_that_panics_ends_its_processor_only", a_device_that_panics_ends_its_processor_only),
     ("string_input_completes_while_slots_change", string_input_completes_while_slots_change),
+    ("a_guest_goes_on_in_another_machine", a_guest_goes_on_in_another_machine),
+    ("a_state_that_is_none_is_refused", a_state_that_is_none_is_refused),
 ];
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -314,4 +316,70 @@ fn string_input_completes_while_slots_change() {
     });
     assert!(paused.load(Ordering::Relaxed) > 0);
     assert_eq!(guest.join().unwrap().1, VcpuEvent::Shutdown);
+}
+
+fn counter(machine: &Machine) -> u64 {
+    machine.words::<1>(DATA)[0]
+}
+
+/// A guest that counts its passes over memory is stopped at any moment, its state is written
+/// out and read in, and it goes on in a second machine, from where it was and with nothing
+/// done twice.
+fn a_guest_goes_on_in_another_machine() {
+    let mut machine = Machine::new(16 << 20);
+    let page = machine.block.page_size().bytes();
+    let code = programs::increment_pages();
+    let mut guest = machine.start(&code, &[DATA + page, DATA + 100 * page, page, DATA]);
+    let mut before = 0;
+    for _ in 0..5 {
+        wait_until("some passes", || counter(&machine) > before + 3);
+        let (vcpu, event) = guest.stop().unwrap();
+        assert_eq!(event, VcpuEvent::Kicked);
+        let state = serde_json::to_string(&vcpu.save().unwrap()).unwrap();
+        before = counter(&machine);
+
+        let next = Machine::new(16 << 20);
+        let mut bytes = vec![0; 16 << 20];
+        machine.block.read(0, &mut bytes).unwrap();
+        next.block.write(0, &bytes).unwrap();
+        let state: VcpuState = serde_json::from_str(&state).unwrap();
+        assert_eq!(state.instruction_pointer(), vcpu.fd().get_regs().unwrap().rip);
+        let mut copy = next.vcpu();
+        copy.restore(&state).unwrap();
+        assert_eq!(copy.fd().get_regs().unwrap(), vcpu.fd().get_regs().unwrap());
+        assert_eq!(copy.fd().get_sregs().unwrap(), vcpu.fd().get_sregs().unwrap());
+        assert_eq!(copy.fd().get_xcrs().unwrap(), vcpu.fd().get_xcrs().unwrap());
+        guest = copy.spawn("copy").unwrap();
+        machine = next;
+    }
+    wait_until("the last machine to go on", || counter(&machine) > before + 3);
+    guest.stop().unwrap();
+    // Every page was incremented in turn, across all machines.
+    let mut bytes = vec![0; 16 << 20];
+    machine.block.read(0, &mut bytes).unwrap();
+    let at = |n: u64| bytes[usize::try_from(DATA + n * page).unwrap()];
+    let steps: Vec<_> =
+        (1..99).map(|n| at(n).wrapping_sub(at(n + 1))).filter(|step| *step != 0).collect();
+    assert!(steps.is_empty() || steps == [1], "steps {steps:?}");
+}
+
+fn a_state_that_is_none_is_refused() {
+    let machine = Machine::new(16 << 20);
+    let state = serde_json::to_value(machine.vcpu().save().unwrap()).unwrap();
+    let mut vcpu = machine.vcpu();
+    vcpu.restore(&serde_json::from_value(state.clone()).unwrap()).unwrap();
+    // Each part broken in turn: refused by the reader or by KVM, or harmless.
+    let object = state.as_object().unwrap();
+    for part in object.keys() {
+        for broken in [serde_json::json!(null), serde_json::json!([]), serde_json::json!([255])] {
+            let mut state = object.clone();
+            state[part] = broken;
+            if let Ok(state) = serde_json::from_value::<VcpuState>(state.into()) {
+                let _ = vcpu.restore(&state);
+            }
+        }
+    }
+    let mut none = object.clone();
+    none["registers"] = serde_json::json!(null);
+    assert!(serde_json::from_value::<VcpuState>(none.into()).is_err());
 }

@@ -1,0 +1,192 @@
+//! A vCPU's complete state, to be carried to another machine.
+
+use std::fmt;
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{KvmError, io_error};
+use crate::ioctl;
+use crate::vcpu::Vcpu;
+
+/// The state of a vCPU: registers, special and model-specific registers, extended state,
+/// pending events, debug registers, local APIC if KVM has it, and how the vCPU is scheduled.
+///
+/// Taken by [`Vcpu::save`], and given to another vCPU by [`Vcpu::restore`]. It travels in any
+/// format of serde. What comes from outside may be anything: KVM refuses what it cannot take.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct VcpuState {
+    cpuid: CpuId,
+    tsc_khz: Option<u32>,
+    registers: kvm_regs,
+    special: kvm_sregs,
+    msrs: Msrs,
+    xsave: Xsave,
+    xcrs: kvm_xcrs,
+    events: kvm_vcpu_events,
+    debug: kvm_debugregs,
+    mp_state: Option<kvm_mp_state>,
+    lapic: Option<kvm_lapic_state>,
+}
+
+impl VcpuState {
+    /// The address of the next instruction.
+    pub fn instruction_pointer(&self) -> u64 {
+        self.registers.rip
+    }
+}
+
+impl fmt::Debug for VcpuState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuState")
+            .field("registers", &self.registers)
+            .field("msrs", &self.msrs.as_slice().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Names a part of the state in an error.
+fn failed<T>(
+    id: u64,
+    part: &'static str,
+    result: Result<T, kvm_ioctls::Error>,
+) -> Result<T, KvmError> {
+    result.map_err(|error| KvmError::State { id, part, source: io_error(error) })
+}
+
+fn impossible(id: u64, part: &'static str, why: &str) -> KvmError {
+    KvmError::State { id, part, source: std::io::Error::other(why.to_owned()) }
+}
+
+impl Vcpu {
+    /// The vCPU's state, when it does not run.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::State`] if KVM does not hand out a part of it, or an access of the guest is
+    /// not complete: it is after [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked), and after a
+    /// halt.
+    pub fn save(&self) -> Result<VcpuState, KvmError> {
+        let (id, fd) = (self.id(), self.fd());
+        if self.is_incomplete() {
+            return Err(impossible(id, "the access under way", "it is not complete"));
+        }
+        // The local APIC and the scheduling state first: reading them may settle events.
+        let mp_state = fd.get_mp_state().ok();
+        let lapic = fd.get_lapic().ok();
+        Ok(VcpuState {
+            cpuid: failed(id, "CPUID", fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?,
+            tsc_khz: fd.get_tsc_khz().ok().filter(|khz| *khz != 0),
+            registers: failed(id, "registers", fd.get_regs())?,
+            special: failed(id, "special registers", fd.get_sregs())?,
+            msrs: save_msrs(id, fd)?,
+            xsave: self.save_xsave()?,
+            xcrs: failed(id, "extended control registers", fd.get_xcrs())?,
+            events: failed(id, "events", fd.get_vcpu_events())?,
+            debug: failed(id, "debug registers", fd.get_debug_regs())?,
+            mp_state,
+            lapic,
+        })
+    }
+
+    /// Makes this vCPU, which has not run yet, go on where the other one was saved.
+    ///
+    /// Guest memory is the caller's to bring. The time-stamp counter goes on from where it was.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::State`] if KVM refuses a part of it: another processor, or no state of a
+    /// vCPU at all. The vCPU is not fit to run then.
+    pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        let (id, fd) = (self.id(), self.fd());
+        failed(id, "CPUID", fd.set_cpuid2(&state.cpuid))?;
+        if let Some(khz) = state.tsc_khz {
+            if fd.get_tsc_khz().ok() != Some(khz) {
+                failed(id, "frequency of the time-stamp counter", fd.set_tsc_khz(khz))?;
+            }
+        }
+        // The base of the local APIC is a special register; its timer reads model-specific
+        // ones; events are last, as setting the others may raise or drop some.
+        failed(id, "special registers", fd.set_sregs(&state.special))?;
+        failed(id, "extended control registers", fd.set_xcrs(&state.xcrs))?;
+        self.restore_xsave(&state.xsave)?;
+        let fd = self.fd();
+        failed(id, "registers", fd.set_regs(&state.registers))?;
+        failed(id, "debug registers", fd.set_debug_regs(&state.debug))?;
+        if let Some(lapic) = &state.lapic {
+            failed(id, "local APIC", fd.set_lapic(lapic))?;
+        }
+        restore_msrs(id, fd, &state.msrs)?;
+        if let Some(mp_state) = state.mp_state {
+            failed(id, "scheduling state", fd.set_mp_state(mp_state))?;
+        }
+        failed(id, "events", fd.set_vcpu_events(&state.events))
+    }
+
+    /// How many bytes KVM's extended state has here.
+    fn xsave_bytes(&self) -> usize {
+        let bytes = self.vm().fd().check_extension_int(Cap::Xsave2);
+        usize::try_from(bytes).unwrap_or(0)
+    }
+
+    fn save_xsave(&self) -> Result<Xsave, KvmError> {
+        let saved = ioctl::get_xsave(self.fd(), self.xsave_bytes());
+        saved.map_err(|source| KvmError::State { id: self.id(), part: "extended state", source })
+    }
+
+    fn restore_xsave(&self, xsave: &Xsave) -> Result<(), KvmError> {
+        let set = ioctl::set_xsave(self.fd(), self.xsave_bytes(), xsave);
+        set.map_err(|source| KvmError::State { id: self.id(), part: "extended state", source })
+    }
+}
+
+/// All model-specific registers that KVM lists and the vCPU has.
+fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Msrs, KvmError> {
+    const PART: &str = "model-specific registers";
+    let list = failed(id, PART, Kvm::new().and_then(|kvm| kvm.get_msr_index_list()))?;
+    let mut left: Vec<kvm_msr_entry> = list
+        .as_slice()
+        .iter()
+        .map(|index| kvm_msr_entry { index: *index, ..Default::default() })
+        .collect();
+    let mut saved = Vec::new();
+    // KVM stops at the first that this vCPU has not.
+    while !left.is_empty() {
+        let some = left.len().min(KVM_MAX_MSR_ENTRIES);
+        let mut msrs = Msrs::from_entries(&left[..some])
+            .map_err(|error| impossible(id, PART, &format!("{error:?}")))?;
+        let count = failed(id, PART, fd.get_msrs(&mut msrs))?.min(some);
+        saved.extend_from_slice(&msrs.as_slice()[..count]);
+        let skipped = usize::from(count < some);
+        left.drain(..count + skipped);
+    }
+    Msrs::from_entries(&saved).map_err(|error| impossible(id, PART, &format!("{error:?}")))
+}
+
+/// Sets the registers, but for those that KVM refuses and that have the value already.
+fn restore_msrs(id: u64, fd: &VcpuFd, msrs: &Msrs) -> Result<(), KvmError> {
+    const PART: &str = "model-specific registers";
+    let wrong = |error| impossible(id, PART, &format!("{error:?}"));
+    let mut left = msrs.as_slice();
+    while !left.is_empty() {
+        let some = Msrs::from_entries(left).map_err(wrong)?;
+        let count = failed(id, PART, fd.set_msrs(&some))?.min(left.len());
+        left = &left[count..];
+        if let Some((refused, rest)) = left.split_first() {
+            let index = refused.index;
+            let mut now = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }])
+                .map_err(wrong)?;
+            let has = fd.get_msrs(&mut now).unwrap_or(0) == 1;
+            if !has || now.as_slice()[0].data != refused.data {
+                let why = format!("KVM refuses {:#x} in MSR {index:#x}", refused.data);
+                return Err(impossible(id, PART, &why));
+            }
+            left = rest;
+        }
+    }
+    Ok(())
+}
