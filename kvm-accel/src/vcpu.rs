@@ -71,10 +71,12 @@ impl Vcpu {
     }
 
     /// Whether KVM has an access of the guest to complete.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn is_incomplete(&self) -> bool {
         self.incomplete
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn vm(&self) -> &KvmVm {
         &self.vm
     }
