@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use integration_tests::guest::{DATA, boot};
+use kvm_accel::kvm_bindings::kvm_sregs;
 use kvm_accel::kvm_ioctls::Kvm;
 use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuEvent, VcpuThread};
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
@@ -66,6 +67,20 @@ impl Machine {
     pub fn start(&self, code: &[u8], arguments: &[u64]) -> VcpuThread {
         let vcpu = self.vcpu();
         boot(&vcpu, &self.block, code, arguments);
+        vcpu.spawn("vcpu").unwrap()
+    }
+
+    /// As [`start`](Self::start), in ring 0.
+    pub fn start_privileged(&self, code: &[u8], arguments: &[u64]) -> VcpuThread {
+        let vcpu = self.vcpu();
+        boot(&vcpu, &self.block, code, arguments);
+        let mut sregs = vcpu.fd().get_sregs().unwrap();
+        let kvm_sregs { cs, ds, es, fs, gs, ss, .. } = &mut sregs;
+        for segment in [cs, ds, es, fs, gs, ss] {
+            segment.selector &= !3;
+            segment.dpl = 0;
+        }
+        vcpu.fd().set_sregs(&sregs).unwrap();
         vcpu.spawn("vcpu").unwrap()
     }
 

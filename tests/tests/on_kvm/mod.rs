@@ -6,6 +6,7 @@ mod machine;
 mod pam;
 mod precopy;
 mod slots;
+mod tracking;
 mod vcpus;
 
 use integration_tests::harness::{Named, Test, named};
@@ -19,7 +20,8 @@ pub fn tests() -> Vec<Named> {
         ("manual", DirtyTracking::ManualProtect),
         ("ring", DirtyTracking::Ring { entries: 65_536 }),
     ];
-    let in_all = [dirty_log::TESTS, slots::TESTS, vcpus::TESTS, precopy::TESTS].concat();
+    let in_all =
+        [dirty_log::TESTS, tracking::TESTS, slots::TESTS, vcpus::TESTS, precopy::TESTS].concat();
     let in_each = modes.iter().flat_map(|&(name, tracking)| {
         let in_mode = move |&(test, body): &Test| -> Named {
             (format!("{name}::{test}"), Box::new(move || machine::tracked_by(tracking, body)))
@@ -27,6 +29,8 @@ pub fn tests() -> Vec<Named> {
         in_all.iter().map(in_mode).collect::<Vec<_>>()
     });
     in_each
-        .chain(named(&[io_events::TESTS, pam::TESTS, flash::TESTS, display::TESTS].concat()))
+        .chain(named(
+            &[tracking::RINGS, io_events::TESTS, pam::TESTS, flash::TESTS, display::TESTS].concat(),
+        ))
         .collect()
 }

@@ -1,0 +1,221 @@
+//! Many clients at once, in every way of tracking: what each of them gathers by its own
+//! harvests, in any order, is all of memory.
+
+use std::time::{Duration, Instant};
+
+use integration_tests::guest::{DATA, programs};
+use integration_tests::harness::Test;
+use kvm_accel::{DirtyTracking, KvmConfig, KvmError};
+use ram_block::DirtyClient;
+
+use super::machine::{Machine, tracked_by, wait_until};
+
+/// In every way of tracking.
+pub const TESTS: &[Test] = &[
+    ("clients_that_sync_clear_and_harvest_at_random_lose_nothing", random_clients),
+    ("a_log_may_start_and_stop_all_the_time", logs_start_and_stop),
+];
+
+/// Of rings only.
+pub const RINGS: &[Test] = &[
+    ("rings_of_any_size_lose_nothing_unnoticed", rings_of_any_size),
+    ("sizes_that_kvm_does_not_take_are_refused", odd_sizes_are_refused),
+];
+
+const RAM: u64 = 16 << 20;
+
+/// How long the random ones run: a few seconds, or as many as are asked for.
+fn duration() -> Duration {
+    let seconds = std::env::var("TRACKING_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(2))
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// A copy of memory that one client keeps by its harvests.
+struct Mirror {
+    client: DirtyClient,
+    bytes: Vec<u8>,
+}
+
+impl Mirror {
+    /// Switched on, and all of memory read after that.
+    fn start(machine: &Machine, client: DirtyClient) -> Self {
+        machine.memory.set_log(machine.ram, client, true).unwrap();
+        let mut bytes = vec![0; usize::try_from(RAM).unwrap()];
+        machine.block.read(0, &mut bytes).unwrap();
+        Self { client, bytes }
+    }
+
+    /// Takes the bits of some pages, lets them be watched again, and reads them.
+    fn harvest(&mut self, machine: &Machine, pages: std::ops::Range<u64>) {
+        let page = machine.block.page_size().bytes();
+        let harvest = machine.block.dirty().snapshot_and_clear(self.client, pages.clone());
+        let harvest = harvest.unwrap();
+        machine.memory.log_clear(&machine.block, pages.start * page..pages.end * page).unwrap();
+        for run in harvest.commit().runs() {
+            let bytes = usize::try_from(run.start * page).unwrap()
+                ..usize::try_from(run.end * page).unwrap();
+            machine.block.read(run.start * page, &mut self.bytes[bytes]).unwrap();
+        }
+    }
+
+    fn check(&mut self, machine: &Machine, seed: u64) {
+        machine.memory.sync_all_dirty_logs().unwrap();
+        self.harvest(machine, 0..machine.block.pages());
+        let mut now = vec![0; self.bytes.len()];
+        machine.block.read(0, &mut now).unwrap();
+        let lost = self.bytes.iter().zip(&now).position(|(kept, now)| kept != now);
+        let losses = machine.vm.dirty_log_stats();
+        assert_eq!(lost, None, "client {}, seed {seed:#x}, {losses:?}", self.client);
+    }
+}
+
+fn random_clients() {
+    let seed = u64::try_from(
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos(),
+    )
+    .unwrap_or(1)
+        | 1;
+    let mut random = Random(seed);
+    let machine = Machine::with_config(
+        RAM,
+        KvmConfig {
+            max_slot_bytes: [u64::MAX, 5 << 20][usize::from(random.below(2) == 1)],
+            clear_chunk_bytes: [256 << 10, 32 << 20][usize::from(random.below(2) == 1)],
+            ring_staleness: Duration::from_millis(random.below(2) * 50),
+            ..KvmConfig::default()
+        },
+    );
+    let page = machine.block.page_size().bytes();
+    let own = [machine.memory.register_client("one"), machine.memory.register_client("two")];
+    let own = own.map(Result::unwrap);
+    let clients = [DirtyClient::VGA, DirtyClient::MIGRATION, own[0].client(), own[1].client()];
+    let count = usize::try_from(2 + random.below(3)).unwrap();
+    let end = DATA + page * (100 + random.below(3000));
+    let guest = machine.start(&programs::increment_pages(), &[DATA + page, end, page, DATA]);
+    let mut mirrors: Vec<Option<Mirror>> = clients[..count].iter().map(|_| None).collect();
+    let deadline = Instant::now() + duration();
+    while Instant::now() < deadline {
+        let n = usize::try_from(random.below(count as u64)).unwrap();
+        let Some(mirror) = &mut mirrors[n] else {
+            mirrors[n] = Some(Mirror::start(&machine, clients[n]));
+            continue;
+        };
+        let start = random.below(machine.block.pages());
+        let pages = start..(start + 1 + random.below(2000)).min(machine.block.pages());
+        match random.below(10) {
+            0 => machine.memory.sync_all_dirty_logs().unwrap(),
+            1..4 => machine.memory.sync_dirty_log(machine.ram).unwrap(),
+            4..8 => mirror.harvest(&machine, pages),
+            8 => {
+                let bytes = pages.start * page..pages.end * page;
+                machine.memory.log_clear(&machine.block, bytes).unwrap();
+            }
+            _ if random.below(10) == 0 => {
+                machine.memory.set_log(machine.ram, clients[n], false).unwrap();
+                mirrors[n] = None;
+            }
+            // A device writes too.
+            _ => {
+                let at = end + page + random.below(100) * page;
+                machine.space.write(at, &random.0.to_le_bytes()).unwrap();
+            }
+        }
+    }
+    assert!(!guest.is_finished(), "{:?}", guest.join());
+    guest.stop().unwrap();
+    for mirror in mirrors.iter_mut().flatten() {
+        mirror.check(&machine, seed);
+    }
+}
+
+fn logs_start_and_stop() {
+    let machine = Machine::new(RAM);
+    let page = machine.block.page_size().bytes();
+    let guest =
+        machine.start(&programs::increment_pages(), &[DATA + page, DATA + 500 * page, page, DATA]);
+    let mut kept = Mirror::start(&machine, DirtyClient::MIGRATION);
+    for round in 0..1000 {
+        let on = round % 2 == 0;
+        if round % 20 < 10 {
+            machine.memory.set_log(machine.ram, DirtyClient::VGA, on).unwrap();
+        } else {
+            // The last client too, so that the slot's own log stops and starts.
+            machine.memory.set_log(machine.ram, DirtyClient::MIGRATION, false).unwrap();
+            kept = Mirror::start(&machine, DirtyClient::MIGRATION);
+        }
+        if round % 7 == 0 {
+            machine.memory.sync_dirty_log(machine.ram).unwrap();
+            kept.harvest(&machine, 0..machine.block.pages());
+        }
+    }
+    assert!(!guest.is_finished(), "{:?}", guest.join());
+    guest.stop().unwrap();
+    kept.check(&machine, 0);
+}
+
+/// Guests in ring 0 are emulated on some hosts, whose emulator overruns small rings: the
+/// copy is whole all the same.
+fn rings_of_any_size() {
+    let mut sizes = 0;
+    for entries in (6..=16).map(|shift| 1 << shift) {
+        let fd = kvm_accel::kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+        let tracking = DirtyTracking::Ring { entries };
+        let config = KvmConfig { tracking, ..KvmConfig::default() };
+        match kvm_accel::KvmVm::with_config(fd, config) {
+            Err(KvmError::Tracking { .. }) if entries < 4096 => continue,
+            taken => drop(taken.unwrap()),
+        }
+        sizes += 1;
+        tracked_by(tracking, || overrun(entries));
+    }
+    assert!(sizes >= 5, "KVM takes {sizes} sizes only");
+}
+
+fn overrun(entries: u32) {
+    let machine = Machine::new(RAM);
+    let page = machine.block.page_size().bytes();
+    let mut mirror = Mirror::start(&machine, DirtyClient::MIGRATION);
+    let code = programs::increment_pages();
+    let arguments = [DATA + page, DATA + 3000 * page, page, DATA];
+    let guest = machine.start_privileged(&code, &arguments);
+    let passes = || machine.words::<1>(DATA)[0];
+    for round in 1..4 {
+        wait_until("a pass", || passes() > round * 2);
+        machine.memory.sync_dirty_log(machine.ram).unwrap();
+        mirror.harvest(&machine, 0..machine.block.pages());
+    }
+    assert!(!guest.is_finished(), "{:?}", guest.join());
+    guest.stop().unwrap();
+    mirror.check(&machine, entries.into());
+    let stats = machine.vm.dirty_log_stats();
+    println!(
+        "ring of {entries}: {} pages, full {} times, {} losses, {} resets in {:?}",
+        stats.pages, stats.ring_full, stats.losses, stats.resets.calls, stats.resets.time
+    );
+}
+
+fn odd_sizes_are_refused() {
+    for entries in [0, 1, 3, 65_535, 1 << 30, u32::MAX] {
+        let fd = kvm_accel::kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+        let tracking = DirtyTracking::Ring { entries };
+        let config = KvmConfig { tracking, ..KvmConfig::default() };
+        let refused = kvm_accel::KvmVm::with_config(fd, config).unwrap_err();
+        assert!(matches!(refused, KvmError::Tracking { .. }), "{refused}");
+    }
+    let fd = || kvm_accel::kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+    let config = KvmConfig { max_slot_bytes: 1000, ..KvmConfig::default() };
+    assert!(matches!(kvm_accel::KvmVm::with_config(fd(), config), Err(KvmError::Config { .. })));
+    let config = KvmConfig { clear_chunk_bytes: 4096, ..KvmConfig::default() };
+    assert!(matches!(kvm_accel::KvmVm::with_config(fd(), config), Err(KvmError::Config { .. })));
+}
