@@ -105,7 +105,15 @@ fn random_clients() {
     let guest = machine.start(&programs::increment_pages(), &[DATA + page, end, page, DATA]);
     let mut mirrors: Vec<Option<Mirror>> = clients[..count].iter().map(|_| None).collect();
     let deadline = Instant::now() + duration();
+    let mut checks = 0;
     while Instant::now() < deadline {
+        // What is lost shows until the guest writes it again: so look often, while it stands.
+        if random.below(30) == 0 {
+            let still = machine.vm.pause(Duration::from_secs(5)).unwrap();
+            mirrors.iter_mut().flatten().for_each(|mirror| mirror.check(&machine, seed));
+            checks += 1;
+            drop(still);
+        }
         let n = usize::try_from(random.below(count as u64)).unwrap();
         let Some(mirror) = &mut mirrors[n] else {
             mirrors[n] = Some(Mirror::start(&machine, clients[n]));
@@ -121,7 +129,7 @@ fn random_clients() {
                 let bytes = pages.start * page..pages.end * page;
                 machine.memory.log_clear(&machine.block, bytes).unwrap();
             }
-            _ if random.below(10) == 0 => {
+            _ if random.below(2) == 0 => {
                 machine.memory.set_log(machine.ram, clients[n], false).unwrap();
                 mirrors[n] = None;
             }
@@ -137,6 +145,7 @@ fn random_clients() {
     for mirror in mirrors.iter_mut().flatten() {
         mirror.check(&machine, seed);
     }
+    assert!(checks > 0);
 }
 
 fn logs_start_and_stop() {
