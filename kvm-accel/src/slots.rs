@@ -173,6 +173,8 @@ pub(crate) struct Slots {
     /// Pages of one block, to be marked; kept.
     pages: Vec<u64>,
     pub(crate) rings: Rings,
+    /// Entries were lost, and not every slot could be watched anew.
+    unwatched: bool,
     pub(crate) stats: DirtyLogStats,
 }
 
@@ -191,6 +193,7 @@ impl Slots {
             buffer: Vec::new(),
             pages: Vec::new(),
             rings: Rings::default(),
+            unwatched: false,
             stats: DirtyLogStats::default(),
         }
     }

@@ -98,7 +98,7 @@ impl Slots {
         };
         let found = self.rings.found.len();
         lost |= !self.mark_found();
-        if lost {
+        if lost || self.unwatched {
             self.recover(vm)?;
         }
         match failed {
@@ -145,11 +145,13 @@ impl Slots {
     }
 
     /// Entries are lost: watches every page anew, then takes all as written. What is
-    /// stored between the two is marked; what is stored later is an entry.
+    /// stored between the two is marked; what is stored later is an entry. What fails is
+    /// tried again with the next sync.
     fn recover(&mut self, vm: &impl SlotCalls) -> Result<(), KvmError> {
         self.stats.losses += 1;
         log::warn!("KVM lost entries of a dirty ring: all pages count as written");
         self.rings.displace();
+        self.unwatched = true;
         let mut result = Ok(());
         for slot in self.used.values_mut().flatten().filter(|slot| slot.logged) {
             let watched = slot.switch(vm, false).and_then(|()| slot.switch(vm, true));
@@ -157,6 +159,7 @@ impl Slots {
             slot.block.dirty().mark(slot.offset, slot.size);
             result = result.and(watched);
         }
+        self.unwatched = result.is_err();
         result
     }
 }
