@@ -114,6 +114,9 @@ impl SlotCalls for VmFd {
     }
 
     fn reset_rings(&self) -> io::Result<u64> {
+        // A signal would end the call early, with entries freed whose pages are not
+        // write-protected: none comes meanwhile.
+        let _blocked = SignalsBlocked::new();
         // SAFETY: the call takes no argument; it writes to the rings' entries, which are
         // atomics here.
         let result = unsafe { ioctl(self, KVM_RESET_DIRTY_RINGS()) };
@@ -137,6 +140,32 @@ impl SlotCalls for VmFd {
         // the block until KVM has forgotten the slot. Guests may write it at any time,
         // which RamBlock's accessors are made for.
         unsafe { self.set_user_memory_region(memory) }.map_err(io_error)
+    }
+}
+
+/// Holding one, the thread gets no signal.
+struct SignalsBlocked(libc::sigset_t);
+
+impl SignalsBlocked {
+    fn new() -> Self {
+        let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigfillset fills the set that it is given.
+        unsafe { libc::sigfillset(all.as_mut_ptr()) };
+        // SAFETY: the first set is filled, the second is written; with SIG_SETMASK and valid
+        // sets the call does not fail.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
+        // SAFETY: written by the call above.
+        Self(unsafe { before.assume_init() })
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: the set is the mask that the thread had.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut())
+        };
     }
 }
 

@@ -20,8 +20,8 @@
 //! the next entries come further on than our place. The ring is *displaced* then, and the
 //! whole of it is searched, all before the last entry that is found being flagged
 //! RESET, which brings the indices together again. If nothing is found and KVM still calls the
-//! ring full, a quarter of the ring is flagged, less than KVM believes to be in use, until it
-//! does no more.
+//! ring full, a quarter of the ring is flagged, less than KVM believes to be in use, each time
+//! that it does so.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -120,15 +120,22 @@ impl<E: AsRef<[Entry]>> Ring<E> {
         let mut entries = 0;
         for distance in 0..=last {
             let entry = self.entry(distance);
-            if self.is_dirty(distance) {
+            // A free entry may become DIRTY at this moment: then it is handed out.
+            let free = !self.is_dirty(distance)
+                && entry
+                    .flags
+                    .compare_exchange(0, RESET, Ordering::AcqRel, Ordering::Acquire)
+                    .is_ok();
+            if !free && self.is_dirty(distance) {
                 sink(entry.slot.load(Ordering::Relaxed), entry.page.load(Ordering::Relaxed));
                 entries += 1;
+                entry.flags.store(RESET, Ordering::Release);
             }
-            entry.flags.store(RESET, Ordering::Release);
         }
         self.advance(last + 1);
+        // The indices agree again, unless entries were written over once more.
         self.displaced = last + 1 == self.len();
-        Taken { entries, flagged: last as u64 + 1, overrun: true }
+        Taken { entries, flagged: last as u64 + 1, overrun: self.displaced }
     }
 
     /// After a loss: our place may not be KVM's any more.
@@ -137,6 +144,7 @@ impl<E: AsRef<[Entry]>> Ring<E> {
     }
 
     /// Flags the next quarter of a ring that KVM calls full and in which nothing was found.
+    /// Its vCPU must not be in the guest.
     pub(crate) fn flag_quarter(&mut self) {
         let quarter = (self.len() / 4).max(1);
         for distance in 0..quarter {

@@ -317,7 +317,13 @@ impl Slots {
                 self.enter(at, slot);
             }
             Undo::Delete(at) => {
-                self.harvest(vm, at)?;
+                if let Err(error) = self.harvest(vm, at) {
+                    // It goes all the same, or the former ones cannot come back.
+                    log::error!("{error}: all of the slot counts as written");
+                    for slot in self.used.get(&at).into_iter().flatten() {
+                        slot.block.dirty().mark(slot.offset, slot.size);
+                    }
+                }
                 // As long as KVM has the slot, the table keeps its block.
                 if let Some(slot) = self.used.get(&at).and_then(|slots| slots.last()) {
                     slot.delete(vm)?;
@@ -325,11 +331,12 @@ impl Slots {
                 self.forget(at);
             }
             Undo::Log(at, logged) => {
-                self.set_logged(vm, at, logged)?;
+                let switched = self.set_logged(vm, at, logged);
                 // What was stored while the log was off is known to nobody.
                 for slot in self.used.get(&at).into_iter().flatten().filter(|_| logged) {
                     slot.block.dirty().mark(slot.offset, slot.size);
                 }
+                switched?;
             }
         }
         Ok(())
@@ -345,6 +352,11 @@ impl Slots {
             }
         }
         Ok(())
+    }
+
+    /// The sections that have slots.
+    pub(crate) fn sections(&self) -> Vec<u64> {
+        self.used.keys().copied().collect()
     }
 
     /// The slots in the order of their addresses.

@@ -46,6 +46,6 @@ pub struct DirtyLogStats {
     /// Losses of ring entries that were noticed, and answered by taking all pages as
     /// written.
     pub losses: u64,
-    /// Time for which vCPUs were kept out of the guest.
+    /// Time from asking vCPUs to leave the guest until they may go on.
     pub stood_still: Duration,
 }

@@ -50,13 +50,21 @@ pub struct Vcpu {
     shared: Arc<VcpuShared>,
     vm: Arc<KvmVm>,
     buses: Buses,
+    /// The number of its dirty ring, if there are rings.
+    ring: usize,
     /// The last exit left an access that KVM completes at the next KVM_RUN.
     incomplete: bool,
 }
 
 impl Vcpu {
-    pub(crate) fn new(fd: VcpuFd, shared: Arc<VcpuShared>, vm: Arc<KvmVm>, buses: Buses) -> Self {
-        Self { fd, shared, vm, buses, incomplete: false }
+    pub(crate) fn new(
+        fd: VcpuFd,
+        shared: Arc<VcpuShared>,
+        vm: Arc<KvmVm>,
+        buses: Buses,
+        ring: usize,
+    ) -> Self {
+        Self { fd, shared, vm, buses, ring, incomplete: false }
     }
 
     /// KVM's descriptor of the vCPU, for its registers.
@@ -196,6 +204,7 @@ impl Vcpu {
         &mut self,
         other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
     ) -> Result<Option<VcpuEvent>, KvmError> {
+        let ring_walks = self.vm.ring_walks();
         let exit = self.fd.run();
         self.vm.gate().announce(&self.shared, Place::Host);
         self.vm.flush_coalesced();
@@ -222,7 +231,7 @@ impl Vcpu {
                 return Ok(None);
             }
             Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
-                self.vm.ring_full()?;
+                self.vm.ring_full(self.ring, ring_walks)?;
                 return Ok(None);
             }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr) => return Ok(None),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ pub struct KvmVm {
     chosen: Chosen,
     ring_staleness: Duration,
     slots: Mutex<Slots>,
+    /// The slots' own count, to be read without their lock.
+    ring_walks: Arc<AtomicU64>,
     gate: Arc<Gate>,
     gathered: Gathered,
     /// When guests were last interrupted for what their processors hold back.
@@ -72,10 +75,11 @@ impl KvmVm {
             _ => Ok(found),
         };
         let most = match config.max_slot_bytes {
-            // As long as a slot may be.
-            u64::MAX => u64::MAX - (page - 1),
+            u64::MAX => u64::MAX,
             most => multiple("The largest slot", most, page)?,
         };
+        // KVM takes fewer than 2^31 pages (KVM_MEM_MAX_NR_PAGES).
+        let most = most.min(((1 << 31) - 64) * page);
         let chunk = multiple("A chunk to clear", config.clear_chunk_bytes, 64 * page)? / page;
         // KVM_CLEAR_DIRTY_LOG takes 32 bits.
         let chunk = chunk.min(1 << 31);
@@ -93,11 +97,14 @@ impl KvmVm {
         let limit = slots.min(config.slot_limit);
         log::info!("written pages are tracked by {chosen}");
         log::debug!("KVM has {slots} memory slots, of which up to {limit} are used");
+        let slots = Slots::new(limit, most, mode);
+        let ring_walks = slots.rings.walks.clone();
         Ok(Arc::new(Self {
             fd,
             chosen,
             ring_staleness: config.ring_staleness,
-            slots: Mutex::new(Slots::new(limit, most, mode)),
+            slots: Mutex::new(slots),
+            ring_walks,
             gate: Arc::default(),
             gathered: Gathered::default(),
             looked: Mutex::new(None),
@@ -140,11 +147,12 @@ impl KvmVm {
         let shared = VcpuShared::new(id, &fd)?;
         let failed = |source| KvmError::CreateVcpu { id, source };
         self.gathered.attach(&self.fd, &fd, &buses).map_err(failed)?;
+        let mut ring = 0;
         if let DirtyTracking::Ring { entries } = self.chosen.tracking {
-            self.lock().rings.add(&fd, entries).map_err(failed)?;
+            ring = self.lock().rings.add(&fd, entries).map_err(failed)?;
         }
         self.gate.add(&shared);
-        Ok(Vcpu::new(fd, shared, self.clone(), buses))
+        Ok(Vcpu::new(fd, shared, self.clone(), buses, ring))
     }
 
     /// Stops all vCPUs: when this returns, none executes guest code, and none handles
@@ -206,9 +214,15 @@ impl KvmVm {
         }
     }
 
-    /// A guest stopped because its dirty ring is full.
-    pub(crate) fn ring_full(&self) -> Result<(), KvmError> {
-        self.lock().ring_full(&self.fd)
+    /// A guest stopped because its dirty ring, of this number, is full; `walks` is what
+    /// [`ring_walks`](Self::ring_walks) said before it was let in.
+    pub(crate) fn ring_full(&self, ring: usize, walks: u64) -> Result<(), KvmError> {
+        self.lock().ring_full(&self.fd, ring, walks)
+    }
+
+    /// The count of walks over the rings: another one when a walk began or ended.
+    pub(crate) fn ring_walks(&self) -> u64 {
+        self.ring_walks.load(Ordering::Acquire)
     }
 
     /// With rings, gets guests out of the processor, which may hold back entries until then,
@@ -260,13 +274,16 @@ impl MemoryListener for KvmVm {
         Ok(self.sync_section(section.start())?)
     }
 
-    /// With rings without a bitmap, one walk brings all.
+    /// Every slot that KVM has, whatever view is published at this moment. With rings without
+    /// a bitmap, one walk brings all.
     fn sync_all(&self, _: bool) -> Result<bool, ListenerError> {
-        if self.chosen.with_bitmap || !matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
-            return Ok(false);
-        }
         self.look_into_processors();
-        self.lock().take_rings(&self.fd)?;
+        if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) && !self.chosen.with_bitmap {
+            self.lock().take_rings(&self.fd)?;
+        } else {
+            let sections = self.lock().sections();
+            sections.into_iter().try_for_each(|at| self.sync_section(at))?;
+        }
         Ok(true)
     }
 

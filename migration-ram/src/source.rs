@@ -105,6 +105,9 @@ impl Precopy {
         let logging = self.memory.claim_global_log(DirtyClient::MIGRATION)?;
         let blocks = self.memory.ram_blocks();
         let mut pending: Vec<Pending> = blocks.iter().cloned().map(Pending::all).collect();
+        // What a log starts with is among what is pending; and pages that were reported can
+        // be watched again from the first round on.
+        self.sync(&mut pending)?;
         let mut stream = StreamWriter::new(out, &self.machine, self.page);
         stream.setup(&blocks);
 

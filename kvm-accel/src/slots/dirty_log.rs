@@ -1,6 +1,7 @@
 //! Harvesting and clearing the log of slots, in each of the ways in which KVM keeps it.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use super::{Mode, Slot, Slots};
 use crate::error::KvmError;
@@ -107,16 +108,25 @@ impl Slots {
         }
     }
 
-    /// A guest stopped because its ring is full.
-    pub(crate) fn ring_full(&mut self, vm: &impl SlotCalls) -> Result<(), KvmError> {
+    /// A guest stopped because its ring, of this number, is full. When it was let in, the
+    /// count of walks was `walks`.
+    pub(crate) fn ring_full(
+        &mut self,
+        vm: &impl SlotCalls,
+        ring: usize,
+        walks: u64,
+    ) -> Result<(), KvmError> {
         self.stats.ring_full += 1;
-        if self.take_rings(vm)? > 0 {
+        let walked_since = self.rings.walks.load(Ordering::Acquire) != walks;
+        if self.take_rings(vm)? > 0 || walked_since {
+            // If it was emptied by somebody else and is full again, it comes back.
             return Ok(());
         }
         // Full, but there is nothing: entries were written over.
+        self.rings.displace(ring);
         self.recover(vm)?;
         if self.take_rings(vm)? == 0 {
-            self.rings.unstick(vm, &mut self.stats);
+            self.rings.unstick(ring, vm, &mut self.stats);
         }
         Ok(())
     }
@@ -150,7 +160,6 @@ impl Slots {
     fn recover(&mut self, vm: &impl SlotCalls) -> Result<(), KvmError> {
         self.stats.losses += 1;
         log::warn!("KVM lost entries of a dirty ring: all pages count as written");
-        self.rings.displace();
         self.unwatched = true;
         let mut result = Ok(());
         for slot in self.used.values_mut().flatten().filter(|slot| slot.logged) {

@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
 /// Of rings only.
 pub const RINGS: &[Test] = &[
     ("rings_of_any_size_lose_nothing_unnoticed", rings_of_any_size),
+    ("two_processors_with_small_rings_go_on", two_processors_with_small_rings_go_on),
     ("sizes_that_kvm_does_not_take_are_refused", odd_sizes_are_refused),
 ];
 
@@ -51,7 +52,7 @@ impl Mirror {
     /// Switched on, and all of memory read after that.
     fn start(machine: &Machine, client: DirtyClient) -> Self {
         machine.memory.set_log(machine.ram, client, true).unwrap();
-        let mut bytes = vec![0; usize::try_from(RAM).unwrap()];
+        let mut bytes = vec![0; usize::try_from(machine.block.len()).unwrap()];
         machine.block.read(0, &mut bytes).unwrap();
         Self { client, bytes }
     }
@@ -212,6 +213,43 @@ fn overrun(entries: u32) {
         "ring of {entries}: {} pages, full {} times, {} losses, {} resets in {:?}",
         stats.pages, stats.ring_full, stats.losses, stats.resets.calls, stats.resets.time
     );
+}
+
+/// Rings that are full all the time, while another thread empties them too: nobody takes
+/// an emptied ring for a lost one, and the guests go on.
+fn two_processors_with_small_rings_go_on() {
+    for entries in [1024, 2048, 4096] {
+        tracked_by(DirtyTracking::Ring { entries }, || {
+            let machine = Machine::new(64 << 20);
+            let page = machine.block.page_size().bytes();
+            let mut mirror = Mirror::start(&machine, DirtyClient::MIGRATION);
+            let start = |from: u64, beat: u64| {
+                let (from, to) = (DATA + from * page, DATA + (from + 5000) * page);
+                machine.start(&programs::increment_pages(), &[from, to, page, DATA + beat * page])
+            };
+            let guests = [start(2, 0), start(6000, 1)];
+            let beats = || [0, 1].map(|beat| machine.words::<1>(DATA + beat * page)[0]);
+            wait_until("a pass of both", || beats().iter().all(|beat| *beat > 0));
+            let deadline = Instant::now() + duration() / 2;
+            while Instant::now() < deadline {
+                machine.memory.sync_dirty_log(machine.ram).unwrap();
+                mirror.harvest(&machine, 0..machine.block.pages());
+            }
+            let before = beats();
+            wait_until("another pass of both", || {
+                beats().iter().zip(before).all(|(now, b)| *now > b)
+            });
+            for guest in guests {
+                assert!(!guest.is_finished(), "{:?}", guest.join());
+                guest.stop().unwrap();
+            }
+            mirror.check(&machine, entries.into());
+            let stats = machine.vm.dirty_log_stats();
+            assert!(stats.ring_full > 0, "{stats:?}");
+            // Guests in ring 3 run natively, and stop before their rings are overrun.
+            assert_eq!(stats.losses, 0, "{stats:?}");
+        });
+    }
 }
 
 fn odd_sizes_are_refused() {
