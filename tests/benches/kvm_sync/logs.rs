@@ -1,11 +1,4 @@
-//! What it takes to start a log, to bring it, and to let it watch pages again: in each way
-//! in which KVM tracks written pages, for guests of any size.
-//!
-//! `cargo bench -p integration-tests --bench kvm_sync [-- --gib N,N,...] [-- --rounds N]`
-//!
-//! A guest in ring 3 writes the pages, which are spread over all of its memory. Beside the
-//! machine's RAM there is a video memory of 16 MiB, whose own sync must not depend on the
-//! size of RAM. Medians; the last line is JSON.
+//! Machines whose log is started, brought and cleared, and the clock beside them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -176,7 +169,7 @@ fn measure(
     }))
 }
 
-fn main() {
+pub fn main() {
     let options = Options::parse();
     println!(
         "{:<8} {:>6} {:>7} {:>10} {:>10} {:>10} {:>6} {:>10} {:>10}",
