@@ -53,6 +53,9 @@
 //! way to the planes. Not modelled are: the CRTC's choice of byte, word or doubleword
 //! addresses (planes are addressed as the mode's accesses are), counting by two or four, a
 //! skewed cursor, borders, sequencer resets, vertical interrupts, and blinking in graphics.
+//! Where the low window is an alias of video memory, reads do not load the latches; CGA's
+//! interleave replaces the bit of a line's first address only; and in 256-colour modes the
+//! attribute controller's palette and plane enable have no effect.
 //! The vertical retrace lasts until the next frame begins: guests whose reads leave the
 //! virtual machine would miss the real one.
 

@@ -50,7 +50,8 @@ pub struct Refresh {
     pub lines: u32,
     /// Lines of the picture.
     pub lines_total: u32,
-    /// Dirty pages found in the visible part of video memory.
+    /// Dirty pages found in the part of video memory that the mode can show: all four planes
+    /// in the VGA's own modes.
     pub pages: u64,
     /// Bytes read from video memory.
     pub bytes_copied: u64,
@@ -58,7 +59,7 @@ pub struct Refresh {
     pub bytes_total: u64,
     /// Whether the surface is another one, of another size perhaps: all of it is damage.
     pub full: bool,
-    /// Whether the guest stored to what is visible, or wrote a register.
+    /// Whether the guest stored to what the mode can show, or wrote a register.
     pub active: bool,
     /// Until something that blinks changes by itself.
     pub next_blink: Option<Duration>,

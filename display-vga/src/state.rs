@@ -1,7 +1,8 @@
 //! The device as bytes, to be carried to another one.
 //!
 //! Version 1, all numbers little-endian: u32 version; u64 bytes of video memory; then the
-//! fields of [`Registers`] in their order, flags as one byte, the VBE registers as u16.
+//! fields of [`Registers`] in their order, but for the latches, which come before the VBE
+//! registers; flags as one byte, the VBE registers as u16.
 
 use thiserror::Error;
 

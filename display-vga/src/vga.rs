@@ -61,7 +61,8 @@ pub struct VgaRegions {
 /// (a mode larger than video memory, a depth that does not exist) the screen is blank,
 /// and [`mode`](Self::mode) says why.
 ///
-/// All methods may be called from any thread. An access that changes what the low window
+/// All methods may be called from any thread, but not from a hook that watches code in the
+/// video memory: the device may be writing there. An access that changes what the low window
 /// shows changes the map before it returns.
 pub struct Vga {
     vram: Arc<RamBlock>,

@@ -17,11 +17,14 @@ pub(crate) struct Window {
     alias: Option<(RegionId, Direct)>,
     /// What was asked for last, if the map did not show it.
     refused: Option<Option<Direct>>,
+    /// A refusal was told.
+    warned: bool,
 }
 
 impl Window {
     pub(crate) fn new(memory: &Arc<MemoryMap>, container: RegionId, vram: RegionId) -> Self {
-        Self { memory: Arc::downgrade(memory), container, vram, alias: None, refused: None }
+        let (memory, alias, refused) = (Arc::downgrade(memory), None, None);
+        Self { memory, container, vram, alias, refused, warned: false }
     }
 
     /// What of the window is an alias.
@@ -39,7 +42,10 @@ impl Window {
     pub(crate) fn follow(&mut self, wanted: Option<Direct>) {
         self.refused = None;
         if let Err(error) = self.try_follow(wanted) {
-            log::warn!("vga: the low window goes without an alias of video memory: {error}");
+            // A guest can bring this about again and again.
+            let level = if self.warned { log::Level::Debug } else { log::Level::Warn };
+            self.warned = true;
+            log::log!(level, "vga: the low window goes without an alias of video memory: {error}");
             if let Err(error) = self.try_follow(None) {
                 log::error!("vga: the low window keeps a former mode's alias: {error}");
             }

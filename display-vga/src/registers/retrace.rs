@@ -82,7 +82,8 @@ impl Timing {
     /// What blinks, `now` nanoseconds after the start.
     pub(crate) fn blink(&self, now: u64) -> Blink {
         let frames = now / self.frame();
-        let next = (frames / CURSOR_FRAMES + 1) * CURSOR_FRAMES * self.frame() - now;
+        let period = CURSOR_FRAMES * self.frame();
+        let next = period - now % period;
         Blink { cursor: frames / CURSOR_FRAMES % 2 == 0, text: frames / TEXT_FRAMES % 2 == 0, next }
     }
 }
