@@ -212,4 +212,32 @@ mod tests {
         let refused = memory.set_global_log(DirtyClient::CODE, true);
         assert!(matches!(refused, Err(MapError::Dirty(DirtyError::Inverse))));
     }
+
+    /// A claim that outlives its client takes nothing from the next of its number.
+    #[test]
+    fn a_claim_ends_with_its_client() {
+        let memory = MemoryMap::new();
+        let ram = block("ram");
+        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        let first = memory.register_client("first").unwrap();
+        let stale = memory.claim_global_log(first.client()).unwrap();
+        let number = first.client();
+        drop(first);
+        let next = memory.register_client("next").unwrap();
+        assert_eq!(next.client(), number);
+        let _claim = memory.claim_global_log(next.client()).unwrap();
+        ram.write(0, &[1]).unwrap();
+        drop(stale);
+        assert!(ram.dirty().is_dirty(next.client(), 0));
+    }
+
+    #[test]
+    fn ram_that_joins_a_global_log_is_all_new() {
+        let memory = MemoryMap::new();
+        memory.set_global_log(DirtyClient::MIGRATION, true).unwrap();
+        let ram = block("ram");
+        ram.write(0, &[1]).unwrap();
+        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        assert!((0..ram.pages()).all(|page| ram.dirty().is_dirty(DirtyClient::MIGRATION, page)));
+    }
 }

@@ -28,6 +28,9 @@ pub struct LogClaim {
 
 impl Drop for LogClaim {
     fn drop(&mut self) {
+        if !self.map.has_claim(&self.claim) {
+            return; // its client is gone, and its logs with it
+        }
         let switched = match self.region {
             Some(region) => self.map.set_log(region, self.claim.client, false),
             None => self.map.set_global_log(self.claim.client, false),
@@ -53,7 +56,7 @@ impl MemoryMap {
     ) -> Result<LogClaim, MapError> {
         let (name, block) = self.ram_of(region)?;
         let not_ram = || MapError::NotRam { name: name.to_string(), client };
-        let claim = Claim { block: Some(block.ok_or_else(not_ram)?), client };
+        let claim = Claim { block: Some(block.ok_or_else(not_ram)?), client, number: 0 };
         let what = format!("\"{name}\"");
         self.claim(Some(region), claim, what, || self.set_log(region, client, true))
     }
@@ -65,18 +68,18 @@ impl MemoryMap {
     ///
     /// [`MapError::Claimed`], and as [`set_global_log`](Self::set_global_log).
     pub fn claim_global_log(self: &Arc<Self>, client: DirtyClient) -> Result<LogClaim, MapError> {
-        let claim = Claim { block: None, client };
+        let claim = Claim { block: None, client, number: 0 };
         self.claim(None, claim, "all RAM".to_owned(), || self.set_global_log(client, true))
     }
 
     fn claim(
         self: &Arc<Self>,
         region: Option<RegionId>,
-        claim: Claim,
+        mut claim: Claim,
         what: String,
         switch_on: impl FnOnce() -> Result<(), MapError>,
     ) -> Result<LogClaim, MapError> {
-        if !self.take_claim(&claim) {
+        if !self.take_claim(&mut claim) {
             return Err(MapError::Claimed { client: claim.client, what });
         }
         if let Err(error) = switch_on() {

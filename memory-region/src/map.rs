@@ -34,6 +34,8 @@ struct State {
     spaces: Arc<Vec<Space>>,
     /// Who has claimed a log for itself.
     claims: Vec<Claim>,
+    /// How many claims were taken so far.
+    claimed: u64,
     clients: Clients,
 }
 
@@ -43,6 +45,8 @@ struct State {
 pub(crate) struct Claim {
     pub(crate) block: Option<Arc<RamBlock>>,
     pub(crate) client: DirtyClient,
+    /// Which one it is, once it is taken.
+    pub(crate) number: u64,
 }
 
 impl Claim {
@@ -97,13 +101,24 @@ impl MemoryMap {
     }
 
     /// Takes a claim; false if somebody else has it, or a part of it.
-    pub(crate) fn take_claim(&self, claim: &Claim) -> bool {
+    pub(crate) fn take_claim(&self, claim: &mut Claim) -> bool {
         let mut state = self.lock();
         let free = !state.claims.iter().any(|other| other.meets(claim));
         if free {
+            state.claimed += 1;
+            claim.number = state.claimed;
             state.claims.push(claim.clone());
         }
         free
+    }
+
+    /// Whether the claim still stands: its client may be gone, and its number another's.
+    pub(crate) fn has_claim(&self, claim: &Claim) -> bool {
+        self.lock().claims.iter().any(|other| other.number == claim.number)
+    }
+
+    pub(crate) fn drop_claim(&self, claim: &Claim) {
+        self.lock().claims.retain(|other| other.number != claim.number);
     }
 
     /// Gives a client's number out.
@@ -113,12 +128,9 @@ impl MemoryMap {
     }
 
     pub(crate) fn drop_name(&self, client: DirtyClient) {
-        self.lock().clients.forget(client);
-    }
-
-    pub(crate) fn drop_claim(&self, claim: &Claim) {
-        // Claims that meet are not there at the same time: this finds the one.
-        self.lock().claims.retain(|other| !other.meets(claim));
+        let mut state = self.lock();
+        state.claims.retain(|claim| claim.client != client);
+        state.clients.forget(client);
     }
 
     /// A region's name and, if it is RAM, its block.
@@ -326,6 +338,13 @@ impl State {
             return Err(error);
         }
 
+        // RAM that joins while all of it is logged is new to those who log: all of it.
+        let all_along = self.topology.global_log.intersection(topology.global_log);
+        for (ram, _) in after.iter().filter(|(at, _)| !before.contains_key(*at)).map(|(_, b)| b) {
+            if !all_along.is_empty() {
+                ram.dirty().mark(0, ram.len());
+            }
+        }
         for (entry, view) in self.spaces.iter().zip(views) {
             retired.views.push(entry.space.publish(view));
         }

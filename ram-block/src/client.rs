@@ -107,6 +107,12 @@ impl ClientSet {
         Self(self.0 | other.0)
     }
 
+    /// Those in both sets.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// The clients in the set, in the order of their numbers.
     pub fn iter(self) -> impl Iterator<Item = DirtyClient> {
         let mut rest = self.0;
