@@ -14,7 +14,7 @@ fn bytes(offset: u64, size: usize, value: u64) -> impl Iterator<Item = (u64, u8)
 }
 
 /// Reads `size` bytes one by one.
-fn read_bytes(offset: u64, size: usize, mut read: impl FnMut(u64) -> u8) -> u64 {
+pub(crate) fn read_bytes(offset: u64, size: usize, mut read: impl FnMut(u64) -> u8) -> u64 {
     let mut value = [0xff; 8];
     for (offset, byte) in (offset..).zip(value.iter_mut().take(size)) {
         *byte = read(offset);
@@ -53,7 +53,7 @@ impl MmioDevice for VbePorts {
         let vbe = &self.0.lock().registers.vbe;
         match (offset, size) {
             (0, 2) => u64::from(vbe.index),
-            (1 | 2, 2) => u64::from(vbe.read(self.0.vram().len())),
+            (1 | 2, 2) => u64::from(vbe.read(vbe.index, self.0.vram().len())),
             _ => u64::MAX,
         }
     }
@@ -61,14 +61,9 @@ impl MmioDevice for VbePorts {
     fn write(&self, offset: u64, size: usize, value: u64) {
         let [low, high, ..] = value.to_le_bytes();
         let value = u16::from_le_bytes([low, high]);
-        let vram = self.0.vram().len();
         match (offset, size) {
             (0, 2) => self.0.lock().registers.vbe.index = value,
-            (1 | 2, 2) => {
-                if let Some(mode) = self.0.change(|registers| registers.vbe.write(value, vram)) {
-                    self.0.clear(&mode);
-                }
-            }
+            (1 | 2, 2) => self.0.write_vbe(None, value),
             _ => {}
         }
     }

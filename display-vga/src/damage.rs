@@ -23,6 +23,13 @@ impl Damage {
         if area.pixels() == 0 {
             return;
         }
+        // Most lines continue the last one.
+        if let Some(last) = self.rects.last_mut() {
+            if (last.x, last.width, last.bottom()) == (area.x, area.width, area.y) {
+                last.height += area.height;
+                return;
+            }
+        }
         let open = self.rects.len().saturating_sub(OPEN);
         let joined = self.rects[open..].iter_mut().rev().find_map(|rect| {
             let hull = rect.hull(&area);

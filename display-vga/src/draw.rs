@@ -1,5 +1,6 @@
 //! From video memory to a surface: what a mode makes of bytes.
 
+mod copied;
 pub(crate) mod linear;
 mod planes;
 mod text;
@@ -22,6 +23,28 @@ pub(crate) enum Part<'a> {
     Dirty(&'a DirtySnapshot, PageSize),
 }
 
+/// What of a picture changes by itself, with time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Blinks {
+    /// The cursor is on the screen.
+    pub(crate) cursor: bool,
+    /// A character on the screen blinks.
+    pub(crate) text: bool,
+}
+
+impl Blinks {
+    /// How it looks at the moment: pictures of one phase are the same.
+    pub(crate) fn phase(self, blink: Blink) -> [bool; 2] {
+        [self.cursor && blink.cursor, self.text && blink.text]
+    }
+
+    /// Nanoseconds until something changes, if anything does.
+    pub(crate) fn next(self, blink: Blink) -> Option<u64> {
+        let cursor = self.cursor.then_some(blink.next_cursor);
+        cursor.into_iter().chain(self.text.then_some(blink.next_text)).min()
+    }
+}
+
 /// Draws modes; keeps what the next picture of the same mode can build on.
 #[derive(Debug, Default)]
 pub(crate) struct Painter {
@@ -38,6 +61,11 @@ struct Buffers {
 }
 
 impl Painter {
+    /// What blinks of the picture of `mode` that was drawn last.
+    pub(crate) fn blinks(&self, mode: &Mode) -> Blinks {
+        if mode.is_text() { self.text.blinks } else { Blinks::default() }
+    }
+
     /// Draws into a surface of the mode's size with memory of its own, and adds what
     /// changed to `damage`. Returns how many bytes of video memory were read.
     pub(crate) fn draw(

@@ -4,13 +4,14 @@
 //! and 256-colour modes, and the Bochs VBE registers with their linear ones. [`Screen`]
 //! looks at it: each [`refresh`](Screen::refresh) takes the display's own dirty bits of
 //! the *visible* bytes, draws what they show into a [`Surface`], and reports the damage.
-//! [`Pace`] says when to look next. A surface goes to a PNG file or a terminal.
+//! [`Pace`] says when to look next. A surface goes to a PNG file, a terminal, a window
+//! (feature `window`), or VNC viewers (`VncServer`, feature `vnc`).
 //!
 //! The invariant: **after a refresh the surface is what a full redraw would give**,
 //! as of some moment after the refresh began; and an error loses no damage.
 //!
 //! ```text
-//!   guest --ports--> Vga registers --mode--> Screen --draw--> Surface --> PNG, terminal
+//!   guest --ports--> Vga registers --mode--> Screen --draw--> Surface --> PNG, VNC, ...
 //!   guest --stores--> video memory --dirty pages--^    \--> damage
 //! ```
 //!
@@ -56,12 +57,16 @@
 //! Where the low window is an alias of video memory, reads do not load the latches; CGA's
 //! interleave replaces the bit of a line's first address only; and in 256-colour modes the
 //! attribute controller's palette and plane enable have no effect.
+//! A picture has at most 2^26 pixels (8192x8192), whatever their depth; beyond, the screen is
+//! blank.
 //! The vertical retrace lasts until the next frame begins: guests whose reads leave the
 //! virtual machine would miss the real one.
 
+mod bar;
 mod bus;
 mod damage;
 mod draw;
+mod edid;
 mod font;
 mod graphics_controller;
 mod mode;
@@ -75,11 +80,17 @@ mod text_mode;
 mod vga;
 mod window;
 
+pub use edid::EdidError;
 pub use mode::{Mode, VbeError};
+pub use output::input::InputEvent;
 #[cfg(feature = "png")]
 pub use output::png::{PngError, write_png};
 #[cfg(feature = "terminal")]
 pub use output::terminal::TerminalView;
+#[cfg(feature = "vnc")]
+pub use output::vnc::{VncBuilder, VncError, VncEvent, VncListener, VncServer};
+#[cfg(feature = "window")]
+pub use output::window::{WindowError, WindowView};
 pub use pace::{Pace, Watch};
 pub use refresh::{Refresh, RefreshError, Screen};
 pub use state::StateError;

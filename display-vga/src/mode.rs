@@ -24,12 +24,24 @@ pub(crate) const MAX_WIDTH: u32 = 16000;
 /// The most lines that the VBE registers report as possible.
 pub(crate) const MAX_HEIGHT: u32 = 12000;
 
+/// The most pixels of a picture: as many as the largest video memory holds at 32 bits each.
+/// Fewer bits would ask for surfaces of many times the video memory.
+pub(crate) const MAX_PIXELS: u32 = 1 << 26;
+
 /// A VBE mode that cannot be set.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum VbeError {
     /// A side is zero or longer than the registers can say.
     #[error("{width}x{height} pixels: both sides must be from 1 to {MAX_WIDTH}x{MAX_HEIGHT}")]
     Geometry {
+        /// Width in pixels.
+        width: u32,
+        /// Height in lines.
+        height: u32,
+    },
+    /// The picture would take too much of the host's memory.
+    #[error("{width}x{height} pixels: at most {MAX_PIXELS} are shown")]
+    Pixels {
         /// Width in pixels.
         width: u32,
         /// Height in lines.
@@ -107,11 +119,6 @@ impl Mode {
     pub(crate) fn continues_as(&self, other: &Self) -> bool {
         let same_size = (self.width, self.height) == (other.width, other.height);
         same_size && self.is_text() && other.is_text()
-    }
-
-    /// Whether something of it may change by itself.
-    pub(crate) fn blinks(&self) -> bool {
-        matches!(&self.kind, Kind::Text(text) if text.blinks || text.cursor.is_some())
     }
 
     /// The surface that is video memory itself, if the format allows that.

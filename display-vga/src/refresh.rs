@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::damage::Damage;
 use crate::draw::{Painter, Part, linear};
 use crate::mode::{Kind, Mode};
-use crate::registers::retrace::{Blink, Timing};
+use crate::registers::retrace::Timing;
 use crate::surface::{Rect, Surface};
 use crate::vga::{Shown, Vga};
 
@@ -59,9 +59,10 @@ pub struct Refresh {
     pub bytes_total: u64,
     /// Whether the surface is another one, of another size perhaps: all of it is damage.
     pub full: bool,
-    /// Whether the guest stored to what the mode can show, or wrote a register.
+    /// Whether the guest stored to what the mode can show, or changed the mode, its colours
+    /// or its cursor.
     pub active: bool,
-    /// Until something that blinks changes by itself.
+    /// Until something that blinks on the screen changes by itself; none if nothing does.
     pub next_blink: Option<Duration>,
     /// Time to bring the accelerator's log and take the bits.
     pub sync_time: Duration,
@@ -165,7 +166,11 @@ impl Screen {
     pub fn refresh(&mut self) -> Result<&Refresh, RefreshError> {
         let known = self.shown.take();
         let new = self.vga.shown(known.as_ref().map(|shown| shown.generation));
-        let active = new.is_some();
+        // Registers are also written without effect: to read others, for instance.
+        let active = match (&new, &known) {
+            (Some(new), Some(known)) => new.mode != known.mode,
+            (new, _) => new.is_some(),
+        };
         let shown = new.or(known);
         let damage = Damage::reusing(std::mem::take(&mut self.report.damage));
         self.report = Refresh { active, ..Refresh::default() };
@@ -212,7 +217,9 @@ impl Screen {
                     || self.surface.is_shared();
                 (full, !before.continues_as(mode), true)
             }
-            Drawn::Mode(_, phases) => (false, false, mode.is_text() && *phases != phase(blink)),
+            Drawn::Mode(_, phase) => {
+                (false, false, *phase != self.painter.blinks(mode).phase(blink))
+            }
             Drawn::Blank | Drawn::Unknown => (true, true, true),
         };
         let buffer = std::mem::take(&mut self.buffer);
@@ -223,7 +230,6 @@ impl Screen {
         self.report.sync_time = synced - begin;
         self.report.lines_total = mode.height();
         self.report.bytes_total = u64::from(mode.width()) * u64::from(mode.height()) * 4;
-        self.report.next_blink = mode.blinks().then(|| Duration::from_nanos(blink.next));
         self.report.full = full;
         self.report.active |= !harvest.is_empty();
         if changed || !harvest.is_empty() {
@@ -254,17 +260,16 @@ impl Screen {
             damage.add(self.surface.area());
         }
         (self.report.damage, self.report.lines) = damage.finish();
+        let blinks = self.painter.blinks(mode);
+        self.report.next_blink = blinks.next(blink).map(Duration::from_nanos);
         self.buffer = harvest.commit();
         self.report.draw_time = synced.elapsed();
+        let phase = blinks.phase(blink);
         Ok(match drawn {
-            Drawn::Mode(before, _) if before == *mode => Drawn::Mode(before, phase(blink)),
-            _ => Drawn::Mode(mode.clone(), phase(blink)),
+            Drawn::Mode(before, _) if before == *mode => Drawn::Mode(before, phase),
+            _ => Drawn::Mode(mode.clone(), phase),
         })
     }
-}
-
-fn phase(blink: Blink) -> [bool; 2] {
-    [blink.cursor, blink.text]
 }
 
 impl fmt::Debug for Screen {

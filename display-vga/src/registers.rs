@@ -19,6 +19,8 @@ pub(crate) mod sequencer {
     pub(crate) const MAP_MASK: usize = 2;
     pub(crate) const CHARACTER_MAP: usize = 3;
     pub(crate) const MEMORY_MODE: usize = 4;
+    /// In the clocking mode: the screen shows nothing.
+    pub(crate) const SCREEN_OFF: u8 = 0x20;
 }
 
 /// Registers of the CRT controller.
@@ -122,6 +124,13 @@ impl Registers {
     fn with_overflow(&self, low: usize, bits: [(usize, u8); 2]) -> u32 {
         let bit = |(register, bit): (usize, u8)| u32::from(self.crtc[register] >> bit & 1);
         u32::from(self.crtc[low]) | bit(bits[0]) << 8 | bit(bits[1]) << 9
+    }
+
+    /// Undoes whatever keeps the screen dark: the sequencer's bit that switches it off, and
+    /// a palette that belongs to the processor.
+    pub(crate) fn show_screen(&mut self) {
+        self.sequencer[sequencer::CLOCKING_MODE] &= !sequencer::SCREEN_OFF;
+        self.attribute_index |= attribute::SCREEN_ON;
     }
 
     /// The last displayed scan line, as the vertical counter counts.

@@ -171,6 +171,11 @@ mod tests {
         }
         let long = [&state[..], &[0]].concat();
         assert!(matches!(restore(&long, VRAM), Err(StateError::Length { .. })));
+        // The VBE registers are the last ones, ten of them.
+        let mut beyond = state.clone();
+        beyond[state.len() - 20 + 2 * usize::from(vbe::BANK)] = 16;
+        let bank = StateError::Value { field: "bank", found: 16, most: 15 };
+        assert_eq!(restore(&beyond, VRAM), Err(bank));
         let other = StateError::VideoMemory { found: VRAM, vram: VRAM * 2 };
         assert_eq!(restore(&state, VRAM * 2), Err(other));
     }

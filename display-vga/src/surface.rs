@@ -104,8 +104,6 @@ enum Pixels {
 }
 
 const PIXEL: usize = 4;
-/// What is compared at once, ever finer.
-const BLOCKS: [usize; 3] = [128 * PIXEL, 16 * PIXEL, PIXEL];
 
 impl Default for Surface {
     fn default() -> Self {
@@ -230,6 +228,14 @@ impl Surface {
     }
 
     /// The pixels in memory of its own; none if they are video memory's.
+    pub(crate) fn own(&self) -> &[u8] {
+        match &self.pixels {
+            Pixels::Own(bytes) => bytes,
+            Pixels::Shared { .. } => &[],
+        }
+    }
+
+    /// As [`own`](Self::own), to be written.
     pub(crate) fn own_mut(&mut self) -> &mut [u8] {
         match &mut self.pixels {
             Pixels::Own(bytes) => bytes,
@@ -243,35 +249,69 @@ impl Surface {
         self.own_mut().get_mut(from..to).unwrap_or_default()
     }
 
+    /// The bytes that `width` pixels of line `y` from column `x` on have in memory of its own.
+    pub(crate) fn own_bytes(&self, x: u32, y: u32, width: u32) -> Range<usize> {
+        let from = self.at(x, y);
+        from..from + width as usize * PIXEL
+    }
+
+    /// The pixels that have a byte among `bytes`, counted from the first of column `x` on: as
+    /// columns and as bytes.
+    pub(crate) fn whole_pixels(x: u32, bytes: &Range<usize>) -> (Range<u32>, Range<usize>) {
+        let bytes = bytes.start / PIXEL * PIXEL..bytes.end.next_multiple_of(PIXEL);
+        (columns(x, &bytes), bytes)
+    }
+
     /// Puts pixels into line `y` from column `x` on, in memory of its own. Returns the
     /// columns from the first that changed to the last.
     pub(crate) fn update(&mut self, y: u32, x: u32, new: &[u8]) -> Range<u32> {
         let at = x as usize * PIXEL;
         let Some(old) = self.line_mut(y).get_mut(at..at + new.len()) else { return 0..0 };
-        // Lines that did not change are the most common: one wide comparison.
-        if old == new {
-            return 0..0;
-        }
         let changed = differing(old, new);
         old[changed.clone()].copy_from_slice(&new[changed.clone()]);
-        let column = |at: usize| x + u32::try_from(at / PIXEL).unwrap_or(0);
-        column(changed.start)..column(changed.end)
+        columns(x, &changed)
     }
 }
 
-/// The bytes from the first pixel that differs to the last, of lines of one length.
+/// The columns of bytes of a line, counted from those of column `x` on.
+fn columns(x: u32, bytes: &Range<usize>) -> Range<u32> {
+    let column = |at: usize| x + u32::try_from(at / PIXEL).unwrap_or(0);
+    column(bytes.start)..column(bytes.end)
+}
+
+/// The bytes from the first pixel that differs to the last, of lines of one length; none if
+/// the lines are the same.
+///
+/// Looks at ever smaller blocks from both ends: blocks of a length that the compiler knows are
+/// compared with a few wide instructions, where a call for each would cost more than the
+/// comparison.
 fn differing(old: &[u8], new: &[u8]) -> Range<usize> {
-    let same = |from: usize, to: usize| old[from..to] == new[from..to];
-    let (mut start, mut end) = (0, old.len().min(new.len()));
-    for size in BLOCKS {
-        while start + size <= end && same(start, start + size) {
-            start += size;
-        }
-        while end >= start + size && same(end - size, end) {
-            end -= size;
-        }
-    }
-    start..end
+    let mut start = same_at_start::<512>(old, new);
+    start += same_at_start::<32>(&old[start..], &new[start..]);
+    start += same_at_start::<PIXEL>(&old[start..], &new[start..]);
+    let (old, new) = (&old[start..], &new[start..]);
+    let mut end = old.len() - same_at_end::<512>(old, new);
+    end -= same_at_end::<32>(&old[..end], &new[..end]);
+    end -= same_at_end::<PIXEL>(&old[..end], &new[..end]);
+    start..start + end
+}
+
+/// How many bytes are the same in the first blocks of `N`.
+fn same_at_start<const N: usize>(old: &[u8], new: &[u8]) -> usize {
+    let blocks = old.chunks_exact(N).zip(new.chunks_exact(N));
+    blocks.take_while(|(old, new)| is_same::<N>(old, new)).count() * N
+}
+
+/// How many bytes are the same in the last blocks of `N`.
+fn same_at_end<const N: usize>(old: &[u8], new: &[u8]) -> usize {
+    let blocks = old.rchunks_exact(N).zip(new.rchunks_exact(N));
+    blocks.take_while(|(old, new)| is_same::<N>(old, new)).count() * N
+}
+
+/// Whether two blocks of `N` bytes are the same.
+fn is_same<const N: usize>(old: &[u8], new: &[u8]) -> bool {
+    let block = |bytes| <&[u8; N]>::try_from(bytes).ok();
+    block(old) == block(new)
 }
 
 impl PartialEq for Surface {

@@ -8,9 +8,11 @@ use memory_region::{MapError, MemoryMap, RegionId};
 use ram_block::{RamBlock, RamBlockError};
 use thiserror::Error;
 
+use crate::bar::{self, Bar};
 use crate::bus::{LowWindow, Ports, VbePorts};
 use crate::damage::Damage;
 use crate::draw::{Painter, Part};
+use crate::edid::{Edid, EdidError};
 use crate::font;
 use crate::graphics_controller::{Direct, WINDOW_BYTES};
 use crate::mode::linear::Linear;
@@ -42,6 +44,10 @@ pub enum VgaError {
 
 /// The regions by which a guest reaches a [`Vga`], to be placed where the machine has
 /// them.
+///
+/// As a device on PCI it is QEMU's standard VGA: vendor 0x1234, device 0x1111, class
+/// 0x030000; BAR 0 is [`vram`](Self::vram), BAR 2 is [`mmio`](Self::mmio), and the command
+/// register's bits place and remove all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct VgaRegions {
     /// Video memory, as large as it is: the PCI device's first BAR.
@@ -52,13 +58,19 @@ pub struct VgaRegions {
     pub ports: RegionId,
     /// The registers of the Bochs VBE extensions, for [`Vga::VBE_PORTS`].
     pub vbe_ports: RegionId,
+    /// The same registers as memory, and the monitor's EDID, in [`Vga::MMIO_BYTES`]: the PCI
+    /// device's third BAR.
+    pub mmio: RegionId,
 }
+
+/// The size that the monitor prefers, if nobody says another and it fits.
+const PREFERRED: (u16, u16) = (1280, 800);
 
 /// A PC's VGA with the Bochs VBE extensions.
 ///
 /// Video memory is a block; the planes of the VGA's own modes lie in its first 256 KiB,
 /// byte 4n + p being byte n of plane p. While the registers describe what cannot be shown
-/// (a mode larger than video memory, a depth that does not exist) the screen is blank,
+/// (a mode larger than video memory, one without lines) the screen is blank,
 /// and [`mode`](Self::mode) says why.
 ///
 /// All methods may be called from any thread, but not from a hook that watches code in the
@@ -79,8 +91,12 @@ pub(crate) struct State {
     generation: u64,
     /// What of the low window is an alias now.
     mapped: Option<Direct>,
+    /// The map is about to show something else than `mapped`.
+    in_flight: bool,
     /// Whether the low window is on a map.
     is_placed: bool,
+    /// What the monitor says of itself; of the machine's making, not the guest's.
+    pub(crate) edid: Edid,
 }
 
 /// What the registers show, as a screen needs to know it.
@@ -98,6 +114,8 @@ impl Vga {
     pub const PORTS: u64 = ports::FIRST as u64;
     /// The first port of the VBE registers, of 4.
     pub const VBE_PORTS: u64 = 0x1ce;
+    /// Bytes of the registers as memory.
+    pub const MMIO_BYTES: u64 = bar::BYTES;
     /// The least video memory, in bytes: four planes of 64 KiB.
     pub const MIN_VRAM: u64 = 256 << 10;
     /// The most video memory, in bytes.
@@ -136,8 +154,12 @@ impl Vga {
         clock: impl Fn() -> Duration + Send + Sync + 'static,
     ) -> Result<Arc<Self>, VgaError> {
         check_size(vram.len())?;
-        let (state, window) = (Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { vram, clock: Box::new(clock), state, window }))
+        let fits =
+            |(width, height): (u16, u16)| u64::from(width) * u64::from(height) * 4 <= vram.len();
+        let (width, height) = if fits(PREFERRED) { PREFERRED } else { (640, 480) };
+        let edid = Edid::new(width, height, vram.len()).unwrap_or_default();
+        let state = Mutex::new(State { edid, ..State::default() });
+        Ok(Arc::new(Self { vram, clock: Box::new(clock), state, window: Mutex::default() }))
     }
 
     /// The device's regions on `memory`, which are then to be placed.
@@ -159,7 +181,8 @@ impl Vga {
             map.place_overlapping(window, 0, planes, 0)?;
             let ports = map.mmio("vga.ports", count, Arc::new(Ports(self.clone())))?;
             let vbe_ports = map.mmio("vga.vbe", 4, Arc::new(VbePorts(self.clone())))?;
-            Ok(VgaRegions { vram, window, ports, vbe_ports })
+            let mmio = map.mmio("vga.mmio", Self::MMIO_BYTES.into(), Arc::new(Bar::new(self)))?;
+            Ok(VgaRegions { vram, window, ports, vbe_ports, mmio })
         })?;
         *lock(&self.window) = Some(Window::new(memory, regions.window, regions.vram));
         self.lock().is_placed = true;
@@ -186,12 +209,37 @@ impl Vga {
         let mut state = self.lock();
         let result = change(&mut state.registers);
         state.generation += 1;
-        let stale = state.is_placed && state.mapped != state.registers.direct(self.vram.len());
+        let wanted = state.registers.direct(self.vram.len());
+        let stale = state.is_placed && (state.in_flight || state.mapped != wanted);
         drop(state);
         if stale {
             self.follow();
         }
         result
+    }
+
+    /// Writes a VBE register, or the one that the index chooses.
+    pub(crate) fn write_vbe(&self, register: Option<u16>, value: u16) {
+        let cleared = self.change(|registers| {
+            let register = register.unwrap_or(registers.vbe.index);
+            registers.vbe.write(register, value, self.vram.len())
+        });
+        if let Some(mode) = cleared {
+            self.clear(&mode);
+        }
+    }
+
+    /// Lets the monitor prefer `width` x `height` pixels, which drivers that read its EDID
+    /// (Linux's `bochs`) begin with; 1280x800 if nobody says so. Carried nowhere: it is
+    /// said again to a machine that a state is restored into.
+    ///
+    /// # Errors
+    ///
+    /// [`EdidError`] beyond 64 to 4,095 pixels a side.
+    pub fn set_preferred_size(&self, width: u16, height: u16) -> Result<(), EdidError> {
+        let edid = Edid::new(width, height, self.vram.len())?;
+        self.lock().edid = edid;
+        Ok(())
     }
 
     /// Brings the low window in step with the registers.
@@ -203,10 +251,13 @@ impl Vga {
             let wanted = state.registers.direct(self.vram.len());
             // Registers that change from here on find out that the map does not follow.
             state.mapped = window.direct();
+            state.in_flight = false;
             if state.mapped == wanted || window.has_refused(wanted) {
                 return;
             }
-            // Others may go on while the map changes, and change the registers again.
+            // Others may go on while the map changes, and change the registers again; those
+            // that do wait here for their turn, even if they only change them back.
+            state.in_flight = true;
             drop(state);
             window.follow(wanted);
         }
@@ -234,27 +285,31 @@ impl Vga {
     }
 
     /// Shows `width` x `height` pixels of `depth` bits from the start of video memory,
-    /// which is cleared, as a guest's driver would.
+    /// which is cleared, as firmware would: a screen that was switched off is switched on.
     ///
     /// # Errors
     ///
     /// [`VbeError`]; the display is as before then.
     pub fn set_mode(&self, width: u16, height: u16, depth: u16) -> Result<(), VbeError> {
-        let mut wanted = self.lock().registers.vbe.clone();
-        for (register, value) in [
-            (vbe::X_RESOLUTION, width),
-            (vbe::Y_RESOLUTION, height),
-            (vbe::BITS_PER_PIXEL, depth),
-            (vbe::VIRTUAL_WIDTH, width),
-            (vbe::X_OFFSET, 0),
-            (vbe::Y_OFFSET, 0),
-            (vbe::BANK, 0),
-            (vbe::ENABLE, vbe::ENABLED | vbe::LINEAR_FRAME_BUFFER),
-        ] {
-            wanted.set(register, value);
-        }
-        let mode = wanted.described(self.vram.len())?;
-        self.change(|registers| registers.vbe = wanted);
+        let mode = self.change(|registers| {
+            let mut wanted = registers.vbe.clone();
+            for (register, value) in [
+                (vbe::X_RESOLUTION, width),
+                (vbe::Y_RESOLUTION, height),
+                (vbe::BITS_PER_PIXEL, depth),
+                (vbe::VIRTUAL_WIDTH, width),
+                (vbe::X_OFFSET, 0),
+                (vbe::Y_OFFSET, 0),
+                (vbe::BANK, 0),
+                (vbe::ENABLE, vbe::ENABLED | vbe::LINEAR_FRAME_BUFFER),
+            ] {
+                wanted.set(register, value);
+            }
+            let mode = wanted.described(self.vram.len())?;
+            registers.vbe = wanted;
+            registers.show_screen();
+            Ok(mode)
+        })?;
         self.clear(&mode);
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{BASE, Board, Pc, difference, modes};
+use common::{BASE, Board, Pc, abuse, difference, modes};
+use proptest::prelude::*;
 
 /// Every register with every value, in an order of `seed`'s.
 fn writes(seed: u64) -> Vec<(u16, u8, u8)> {
@@ -100,4 +101,14 @@ fn no_geometry_reaches_beyond_video_memory() {
         }
     }
     assert!(shown > 100 && blank > 100, "{shown} shown, {blank} blank");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The programs that `fuzz/` looks for, at random.
+    #[test]
+    fn no_program_does_harm(program in prop::collection::vec(any::<u8>(), 0..4000)) {
+        abuse::run(&program);
+    }
 }

@@ -20,13 +20,19 @@ enum Step {
         offset: u64,
         bytes: Vec<u8>,
     },
+    /// Each of the first bytes of video memory, as a film does.
+    Frame {
+        bytes: u64,
+        value: u8,
+    },
     /// Through the low window.
     Window {
         offset: u64,
         bytes: Vec<u8>,
     },
-    /// A glyph of the first map, as a driver loads it.
+    /// A glyph of one of the maps, as a driver loads it.
     Glyph {
+        map: u8,
         code: u8,
         rows: [u8; 16],
     },
@@ -48,6 +54,7 @@ enum Step {
         width: u16,
         height: u16,
         depth: u16,
+        virtual_width: u16,
     },
     Wait {
         nanoseconds: u64,
@@ -64,7 +71,10 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => (offset, bytes()).prop_map(|(offset, bytes)| Step::Store { offset, bytes }),
         8 => (window, bytes()).prop_map(|(offset, bytes)| Step::Window { offset, bytes }),
-        1 => (any::<u8>(), any::<[u8; 16]>()).prop_map(|(code, rows)| Step::Glyph { code, rows }),
+        2 => (60_000..120_000u64, any::<u8>())
+            .prop_map(|(bytes, value)| Step::Frame { bytes, value }),
+        2 => (prop_oneof![Just(0), 0..8u8], any::<u8>(), any::<[u8; 16]>())
+            .prop_map(|(map, code, rows)| Step::Glyph { map, code, rows }),
         3 => (register, any::<u8>())
             .prop_map(|((port, index), value)| Step::Register { port, index, value }),
         2 => (prop::sample::select(vec![0x3c0u16, 0x3c6, 0x3c8, 0x3c9, 0x3c9, 0x3da]), any::<u8>())
@@ -73,8 +83,10 @@ fn step() -> impl Strategy<Value = Step> {
             prop_oneof![0..200u16, Just(0x41), Just(0xe1), Just(8), Just(16)])
             .prop_map(|(register, value)| Step::Vbe { register, value }),
         2 => (0..modes::ALL.len()).prop_map(Step::Mode),
-        1 => (1..150u16, 1..150u16, prop::sample::select(vec![4u16, 8, 15, 16, 24, 32]))
-            .prop_map(|(width, height, depth)| Step::VbeMode { width, height, depth }),
+        1 => (1..150u16, 1..150u16, prop::sample::select(vec![4u16, 8, 15, 16, 24, 32]), 0..200u16)
+            .prop_map(|(width, height, depth, virtual_width)| Step::VbeMode {
+                width, height, depth, virtual_width
+            }),
         2 => (0..400_000_000u64).prop_map(|nanoseconds| Step::Wait { nanoseconds }),
         8 => Just(Step::Refresh),
     ]
@@ -84,12 +96,14 @@ fn step() -> impl Strategy<Value = Step> {
 fn act(board: &Board, step: Step) {
     match step {
         Step::Store { offset, bytes } => board.poke(BASE + offset, &bytes),
+        Step::Frame { bytes, value } => {
+            let noise = |n: u64| n.wrapping_mul(151).to_le_bytes()[0] ^ value;
+            board.poke(BASE, &(0..bytes).map(noise).collect::<Vec<_>>());
+        }
         Step::Window { offset, bytes } => board.poke(Vga::WINDOW + offset, &bytes),
-        Step::Glyph { code, rows } => {
-            let units = (0u64..).zip(rows);
-            units.for_each(|(row, bits)| {
-                board.poke(BASE + 4 * (u64::from(code) * 32 + row) + 2, &[bits]);
-            });
+        Step::Glyph { map, code, rows } => {
+            let units = (u64::from(map) * 0x2000 + u64::from(code) * 32..).zip(rows);
+            units.for_each(|(unit, bits)| board.poke(BASE + 4 * unit + 2, &[bits]));
         }
         Step::Register { port, index, value } => board.set(port, index, value),
         Step::Port { port: 0x3da, .. } => {
@@ -98,7 +112,10 @@ fn act(board: &Board, step: Step) {
         Step::Port { port, value } => board.out(port, value),
         Step::Vbe { register, value } => board.vbe(register, value),
         Step::Mode(mode) => modes::set_mode(board, modes::ALL[mode]),
-        Step::VbeMode { width, height, depth } => board.vga.set_mode(width, height, depth).unwrap(),
+        Step::VbeMode { width, height, depth, virtual_width } => {
+            board.vga.set_mode(width, height, depth).unwrap();
+            board.vbe(6, virtual_width);
+        }
         Step::Wait { nanoseconds } => {
             board.clock.fetch_add(nanoseconds, Ordering::Relaxed);
         }
@@ -187,6 +204,95 @@ fn a_character_redraws_its_cell() {
     assert_eq!(refresh.damage[1].x, 40 * 9);
     let monitor = Registers::parse(&board.vga.save()).picture(&board.vram(), true, true).unwrap();
     assert_eq!(difference(screen.surface(), &monitor), None);
+}
+
+/// What a guest does for the picture, and what it does beside.
+#[test]
+fn a_guest_that_changes_nothing_is_idle() {
+    let board = Board::new(VRAM);
+    board.vga.set_text_mode().unwrap();
+    let mut screen = board.screen();
+    let mut active = |what: &dyn Fn()| {
+        what();
+        screen.refresh().unwrap().active
+    };
+    assert!(active(&|| ()));
+    assert!(!active(&|| ()));
+    assert!(!active(&|| board.out(0x3d4, 0xe))); // to read where the cursor is
+    assert!(!active(&|| board.set(0x3d4, 0xe, 0)));
+    assert!(active(&|| board.set(0x3d4, 0xe, 1)));
+    assert!(active(&|| board.poke(0xb8000 + 4000, &[1])));
+    assert!(active(&|| board.vbe(4, 1))); // a mode that cannot be shown
+    assert!(!active(&|| board.poke(0xb8000, &[1])));
+    assert!(active(&|| board.vga.set_mode(64, 48, 8).unwrap()));
+    assert!(!active(&|| board.poke(BASE + (1 << 16), &[1])));
+    for level in [1, 2] {
+        board.out(0x3c8, 0);
+        board.out(0x3c9, level);
+        assert!(!active(&|| board.out(0x3c9, level)));
+        assert!(active(&|| board.out(0x3c9, level)));
+    }
+}
+
+/// Only what blinks on the screen keeps a screen awake.
+#[test]
+fn a_text_in_which_nothing_blinks_is_an_idle_screen() {
+    let board = Board::new(VRAM);
+    board.vga.set_text_mode().unwrap();
+    let mut screen = board.screen();
+    let mut next_blink = |nanoseconds: u64| {
+        board.clock.fetch_add(nanoseconds, Ordering::Relaxed);
+        let refresh = screen.refresh().unwrap();
+        (refresh.next_blink.map(|time| time.as_millis()), refresh.damage.len())
+    };
+    // 70 frames a second: the cursor changes after 8 of them, characters after 16.
+    assert_eq!(next_blink(0), (Some(114), 1));
+    board.set(0x3d4, 0xa, 0x20);
+    assert_eq!(next_blink(0), (None, 1));
+    assert_eq!(next_blink(130_000_000), (None, 0));
+    // A character that blinks, where it is not shown, and where it is.
+    board.poke(0xb8000 + 2 * 2000, b"x\x87");
+    assert_eq!(next_blink(0), (None, 0));
+    board.poke(0xb8000, b"x\x87");
+    assert_eq!(next_blink(0), (Some(98), 1));
+    assert_eq!(next_blink(100_000_000), (Some(226), 1));
+    // The bit may also be one of the background.
+    board.input(0x3da);
+    board.out(0x3c0, 0x30);
+    board.out(0x3c0, 4);
+    assert_eq!(next_blink(0).0, None);
+    // A cursor below the characters' last line, and one that is not on the screen.
+    for (register, value) in [(0xa, 16), (0xb, 17)] {
+        board.set(0x3d4, register, value);
+    }
+    assert_eq!(next_blink(0).0, None);
+    board.set(0x3d4, 0xa, 14);
+    assert!(next_blink(0).0.is_some());
+    board.set(0x3d4, 0xe, 0x10);
+    assert_eq!(next_blink(0).0, None);
+    board.vga.set_mode(64, 48, 32).unwrap();
+    assert_eq!(next_blink(0).0, None);
+}
+
+/// Glyphs of the second map are those of characters with bit 3 in their attribute.
+#[test]
+fn a_glyph_redraws_the_cells_of_its_map() {
+    let board = Board::new(VRAM);
+    board.vga.set_text_mode().unwrap();
+    board.set(0x3d4, 0xa, 0x20);
+    board.set(0x3c4, 3, 4); // the second map is the one at 16 KiB
+    let row = |map: u64| BASE + 4 * (map + u64::from(b'x') * 32 + 3) + 2;
+    board.poke(row(0x4000), &[1]); // a map that was loaded
+    board.poke(0xb8000, b"x\x07x\x0fx\x07");
+    let mut screen = board.screen();
+    screen.refresh().unwrap();
+    for (map, x, width) in [(0x4000, 9, 9), (0, 0, 9)] {
+        board.poke(row(map), &[0xff]);
+        let refresh = screen.refresh().unwrap().clone();
+        assert_eq!((refresh.damage[0].x, refresh.damage[0].width), (x, width));
+        assert_eq!(refresh.damage.len(), if map == 0 { 2 } else { 1 });
+        assert_eq!(difference(screen.surface(), &board.vga.picture().unwrap().unwrap()), None);
+    }
 }
 
 /// The first byte of a glyph replaces all of the built-in ones, the last one that goes

@@ -102,6 +102,19 @@ pub enum KvmError {
         #[source]
         source: Option<io::Error>,
     },
+    /// What a vCPU dirties is counted by its ring only.
+    #[error("A dirty limit needs dirty rings: written pages are tracked by {tracking}")]
+    NoRings {
+        /// How they are tracked.
+        tracking: DirtyTracking,
+    },
+    /// The thread that keeps the dirty limit cannot be started.
+    #[error("The thread that keeps the dirty limit cannot be started")]
+    LimitThread {
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
     /// A size of the configuration is not what KVM needs.
     #[error("{what} is a non-zero multiple of {unit} bytes, {found} were asked for")]
     Config {

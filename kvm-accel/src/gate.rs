@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::error::KvmError;
 use crate::kick::VcpuShared;
 use crate::run_state::Place;
+use crate::standstill::Standstill;
 
 /// How long a waiter sleeps at most before it interrupts the vCPUs again.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -23,20 +24,25 @@ pub(crate) struct Gate {
     exclusions: AtomicUsize,
     /// How many want the vCPUs' threads at rest.
     pauses: AtomicUsize,
-    vcpus: Mutex<Vec<Weak<VcpuShared>>>,
+    inner: Mutex<Inner>,
     changed: Condvar,
-    /// How often guests were interrupted, and for how many nanoseconds kept out.
+    /// Signals that were sent to get guests out.
     kicks: AtomicU64,
-    stood_still: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    vcpus: Vec<Weak<VcpuShared>>,
+    standstill: Standstill,
 }
 
 impl Gate {
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<VcpuShared>>> {
-        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn add(&self, vcpu: &Arc<VcpuShared>) {
-        let mut vcpus = self.lock();
+        let vcpus = &mut self.lock().vcpus;
         vcpus.retain(|vcpu| vcpu.strong_count() > 0);
         vcpus.push(Arc::downgrade(vcpu));
     }
@@ -64,15 +70,30 @@ impl Gate {
 
     /// Waits at `place` for as long as `closed` says.
     pub(crate) fn wait_while(&self, vcpu: &VcpuShared, place: Place, closed: impl Fn() -> bool) {
-        self.announce(vcpu, place);
-        let mut vcpus = self.lock();
+        let mut inner = self.lock();
+        // Under the lock, so that whoever sees it there finds that it stands still.
+        vcpu.state.leave(place);
+        self.changed.notify_all();
+        if !closed() {
+            return;
+        }
+        inner.standstill.begin();
         while closed() {
-            vcpus = self
+            inner = self
                 .changed
-                .wait_timeout(vcpus, PATIENCE)
+                .wait_timeout(inner, PATIENCE)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+        inner.standstill.end();
+    }
+
+    /// Does `work`, for which a vCPU of the calling thread has to stand still.
+    pub(crate) fn hold_up<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.lock().standstill.begin();
+        let result = work();
+        self.lock().standstill.end();
+        result
     }
 
     /// Lets those who wait look again.
@@ -88,15 +109,20 @@ impl Gate {
         deadline: Option<Instant>,
     ) -> Result<(), usize> {
         fence(Ordering::SeqCst);
-        let mut vcpus = self.lock();
+        let mut inner = self.lock();
+        // Once is enough: who is not in the guest at this moment sees the wish before going
+        // there. Again only for what nobody has thought of.
+        let mut interrupts = true;
         loop {
             let mut running = 0;
-            for vcpu in vcpus.iter().filter_map(Weak::upgrade) {
-                if busy(vcpu.state.place()) {
-                    self.kicks.fetch_add(1, Ordering::Relaxed);
-                    vcpu.interrupt();
-                    running += usize::from(busy(vcpu.state.place()));
+            for vcpu in inner.vcpus.iter().filter_map(Weak::upgrade) {
+                if !busy(vcpu.state.place()) {
+                    continue;
                 }
+                if interrupts && vcpu.interrupt() {
+                    self.kicks.fetch_add(1, Ordering::Relaxed);
+                }
+                running += usize::from(busy(vcpu.state.place()));
             }
             if running == 0 {
                 return Ok(());
@@ -108,24 +134,19 @@ impl Gate {
             if left.is_zero() {
                 return Err(running);
             }
-            vcpus = self
+            let (waited, timeout) = self
                 .changed
-                .wait_timeout(vcpus, left.min(PATIENCE))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+                .wait_timeout(inner, left.min(PATIENCE))
+                .unwrap_or_else(PoisonError::into_inner);
+            (inner, interrupts) = (waited, timeout.timed_out());
         }
     }
 
-    /// How often guests were interrupted, and for how long they were kept out. Times that
-    /// overlap count each.
+    /// How many signals were sent to get guests out, and for how long vCPUs stood still,
+    /// each counted, up to now.
     pub(crate) fn cost(&self) -> (u64, Duration) {
-        let nanoseconds = self.stood_still.load(Ordering::Relaxed);
-        (self.kicks.load(Ordering::Relaxed), Duration::from_nanos(nanoseconds))
-    }
-
-    fn count_still(&self, since: Instant) {
-        let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.stood_still.fetch_add(nanoseconds, Ordering::Relaxed);
+        let stood_still = self.lock().standstill.total();
+        (self.kicks.load(Ordering::Relaxed), stood_still)
     }
 
     fn open(&self, count: &AtomicUsize) {
@@ -135,15 +156,14 @@ impl Gate {
 
     /// Runs `change` while no vCPU executes guest code.
     pub(crate) fn exclude<T>(&self, change: impl FnOnce() -> T) -> T {
-        struct Reopen<'a>(&'a Gate, Instant);
+        struct Reopen<'a>(&'a Gate);
         impl Drop for Reopen<'_> {
             fn drop(&mut self) {
                 self.0.open(&self.0.exclusions);
-                self.0.count_still(self.1);
             }
         }
         self.exclusions.fetch_add(1, Ordering::SeqCst);
-        let _reopen = Reopen(self, Instant::now());
+        let _reopen = Reopen(self);
         // A guest leaves KVM_RUN when it is interrupted, whatever its state.
         let _ = self.wait_for(|place| place == Place::Guest, None);
         change()
@@ -151,12 +171,12 @@ impl Gate {
 
     /// Waits at most `timeout` until every vCPU's thread is at rest.
     pub(crate) fn pause(self: &Arc<Self>, timeout: Duration) -> Result<PauseGuard, KvmError> {
-        let vcpus: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+        let vcpus: Vec<_> = self.lock().vcpus.iter().filter_map(Weak::upgrade).collect();
         if let Some(vcpu) = vcpus.iter().find(|vcpu| vcpu.is_current_thread()) {
             return Err(KvmError::PauseFromVcpu { id: vcpu.id });
         }
         self.pauses.fetch_add(1, Ordering::SeqCst);
-        let guard = PauseGuard(self.clone(), Instant::now());
+        let guard = PauseGuard(self.clone());
         let deadline = Instant::now().checked_add(timeout);
         match self.wait_for(|place| place != Place::Parked, deadline) {
             Ok(()) => Ok(guard),
@@ -170,12 +190,11 @@ impl Gate {
 /// Holding one proves that no vCPU of the machine runs, nor handles an exit; they go
 /// on when the last one is dropped.
 #[must_use = "the vCPUs go on when this is dropped"]
-pub struct PauseGuard(Arc<Gate>, Instant);
+pub struct PauseGuard(Arc<Gate>);
 
 impl Drop for PauseGuard {
     fn drop(&mut self) {
         self.0.open(&self.0.pauses);
-        self.0.count_still(self.1);
     }
 }
 

@@ -5,15 +5,22 @@
 //! over, in its order, after every exit and before the exit itself is dealt with: so a
 //! processor's own writes and exits keep their order, and whoever pauses the machine finds
 //! the ring empty. When a device leaves the map, or its place, what is still in the ring was
-//! meant for the map as it was: it is set aside with that map's view.
+//! meant for the map as it was: it is set aside with that map's view. A device that asks for
+//! what was gathered from within its own handler cannot be given it there: that waits.
+//!
+//! KVM asks whatever was registered first for an address, and takes every range off that has
+//! the one it is told of. So the ranges of a view have no address in common, with each other
+//! or with an eventfd (`CoalescedRange`).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::ThreadId;
 
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
-use memory_region::{CoalescedRange, FlatView, IoEventFd, Section, ViewChange};
+use memory_region::{
+    AccessError, AddressSpace, CoalescedRange, FlatView, IoEventFd, Section, ViewChange,
+};
 
 use crate::coalesced_ring::{CoalescedRing, GatheredWrite};
 use crate::error::{KvmError, io_error};
@@ -105,26 +112,35 @@ pub(crate) struct Gathered {
 #[derive(Debug, Default)]
 struct Queue {
     ring: Option<CoalescedRing>,
-    buses: Option<Buses>,
+    /// Where the writes go. A device may have the machine, and an address space has its
+    /// devices: so the machine has no address space.
+    memory: Weak<AddressSpace>,
+    ports: Weak<AddressSpace>,
     /// Older than what is in the ring, with the view that they were made in.
-    set_aside: VecDeque<(GatheredWrite, Arc<FlatView>)>,
+    set_aside: VecDeque<Pending>,
 }
 
+/// A write and the view that it was made in.
+type Pending = (GatheredWrite, Arc<FlatView>);
+
 impl Queue {
-    /// The view that a write is for.
+    /// The view that a write is for; none if the bus is gone, and all that was on it.
     fn view(&self, write: &GatheredWrite) -> Option<Arc<FlatView>> {
-        let buses = self.buses.as_ref()?;
-        Some(if write.is_port { buses.ports.view() } else { buses.memory.view() })
+        let bus = if write.is_port { &self.ports } else { &self.memory };
+        Some(bus.upgrade()?.view())
     }
 
-    fn pop(&mut self) -> Option<(GatheredWrite, Arc<FlatView>)> {
+    fn pop(&mut self) -> Option<Pending> {
         self.set_aside.pop_front().or_else(|| self.pop_ring())
     }
 
-    fn pop_ring(&mut self) -> Option<(GatheredWrite, Arc<FlatView>)> {
-        let write = self.ring.as_mut()?.pop()?;
-        let view = self.view(&write)?;
-        Some((write, view))
+    fn pop_ring(&mut self) -> Option<Pending> {
+        loop {
+            let write = self.ring.as_mut()?.pop()?;
+            if let Some(view) = self.view(&write) {
+                return Some((write, view));
+            }
+        }
     }
 }
 
@@ -134,13 +150,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gathered {
     /// Maps the ring when the first vCPU is made, if KVM has one. Its writes go to the
-    /// buses of that vCPU.
+    /// buses of that vCPU, or of a later one when they are gone.
     pub(crate) fn attach(&self, vm: &VmFd, vcpu: &VcpuFd, buses: &Buses) -> std::io::Result<()> {
         let mut queue = lock(&self.queue);
         let page = u32::try_from(vm.check_extension_int(Cap::CoalescedMmio)).unwrap_or(0);
         if queue.ring.is_none() && page != 0 {
             queue.ring = Some(CoalescedRing::map(vcpu, page)?);
-            queue.buses = Some(buses.clone());
+        }
+        let Queue { memory, ports, .. } = &mut *queue;
+        for (known, new) in [(memory, &buses.memory), (ports, &buses.ports)] {
+            if known.strong_count() == 0 {
+                *known = Arc::downgrade(new);
+            }
         }
         Ok(())
     }
@@ -167,7 +188,8 @@ impl Gathered {
     }
 
     /// Hands over what was gathered so far. Does nothing in a handler that is called for
-    /// such a write.
+    /// such a write; a write for a device whose handler this thread is in waits, and all
+    /// later ones with it.
     pub(crate) fn hand_over(&self) {
         if !self.on.load(Ordering::Acquire) {
             return;
@@ -181,7 +203,12 @@ impl Gathered {
         loop {
             let next = lock(&self.queue).pop();
             let Some((write, view)) = next else { break };
-            note(view.bus_write(write.address, write.data()));
+            let done = view.bus_write(write.address, write.data());
+            if matches!(done, Err(AccessError::Reentered { .. })) {
+                lock(&self.queue).set_aside.push_front((write, view));
+                break;
+            }
+            note(done);
         }
         drop(turn);
     }

@@ -7,17 +7,17 @@ use std::os::fd::AsRawFd;
 #[cfg(target_arch = "x86_64")]
 use kvm_bindings::Xsave;
 use kvm_bindings::{
-    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVMIO, kvm_clear_dirty_log,
-    kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1, kvm_ioeventfd,
-    kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio,
-    kvm_userspace_memory_region,
+    KVM_DIRTY_LOG_PAGE_OFFSET, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVMIO,
+    kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
+    kvm_dirty_log__bindgen_ty_1, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 use memory_region::IoEventFd;
-use ram_block::RamBlock;
+use ram_block::{PageSize, RamBlock};
 
 use crate::error::io_error;
 use crate::mapping::VcpuMapping;
@@ -176,13 +176,16 @@ pub(crate) struct MappedEntries {
 }
 
 impl MappedEntries {
-    /// Maps `count` entries from byte `offset` of the vCPU's descriptor on.
-    pub(crate) fn new(vcpu: &VcpuFd, offset: libc::off_t, count: u32) -> io::Result<Self> {
+    /// Maps the `count` entries of the vCPU's ring.
+    pub(crate) fn new(vcpu: &VcpuFd, count: u32) -> io::Result<Self> {
+        let offset = libc::off_t::from(KVM_DIRTY_LOG_PAGE_OFFSET) << PageSize::host().shift();
         let len = count as usize * size_of::<Entry>();
         Ok(Self { mapping: VcpuMapping::new(vcpu, offset, len)? })
     }
+}
 
-    pub(crate) fn entries(&self) -> &[Entry] {
+impl AsRef<[Entry]> for MappedEntries {
+    fn as_ref(&self) -> &[Entry] {
         let count = self.mapping.len() / size_of::<Entry>();
         // SAFETY: the mapping is page-aligned, holds `count` entries of the kernel's layout,
         // for which every bit pattern is valid, and lives as long as `self`. They consist of

@@ -44,6 +44,8 @@ pub(crate) struct VcpuShared {
     pub(crate) state: RunState,
     /// The owner asked that `run` return.
     kicked: AtomicBool,
+    /// It has dirtied more than it may.
+    kept_out: AtomicBool,
     page: SharedPage,
     /// The thread in `run`. Held while a signal is sent, so that the number cannot
     /// come to name another thread meanwhile.
@@ -78,6 +80,7 @@ impl VcpuShared {
             id,
             state: RunState::new(),
             kicked: AtomicBool::new(false),
+            kept_out: AtomicBool::new(false),
             page,
             thread: Mutex::new(None),
         }))
@@ -129,8 +132,24 @@ impl VcpuShared {
         self.is_kicked() && self.kicked.swap(false, Ordering::AcqRel)
     }
 
-    /// Gets the guest out of KVM_RUN. The caller has stored its wish before.
-    pub(crate) fn interrupt(&self) {
+    /// The guest is to wait until it is let in again.
+    pub(crate) fn keep_out(&self) {
+        self.kept_out.store(true, Ordering::Release);
+        self.interrupt();
+    }
+
+    /// Whoever does this wakes the gate's waiters.
+    pub(crate) fn let_in(&self) {
+        self.kept_out.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn is_kept_out(&self) -> bool {
+        self.kept_out.load(Ordering::Acquire)
+    }
+
+    /// Gets the guest out of KVM_RUN. The caller has stored its wish before. Returns whether
+    /// a signal was sent for that: none is where the guest is out.
+    pub(crate) fn interrupt(&self) -> bool {
         if self.state.ring(|| self.set_immediate_exit()) {
             let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(thread) = *thread {
@@ -147,7 +166,9 @@ impl VcpuShared {
                         io::Error::last_os_error()
                     );
                 }
+                return result == 0;
             }
         }
+        false
     }
 }

@@ -69,6 +69,7 @@
 //! Everything else is safe Rust.
 
 mod coalesced_ring;
+mod dirty_limit;
 mod error;
 mod gate;
 mod io_events;
@@ -79,6 +80,7 @@ mod ring;
 mod rings;
 mod run_state;
 mod slots;
+mod standstill;
 #[cfg(target_arch = "x86_64")]
 mod state;
 mod stats;
@@ -93,7 +95,7 @@ pub use slots::SlotInfo;
 #[cfg(target_arch = "x86_64")]
 pub use state::VcpuState;
 pub use stats::{Cost, DirtyLogStats};
-pub use thread::VcpuThread;
+pub use thread::{VcpuThread, VcpuThreadError};
 pub use tracking::{Chosen, DirtyTracking, KvmConfig};
 pub use vcpu::{Buses, Vcpu, VcpuEvent, VcpuKicker};
 pub use vm::KvmVm;

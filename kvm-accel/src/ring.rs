@@ -21,7 +21,8 @@
 //! whole of it is searched, all before the last entry that is found being flagged
 //! RESET, which brings the indices together again. If nothing is found and KVM still calls the
 //! ring full, a quarter of the ring is flagged, less than KVM believes to be in use, each time
-//! that it does so.
+//! that it does so. Flags that KVM has passed by are taken back before and after that: left
+//! there, they would let it free more than is in use, and the ring would be full for ever.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -67,12 +68,14 @@ pub(crate) struct Ring<E> {
     /// Our place: the number of the next entry, modulo the ring's size.
     next: usize,
     displaced: bool,
+    /// How many entries were handed out so far.
+    handed_out: u64,
 }
 
 impl<E: AsRef<[Entry]>> Ring<E> {
     /// A ring that is still empty.
     pub(crate) fn new(entries: E) -> Self {
-        Self { entries, next: 0, displaced: false }
+        Self { entries, next: 0, displaced: false, handed_out: 0 }
     }
 
     fn len(&self) -> usize {
@@ -106,6 +109,7 @@ impl<E: AsRef<[Entry]>> Ring<E> {
             count += 1;
         }
         self.advance(count);
+        self.handed_out += count as u64;
         // KVM leaves some entries free; if there is none, it went round.
         self.displaced = count == self.len();
         let entries = count as u64;
@@ -133,9 +137,25 @@ impl<E: AsRef<[Entry]>> Ring<E> {
             }
         }
         self.advance(last + 1);
+        self.handed_out += entries;
         // The indices agree again, unless entries were written over once more.
         self.displaced = last + 1 == self.len();
         Taken { entries, flagged: last as u64 + 1, overrun: self.displaced }
+    }
+
+    /// How many entries there were so far, those that wait to be taken included, which are
+    /// only looked at. After a loss, about so many.
+    pub(crate) fn seen(&self) -> u64 {
+        let (mut waiting, mut end) = (0, self.len());
+        while waiting < end {
+            let middle = usize::midpoint(waiting, end);
+            if self.is_dirty(middle) {
+                waiting = middle + 1;
+            } else {
+                end = middle;
+            }
+        }
+        self.handed_out + waiting as u64
     }
 
     /// After a loss: our place may not be KVM's any more.
@@ -143,9 +163,19 @@ impl<E: AsRef<[Entry]>> Ring<E> {
         self.displaced = true;
     }
 
-    /// Flags the next quarter of a ring that KVM calls full and in which nothing was found.
-    /// Its vCPU must not be in the guest.
+    /// Takes back all flags that KVM did not take.
+    pub(crate) fn retract(&mut self) {
+        for entry in self.entries.as_ref() {
+            // KVM may write over the entry at this moment.
+            let _ = entry.flags.compare_exchange(RESET, 0, Ordering::AcqRel, Ordering::Acquire);
+        }
+    }
+
+    /// Flags the next quarter of a ring that KVM calls full and in which nothing was found,
+    /// to be reset, and [retracted](Self::retract) after that; no other is flagged. If KVM's
+    /// place is in it, that is our place from then on. Its vCPU must not be in the guest.
     pub(crate) fn flag_quarter(&mut self) {
+        self.retract();
         let quarter = (self.len() / 4).max(1);
         for distance in 0..quarter {
             self.entry(distance).flags.store(RESET, Ordering::Release);
@@ -155,5 +185,7 @@ impl<E: AsRef<[Entry]>> Ring<E> {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod paper;
 #[cfg(test)]
 mod tests;

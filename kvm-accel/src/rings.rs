@@ -9,45 +9,45 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvm_bindings::KVM_DIRTY_LOG_PAGE_OFFSET;
-use kvm_ioctls::VcpuFd;
-use ram_block::PageSize;
-
-use crate::ioctl::{MappedEntries, SlotCalls};
+use crate::ioctl::SlotCalls;
 use crate::ring::{Entry, Ring, Taken};
 use crate::stats::DirtyLogStats;
 
-/// All rings, and what was last found in them.
-#[derive(Debug, Default)]
-pub(crate) struct Rings {
-    rings: Vec<Ring<MappedEntries>>,
+/// All rings, whose entries are in `E`, and what was last found in them.
+#[derive(Debug)]
+pub(crate) struct Rings<E> {
+    rings: Vec<Ring<E>>,
     /// (slot, page) of what was found; kept, so that nothing is allocated after a while.
     pub(crate) found: Vec<(u32, u64)>,
-    /// Of each ring, whether entries of it were to be reset the last time.
-    flagged: Vec<bool>,
+    /// Entries that are flagged, and that KVM has refused to reset.
+    owed: u64,
     /// Counts the beginnings and ends of walks over the rings.
     pub(crate) walks: Arc<AtomicU64>,
 }
 
-impl Rings {
-    /// Maps the ring of a new vCPU; returns the ring's number.
-    pub(crate) fn add(&mut self, vcpu: &VcpuFd, entries: u32) -> io::Result<usize> {
-        let offset = libc::off_t::from(KVM_DIRTY_LOG_PAGE_OFFSET) << PageSize::host().shift();
-        let entries = MappedEntries::new(vcpu, offset, entries)?;
+impl<E> Default for Rings<E> {
+    fn default() -> Self {
+        Self { rings: Vec::new(), found: Vec::new(), owed: 0, walks: Arc::default() }
+    }
+}
+
+impl<E: AsRef<[Entry]>> Rings<E> {
+    /// Adds the ring of a new vCPU, which is empty; returns the ring's number.
+    pub(crate) fn add(&mut self, entries: E) -> usize {
         self.rings.push(Ring::new(entries));
-        Ok(self.rings.len() - 1)
+        self.rings.len() - 1
     }
 
     /// Takes the entries of all rings into `found`. Returns whether some may be lost.
     ///
     /// # Errors
     ///
-    /// If KVM does not reset; what was found is found all the same, and counts as lost.
+    /// If KVM does not reset: what was found is found all the same, but entries may be lost.
     pub(crate) fn take(
         &mut self,
         vm: &impl SlotCalls,
         stats: &mut DirtyLogStats,
-    ) -> Result<bool, (io::Error, bool)> {
+    ) -> io::Result<bool> {
         self.found.clear();
         // At both ends: whoever is let in before the end of this walk finds another count
         // when he comes out.
@@ -57,29 +57,29 @@ impl Rings {
         result
     }
 
-    fn walk(
-        &mut self,
-        vm: &impl SlotCalls,
-        stats: &mut DirtyLogStats,
-    ) -> Result<bool, (io::Error, bool)> {
-        let Self { rings, found, flagged, .. } = self;
-        flagged.clear();
+    fn walk(&mut self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<bool> {
+        let Self { rings, found, owed, .. } = self;
         let taken = stats.reaps.count(|| {
             let mut all = Taken::default();
             for ring in rings.iter_mut() {
-                let taken = ring.take(|slot, page| found.push((slot, page)));
-                flagged.push(taken.flagged > 0);
-                all += taken;
+                all += ring.take(|slot, page| found.push((slot, page)));
             }
             all
         });
-        let complete = reset(vm, taken.flagged, stats).map_err(|error| (error, true))?;
+        // Those that an earlier call refused are not to be taken for these.
+        *owed += taken.flagged;
+        let complete = reset(vm, *owed, stats)?;
+        *owed = 0;
         if !complete {
             // Whose entries are left, nobody says.
-            let left = rings.iter_mut().zip(flagged).filter(|(_, flagged)| **flagged);
-            left.for_each(|(ring, _)| ring.displace());
+            rings.iter_mut().for_each(Ring::displace);
         }
         Ok(taken.overrun || !complete)
+    }
+
+    /// How many entries ring `number` had so far.
+    pub(crate) fn seen(&self, number: usize) -> u64 {
+        self.rings.get(number).map_or(0, Ring::seen)
     }
 
     /// After a loss: entries may be anywhere in ring `number`.
@@ -99,9 +99,10 @@ impl Rings {
         // KVM's place may be in any quarter.
         for _ in 0..4 {
             ring.flag_quarter();
-            match stats.resets.count(|| vm.reset_rings()) {
-                Ok(0) => {}
-                Ok(_) | Err(_) => return,
+            let freed = stats.resets.count(|| vm.reset_rings());
+            ring.retract();
+            if !matches!(freed, Ok(0)) {
+                return;
             }
         }
     }
@@ -110,8 +111,8 @@ impl Rings {
 /// Resets the `flagged` entries; whether KVM found all of them in one call.
 ///
 /// A call that ends early, for a signal, may have freed entries whose pages it has not
-/// write-protected: signals are kept off meanwhile, and what is left is reset, but the call
-/// does not count as complete.
+/// write-protected: what is left is reset, but the call does not count as complete. One that
+/// ends after the last entry looks complete: so signals are kept off meanwhile.
 fn reset(vm: &impl SlotCalls, flagged: u64, stats: &mut DirtyLogStats) -> io::Result<bool> {
     if flagged == 0 {
         return Ok(true);
@@ -128,10 +129,4 @@ fn reset(vm: &impl SlotCalls, flagged: u64, stats: &mut DirtyLogStats) -> io::Re
         }
     }
     Ok(left == 0 && calls == 1)
-}
-
-impl AsRef<[Entry]> for MappedEntries {
-    fn as_ref(&self) -> &[Entry] {
-        self.entries()
-    }
 }

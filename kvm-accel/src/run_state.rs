@@ -1,7 +1,7 @@
 //! Entering and leaving guest code, against somebody who wants the guest out.
 //!
 //! Three words: the *state* of the vCPU, the *wish* that it leave (a pause, a
-//! kick), and KVM's *immediate exit* flag, which the kernel reads after KVM_RUN
+//! kick, a limit), and KVM's *immediate exit* flag, which the kernel reads after KVM_RUN
 //! has begun. The vCPU **V** and the one who wants it out **W** do:
 //!
 //! ```text

@@ -31,11 +31,14 @@ use memory_region::{Section, ViewChange};
 use ram_block::{PageSize, RamBlock};
 
 use crate::error::KvmError;
-use crate::ioctl::{SlotCalls, SlotRegion};
+use crate::ioctl::{MappedEntries, SlotCalls, SlotRegion};
+use crate::ring::Entry;
 use crate::rings::Rings;
 use crate::stats::DirtyLogStats;
+use report::Report;
 
 mod dirty_log;
+mod report;
 
 /// A memory slot as KVM has it; see [`KvmVm::slots`](crate::KvmVm::slots).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +64,8 @@ struct Slot {
     offset: u64,
     readonly: bool,
     logged: bool,
-    /// With manual protection, the bits that KVM has reported and not cleared; empty before
-    /// the first report.
-    held: Vec<u64>,
+    /// With manual protection, the bits that KVM has reported and not cleared.
+    held: Report,
 }
 
 impl Slot {
@@ -98,7 +100,7 @@ impl Slot {
     fn switch(&mut self, vm: &impl SlotCalls, logged: bool) -> Result<(), KvmError> {
         let before = std::mem::replace(&mut self.logged, logged);
         self.create(vm).inspect_err(|_| self.logged = before)?;
-        self.held = Vec::new();
+        self.held.discard();
         Ok(())
     }
 }
@@ -127,7 +129,7 @@ fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
             offset: section.offset() + u64::try_from(guest - u128::from(section.start())).ok()?,
             readonly: section.readonly(),
             logged: !section.log().is_empty(),
-            held: Vec::new(),
+            held: Report::default(),
         })
     };
     let step = usize::try_from(most).unwrap_or(usize::MAX);
@@ -154,9 +156,9 @@ pub(crate) enum Mode {
     Rings { with_bitmap: bool },
 }
 
-/// The slots in use, by the first address of their section.
+/// The slots in use, by the first address of their section; of rings whose entries are `E`.
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub(crate) struct Slots<E = MappedEntries> {
     page: PageSize,
     limit: usize,
     /// The largest slot, in bytes.
@@ -168,17 +170,17 @@ pub(crate) struct Slots {
     free: BTreeSet<u32>,
     /// One past the highest number ever used.
     fresh: u32,
-    /// The log as KVM writes it; grows to the largest slot and stays.
-    buffer: Vec<u64>,
+    /// Without manual protection, the last report; grows to the largest slot and stays.
+    report: Report,
     /// Pages of one block, to be marked; kept.
     pages: Vec<u64>,
-    pub(crate) rings: Rings,
+    pub(crate) rings: Rings<E>,
     /// Entries were lost, and not every slot could be watched anew.
     unwatched: bool,
     pub(crate) stats: DirtyLogStats,
 }
 
-impl Slots {
+impl<E: AsRef<[Entry]>> Slots<E> {
     /// At most `limit` slots of at most `most` bytes.
     pub(crate) fn new(limit: usize, most: u64, mode: Mode) -> Self {
         Self {
@@ -190,18 +192,12 @@ impl Slots {
             places: Vec::new(),
             free: BTreeSet::new(),
             fresh: 0,
-            buffer: Vec::new(),
+            report: Report::default(),
             pages: Vec::new(),
             rings: Rings::default(),
             unwatched: false,
             stats: DirtyLogStats::default(),
         }
-    }
-
-    /// Whether slots come or go, so that guests must stand still: also where they only
-    /// come, as a later step may fail and take them back.
-    pub(crate) fn needs_exclusion(change: &ViewChange) -> bool {
-        change.removed.iter().chain(&change.added).any(|section| section.ram().is_some())
     }
 
     /// Follows `change`, or leaves the slots as they were.
@@ -268,7 +264,7 @@ impl Slots {
             let at = relogged.section.start();
             // What is held was not given to a client that comes now.
             for slot in self.used.get_mut(&at).into_iter().flatten() {
-                slot.held = Vec::new();
+                slot.held.forget();
             }
             let logged = !relogged.section.log().is_empty();
             if self.used.get(&at).is_some_and(|slots| slots.iter().any(|s| s.logged != logged)) {
@@ -313,7 +309,7 @@ impl Slots {
         match step {
             Undo::Create(at, mut slot) => {
                 slot.create(vm)?;
-                slot.held = Vec::new();
+                slot.held.forget();
                 self.enter(at, slot);
             }
             Undo::Delete(at) => {
@@ -371,6 +367,12 @@ impl Slots {
         slots.sort_by_key(|slot| slot.guest);
         slots
     }
+}
+
+/// Whether slots come or go, so that guests must stand still: also where they only
+/// come, as a later step may fail and take them back.
+pub(crate) fn needs_exclusion(change: &ViewChange) -> bool {
+    change.removed.iter().chain(&change.added).any(|section| section.ram().is_some())
 }
 
 /// A step of a commit, to be taken back in reverse order.

@@ -39,13 +39,21 @@ pub struct DirtyLogStats {
     pub pages: u64,
     /// Pages that were write-protected by KVM_CLEAR_DIRTY_LOG.
     pub cleared_pages: u64,
-    /// Guests that were interrupted, to change slots, to pause, or for the rings' entries.
+    /// Signals that were sent to get a guest out of KVM_RUN: for slots to change, for a pause,
+    /// or for what its processor holds back. Each costs the guest an exit. A vCPU that is out
+    /// gets none; kicks by [`VcpuKicker`](crate::VcpuKicker) do not count.
     pub kicks: u64,
     /// Guests that stopped because a ring was full.
     pub ring_full: u64,
     /// Losses of ring entries that were noticed, and answered by taking all pages as
     /// written.
     pub losses: u64,
-    /// Time from asking vCPUs to leave the guest until they may go on.
+    /// For how long vCPUs were kept out because they had dirtied more than they may, that of
+    /// all added up. It is a part of `stood_still`, but for the way of the signal.
+    pub limited: Duration,
+    /// For how long vCPUs stood still that would have run: while slots changed, while they
+    /// were paused, while their full rings were emptied, while they waited for their limit. That of all vCPUs is added up, so it
+    /// may grow faster than time does; who stands still at this moment counts up to now. The
+    /// way of a signal to a guest, and the exit, are not in it.
     pub stood_still: Duration,
 }

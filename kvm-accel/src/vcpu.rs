@@ -148,22 +148,22 @@ impl Vcpu {
         shared.attach_thread()?;
         let _rest = Rest(&gate, &shared);
         loop {
-            if shared.is_kicked() || gate.is_pause_wanted() {
+            let waits = || gate.is_pause_wanted() || shared.is_kept_out();
+            if shared.is_kicked() || waits() {
                 if let Some(event) = self.complete(&mut other)? {
                     return Ok(event);
                 }
                 if shared.take_kick() {
                     return Ok(VcpuEvent::Kicked);
                 }
-                let paused = || gate.is_pause_wanted() && !shared.is_kicked();
-                gate.wait_while(&shared, Place::Parked, paused);
+                gate.wait_while(&shared, Place::Parked, || waits() && !shared.is_kicked());
                 continue;
             }
             if gate.is_exclusive() {
                 gate.wait_while(&shared, Place::Host, || gate.is_exclusive());
                 continue;
             }
-            let wanted_out = || shared.is_kicked() || gate.is_closed();
+            let wanted_out = || shared.is_kicked() || shared.is_kept_out() || gate.is_closed();
             if shared.state.enter(|| shared.clear_immediate_exit(), wanted_out) {
                 if let Some(event) = self.enter_guest(&mut other)? {
                     return Ok(event);
@@ -231,7 +231,7 @@ impl Vcpu {
                 return Ok(None);
             }
             Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
-                self.vm.ring_full(self.ring, ring_walks)?;
+                self.vm.gate().hold_up(|| self.vm.ring_full(self.ring, ring_walks))?;
                 return Ok(None);
             }
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr) => return Ok(None),

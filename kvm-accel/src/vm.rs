@@ -10,11 +10,13 @@ use kvm_ioctls::{Cap, VmFd};
 use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
 use ram_block::PageSize;
 
+use crate::dirty_limit::DirtyLimit;
 use crate::error::{KvmError, io_error};
 use crate::gate::{Gate, PauseGuard};
 use crate::io_events::{self, Bus, Gathered};
+use crate::ioctl::MappedEntries;
 use crate::kick::VcpuShared;
-use crate::slots::{Mode, SlotInfo, Slots};
+use crate::slots::{self, Mode, SlotInfo, Slots};
 use crate::stats::DirtyLogStats;
 use crate::tracking::{Chosen, DirtyTracking, KvmConfig, choose};
 use crate::vcpu::{Buses, Vcpu};
@@ -32,6 +34,7 @@ pub struct KvmVm {
     ring_walks: Arc<AtomicU64>,
     gate: Arc<Gate>,
     gathered: Gathered,
+    limit: Arc<DirtyLimit>,
     /// When guests were last interrupted for what their processors hold back.
     looked: Mutex<Option<Instant>>,
 }
@@ -107,6 +110,7 @@ impl KvmVm {
             ring_walks,
             gate: Arc::default(),
             gathered: Gathered::default(),
+            limit: Arc::default(),
             looked: Mutex::new(None),
         }))
     }
@@ -149,9 +153,11 @@ impl KvmVm {
         self.gathered.attach(&self.fd, &fd, &buses).map_err(failed)?;
         let mut ring = 0;
         if let DirtyTracking::Ring { entries } = self.chosen.tracking {
-            ring = self.lock().rings.add(&fd, entries).map_err(failed)?;
+            let entries = MappedEntries::new(&fd, entries).map_err(failed)?;
+            ring = self.lock().rings.add(entries);
         }
         self.gate.add(&shared);
+        self.limit.add(&shared, ring);
         Ok(Vcpu::new(fd, shared, self.clone(), buses, ring))
     }
 
@@ -167,8 +173,52 @@ impl KvmVm {
         self.gate.pause(timeout)
     }
 
+    /// Lets each vCPU dirty at most so many bytes of pages per second, as its ring counts
+    /// them: a page counts when it is written for the first time since it was last harvested.
+    /// Who dirties more waits in between, for which [`DirtyLogStats::limited`] has the time;
+    /// a kick or a pause does not wait for it. `None`, as at first, is no limit. While nothing
+    /// is logged, nothing is dirtied in this sense.
+    ///
+    /// The limit holds over a second or more: rings are looked into every millisecond, and
+    /// what a vCPU dirtied too much until then it pays for. Up to 20 ms are saved up by who
+    /// dirties less. A processor that gathers written pages for itself shows them when it
+    /// leaves the guest, 512 of them at the latest.
+    ///
+    /// ```no_run
+    /// # fn example(vm: std::sync::Arc<kvm_accel::KvmVm>) -> Result<(), kvm_accel::KvmError> {
+    /// vm.set_dirty_limit(Some(100 << 20))?; // 100 MiB/s by each vCPU
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::NoRings`] if written pages are tracked in another way,
+    /// [`KvmError::Config`] for a limit of 0, [`KvmError::LimitThread`]. The limit is as it
+    /// was then.
+    pub fn set_dirty_limit(self: &Arc<Self>, bytes: Option<u64>) -> Result<(), KvmError> {
+        let tracking = self.chosen.tracking;
+        if !matches!(tracking, DirtyTracking::Ring { .. }) {
+            return Err(KvmError::NoRings { tracking });
+        }
+        if bytes == Some(0) {
+            return Err(KvmError::Config { what: "A dirty limit", unit: 1, found: 0 });
+        }
+        self.limit.set(self, bytes).map_err(|source| KvmError::LimitThread { source })
+    }
+
+    /// How many bytes per second each vCPU may dirty, if that is limited.
+    pub fn dirty_limit(&self) -> Option<u64> {
+        self.limit.get()
+    }
+
     /// Hands the writes that KVM has gathered over to their devices. This happens after
     /// each exit; call it before looking at a device whose guest may not exit for long.
+    ///
+    /// Calls the handlers of devices, one thread at a time: do not hold a lock that one of
+    /// them takes. From within a handler it hands over what is not for that device; from
+    /// within one that is called for such a write it does nothing. From within a handler
+    /// that holds a lock of its device, be sure that no device uses that one in its turn.
     pub fn flush_coalesced(&self) {
         self.gathered.hand_over();
     }
@@ -207,7 +257,7 @@ impl KvmVm {
                 }
             })
         };
-        if Slots::needs_exclusion(change) || self.gathered.needs_exclusion(change) {
+        if slots::needs_exclusion(change) || self.gathered.needs_exclusion(change) {
             self.gate.exclude(follow)
         } else {
             follow()
@@ -218,6 +268,11 @@ impl KvmVm {
     /// [`ring_walks`](Self::ring_walks) said before it was let in.
     pub(crate) fn ring_full(&self, ring: usize, walks: u64) -> Result<(), KvmError> {
         self.lock().ring_full(&self.fd, ring, walks)
+    }
+
+    /// How many entries the ring of this number had so far.
+    pub(crate) fn ring_seen(&self, ring: usize) -> u64 {
+        self.lock().rings.seen(ring)
     }
 
     /// The count of walks over the rings: another one when a walk began or ended.
@@ -250,7 +305,8 @@ impl KvmVm {
     /// What tracking has cost so far.
     pub fn dirty_log_stats(&self) -> DirtyLogStats {
         let (kicks, stood_still) = self.gate.cost();
-        DirtyLogStats { kicks, stood_still, ..self.lock().stats }
+        let limited = self.limit.waited();
+        DirtyLogStats { kicks, stood_still, limited, ..self.lock().stats }
     }
 
     /// The memory slots, in the order of their addresses.

@@ -1,11 +1,13 @@
 //! Reads and writes by address.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use ram_block::RamBlockError;
+use ram_block::{RamBlock, RamBlockError};
 use thiserror::Error;
 
 use crate::flat_view::FlatView;
+use crate::iommu::{Iommu, MAX_TRANSLATIONS, Translation};
 use crate::registers::Refusal;
 use crate::section::{Section, SectionTarget};
 
@@ -65,7 +67,19 @@ pub enum AccessError {
         /// The region's name.
         name: String,
     },
-    /// A block is smaller than its region.
+    /// An IOMMU knows no place for a byte, or sends the access in circles.
+    #[error("Access of {len} bytes at {address:#x}: \"{name}\" leads nowhere from {offset:#x}")]
+    Untranslated {
+        /// Where the access starts, in the last address space that it got to.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+        /// The region's name.
+        name: String,
+        /// The first byte of the region that leads nowhere.
+        offset: u64,
+    },
+    /// A block is smaller than its region: it reads as all ones there.
     #[error(transparent)]
     Block(#[from] RamBlockError),
 }
@@ -75,6 +89,8 @@ pub enum AccessError {
 struct Access {
     address: u64,
     len: usize,
+    /// How often IOMMUs have translated it so far.
+    translated: usize,
 }
 
 impl Access {
@@ -83,21 +99,64 @@ impl Access {
     }
 
     fn refused(self, section: &Section, refusal: Refusal) -> AccessError {
-        let (Self { address, len }, name) = (self, section.name().to_owned());
+        let (Self { address, len, .. }, name) = (self, section.name().to_owned());
         match refusal {
             Refusal::TooSmall(size) => AccessError::TooSmall { address, len, name, size },
             Refusal::Reentered => AccessError::Reentered { address, len, name },
         }
     }
 
+    /// Calls `each` for the pieces of `bytes` bytes of an IOMMU's region from `offset` on, with
+    /// where they go, and keeps the first error.
+    fn translate(
+        self,
+        (section, iommu): (&Section, &Arc<dyn Iommu>),
+        offset: u64,
+        bytes: usize,
+        write: bool,
+        mut each: impl FnMut(Option<(&FlatView, Access)>, Range<usize>) -> Result<(), AccessError>,
+    ) -> Result<(), AccessError> {
+        let mut result = Ok(());
+        let mut done = 0;
+        while done < bytes {
+            let (at, rest) = (offset + done as u64, bytes - done);
+            let Translation { to, len } = match self.translated {
+                MAX_TRANSLATIONS.. => Translation { to: None, len: u64::MAX },
+                _ => iommu.translate(at, write),
+            };
+            let len = usize::try_from(len).map_or(rest, |len| len.clamp(1, rest));
+            done += len;
+            let outcome = if let Some((space, address)) = to {
+                let access = Self { address, len, translated: self.translated + 1 };
+                each(Some((&space.view(), access)), done - len..done)
+            } else {
+                let (Self { address, len: all, .. }, name) = (self, section.name().to_owned());
+                let nowhere = AccessError::Untranslated { address, len: all, name, offset: at };
+                each(None, done - len..done).and(Err(nowhere))
+            };
+            result = result.and(outcome);
+        }
+        result
+    }
+
     fn read(self, section: &Section, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         match &section.target {
             SectionTarget::Ram(block) | SectionTarget::RomDevice { block, .. } => {
-                Ok(block.read(offset, data)?)
+                read_block(block, offset, data)
             }
             SectionTarget::Mmio(registers) => {
                 let read = registers.read(section.name(), offset, data);
                 read.map_err(|refusal| self.refused(section, refusal))
+            }
+            SectionTarget::Iommu(iommu) => {
+                let len = data.len();
+                self.translate((section, iommu), offset, len, false, |piece, bytes| match piece {
+                    Some((view, access)) => read_from(view, access, &mut data[bytes]),
+                    None => {
+                        data[bytes].fill(0xff);
+                        Ok(())
+                    }
+                })
             }
             SectionTarget::Reserved => {
                 data.fill(0xff);
@@ -117,11 +176,24 @@ impl Access {
                 let written = registers.write(section.name(), offset, data);
                 written.map_err(|refusal| self.refused(section, refusal))
             }
+            SectionTarget::Iommu(iommu) => {
+                let len = data.len();
+                self.translate((section, iommu), offset, len, true, |piece, bytes| match piece {
+                    Some((view, access)) => write_to(view, access, &data[bytes]),
+                    None => Ok(()),
+                })
+            }
             SectionTarget::Reserved => {
                 Err(self.unassigned(section.start + (offset - section.offset)))
             }
         }
     }
+}
+
+/// What the block does not have reads as what nobody has.
+#[inline]
+fn read_block(block: &RamBlock, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    Ok(block.read(offset, data).inspect_err(|_| data.fill(0xff))?)
 }
 
 /// Calls `each` for the pieces of an access: what answers if something does, and which
@@ -131,7 +203,7 @@ fn split(
     access: Access,
     mut each: impl FnMut(Option<(&Section, u64)>, Range<usize>) -> Result<(), AccessError>,
 ) -> Result<(), AccessError> {
-    let Access { address, len } = access;
+    let Access { address, len, .. } = access;
     let mut result = Ok(());
     let mut done = 0;
     while done < len {
@@ -168,8 +240,21 @@ fn whole(view: &FlatView, address: u64, len: usize) -> Option<(&Section, u64)> {
 
 #[inline]
 pub(crate) fn read(view: &FlatView, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
-    let access = Access { address, len: data.len() };
-    if let Some((section, offset)) = whole(view, address, data.len()) {
+    read_from(view, Access { address, len: data.len(), translated: 0 }, data)
+}
+
+#[inline]
+pub(crate) fn write(view: &FlatView, address: u64, data: &[u8]) -> Result<(), AccessError> {
+    write_to(view, Access { address, len: data.len(), translated: 0 }, data)
+}
+
+#[inline]
+fn read_from(view: &FlatView, access: Access, data: &mut [u8]) -> Result<(), AccessError> {
+    if let Some((section, offset)) = whole(view, access.address, data.len()) {
+        // What is read most, without a call.
+        if let SectionTarget::Ram(block) = &section.target {
+            return read_block(block, offset, data);
+        }
         return access.read(section, offset, data);
     }
     split(view, access, |piece, bytes| {
@@ -185,9 +270,8 @@ pub(crate) fn read(view: &FlatView, address: u64, data: &mut [u8]) -> Result<(),
 }
 
 #[inline]
-pub(crate) fn write(view: &FlatView, address: u64, data: &[u8]) -> Result<(), AccessError> {
-    let access = Access { address, len: data.len() };
-    if let Some((section, offset)) = whole(view, address, data.len()) {
+fn write_to(view: &FlatView, access: Access, data: &[u8]) -> Result<(), AccessError> {
+    if let Some((section, offset)) = whole(view, access.address, data.len()) {
         return access.write(section, offset, data);
     }
     split(view, access, |piece, bytes| match piece {

@@ -31,14 +31,9 @@ impl fmt::Debug for MapClient {
 
 impl Drop for MapClient {
     fn drop(&mut self) {
-        let switched = self.map.update(|map| {
-            map.forget_log(self.client);
-            Ok(())
-        });
-        match switched {
-            Ok(()) => self.map.drop_name(self.client),
+        if let Err(error) = self.map.drop_name(self.client) {
             // It goes on to log, so nobody else gets its number.
-            Err(error) => log::warn!("{} cannot be switched off: {error}", self.client),
+            log::warn!("{} cannot be switched off: {error}", self.client);
         }
     }
 }
@@ -63,7 +58,8 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// [`MapError::Dirty`] if all numbers are given out, here or by a block, or the name is.
+    /// [`MapError::Dirty`] if all numbers are given out, here or by a block, or the name is;
+    /// [`MapError::Nested`].
     pub fn register_client(self: &Arc<Self>, name: &str) -> Result<MapClient, MapError> {
         let client = self.take_name(name)?;
         Ok(MapClient { map: self.clone(), client })
@@ -104,6 +100,25 @@ impl Clients {
         let client = free.ok_or_else(|| DirtyError::TooManyClients { name: name.to_owned() })?;
         self.names[index(client)] = Some(name.into());
         Ok(client)
+    }
+
+    /// Whether all of `blocks`, and blocks that come later, can log for `client`.
+    pub(crate) fn check<'a>(
+        &self,
+        client: DirtyClient,
+        blocks: impl Iterator<Item = &'a Arc<RamBlock>>,
+    ) -> Result<(), DirtyError> {
+        if client == DirtyClient::CODE {
+            return Err(DirtyError::Inverse);
+        }
+        if client.built_in_name().is_some() || self.names[index(client)].is_some() {
+            return Ok(());
+        }
+        // Not the map's, but perhaps the blocks' own.
+        let mut blocks = blocks.peekable();
+        let known = blocks.peek().is_some()
+            && blocks.all(|block| block.dirty().client_name(client).is_some());
+        if known { Ok(()) } else { Err(DirtyError::Unregistered { client }) }
     }
 
     pub(crate) fn forget(&mut self, client: DirtyClient) {
@@ -202,15 +217,36 @@ mod tests {
         assert_eq!(taken.dirty().client_name(mine.client()).as_deref(), Some("theirs"));
     }
 
+    /// At once, by name, and not when the first RAM comes, whose maker did nothing wrong.
     #[test]
-    fn a_number_that_was_not_given_out_cannot_log() {
+    fn who_cannot_log_is_refused_at_once() {
         let memory = MemoryMap::new();
-        memory.update(|map| map.ram("ram", block("ram"))).unwrap();
-        let client = DirtyClient::registrable().next().unwrap();
-        let refused = memory.set_global_log(client, true);
-        assert!(matches!(refused, Err(MapError::Dirty(DirtyError::Unregistered { .. }))));
-        let refused = memory.set_global_log(DirtyClient::CODE, true);
-        assert!(matches!(refused, Err(MapError::Dirty(DirtyError::Inverse))));
+        let number = DirtyClient::registrable().next().unwrap();
+        let unregistered = |error: &MapError| matches!(error, MapError::Dirty(DirtyError::Unregistered { client }) if *client == number);
+        let inverse = |error: &MapError| matches!(error, MapError::Dirty(DirtyError::Inverse));
+        // Without any RAM, and with some.
+        for id in ["one", "other"] {
+            assert!(unregistered(&memory.set_global_log(number, true).unwrap_err()));
+            assert!(inverse(&memory.set_global_log(DirtyClient::CODE, true).unwrap_err()));
+            let ram = memory.update(|map| map.ram(id, block(id))).unwrap();
+            assert!(unregistered(&memory.set_log(ram, number, true).unwrap_err()));
+            assert!(inverse(&memory.set_log(ram, DirtyClient::CODE, true).unwrap_err()));
+            memory.set_log(ram, number, false).unwrap();
+        }
+        // The edit that is wrong says so, and the transaction may go on without it.
+        memory
+            .update(|map| {
+                assert!(map.set_global_log(number, true).is_err());
+                map.ram("third", block("third"))
+            })
+            .unwrap();
+        // A number that the block has given out itself can log there, and only there.
+        let own = block("own");
+        let registration = own.dirty().register_as(number, "own").unwrap();
+        let ram = memory.update(|map| map.ram("own", own.clone())).unwrap();
+        memory.set_log(ram, number, true).unwrap();
+        assert!(own.dirty().enabled().contains(registration.client()));
+        assert!(unregistered(&memory.set_global_log(number, true).unwrap_err()));
     }
 
     /// A claim that outlives its client takes nothing from the next of its number.

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use ram_block::{DirtyClient, DirtySnapshot, Harvest, RamBlock};
 
+use crate::claims::Claim;
 use crate::error::MapError;
 use crate::flat_view::FlatView;
 use crate::listener::{ListenerError, MemoryListener};
-use crate::map::{Claim, MemoryMap};
+use crate::map::MemoryMap;
 use crate::region::RegionId;
 use crate::section::Section;
 
@@ -28,13 +29,12 @@ pub struct LogClaim {
 
 impl Drop for LogClaim {
     fn drop(&mut self) {
-        if !self.map.has_claim(&self.claim) {
-            return; // its client is gone, and its logs with it
-        }
-        let switched = match self.region {
-            Some(region) => self.map.set_log(region, self.claim.client, false),
-            None => self.map.set_global_log(self.claim.client, false),
-        };
+        // In one turn: the client's number may be another's afterwards.
+        let switched = self.map.update(|map| match self.region {
+            _ if !self.map.claims().has(&self.claim) => Ok(()), // gone with its client
+            Some(region) => map.set_log(region, self.claim.client, false),
+            None => map.set_global_log(self.claim.client, false),
+        });
         if let Err(error) = switched {
             log::warn!("The {} log cannot be switched off: {error}", self.claim.client);
         }
@@ -79,7 +79,7 @@ impl MemoryMap {
         what: String,
         switch_on: impl FnOnce() -> Result<(), MapError>,
     ) -> Result<LogClaim, MapError> {
-        if !self.take_claim(&mut claim) {
+        if !self.claims().take(&mut claim) {
             return Err(MapError::Claimed { client: claim.client, what });
         }
         if let Err(error) = switch_on() {
@@ -89,6 +89,11 @@ impl MemoryMap {
         Ok(LogClaim { map: self.clone(), region, claim })
     }
 
+    fn drop_claim(&self, claim: &Claim) {
+        let ended = self.claims().end(|other| other.number == claim.number);
+        drop(ended); // no longer locked
+    }
+
     /// Switches the dirty log of one RAM region on or off for `client`.
     ///
     /// Everything written from the return of this call on is logged. The map
@@ -96,7 +101,9 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], [`MapError::Refused`].
+    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], [`MapError::Dirty`] if nobody can
+    /// log for the client (see [`MapEdit::set_log`](crate::MapEdit::set_log)),
+    /// [`MapError::Refused`], [`MapError::Nested`].
     ///
     /// [`DirtyMemory::enable`]: ram_block::DirtyMemory::enable
     pub fn set_log(&self, region: RegionId, client: DirtyClient, on: bool) -> Result<(), MapError> {
@@ -107,12 +114,10 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// [`MapError::Refused`].
+    /// [`MapError::Dirty`] if nobody can log for the client, or a block cannot,
+    /// [`MapError::Refused`], [`MapError::Nested`].
     pub fn set_global_log(&self, client: DirtyClient, on: bool) -> Result<(), MapError> {
-        self.update(|map| {
-            map.set_global_log(client, on);
-            Ok(())
-        })
+        self.update(|map| map.set_global_log(client, on))
     }
 
     /// Merges what accelerators know of writes to `region` into its block, for every
@@ -148,7 +153,7 @@ impl MemoryMap {
     }
 
     fn sync_all(&self, last: bool) -> Result<(), MapError> {
-        for entry in self.spaces().iter() {
+        for entry in self.current().spaces.iter() {
             for listener in &entry.listeners {
                 let at_once = listener.sync_all(last);
                 if !at_once.map_err(|source| unsynced(&**listener, "all RAM", source))? {
@@ -167,7 +172,7 @@ impl MemoryMap {
     ///
     /// [`MapError::Sync`].
     pub fn log_clear(&self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
-        for entry in self.spaces().iter().filter(|entry| !entry.listeners.is_empty()) {
+        for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
             let view = entry.space.view();
             for section in view.sections().iter().filter(|section| shows(section, block)) {
                 let size = u64::try_from(section.size()).unwrap_or(u64::MAX);
@@ -190,7 +195,7 @@ impl MemoryMap {
     /// No lock is held meanwhile: a section that a commit removes at this moment has
     /// been synced by its listener.
     fn sync_block(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
-        for entry in self.spaces().iter().filter(|entry| !entry.listeners.is_empty()) {
+        for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
             let wanted = |section: &Section| shows(section, block);
             sync_sections(&entry.space.view(), &entry.listeners, wanted)?;
         }

@@ -4,7 +4,7 @@
 //! They follow an address space as listeners do. A log by address means the map as it was
 //! when the write was made: so a source is asked for what a commit removes while it still
 //! resolves addresses in the former map. The writer must be off what is removed by then,
-//! which its own listener sees to in `prepare`. One page of a log may show parts of several
+//! which its own listener sees to in `prepare`, and on what is added in `commit`, later. One page of a log may show parts of several
 //! sections; a bit can be taken once, so it is resolved to all of them.
 
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ram_block::PageSize;
 
 use crate::listener::{ListenerError, MemoryListener, ViewChange};
+use crate::log_words::LogWords;
 use crate::section::Section;
 
 /// A log of writes by guest address, one bit a page.
@@ -42,6 +43,11 @@ pub trait DirtySource: Send + Sync {
 /// A [`DirtySource`] as a listener of the address space whose addresses it logs:
 /// whenever somebody syncs, its writes reach every client that is on.
 ///
+/// Its priority is 0, as that of an accelerator. The listener of the writer itself comes
+/// above it: it has a higher priority, or is registered later. So the writer is off what goes
+/// before this one looks at the log for the last time, and on what comes only after: a bit
+/// for what comes would be taken as one for what was there before.
+///
 /// ```
 /// # use memory_region::{AddressSpace, DirtySourceListener, MapError, MemoryMap, VhostLog};
 /// # fn example(memory: &MemoryMap, space: &AddressSpace) -> Result<(), Box<dyn std::error::Error>> {
@@ -53,15 +59,23 @@ pub trait DirtySource: Send + Sync {
 /// ```
 pub struct DirtySourceListener<S> {
     source: S,
-    /// The RAM of the space, by start. Held while bits are taken and merged: a sync that
+    /// Held while bits are taken and merged: a sync that
     /// finds nothing because another has just taken it, waits until that has merged it.
-    ram: Mutex<BTreeMap<u64, Section>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The RAM of the space, by start.
+    ram: BTreeMap<u64, Section>,
+    /// Where words of the log are kept until they are merged.
+    words: Vec<u64>,
 }
 
 impl<S: DirtySource> DirtySourceListener<S> {
     /// The listener of a source.
     pub fn new(source: S) -> Arc<Self> {
-        Arc::new(Self { source, ram: Mutex::default() })
+        Arc::new(Self { source, known: Mutex::default() })
     }
 
     /// The source.
@@ -69,41 +83,21 @@ impl<S: DirtySource> DirtySourceListener<S> {
         &self.source
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Section>> {
-        self.ram.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what was written from `first` to `last`, and marks it in `ram`.
+    /// Takes what was written to a section's addresses, and marks it in the RAM that is known.
     fn collect(
         &self,
         ram: &BTreeMap<u64, Section>,
-        first: u64,
-        last: u64,
+        words: &mut Vec<u64>,
+        section: &Section,
     ) -> Result<(), ListenerError> {
         let page = self.source.page_size();
-        let pages = page.page_of(first)..page.page_of(last) + 1;
-        self.source.take(pages, &mut |base, bits| mark(ram, page, base, bits))
-    }
-}
-
-/// Marks the pages of a word of a log, run by run.
-fn mark(ram: &BTreeMap<u64, Section>, page: PageSize, base: u64, mut bits: u64) {
-    while bits != 0 {
-        let first = bits.trailing_zeros();
-        let ones = (!(bits >> first)).trailing_zeros();
-        bits &= u64::MAX.checked_shl(first + ones).unwrap_or(0);
-        // Pages past the end of the space are nobody's.
-        let number = base.saturating_add(first.into());
-        let Some(start) = number.checked_mul(page.bytes()) else { return };
-        let last = start.saturating_add(u64::from(ones) * page.bytes() - 1);
-        let before = ram.range(..start).next_back();
-        let sections = before.into_iter().chain(ram.range(start..=last));
-        for (_, section) in sections.filter(|(_, section)| section.last >= start) {
-            if let Some(block) = section.ram() {
-                let (from, to) = (section.start.max(start), section.last.min(last));
-                block.dirty().mark(section.offset + (from - section.start), to - from + 1);
-            }
-        }
+        let pages = page.page_of(section.start)..page.page_of(section.last) + 1;
+        let mut words = LogWords::new(ram, page, words);
+        self.source.take(pages, &mut |base, bits| words.push(base, bits))
     }
 }
 
@@ -113,14 +107,11 @@ impl<S: DirtySource> MemoryListener for DirtySourceListener<S> {
     }
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
-        let mut ram = self.lock();
-        for section in change.removed.iter().filter(|section| ram.contains_key(&section.start)) {
-            self.collect(&ram, section.start, section.last)?;
-        }
-        for relogged in &change.relogged {
-            let Section { start, last, .. } = relogged.section;
-            if ram.contains_key(&start) {
-                self.collect(&ram, start, last)?;
+        let Known { ram, words } = &mut *self.lock();
+        let relogged = change.relogged.iter().map(|change| &change.section);
+        for section in change.removed.iter().chain(relogged) {
+            if ram.contains_key(&section.start) {
+                self.collect(ram, words, section)?;
             }
         }
         for section in &change.removed {
@@ -133,15 +124,13 @@ impl<S: DirtySource> MemoryListener for DirtySourceListener<S> {
     }
 
     fn sync(&self, section: &Section) -> Result<(), ListenerError> {
-        let ram = self.lock();
-        self.collect(&ram, section.start, section.last)
+        let Known { ram, words } = &mut *self.lock();
+        self.collect(ram, words, section)
     }
 
     fn sync_all(&self, _: bool) -> Result<bool, ListenerError> {
-        let ram = self.lock();
-        for section in ram.values() {
-            self.collect(&ram, section.start, section.last)?;
-        }
+        let Known { ram, words } = &mut *self.lock();
+        ram.values().try_for_each(|section| self.collect(ram, words, section))?;
         Ok(true)
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ram_block::ClientSet;
 
+use crate::commit::{Current, Space};
 use crate::flat_view::FlatView;
 use crate::map::MemoryMap;
 use crate::region::{Kind, Region, RegionId, Topology};
@@ -13,11 +14,7 @@ use crate::section::Section;
 
 /// A map's regions as trees, one for each address space, then one for each region that
 /// is shown through aliases only; see [`MemoryMap::tree`].
-pub struct MapTree {
-    topology: Topology,
-    /// Names and roots.
-    spaces: Vec<(Arc<str>, RegionId)>,
-}
+pub struct MapTree(Arc<Current>);
 
 /// A map's flat views, each once, with the address spaces that share it; see
 /// [`MemoryMap::flat_views`].
@@ -39,19 +36,16 @@ impl MemoryMap {
     /// println!("{}\n{}", memory.tree(), memory.flat_views());
     /// ```
     pub fn tree(&self) -> MapTree {
-        let topology = self.topology();
-        let spaces = self.spaces();
-        let spaces = spaces.iter().map(|entry| (entry.space.shared_name(), entry.space.root()));
-        MapTree { topology, spaces: spaces.collect() }
+        MapTree(self.current())
     }
 
     /// The flat views as they are now, to be printed.
     pub fn flat_views(&self) -> FlatViews {
-        let topology = self.topology();
+        let current = self.current();
         let mut views: Vec<SharedView> = Vec::new();
-        for entry in self.spaces().iter() {
+        for entry in &current.spaces {
             let view = entry.space.view();
-            let user = (entry.space.shared_name(), topology.name(entry.space.root()));
+            let user = (entry.space.shared_name(), current.topology.name(entry.space.root()));
             match views.iter_mut().find(|other| Arc::ptr_eq(&other.view, &view)) {
                 Some(shared) => shared.spaces.push(user),
                 None => views.push(SharedView { view, spaces: vec![user] }),
@@ -96,6 +90,7 @@ fn kind(topology: &Topology, region: &Region) -> &'static str {
         Kind::Ram(_) => "ram",
         Kind::RomDevice { .. } => "romd",
         Kind::Mmio(_) | Kind::Alias { .. } => "i/o",
+        Kind::Iommu(_) => "iommu",
         Kind::Reservation => "reserved",
     }
 }
@@ -108,12 +103,13 @@ impl MapTree {
         (base, priority, depth): (u128, i32, usize),
         aliased: &mut BTreeSet<RegionId>,
     ) -> fmt::Result {
-        let Ok(region) = self.topology.get(id) else { return Ok(()) };
+        let topology = &self.0.topology;
+        let Ok(region) = topology.get(id) else { return Ok(()) };
         write!(f, "{:1$}", "", 2 * depth)?;
         range(f, base, region.size)?;
-        write!(f, " (prio {priority}, {}): ", kind(&self.topology, region))?;
+        write!(f, " (prio {priority}, {}): ", kind(topology, region))?;
         if let Kind::Alias { target, offset } = region.kind {
-            write!(f, "alias {} @{} ", region.name, self.topology.name(target))?;
+            write!(f, "alias {} @{} ", region.name, topology.name(target))?;
             range(f, offset.into(), region.size)?;
             aliased.insert(target);
         } else {
@@ -121,7 +117,7 @@ impl MapTree {
         }
         write!(f, " [{}]", Size(region.size))?;
         if region.block().is_some() {
-            log(f, region.log.union(self.topology.global_log))?;
+            log(f, region.log.union(topology.global_log))?;
         }
         writeln!(f, "{}", if region.enabled { "" } else { " [disabled]" })?;
         if let Kind::Container(children) = &region.kind {
@@ -140,16 +136,16 @@ impl MapTree {
 impl fmt::Display for MapTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut aliased = BTreeSet::new();
-        for (space, root) in &self.spaces {
-            writeln!(f, "address-space: {space}")?;
-            self.region(f, *root, (0, 0, 1), &mut aliased)?;
+        for Space { space, .. } in &self.0.spaces {
+            writeln!(f, "address-space: {}", space.name())?;
+            self.region(f, space.root(), (0, 0, 1), &mut aliased)?;
             writeln!(f)?;
         }
         // Targets of aliases, of which some have aliases in them.
         let mut shown = BTreeSet::new();
         while let Some(id) = aliased.iter().find(|id| !shown.contains(*id)).copied() {
             shown.insert(id);
-            writeln!(f, "memory-region: {}", self.topology.name(id))?;
+            writeln!(f, "memory-region: {}", self.0.topology.name(id))?;
             self.region(f, id, (0, 0, 1), &mut aliased)?;
             writeln!(f)?;
         }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use ram_block::{DirtyClient, RamBlock};
 
+use crate::clients::Clients;
 use crate::error::MapError;
+use crate::iommu::Iommu;
 use crate::mmio::MmioDevice;
 use crate::region::{Kind, RegionId, Topology, check_size};
 use crate::registers::Registers;
@@ -15,8 +17,18 @@ use crate::registers::Registers;
 /// Sizes are in bytes and of 128 bits, so that a region can have all 2^64.
 pub struct MapEdit<'a> {
     pub(crate) topology: &'a mut Topology,
+    pub(crate) newcomers: &'a mut Newcomers,
+    pub(crate) clients: &'a Clients,
     /// Regions that may not be removed: the roots of address spaces, with their names.
     pub(crate) roots: Vec<(RegionId, Arc<str>)>,
+}
+
+/// What a transaction brought, whatever became of it: kept until it is over.
+#[derive(Default)]
+pub(crate) struct Newcomers {
+    blocks: Vec<Arc<RamBlock>>,
+    devices: Vec<Arc<dyn MmioDevice>>,
+    iommus: Vec<Arc<dyn Iommu>>,
 }
 
 impl MapEdit<'_> {
@@ -35,7 +47,8 @@ impl MapEdit<'_> {
     ///
     /// [`MapError::DuplicateBlock`] if another block of the map has this one's id.
     pub fn ram(&mut self, name: &str, block: Arc<RamBlock>) -> Result<RegionId, MapError> {
-        self.check_block(&block)?;
+        self.newcomers.blocks.push(block.clone());
+        self.topology.check_block(&block)?;
         let size = u128::from(block.len());
         self.topology.add(name, size, Kind::Ram(block))
     }
@@ -65,7 +78,9 @@ impl MapEdit<'_> {
         block: Arc<RamBlock>,
         device: Arc<dyn MmioDevice>,
     ) -> Result<RegionId, MapError> {
-        self.check_block(&block)?;
+        self.newcomers.blocks.push(block.clone());
+        self.newcomers.devices.push(device.clone());
+        self.topology.check_block(&block)?;
         let registers = Arc::new(Registers::new(name, device)?);
         let size = u128::from(block.len());
         self.topology.add(name, size, Kind::RomDevice { block, registers, direct: true })
@@ -82,8 +97,25 @@ impl MapEdit<'_> {
         size: u128,
         device: Arc<dyn MmioDevice>,
     ) -> Result<RegionId, MapError> {
+        self.newcomers.devices.push(device.clone());
         let registers = Arc::new(Registers::new(name, device)?);
         self.topology.add(name, size, Kind::Mmio(registers))
+    }
+
+    /// Addresses whose accesses go on where `iommu` says; often all 2^64 bytes of a device's
+    /// address space. An accelerator has nothing to map there.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Size`].
+    pub fn iommu(
+        &mut self,
+        name: &str,
+        size: u128,
+        iommu: Arc<dyn Iommu>,
+    ) -> Result<RegionId, MapError> {
+        self.newcomers.iommus.push(iommu.clone());
+        self.topology.add(name, size, Kind::Iommu(iommu))
     }
 
     /// Addresses that somebody else answers for, as an interrupt controller in the
@@ -114,14 +146,6 @@ impl MapEdit<'_> {
         check_size(name, size)?;
         check_alias(name, offset, size, &shown.name, shown.size)?;
         self.topology.add(name, size, Kind::Alias { target, offset })
-    }
-
-    fn check_block(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
-        let id = block.id();
-        if self.topology.blocks().any(|other| other.id() == id && !Arc::ptr_eq(other, block)) {
-            return Err(MapError::DuplicateBlock { id: id.to_owned() });
-        }
-        Ok(())
     }
 
     /// Shows or hides a region with all that is in it.
@@ -197,7 +221,9 @@ impl MapEdit<'_> {
     ///
     /// # Errors
     ///
-    /// [`MapError::NotRam`], [`MapError::UnknownRegion`].
+    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], or [`MapError::Dirty`] if nobody
+    /// can log for the client: it is registered neither with the map nor with the block,
+    /// or it is [`CODE`](DirtyClient::CODE), whose bits are no log.
     pub fn set_log(
         &mut self,
         region: RegionId,
@@ -205,23 +231,34 @@ impl MapEdit<'_> {
         on: bool,
     ) -> Result<(), MapError> {
         let region = self.topology.get_mut(region)?;
-        if region.block().is_none() {
+        let Some(block) = region.block() else {
             return Err(MapError::NotRam { name: region.name.to_string(), client });
+        };
+        if on {
+            self.clients.check(client, std::iter::once(block))?;
         }
         region.log = if on { region.log.with(client) } else { region.log.without(client) };
         Ok(())
     }
 
-    /// Switches every dirty log of `client` off.
-    pub(crate) fn forget_log(&mut self, client: DirtyClient) {
-        self.set_global_log(client, false);
-        self.topology.forget_log(client);
+    /// Switches the dirty log of all RAM, present and future, on or off for `client`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Dirty`], as for [`set_log`](Self::set_log).
+    pub fn set_global_log(&mut self, client: DirtyClient, on: bool) -> Result<(), MapError> {
+        let log = self.topology.global_log;
+        if on {
+            self.clients.check(client, self.topology.blocks())?;
+        }
+        self.topology.global_log = if on { log.with(client) } else { log.without(client) };
+        Ok(())
     }
 
-    /// Switches the dirty log of all RAM on or off for `client`.
-    pub fn set_global_log(&mut self, client: DirtyClient, on: bool) {
-        let log = self.topology.global_log;
-        self.topology.global_log = if on { log.with(client) } else { log.without(client) };
+    /// Switches every dirty log of `client` off.
+    pub(crate) fn forget_log(&mut self, client: DirtyClient) {
+        self.topology.global_log = self.topology.global_log.without(client);
+        self.topology.forget_log(client);
     }
 }
 

@@ -18,6 +18,9 @@ pub enum MapError {
         /// The size asked for, in bytes.
         size: u128,
     },
+    /// The map is being changed by this very thread, which would wait for itself.
+    #[error("The map cannot be changed from within an update's closure or a listener")]
+    Nested,
     /// The id names no region of this map, or one that was removed.
     #[error("Region {id} is not in this map")]
     UnknownRegion {

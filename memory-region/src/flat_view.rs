@@ -1,5 +1,7 @@
 //! What a bus sees: sections, sorted, without overlap.
 
+use std::sync::OnceLock;
+
 use crate::access::{self, AccessError};
 use crate::guest_memory::GuestRam;
 use crate::io_event_fd::{CoalescedRange, IoEventFd};
@@ -15,7 +17,8 @@ pub struct FlatView {
     look_up: LookUp,
     event_fds: Vec<IoEventFd>,
     coalesced: Vec<CoalescedRange>,
-    ram: GuestRam,
+    /// Made when somebody asks.
+    ram: OnceLock<GuestRam>,
 }
 
 impl FlatView {
@@ -25,10 +28,10 @@ impl FlatView {
         event_fds.sort_unstable();
         let mut coalesced: Vec<_> = sections.iter().flat_map(Section::coalesced).collect();
         coalesced.sort_unstable();
-        coalesced.dedup();
+        debug_assert!(coalesced.windows(2).all(|pair| pair[0].last < pair[1].start));
         Self {
             look_up: LookUp::new(sections.iter().map(|section| section.last).collect()),
-            ram: GuestRam::new(&sections),
+            ram: OnceLock::new(),
             sections: sections.into_boxed_slice(),
             event_fds,
             coalesced,
@@ -50,10 +53,11 @@ impl FlatView {
         &self.coalesced
     }
 
-    /// The RAM that can be written, for those who want vm-memory's `GuestMemoryBackend`.
-    /// The view itself is a vm-memory `GuestMemory`, of which ROM can be read too.
+    /// The RAM that can be written, but for the last page of the 64-bit space, for those who
+    /// want vm-memory's `GuestMemoryBackend`. The view itself is a vm-memory `GuestMemory`,
+    /// of which ROM can be read too.
     pub fn ram(&self) -> &GuestRam {
-        &self.ram
+        self.ram.get_or_init(|| GuestRam::new(&self.sections))
     }
 
     /// The section that holds `address`, or where the next one starts.
@@ -61,7 +65,10 @@ impl FlatView {
     /// `Err(None)` says that nothing answers from `address` to the end.
     #[inline]
     pub(crate) fn find(&self, address: u64) -> Result<&Section, Option<u64>> {
-        let at = self.look_up.first_reaching(address);
+        let at = match &*self.sections {
+            [only] => usize::from(only.last < address),
+            _ => self.look_up.first_reaching(address),
+        };
         match self.sections.get(at) {
             Some(section) if section.start <= address => Ok(section),
             next => Err(next.map(|section| section.start)),

@@ -29,8 +29,16 @@ pub struct RamRange {
 
 impl RamRange {
     fn new(section: &Section, block: &Arc<RamBlock>) -> Option<Self> {
-        // All 2^64 bytes are more than any block has.
-        let len = (section.last - section.start).checked_add(1)?;
+        let len = match section.last {
+            // vm-memory's iterators go on at 0 after the last byte of the space.
+            u64::MAX => {
+                (section.last - section.start).checked_sub(block.page_size().bytes() - 1)?
+            }
+            last => last - section.start + 1,
+        };
+        if len == 0 {
+            return None;
+        }
         let (block, file) = (block.clone(), OnceLock::new());
         Some(Self { start: section.start, len, block, offset: section.offset, file })
     }
@@ -80,7 +88,7 @@ impl GuestMemoryRegion for RamRange {
         let open = || {
             let file = self.block.file()?.try_clone();
             let file = file.inspect_err(|error| log::warn!("{self:?}: {error}")).ok()?;
-            Some(FileOffset::new(file, self.offset))
+            Some(FileOffset::new(file, self.block.file_offset() + self.offset))
         };
         self.file.get_or_init(open).as_ref()
     }
@@ -100,6 +108,9 @@ impl GuestMemoryRegion for RamRange {
 impl GuestMemoryRegionBytes for RamRange {}
 
 /// The RAM of a view that can be written, in ascending order; see [`FlatView::ram`].
+///
+/// It leaves out the last page of the 64-bit space: vm-memory's accesses to a
+/// `GuestMemoryBackend` would go on at address 0 behind it. The view has it, and does not.
 #[derive(Clone, Debug, Default)]
 pub struct GuestRam {
     ranges: Arc<[RamRange]>,

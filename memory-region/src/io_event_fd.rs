@@ -9,18 +9,27 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::edit::MapEdit;
 use crate::error::MapError;
+use crate::mmio::Endianness;
 use crate::region::RegionId;
 use crate::registers::Registers;
 
 /// An eventfd that is signalled by certain writes, instead of the device's handler: a
 /// virtio queue's doorbell. With an accelerator the guest does not even exit.
+///
+/// The signal is there at once: it overtakes writes that are
+/// [gathered](MapEdit::set_coalescing), also those of the same processor. Who is woken by
+/// it and wants to see them asks the accelerator for them first. While a commit that brings
+/// it is told to listeners, writes may signal it already, also if one of them refuses.
 #[derive(Clone, Debug)]
 pub struct IoEventFd {
     /// Where: in a region its offset, in a view its address. In bytes.
     pub address: u64,
-    /// The size of the writes that count, in bytes: 1, 2, 4 or 8; 0 for any.
+    /// The size of the writes that count, in bytes: 1, 2, 4 or 8; 0 for any write that
+    /// starts at the address.
     pub size: u8,
-    /// The value that a write must have to count, if not any.
+    /// The value that a write must have to count, if not any. In a region it is the
+    /// register's, in the byte order of the device; in a view it is that of the bytes on
+    /// the bus, the first one the lowest.
     pub datamatch: Option<u64>,
     /// What is signalled.
     pub fd: Arc<EventFd>,
@@ -31,20 +40,48 @@ impl IoEventFd {
         (self.address, self.size, self.datamatch, self.fd.as_raw_fd())
     }
 
-    /// Whether both want the same write, whatever they signal.
-    fn same_write(&self, other: &Self) -> bool {
-        (self.address, self.size, self.datamatch) == (other.address, other.size, other.datamatch)
+    /// Whether there is a write that both want. KVM has room for one of them.
+    fn meets(&self, other: &Self) -> bool {
+        let any_size = self.size == 0 || other.size == 0;
+        let any_value = self.datamatch.is_none() || other.datamatch.is_none();
+        let same_value = any_value || self.datamatch == other.datamatch;
+        self.address == other.address && (any_size || self.size == other.size && same_value)
     }
 
-    /// Whether a write on the bus is the one.
-    pub(crate) fn matches(&self, address: u64, data: &[u8]) -> bool {
-        if self.address != address || (self.size != 0 && usize::from(self.size) != data.len()) {
-            return false;
+    /// The bytes that are not to be gathered, so that the eventfd is signalled by the writes
+    /// that it is for.
+    pub(crate) fn bytes(&self) -> Range<u64> {
+        self.address..self.address.saturating_add(u64::from(self.size.max(1)))
+    }
+
+    /// Whether a write of a device that takes it as a whole is the one. Here and there the
+    /// address is an offset.
+    pub(crate) fn matches(&self, address: u64, data: &[u8], order: Endianness) -> bool {
+        self.address == address
+            && (self.size == 0 || usize::from(self.size) == data.len())
+            && self.datamatch.is_none_or(|value| value == order.value(data))
+    }
+
+    /// Why no write to `registers` could signal it, or it alone.
+    fn fault(&self, registers: &Registers, region_size: u128) -> Option<&'static str> {
+        let size = usize::from(self.size);
+        let bits = u32::from(self.size) * 8;
+        let valid = registers.access().valid;
+        if !matches!(size, 0 | 1 | 2 | 4 | 8) {
+            Some("no write has this size")
+        } else if u128::from(self.address) + u128::from(self.size.max(1)) > region_size {
+            Some("it lies outside the region")
+        } else if size == 0 && self.datamatch.is_some() {
+            Some("writes of any size have no one value")
+        } else if self.datamatch.is_some_and(|value| value.checked_shr(bits).unwrap_or(0) != 0) {
+            Some("no write of this size has the value")
+        } else if size != 0 && (size < valid.min || valid.piece(self.address, size) != size) {
+            Some("the device takes no such write")
+        } else if registers.event_fds.iter().any(|other| other.meets(self)) {
+            Some("there is one already for some of these writes")
+        } else {
+            None
         }
-        self.datamatch.is_none_or(|value| {
-            let bytes = value.to_le_bytes();
-            data.len() <= 8 && bytes[..data.len()] == *data
-        })
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -76,8 +113,12 @@ impl Ord for IoEventFd {
 }
 
 /// Addresses of which an accelerator may gather writes, to hand them over later and in
-/// their order: no read is among them, and no write elsewhere overtakes them on the
-/// same processor.
+/// their order: no read is among them, no two of a view share an address, and none has one
+/// of an eventfd.
+///
+/// Other accesses to devices do not overtake those of the same processor that were gathered
+/// before: an access that reaches a device's handler finds them handed over. Stores to RAM
+/// and writes that signal an [eventfd](IoEventFd) do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CoalescedRange {
     /// The first address.
@@ -90,23 +131,20 @@ impl MapEdit<'_> {
     /// Lets certain writes to a device signal an eventfd instead of its handler, from
     /// the bus and from guests.
     ///
+    /// What an access brings is looked at piece by piece, as the device takes it
+    /// ([`MmioAccess::valid`](crate::MmioAccess::valid)). With an accelerator a guest's
+    /// write that starts at the address of an eventfd for any size is one piece.
+    ///
     /// # Errors
     ///
-    /// [`MapError::NoDevice`], [`MapError::UnknownRegion`], or [`MapError::EventFd`] if
-    /// the size is none, the place is outside the region, or the write has one already.
+    /// [`MapError::NoDevice`], [`MapError::UnknownRegion`], or [`MapError::EventFd`] if no
+    /// write is such: the size is none, or one that the device does not take there, the
+    /// place is outside the region, the value too large, or asked for without a size; or if
+    /// there is an eventfd already for one of the writes.
     pub fn add_ioeventfd(&mut self, region: RegionId, event: IoEventFd) -> Result<(), MapError> {
-        let size = self.topology.get(region)?.size;
+        let region_size = self.topology.get(region)?.size;
         let (name, registers) = self.registers(region)?;
-        let reason = if !matches!(event.size, 0 | 1 | 2 | 4 | 8) {
-            Some("no write has this size")
-        } else if u128::from(event.address) + u128::from(event.size.max(1)) > size {
-            Some("it lies outside the region")
-        } else if registers.event_fds.iter().any(|other| other.same_write(&event)) {
-            Some("there is one already")
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
+        if let Some(reason) = event.fault(registers, region_size) {
             let IoEventFd { address, size, .. } = event;
             return Err(MapError::EventFd { name, address, size, reason });
         }
@@ -132,7 +170,9 @@ impl MapEdit<'_> {
 
     /// Lets accelerators gather the writes to these byte ranges of a device, and only
     /// to these, before they hand them over: registers of which a guest writes many
-    /// before it wants an effect. No range ends it.
+    /// before it wants an effect. Ranges that overlap or touch are one. No range ends it.
+    ///
+    /// What is at an eventfd's bytes is not gathered, whichever of them comes first.
     ///
     /// # Errors
     ///
@@ -151,7 +191,15 @@ impl MapEdit<'_> {
                 return Err(MapError::Coalescing { name, start, end, size });
             }
         }
-        registers.coalesced = ranges.to_vec();
+        let mut sorted = ranges.to_vec();
+        sorted.sort_unstable_by_key(|range| range.start);
+        registers.coalesced.clear();
+        for range in sorted {
+            match registers.coalesced.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => registers.coalesced.push(range),
+            }
+        }
         Ok(())
     }
 

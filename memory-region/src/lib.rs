@@ -52,7 +52,9 @@
 
 mod access;
 mod address_space;
+mod claims;
 mod clients;
+mod commit;
 mod diff;
 mod dirty_log;
 mod dirty_source;
@@ -62,8 +64,11 @@ mod error;
 mod flat_view;
 mod follow;
 mod guest_memory;
+mod inside;
 mod io_event_fd;
+mod iommu;
 mod listener;
+mod log_words;
 mod look_up;
 mod map;
 mod mmio;
@@ -85,6 +90,7 @@ pub use error::MapError;
 pub use flat_view::FlatView;
 pub use guest_memory::{GuestRam, RamRange};
 pub use io_event_fd::{CoalescedRange, IoEventFd};
+pub use iommu::{Iommu, Translation};
 pub use listener::{
     Difference, GlobalLogChange, ListenerError, LogChange, MemoryListener, ViewChange,
 };

@@ -113,11 +113,18 @@ impl ViewChange {
 /// registered late is told all that is there as one change, and one that is taken off
 /// that all of it is gone.
 ///
-/// Called by the thread that commits, one commit at a time. [`sync`](Self::sync),
-/// [`sync_all`](Self::sync_all) and [`log_clear`](Self::log_clear) may be called from any
-/// thread at any time, also during a commit, and with a section that was just removed,
-/// which is then no error. A listener follows one address space, and does not panic:
-/// nobody could say what it has followed then.
+/// `prepare`, `commit` and `cancel` are called by the thread that commits, one commit at a
+/// time, in its turn to change the map. They may look at the map, which is still the former
+/// one; what would change it fails with [`MapError::Nested`](crate::MapError::Nested). They
+/// must not wait for a thread that may change the map itself, nor for a lock that somebody
+/// holds who does: a device's own lock, if its handlers change the map.
+///
+/// [`sync`](Self::sync), [`sync_all`](Self::sync_all) and [`log_clear`](Self::log_clear) may
+/// be called from any thread at any time, also during a commit and from within another
+/// listener, and with a section that was just removed, which is then no error.
+///
+/// A listener follows one address space, and does not panic: nobody could say what it has
+/// followed then.
 pub trait MemoryListener: Send + Sync {
     /// For messages.
     fn name(&self) -> &str;

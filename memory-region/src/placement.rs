@@ -95,7 +95,7 @@ impl MapEdit<'_> {
                     return Err(MapError::BlockTooSmall { name, size, block_len });
                 }
             }
-            Kind::Mmio(_) | Kind::Reservation => {}
+            Kind::Mmio(_) | Kind::Iommu(_) | Kind::Reservation => {}
         }
         for (alias, offset) in self.topology.aliases_of(id) {
             check_alias(&alias.name, offset, alias.size, name, size)?;

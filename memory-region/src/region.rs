@@ -1,12 +1,15 @@
 //! The region tree.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{self, AtomicU64};
 
 use ram_block::{ClientSet, DirtyClient, RamBlock};
 
 use crate::error::MapError;
+use crate::iommu::Iommu;
 use crate::registers::Registers;
 
 /// A region of one [`MemoryMap`](crate::MemoryMap). No other region of the process, of
@@ -17,7 +20,7 @@ pub struct RegionId(u64);
 impl RegionId {
     fn fresh() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+        Self(NEXT.fetch_add(1, atomic::Ordering::Relaxed))
     }
 }
 
@@ -34,6 +37,7 @@ pub(crate) enum Kind {
         direct: bool,
     },
     Mmio(Arc<Registers>),
+    Iommu(Arc<dyn Iommu>),
     Alias {
         target: RegionId,
         offset: u64,
@@ -85,14 +89,53 @@ impl Region {
     }
 }
 
-/// The clients that log each block, by its address (blocks are shared by `Arc`).
-pub(crate) type Logged = BTreeMap<*const RamBlock, (Arc<RamBlock>, ClientSet)>;
+/// The clients that log each block, by its address, which stays as it is kept here.
+pub(crate) type Logged = BTreeMap<usize, (Arc<RamBlock>, ClientSet)>;
+
+/// The address of a block.
+pub(crate) fn address_of(block: &Arc<RamBlock>) -> usize {
+    Arc::as_ptr(block).addr()
+}
+
+/// A block in the order of ids.
+#[derive(Clone)]
+struct ById(Arc<RamBlock>);
+
+impl Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        self.0.id()
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id() == other.0.id()
+    }
+}
+
+impl Eq for ById {}
+
+impl PartialOrd for ById {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ById {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.id().cmp(other.0.id())
+    }
+}
 
 /// The tree: a value that a transaction copies, edits and then commits or drops.
 #[derive(Clone, Default)]
 pub(crate) struct Topology {
     /// Shared with the copy as long as neither changes one.
     regions: BTreeMap<RegionId, Arc<Region>>,
+    /// The aliases, each behind what it shows.
+    aliases: BTreeSet<(RegionId, RegionId)>,
+    /// The blocks, and how many regions each has.
+    blocks: BTreeMap<ById, usize>,
     /// The clients that log all RAM.
     pub(crate) global_log: ClientSet,
 }
@@ -128,12 +171,38 @@ impl Topology {
             log: ClientSet::EMPTY,
             parent: None,
         };
+        if let Kind::Alias { target, .. } = region.kind {
+            self.aliases.insert((target, id));
+        }
+        if let Some(block) = region.block() {
+            *self.blocks.entry(ById(block.clone())).or_default() += 1;
+        }
         self.regions.insert(id, Arc::new(region));
         Ok(id)
     }
 
-    pub(crate) fn remove(&mut self, id: RegionId) -> Option<Arc<Region>> {
-        self.regions.remove(&id)
+    pub(crate) fn remove(&mut self, id: RegionId) {
+        let Some(region) = self.regions.remove(&id) else { return };
+        if let Kind::Alias { target, .. } = region.kind {
+            self.aliases.remove(&(target, id));
+        }
+        let id = region.block().map_or("", |block| block.id());
+        if let Some(users) = self.blocks.get_mut(id) {
+            *users -= 1;
+            if *users == 0 {
+                self.blocks.remove(id);
+            }
+        }
+    }
+
+    /// Whether the map may have a region of `block`.
+    pub(crate) fn check_block(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
+        match self.blocks.get_key_value(block.id()) {
+            Some((ById(other), _)) if !Arc::ptr_eq(other, block) => {
+                Err(MapError::DuplicateBlock { id: block.id().to_owned() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// All regions, in the order in which they were made.
@@ -151,9 +220,13 @@ impl Topology {
 
     /// The aliases of `target`: their ids, and the part that they show.
     pub(crate) fn aliases_of(&self, target: RegionId) -> impl Iterator<Item = (&Region, u64)> {
-        self.regions().filter_map(move |(_, region)| match region.kind {
-            Kind::Alias { target: of, offset } if of == target => Some((region, offset)),
-            _ => None,
+        let aliases = self.aliases.range((target, RegionId(0))..=(target, RegionId(u64::MAX)));
+        aliases.filter_map(|(_, alias)| {
+            let region = self.regions.get(alias)?;
+            match region.kind {
+                Kind::Alias { offset, .. } => Some((&**region, offset)),
+                _ => None,
+            }
         })
     }
 
@@ -165,9 +238,9 @@ impl Topology {
         }
     }
 
-    /// The block of every region that has one; once for each region that shows it.
+    /// Every block once, in the order of their ids.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = &Arc<RamBlock>> {
-        self.regions.values().filter_map(|region| region.block())
+        self.blocks.keys().map(|ById(block)| block)
     }
 
     /// The clients that log each block. Several regions may show one block; who logs
@@ -177,7 +250,7 @@ impl Topology {
         for region in self.regions.values() {
             if let Some(block) = region.block() {
                 let none = || (block.clone(), ClientSet::EMPTY);
-                let entry = logged.entry(Arc::as_ptr(block)).or_insert_with(none);
+                let entry = logged.entry(address_of(block)).or_insert_with(none);
                 entry.1 = entry.1.union(region.log).union(self.global_log);
             }
         }

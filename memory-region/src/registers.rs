@@ -1,13 +1,13 @@
 //! A device as a region shows it: accesses made to measure, and not again from within
 //! themselves.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::MapError;
+use crate::inside::Inside;
 use crate::io_event_fd::IoEventFd;
 use crate::mmio::{AccessSizes, MmioAccess, MmioDevice};
 
@@ -16,7 +16,8 @@ pub struct Registers {
     device: Arc<dyn MmioDevice>,
     access: MmioAccess,
     pub(crate) event_fds: Vec<IoEventFd>,
-    /// Byte ranges of the region whose writes an accelerator may gather.
+    /// Byte ranges of the region whose writes an accelerator may gather, in ascending order
+    /// and with a gap between any two.
     pub(crate) coalesced: Vec<Range<u64>>,
     /// Shared by all states of one region: a device's fault is told once.
     reentered: Arc<AtomicBool>,
@@ -76,6 +77,32 @@ impl Registers {
         self.access
     }
 
+    /// The eventfds as they are on the bus, with the region's offsets.
+    pub(crate) fn event_fds(&self) -> impl Iterator<Item = IoEventFd> {
+        let on_bus = |event: &IoEventFd, value| {
+            let mut bytes = [0; 8];
+            self.access.endianness.bytes(value, &mut bytes[..usize::from(event.size)]);
+            u64::from_le_bytes(bytes)
+        };
+        self.event_fds.iter().map(move |event| IoEventFd {
+            datamatch: event.datamatch.map(|value| on_bus(event, value)),
+            ..event.clone()
+        })
+    }
+
+    /// The byte ranges whose writes are gathered: an eventfd's writes signal it instead.
+    pub(crate) fn gathered(&self) -> Vec<Range<u64>> {
+        let mut ranges = self.coalesced.clone();
+        for Range { start, end } in self.event_fds.iter().map(IoEventFd::bytes) {
+            let without = |range: Range<u64>| {
+                let parts = [range.start..range.end.min(start), range.start.max(end)..range.end];
+                parts.into_iter().filter(|part| !part.is_empty())
+            };
+            ranges = ranges.into_iter().flat_map(without).collect();
+        }
+        ranges
+    }
+
     fn enter(&self, name: &str) -> Result<Inside, Refusal> {
         let inside = Inside::enter(Arc::as_ptr(&self.device).cast());
         if inside.is_none() {
@@ -117,26 +144,32 @@ impl Registers {
         result
     }
 
-    /// Writes `data` at `offset`; what does not arrive is dropped.
+    /// Writes `data` at `offset`, or signals; what does not arrive is dropped.
     pub(crate) fn write(&self, name: &str, offset: u64, data: &[u8]) -> Result<(), Refusal> {
-        if let Some(event) = self.event_fds.iter().find(|event| event.matches(offset, data)) {
-            event.signal(name);
-            return Ok(());
-        }
-        let inside = self.enter(name)?;
+        let order = self.access.endianness;
+        let mut inside = None;
         let mut result = Ok(());
         let mut at = 0;
         while at < data.len() {
             let place = offset.wrapping_add(at as u64);
             let size = self.access.valid.piece(place, data.len() - at);
+            let piece = &data[at..at + size];
+            at += size;
             if size < self.access.valid.min {
                 result = result.and(Err(Refusal::TooSmall(size)));
-            } else {
-                self.write_piece(place, &data[at..at + size]);
+                continue;
             }
-            at += size;
+            // The handler is not called for it, so it need not be entered.
+            let mut events = self.event_fds.iter();
+            if let Some(event) = events.find(|event| event.matches(place, piece, order)) {
+                event.signal(name);
+                continue;
+            }
+            match inside.get_or_insert_with(|| self.enter(name)) {
+                Ok(_) => self.write_piece(place, piece),
+                Err(refusal) => result = result.and(Err(*refusal)),
+            }
         }
-        drop(inside);
         result
     }
 
@@ -181,32 +214,5 @@ impl Registers {
             self.device.write(at, size, order.value(&word[..size]));
             done += len;
         }
-    }
-}
-
-/// Holding one, the thread is in a handler of the device; no other of the thread is.
-struct Inside;
-
-thread_local! {
-    /// The devices whose handlers this thread is in, the innermost last.
-    static ENTERED: RefCell<Vec<*const ()>> = const { RefCell::new(Vec::new()) };
-}
-
-impl Inside {
-    fn enter(device: *const ()) -> Option<Self> {
-        ENTERED.with_borrow_mut(|entered| {
-            let free = !entered.contains(&device);
-            if free {
-                entered.push(device);
-            }
-            free.then(|| Self)
-        })
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        // Also when a handler panics: the last one entered is the first one left.
-        ENTERED.with_borrow_mut(Vec::pop);
     }
 }

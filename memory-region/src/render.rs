@@ -11,7 +11,7 @@ use ram_block::{ClientSet, RamBlock};
 
 use crate::error::MapError;
 use crate::flat_view::FlatView;
-use crate::region::{Kind, Logged, RegionId, Topology};
+use crate::region::{Kind, Logged, RegionId, Topology, address_of};
 use crate::section::{Section, SectionTarget};
 
 /// How deep regions may be nested, aliases counted.
@@ -36,15 +36,21 @@ struct Renderer<'a> {
     topology: &'a Topology,
     root: RegionId,
     logged: &'a Logged,
-    /// By start; never overlapping.
-    sections: BTreeMap<u64, Section>,
+    /// In the order in which they are drawn; never overlapping.
+    sections: Vec<Section>,
+    filled: Filled,
 }
+
+/// Where something answers already: ranges from the key to the value, inclusive, with a gap
+/// between any two.
+#[derive(Default)]
+struct Filled(BTreeMap<u64, u64>);
 
 /// The region that shows the same as `root`: roots that are windows on the same region
 /// share a view.
 pub(crate) fn canonical(topology: &Topology, root: RegionId) -> Result<RegionId, MapError> {
     let mut id = root;
-    for _ in 0..MAX_DEPTH {
+    for _ in 0..=MAX_DEPTH {
         let region = topology.get(id)?;
         if !region.enabled || region.readonly {
             return Ok(id);
@@ -70,16 +76,15 @@ pub(crate) fn render(
     root: RegionId,
     logged: &Logged,
 ) -> Result<FlatView, MapError> {
-    let mut renderer = Renderer { topology, root, logged, sections: BTreeMap::new() };
+    let (sections, filled) = (Vec::new(), Filled::default());
+    let mut renderer = Renderer { topology, root, logged, sections, filled };
     let clip = (0, i128::from(u64::MAX));
     renderer.visit(root, Way { base: 0, clip, readonly: false, priority: 0, depth: 0 })?;
-    let mut merged: Vec<Section> = Vec::with_capacity(renderer.sections.len());
-    for section in renderer.sections.into_values() {
-        if !merged.last_mut().is_some_and(|last| last.absorb(&section)) {
-            merged.push(section);
-        }
-    }
-    Ok(FlatView::new(merged))
+    let mut sections = renderer.sections;
+    // Sections are large: what is sorted is their starts.
+    sections.sort_by_cached_key(|section| section.start);
+    sections.dedup_by(|next, last| last.absorb(next));
+    Ok(FlatView::new(sections))
 }
 
 impl Renderer<'_> {
@@ -117,19 +122,23 @@ impl Renderer<'_> {
             Kind::RomDevice { registers, .. } | Kind::Mmio(registers) => {
                 SectionTarget::Mmio(registers.clone())
             }
+            Kind::Iommu(iommu) => SectionTarget::Iommu(iommu.clone()),
             Kind::Reservation => SectionTarget::Reserved,
         };
         let (log, readonly) = match &target {
             SectionTarget::Ram(block) => (self.log_of(block), readonly),
             SectionTarget::RomDevice { block, .. } => (self.log_of(block), true),
-            SectionTarget::Mmio(_) | SectionTarget::Reserved => (ClientSet::EMPTY, false),
+            SectionTarget::Mmio(_) | SectionTarget::Iommu(_) | SectionTarget::Reserved => {
+                (ClientSet::EMPTY, false)
+            }
         };
         let (Ok(first), Ok(last)) = (u64::try_from(clip.0), u64::try_from(clip.1)) else {
             return Ok(()); // clipped to the 64-bit space above
         };
-        for (start, last) in self.free(first, last) {
-            let Ok(offset) = u64::try_from(i128::from(start) - base) else { continue };
-            let section = Section {
+        let Self { filled, sections, .. } = self;
+        filled.fill(first, last, |start, last| {
+            let Ok(offset) = u64::try_from(i128::from(start) - base) else { return };
+            sections.push(Section {
                 start,
                 last,
                 region: id,
@@ -139,33 +148,84 @@ impl Renderer<'_> {
                 readonly,
                 log,
                 target: target.clone(),
-            };
-            self.sections.insert(start, section);
-        }
+            });
+        });
         Ok(())
     }
 
     fn log_of(&self, block: &Arc<RamBlock>) -> ClientSet {
-        self.logged.get(&Arc::as_ptr(block)).map_or(ClientSet::EMPTY, |(_, log)| *log)
+        self.logged.get(&address_of(block)).map_or(ClientSet::EMPTY, |(_, log)| *log)
     }
+}
 
-    /// The parts of `first..=last` at which nothing answers yet.
-    fn free(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
-        let mut free = Vec::new();
-        let mut next = Some(first);
-        let before = self.sections.range(..=first).next_back();
-        let from =
-            before.filter(|(_, section)| section.last >= first).map_or(first, |(start, _)| *start);
-        for section in self.sections.range(from..=last).map(|(_, section)| section) {
-            let Some(start) = next else { break };
-            if start < section.start {
-                free.push((start, section.start - 1));
+impl Filled {
+    /// Fills `first..=last`; calls `each` with the parts of it that were free, downwards.
+    fn fill(&mut self, first: u64, last: u64, mut each: impl FnMut(u64, u64)) {
+        let (mut start, mut end) = (first, last);
+        // How far down it is looked at, and is filled by now.
+        let mut rest = Some(last);
+        while let Some(top) = rest.filter(|top| *top >= first) {
+            let below = self.0.range(..=top).next_back().map(|(from, to)| (*from, *to));
+            match below.filter(|(_, to)| *to >= first) {
+                Some((from, to)) => {
+                    if to < top {
+                        each(to + 1, top);
+                    }
+                    self.0.remove(&from);
+                    (start, end) = (start.min(from), end.max(to));
+                    rest = from.checked_sub(1);
+                }
+                None => {
+                    each(first, top);
+                    rest = None;
+                }
             }
-            next = section.last.checked_add(1);
         }
-        if let Some(start) = next.filter(|start| *start <= last) {
-            free.push((start, last));
+        // What touches it is one with it.
+        if let Some(to) = end.checked_add(1).and_then(|next| self.0.remove(&next)) {
+            end = to;
         }
-        free
+        let before = start.checked_sub(1).and_then(|last| {
+            let (from, to) = self.0.range_mut(..=last).next_back()?;
+            (*to == last).then_some((from, to))
+        });
+        match before {
+            Some((_, to)) => *to = end,
+            None => {
+                self.0.insert(start, end);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Against a list of all places, at both ends of the space.
+        #[test]
+        fn what_was_free_is_filled(
+            ranges in prop::collection::vec((0..128u64, 0..128u64), 1..40),
+            high in any::<bool>(),
+        ) {
+            let base = if high { u64::MAX - 127 } else { 0 };
+            let mut filled = Filled::default();
+            let mut places = [false; 128];
+            for (a, b) in ranges {
+                let (first, last) = (a.min(b), a.max(b));
+                let mut free = Vec::new();
+                filled.fill(base + first, base + last, |from, to| {
+                    free.extend((from - base..=to - base).rev());
+                });
+                let expected: Vec<u64> =
+                    (first..=last).rev().filter(|at| !places[usize::try_from(*at).unwrap()]).collect();
+                prop_assert_eq!(free, expected);
+                (first..=last).for_each(|at| places[usize::try_from(at).unwrap()] = true);
+                let ranges: Vec<_> = filled.0.iter().collect();
+                prop_assert!(ranges.windows(2).all(|pair| *pair[0].1 + 1 < *pair[1].0), "{ranges:?}");
+            }
+        }
     }
 }

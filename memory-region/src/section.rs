@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ram_block::{ClientSet, RamBlock};
 
 use crate::io_event_fd::{CoalescedRange, IoEventFd};
+use crate::iommu::Iommu;
 use crate::region::RegionId;
 use crate::registers::Registers;
 
@@ -23,6 +24,8 @@ pub enum SectionTarget {
     },
     /// A device; the section's offset is what its handlers are given.
     Mmio(Arc<Registers>),
+    /// Another address space, as this says; the section's offset is what it is asked for.
+    Iommu(Arc<dyn Iommu>),
     /// Somebody outside of this map.
     Reserved,
 }
@@ -48,6 +51,7 @@ impl fmt::Debug for SectionTarget {
             Self::Ram(block) => f.debug_tuple("Ram").field(&block.id()).finish(),
             Self::RomDevice { block, .. } => f.debug_tuple("RomDevice").field(&block.id()).finish(),
             Self::Mmio(_) => f.write_str("Mmio"),
+            Self::Iommu(_) => f.write_str("Iommu"),
             Self::Reserved => f.write_str("Reserved"),
         }
     }
@@ -103,7 +107,7 @@ impl Section {
     pub fn ram(&self) -> Option<&Arc<RamBlock>> {
         match &self.target {
             SectionTarget::Ram(block) | SectionTarget::RomDevice { block, .. } => Some(block),
-            SectionTarget::Mmio(_) | SectionTarget::Reserved => None,
+            SectionTarget::Mmio(_) | SectionTarget::Iommu(_) | SectionTarget::Reserved => None,
         }
     }
 
@@ -113,7 +117,7 @@ impl Section {
             SectionTarget::Mmio(registers) | SectionTarget::RomDevice { registers, .. } => {
                 Some(registers)
             }
-            SectionTarget::Ram(_) | SectionTarget::Reserved => None,
+            SectionTarget::Ram(_) | SectionTarget::Iommu(_) | SectionTarget::Reserved => None,
         }
     }
 
@@ -124,6 +128,7 @@ impl Section {
             (SectionTarget::Ram(_), true) => "rom",
             (SectionTarget::RomDevice { .. }, _) => "romd",
             (SectionTarget::Mmio(_), _) => "i/o",
+            (SectionTarget::Iommu(_), _) => "iommu",
             (SectionTarget::Reserved, _) => "reserved",
         }
     }
@@ -156,17 +161,17 @@ impl Section {
     /// The eventfds that writes to it signal, at their addresses.
     pub(crate) fn event_fds(&self) -> impl Iterator<Item = IoEventFd> {
         let registers = self.registers().into_iter();
-        registers.flat_map(|registers| &registers.event_fds).filter_map(|event| {
+        registers.flat_map(|registers| registers.event_fds()).filter_map(|event| {
             let end = event.address + u64::from(event.size.max(1) - 1);
             self.address_of(end)?;
-            Some(IoEventFd { address: self.address_of(event.address)?, ..event.clone() })
+            Some(IoEventFd { address: self.address_of(event.address)?, ..event })
         })
     }
 
     /// The parts of it that may be gathered.
     pub(crate) fn coalesced(&self) -> impl Iterator<Item = CoalescedRange> {
         let registers = self.registers().into_iter();
-        registers.flat_map(|registers| &registers.coalesced).filter_map(|range| {
+        registers.flat_map(|registers| registers.gathered()).filter_map(|range| {
             let first = range.start.max(self.offset);
             let last = (range.end - 1).min(self.offset.saturating_add(self.last - self.start));
             let (first, last) = (first <= last).then_some((first, last))?;

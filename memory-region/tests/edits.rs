@@ -147,7 +147,7 @@ fn a_read_only_window_on_ram_that_is_written_elsewhere() {
             map.set_readonly(window, true)?;
             map.place(bus.root, 0, region)?;
             map.place_overlapping(bus.root, 0x8000_0000, window, 1)?;
-            map.set_global_log(MIGRATION, true);
+            map.set_global_log(MIGRATION, true)?;
             Ok((window, region))
         })
         .unwrap();
@@ -271,11 +271,11 @@ fn vm_memory_sees_the_ram_of_the_view() {
             let low = map.ram("low", low.clone())?;
             let high = map.ram("high", high.clone())?;
             let part = map.alias("part", high, 0x8000, 0x8000)?;
-            let top = map.alias("top", high, 0x10_0000 - 0x1000, 0x1000)?;
+            let top = map.alias("top", high, 0x10_0000 - 0x2_0000, 0x2_0000)?;
             map.place(bus.root, 0, low)?;
             map.place(bus.root, 1 << 20, part)?;
-            map.place(bus.root, u64::MAX - 0xfff, top)?;
-            map.set_global_log(MIGRATION, true);
+            map.place(bus.root, u64::MAX - 0x1_ffff, top)?;
+            map.set_global_log(MIGRATION, true)?;
             Ok(())
         })
         .unwrap();
@@ -294,15 +294,25 @@ fn vm_memory_sees_the_ram_of_the_view() {
         assert_eq!(dirty.pages().collect::<Vec<_>>(), pages, "{}", block.id());
     }
     // Nothing there, or a device.
-    for nowhere in [0x10_8000, 0x20_0000, u64::MAX - 0x1000] {
+    for nowhere in [0x10_8000, 0x20_0000, u64::MAX - 0x2_0000] {
         assert!(memory.read_obj::<u8>(GuestAddress(nowhere)).is_err());
         assert!(memory.ram().read_obj::<u8>(GuestAddress(nowhere)).is_err());
     }
     assert_eq!(memory.write(&[1; 0x2000], GuestAddress(0x10_7000)).unwrap(), 0x1000);
     // The last byte, and not past it.
     memory.write_obj(7u8, GuestAddress(u64::MAX)).unwrap();
-    assert_eq!(memory.ram().read_obj::<u8>(GuestAddress(u64::MAX)).unwrap(), 7);
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(u64::MAX)).unwrap(), 7);
     assert!(memory.write_obj(7u16, GuestAddress(u64::MAX)).is_err());
+    // What vm-memory does by itself would go on at address 0: it does not get there.
+    let (ram, top) = (memory.ram(), u64::MAX - low.page_size().bytes());
+    assert_eq!(ram.last_addr(), GuestAddress(top));
+    low.write(0, &[9]).unwrap();
+    for start in [top, u64::MAX] {
+        assert!(ram.write_slice(&[5; 0x2000], GuestAddress(start)).is_err());
+        assert!(ram.read_slice(&mut [0; 0x2000], GuestAddress(start)).is_err());
+        assert!(memory.write_slice(&[5; 0x2000], GuestAddress(start)).is_err());
+    }
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 9);
 
     use ram_block::vm_memory::GuestMemoryRegion;
     let part = memory.ram().find_region(GuestAddress(1 << 20)).unwrap();
@@ -316,4 +326,48 @@ fn vm_memory_sees_the_ram_of_the_view() {
     bus.map.update(|map| map.set_enabled(bus.root, false)).unwrap();
     memory.read_obj::<u8>(GuestAddress(0)).unwrap();
     assert!(bus.space.memory().read_obj::<u8>(GuestAddress(0)).is_err());
+}
+
+/// Another process maps what a range is a part of by the file and the offset in it.
+#[test]
+fn a_range_says_where_in_its_file_it_is() {
+    use ram_block::vm_memory::GuestMemoryRegion;
+    let bus = Bus::new();
+    let (all, page) = (RamBlock::memfd("all", 1 << 20).unwrap(), 0x1_0000);
+    let file = all.file().unwrap().try_clone().unwrap();
+    let part = RamBlock::builder("part", 4 * page).file(file, 3 * page).unwrap();
+    bus.map
+        .update(|map| {
+            let ram = map.ram("part", part.clone())?;
+            let window = map.alias("window", ram, page, (2 * page).into())?;
+            map.place(bus.root, 0, window)
+        })
+        .unwrap();
+    bus.space.write(0, b"here").unwrap();
+    let view = bus.space.view();
+    let range = view.ram().find_region(GuestAddress(0)).unwrap();
+    let start = range.file_offset().unwrap().start();
+    assert_eq!(start, 4 * page);
+    let mut found = [0; 4];
+    all.read(start, &mut found).unwrap();
+    assert_eq!(&found, b"here");
+}
+
+/// A block that was made smaller, in a region that was not.
+#[test]
+fn what_a_block_has_no_more_reads_as_nothing() {
+    let bus = Bus::new();
+    let ram = block("ram");
+    bus.map
+        .update(|map| {
+            let region = map.ram("ram", ram.clone())?;
+            map.place(bus.root, 0, region)
+        })
+        .unwrap();
+    ram.resize(0x8_0000).unwrap();
+    let mut data = [5; 4];
+    let error = bus.space.read(0xc_0000, &mut data).unwrap_err();
+    assert!(matches!(error, AccessError::Block(_)), "{error}");
+    assert_eq!(data, [0xff; 4]);
+    assert!(bus.space.write(0xc_0000, &data).is_err());
 }

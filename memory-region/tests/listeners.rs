@@ -206,8 +206,8 @@ fn global_logs_are_told_with_their_reasons_also_to_the_late() {
     commits();
     bus.map
         .update(|map| {
-            map.set_global_log(MIGRATION, false);
-            map.set_global_log(VGA, false);
+            map.set_global_log(MIGRATION, false)?;
+            map.set_global_log(VGA, false)?;
             Ok(())
         })
         .unwrap();

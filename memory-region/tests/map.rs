@@ -488,7 +488,7 @@ fn a_snapshot_syncs_first_and_takes_one_clients_pages_of_exactly_the_range() {
             let ram = map.ram("ram", ram.clone())?;
             map.place(root, 0x3000_0000, ram)?;
             map.set_log(ram, VGA, true)?;
-            map.set_global_log(MIGRATION, true);
+            map.set_global_log(MIGRATION, true)?;
             Ok((root, ram))
         })
         .unwrap();

@@ -314,16 +314,19 @@ fn a_handler_that_panics_has_left() {
     assert_eq!(read(0x100).unwrap(), 7);
 }
 
+fn event(address: u64, size: u8, datamatch: Option<u64>) -> IoEventFd {
+    IoEventFd { address, size, datamatch, fd: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()) }
+}
+
+/// How often it was signalled since the last call.
+fn signals(event: &IoEventFd) -> u64 {
+    event.fd.read().unwrap_or(0)
+}
+
 #[test]
 fn a_write_that_matches_signals_instead_of_the_handler() {
     let device = Arc::new(Calls::default());
     let (map, region, space) = space_of(device.clone());
-    let event = |address, size, datamatch| IoEventFd {
-        address,
-        size,
-        datamatch,
-        fd: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
-    };
     let (any, one) = (event(0, 0, None), event(8, 2, Some(0x0102)));
     map.update(|map| {
         map.add_ioeventfd(region, any.clone())?;
@@ -334,32 +337,133 @@ fn a_write_that_matches_signals_instead_of_the_handler() {
     assert_eq!(at, [0x100, 0x108]);
     space.write(0x100, &[1]).unwrap();
     space.write(0x100, &[1, 2, 3, 4]).unwrap();
-    assert_eq!(any.fd.read().unwrap(), 2);
+    assert_eq!(signals(&any), 2);
     space.write(0x108, &[2, 1]).unwrap();
-    assert_eq!(one.fd.read().unwrap(), 1);
+    assert_eq!(signals(&one), 1);
     assert_eq!(*device.calls.lock().unwrap(), []);
     // Another value, another size, another place, a read.
     space.write(0x108, &[3, 1]).unwrap();
     space.write(0x108, &[2, 1, 0, 0]).unwrap();
     space.write(0x101, &[1]).unwrap();
     space.read(0x100, &mut [0]).unwrap();
-    assert!(one.fd.read().is_err() && any.fd.read().is_err());
+    assert_eq!([signals(&one), signals(&any)], [0, 0]);
     assert_eq!(device.calls.lock().unwrap().len(), 4);
 
-    let says = |event: IoEventFd| {
-        map.update(|map| map.add_ioeventfd(region, event)).unwrap_err().to_string()
-    };
-    assert_eq!(
-        says(event(0, 3, None)),
-        "No eventfd for writes of 3 bytes at 0x0 of \"device\": no write has this size"
-    );
-    assert!(says(event(61, 4, None)).ends_with("it lies outside the region"));
-    assert!(says(event(u64::MAX, 8, None)).ends_with("it lies outside the region"));
-    assert!(says(event(8, 2, Some(0x0102))).ends_with("there is one already"));
     assert!(map.update(|map| map.remove_ioeventfd(region, &one)).unwrap());
     assert!(!map.update(|map| map.remove_ioeventfd(region, &one)).unwrap());
     let refused = map.update(|map| map.add_ioeventfd(space.root(), event(0, 0, None)));
     assert!(matches!(refused, Err(MapError::NoDevice { .. })));
+}
+
+/// One that could never be signalled, or that an accelerator could not tell from another.
+#[test]
+fn an_eventfd_that_is_no_doorbell_is_refused() {
+    let valid = AccessSizes::aligned(2, 4);
+    let access = MmioAccess { valid, ..MmioAccess::default() };
+    let (map, region, _) = space_of(Arc::new(Calls { access, ..Calls::default() }));
+    let add = |event: IoEventFd| match map.update(|map| map.add_ioeventfd(region, event)) {
+        Ok(()) => "",
+        Err(MapError::EventFd { reason, .. }) => reason,
+        Err(other) => panic!("{other}"),
+    };
+    let (outside, none) = ("it lies outside the region", "no write has this size");
+    let not_taken = "the device takes no such write";
+    for (address, size, datamatch, reason) in [
+        (0, 3, None, none),
+        (0, 16, None, none),
+        (61, 4, None, outside),
+        (64, 0, None, outside),
+        (u64::MAX, 8, None, outside),
+        (0, 0, Some(0), "writes of any size have no one value"),
+        (0, 2, Some(0x1_0000), "no write of this size has the value"),
+        (0, 1, None, not_taken),
+        (0, 8, Some(u64::MAX), not_taken),
+        (2, 4, None, not_taken),
+    ] {
+        assert_eq!(add(event(address, size, datamatch)), reason, "{size} bytes at {address}");
+    }
+    let meets = "there is one already for some of these writes";
+    for (address, size, datamatch, reason) in [
+        (8, 2, Some(0xffff), ""),
+        (8, 2, Some(0xffff), meets),
+        (8, 2, None, meets),
+        (8, 2, Some(1), ""),
+        (8, 4, Some(1), ""),
+        (8, 0, None, meets),
+        (16, 4, None, ""),
+        (16, 4, Some(1), meets),
+        (16, 2, Some(1), ""),
+        (24, 0, None, ""),
+        (24, 0, None, meets),
+        (24, 4, Some(1), meets),
+        // Another address is another write, whatever its bytes.
+        (10, 0, None, ""),
+    ] {
+        assert_eq!(add(event(address, size, datamatch)), reason, "{size} bytes at {address}");
+    }
+    assert_eq!(
+        map.update(|map| map.add_ioeventfd(region, event(0, 3, None))).unwrap_err().to_string(),
+        "No eventfd for writes of 3 bytes at 0x0 of \"device\": no write has this size"
+    );
+}
+
+/// The value is the register's; on the bus, where accelerators look, it is bytes.
+#[test]
+fn a_value_to_match_has_the_byte_order_of_the_device() {
+    for (endianness, bytes, on_bus) in
+        [(Endianness::Little, [0x34, 0x12], 0x1234), (Endianness::Big, [0x12, 0x34], 0x3412)]
+    {
+        let access = MmioAccess { endianness, ..MmioAccess::default() };
+        let device = Arc::new(Calls { access, ..Calls::default() });
+        let (map, region, space) = space_of(device.clone());
+        let bell = event(8, 2, Some(0x1234));
+        map.update(|map| map.add_ioeventfd(region, bell.clone())).unwrap();
+        assert_eq!(space.view().event_fds()[0].datamatch, Some(on_bus));
+        space.write(0x108, &bytes).unwrap();
+        assert_eq!((signals(&bell), device.calls.lock().unwrap().len()), (1, 0));
+        let [first, second] = bytes;
+        space.write(0x108, &[second, first]).unwrap();
+        assert_eq!((signals(&bell), device.calls.lock().unwrap().len()), (0, 1));
+        assert!(map.update(|map| map.remove_ioeventfd(region, &bell)).unwrap());
+    }
+}
+
+/// A long write is looked at as the device takes it: what is for a doorbell rings it, and the
+/// rest arrives.
+#[test]
+fn a_long_write_rings_and_goes_on() {
+    let valid = AccessSizes::aligned(1, 4);
+    let access = MmioAccess { valid, ..MmioAccess::default() };
+    let device = Arc::new(Calls { access, ..Calls::default() });
+    let (map, region, space) = space_of(device.clone());
+    let (any, four, one) = (event(4, 0, None), event(12, 4, Some(0x0f0e_0d0c)), event(16, 1, None));
+    map.update(|map| {
+        [&any, &four, &one].into_iter().try_for_each(|e| map.add_ioeventfd(region, e.clone()))
+    })
+    .unwrap();
+    let data: Vec<u8> = (0..20).collect();
+    space.write(0x100, &data).unwrap();
+    assert_eq!([&any, &four, &one].map(signals), [1, 1, 0]);
+    let calls = std::mem::take(&mut *device.calls.lock().unwrap());
+    let pieces = [('w', 0, 4, 0x0302_0100), ('w', 8, 4, 0x0b0a_0908), ('w', 16, 4, 0x1312_1110)];
+    assert_eq!(calls, pieces);
+    // From the middle of one, nothing is that doorbell's.
+    space.write(0x106, &data[..8]).unwrap();
+    assert_eq!([&any, &four, &one].map(signals), [0, 0, 0]);
+    assert_eq!(device.calls.lock().unwrap().len(), 3);
+}
+
+/// A device may ring its own doorbell; what is not for it is not carried out.
+#[test]
+fn a_device_that_rings_its_own_doorbell_is_heard() {
+    let device = UsesBus::new(0x110);
+    let (map, region, space) = space_of(device.clone());
+    device.space.set(space.clone()).unwrap();
+    let bell = event(0x10, 1, None);
+    map.update(|map| map.add_ioeventfd(region, bell.clone())).unwrap();
+    space.write(0x100, &[1]).unwrap();
+    assert!(matches!(device.lock.lock().unwrap()[..], [Ok(0)]));
+    assert_eq!(signals(&bell), 1);
 }
 
 #[test]
@@ -380,5 +484,51 @@ fn gathered_ranges_are_those_that_show() {
     for range in [60..65, 5..5, 9..3] {
         let refused = map.update(|map| map.set_coalescing(region, &[range]));
         assert!(matches!(refused, Err(MapError::Coalescing { size: 64, .. })), "{refused:?}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Tell {
+    Gather(Vec<std::ops::Range<u64>>),
+    Ring(u64, u8),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    /// Whatever the ranges and the eventfds, and whichever come first: what accelerators are
+    /// told is each byte once, none of an eventfd's, and nothing that was not asked for.
+    #[test]
+    fn gathered_bytes_are_those_of_the_ranges_without_the_eventfds(
+        steps in prop::collection::vec(prop_oneof![
+            prop::collection::vec((0..SIZE as u64, 1..20u64), 0..6).prop_map(|ranges| Tell::Gather(
+                ranges.into_iter().map(|(at, len)| at..(at + len).min(SIZE as u64)).collect())),
+            (0..SIZE as u64, 0..5usize).prop_map(|(at, size)| Tell::Ring(at, [0, 1, 2, 4, 8][size])),
+        ], 1..8),
+    ) {
+        let (map, region, space) = space_of(Arc::new(Calls::default()));
+        let (mut gathered, mut bells) = (Vec::new(), Vec::new());
+        for step in steps {
+            match step {
+                Tell::Gather(ranges) => {
+                    map.update(|map| map.set_coalescing(region, &ranges)).unwrap();
+                    gathered = ranges;
+                }
+                Tell::Ring(at, size) => {
+                    if map.update(|map| map.add_ioeventfd(region, event(at, size, None))).is_ok() {
+                        bells.push(at..at + u64::from(size.max(1)));
+                    }
+                }
+            }
+            let view = space.view();
+            let pairs = || view.coalesced().windows(2);
+            prop_assert!(pairs().all(|pair| pair[0].last < pair[1].start), "{view:?}");
+            for byte in 0..SIZE as u64 {
+                let is_in = |ranges: &[std::ops::Range<u64>]| ranges.iter().any(|range| range.contains(&byte));
+                let at = 0x100 + byte;
+                let told = view.coalesced().iter().any(|r| (r.start..=r.last).contains(&at));
+                prop_assert_eq!(told, is_in(&gathered) && !is_in(&bells), "byte {}", byte);
+            }
+        }
     }
 }

@@ -149,6 +149,7 @@ fn way(section: &Section) -> &'static str {
         (SectionTarget::RomDevice { .. }, true) => "rom device",
         (SectionTarget::Mmio(_), false) => "device",
         (SectionTarget::Reserved, false) => "reserved",
+        (SectionTarget::Iommu(_), false) => "iommu",
         other => panic!("{other:?}"),
     }
 }
@@ -441,13 +442,26 @@ fn nesting_without_end_is_refused() {
     let map = MemoryMap::new();
     let root = map.update(|map| map.container("root", 0x1000)).unwrap();
     let space = map.address_space("space", root).unwrap();
-    let deep = map.update(|map| {
-        let mut target = map.mmio("device", 0x1000, Arc::new(Nothing))?;
-        for _ in 0..200 {
-            target = map.alias("alias", target, 0, 0x1000)?;
-        }
-        map.place(root, 0, target)
-    });
+    let chain = |aliases: usize| {
+        map.update(|map| {
+            let mut target = map.mmio("device", 0x1000, Arc::new(Nothing))?;
+            for _ in 0..aliases {
+                target = map.alias("alias", target, 0, 0x1000)?;
+            }
+            Ok(target)
+        })
+        .unwrap()
+    };
+    let too_deep = chain(128);
+    let deep = map.update(|map| map.place(root, 0, too_deep));
     assert!(matches!(deep, Err(MapError::TooDeep { limit: 128, .. })), "{deep:?}");
     assert!(space.view().sections().is_empty());
+    // The root counts as none: 128 below it are shown, in whatever way they are below it.
+    let just = chain(127);
+    map.update(|map| map.place(root, 0, just)).unwrap();
+    assert_eq!(space.view().sections().len(), 1);
+    let windows = map.address_space("windows", too_deep).unwrap();
+    assert_eq!(windows.view().sections().len(), 1);
+    let refused = map.address_space("more", chain(129));
+    assert!(matches!(refused, Err(MapError::TooDeep { limit: 128, .. })), "{refused:?}");
 }

@@ -128,7 +128,7 @@ proptest! {
             map.place_overlapping(root, 0, windows[0], 0)?;
             map.place_overlapping(root, 0x2600, windows[1], 1)?;
             map.place_overlapping(root, LEN + 512, windows[2], 2)?;
-            CLIENTS.iter().for_each(|client| map.set_global_log(*client, true));
+            CLIENTS.iter().try_for_each(|client| map.set_global_log(*client, true))?;
             Ok((root, windows))
         }).unwrap();
         let space = map.address_space("space", root).unwrap();

@@ -6,6 +6,8 @@ use memory_region::MapError;
 use ram_block::{DirtyError, RamBlockError};
 use thiserror::Error;
 
+use crate::device::DeviceError;
+
 /// A migration that its source could not complete. The machine runs on, its log is
 /// off, and another try begins from all pages.
 #[derive(Debug, Error)]
@@ -19,6 +21,97 @@ pub enum SendError {
         #[source]
         source: io::Error,
     },
+    /// A channel does not take what is written.
+    #[error("Channel {channel} broke after {sent} bytes of all channels")]
+    Channel {
+        /// The channel's number, from 0 on.
+        channel: usize,
+        /// Bytes written before, on all channels.
+        sent: u64,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+    /// A channel is gone, as was said before.
+    #[error("A channel is gone")]
+    ChannelsClosed,
+    /// More channels than there can be.
+    #[error("A migration has at most 16 channels, {channels} were given")]
+    TooManyChannels {
+        /// Channels given.
+        channels: usize,
+    },
+    /// Somebody asked for the end.
+    #[error("The migration was cancelled")]
+    Cancelled,
+    /// Percentages of a throttle that make no sequence.
+    #[error(transparent)]
+    AutoConverge(#[from] crate::auto_converge::AutoConvergeError),
+    /// A dirty limit that leads nowhere.
+    #[error(transparent)]
+    DirtyLimitSettings(#[from] crate::dirty_limit::DirtyLimitError),
+    /// What the guest dirties cannot be limited.
+    #[error("What the guest dirties cannot be limited")]
+    DirtyLimit(#[source] DeviceError),
+    /// The thread that slows the guest down cannot be started.
+    #[error("The guest cannot be slowed down")]
+    Throttle(#[source] io::Error),
+    /// The guest writes faster than what is written can be sent.
+    #[error(
+        "After {rounds} rounds {remaining} bytes are left, more than fit the downtime: the guest writes {dirty_rate:.0} bytes a second, the connection takes {bandwidth:.0}"
+    )]
+    NotConverging {
+        /// Rounds that were sent.
+        rounds: u32,
+        /// Bytes that are left.
+        remaining: u64,
+        /// Bytes a second in pages that are written.
+        dirty_rate: f64,
+        /// Bytes a second that are sent.
+        bandwidth: f64,
+    },
+    /// A device has no state to be sent.
+    #[error("Device \"{name}\" ({instance}) cannot be saved")]
+    Device {
+        /// The device's name.
+        name: String,
+        /// Which of several.
+        instance: u32,
+        /// What it said.
+        #[source]
+        source: DeviceError,
+    },
+    /// A name that no section can have, or two devices of one name.
+    #[error(
+        "A device's name has 1 to 255 bytes, is not \"ram\", and its own: \"{name}\" ({instance}) was given"
+    )]
+    DeviceName {
+        /// The name given.
+        name: String,
+        /// Which of several.
+        instance: u32,
+    },
+    /// The receiver says that it could not take everything.
+    #[error("The receiver failed, for reason {reason}")]
+    Refused {
+        /// Its reason, which is not 0.
+        reason: u32,
+    },
+    /// The receiver's answer did not come; it may have everything, or not.
+    #[error("The receiver does not say whether it has everything")]
+    NoAnswer {
+        /// What the connection said.
+        #[source]
+        source: io::Error,
+    },
+    /// The receiver answers something that has no meaning here.
+    #[error("The receiver answers with kind {kind} and {len} bytes, which is unknown here")]
+    Answer {
+        /// The answer's kind.
+        kind: u16,
+        /// Its length in bytes.
+        len: u16,
+    },
     /// The dirty log cannot be switched or read.
     #[error(transparent)]
     Log(#[from] MapError),
@@ -30,7 +123,7 @@ pub enum SendError {
     Memory(#[from] RamBlockError),
     /// The machine does not pause.
     #[error("The machine cannot be paused for the last round")]
-    Pause(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Pause(#[source] DeviceError),
     /// RAM was added or taken away meanwhile.
     #[error("The machine's blocks changed during the migration: {before} before, {after} now")]
     BlocksChanged {
@@ -147,6 +240,88 @@ pub enum ReceiveError {
         offset: u64,
         /// The block's length in bytes.
         len: u64,
+    },
+    /// A capability that changes the stream in a way that is not known here.
+    #[error("At byte {at} of the stream: capability \"{name}\" is not supported")]
+    Capability {
+        /// Where it stands.
+        at: u64,
+        /// Its name.
+        name: String,
+    },
+    /// A second section of the same device.
+    #[error("At byte {at} of the stream: a second section \"{name}\" ({instance})")]
+    DuplicateSection {
+        /// Where it stands.
+        at: u64,
+        /// Its name.
+        name: String,
+        /// Which of several.
+        instance: u32,
+    },
+    /// A device's state is newer than the device.
+    #[error(
+        "At byte {at} of the stream: \"{name}\" has version {found}, known are those up to {known}"
+    )]
+    DeviceVersion {
+        /// Where it stands.
+        at: u64,
+        /// The device's name.
+        name: String,
+        /// Its version in the stream.
+        found: u32,
+        /// Its version here.
+        known: u32,
+    },
+    /// More than is taken.
+    #[error("At byte {at} of the stream: {what} has more than {most} bytes")]
+    TooLong {
+        /// Where it stands.
+        at: u64,
+        /// What it is.
+        what: &'static str,
+        /// What is taken at most, in bytes.
+        most: u64,
+    },
+    /// The stream ended as it should, but a device's state did not come.
+    #[error("The stream, of {at} bytes, has no section \"{name}\" ({instance})")]
+    MissingDevice {
+        /// Bytes read.
+        at: u64,
+        /// The device's name.
+        name: String,
+        /// Which of several.
+        instance: u32,
+    },
+    /// A device does not take its state.
+    #[error("Device \"{name}\" ({instance}) cannot be restored")]
+    Device {
+        /// The device's name.
+        name: String,
+        /// Which of several.
+        instance: u32,
+        /// What it said.
+        #[source]
+        source: DeviceError,
+    },
+    /// None of the connections carries the stream.
+    #[error("Of {channels} connections none carries the stream")]
+    NoMainStream {
+        /// Connections given.
+        channels: usize,
+    },
+    /// More connections than there can be.
+    #[error("A migration has at most 16 channels, {channels} were given")]
+    TooManyChannels {
+        /// Channels given.
+        channels: usize,
+    },
+    /// The sender cannot be told how it went.
+    #[error("The sender cannot be answered")]
+    Answer {
+        /// What the connection said.
+        #[source]
+        source: io::Error,
     },
     /// A name that is no UTF-8, or too long.
     #[error("At byte {at} of the stream: a name of {len} bytes is too long or no text")]

@@ -52,3 +52,23 @@ pub(crate) fn default_page_size() -> PageSize {
         Err(_) => PageSize::host(), // 4 KiB is a page size
     }
 }
+
+// Commands, and the answers of the return path.
+pub(crate) const COMMAND_OPEN_RETURN_PATH: u16 = 1;
+pub(crate) const COMMAND_PING: u16 = 2;
+/// The source may turn to postcopy. Until it does, the stream is as without; it does so by a
+/// command of its own.
+pub(crate) const COMMAND_POSTCOPY_ADVISE: u16 = 3;
+pub(crate) const ANSWER_SHUT: u16 = 1;
+pub(crate) const ANSWER_PONG: u16 = 2;
+
+/// Where 8.1 and later wait for all channels; earlier ones do at each end of a section.
+pub(crate) const FLAG_MULTIFD_FLUSH: u64 = 0x200;
+
+/// Subsections of the configuration that change nothing here.
+pub(crate) const UUID: &str = "configuration/uuid";
+/// The names of those capabilities that change the stream.
+pub(crate) const CAPABILITIES: &str = "configuration/capabilities";
+
+/// The bytes of a record of a page that is zero and of the same block as the one before.
+pub(crate) const ZERO_RECORD: usize = 9;

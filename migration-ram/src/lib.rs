@@ -43,17 +43,35 @@
 //! # }
 //! ```
 
-mod destination;
+mod auto_converge;
+mod channel;
+mod contents;
+mod device;
+mod dirty_limit;
+mod dirty_rate;
 mod error;
 mod format;
-mod page;
+mod multifd;
 mod pending;
-mod reader;
-mod source;
+mod plan;
+mod progress;
+mod receive;
+mod send;
 mod stats;
-mod writer;
+mod throttle;
+mod trend;
+mod working_set;
 
-pub use destination::{Received, receive};
+pub use auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
+pub use channel::{Copied, HangUp, Incoming, Input, Outgoing, Output};
+pub use device::{Device, DeviceError, FnDevice, Framing, MAX_STATE};
+pub use dirty_limit::{DirtyLimit, DirtyLimitError, LimitChoice};
+pub use dirty_rate::{BlockDirtyRate, DirtyRate, DirtyRateError, DirtyRateReport, DirtySample};
 pub use error::{ReceiveError, SendError};
-pub use source::{Migrated, Precopy};
-pub use stats::{MigrationStats, RoundStats};
+pub use plan::{Forecast, ForecastRound, MigrationPlan, Outcome, PlanError};
+pub use progress::{Progress, QueryMigrate, QueryMigrateRam, State};
+pub use receive::{BlockInfo, Received, Receiver, SectionInfo, Target, receive};
+pub use send::{Cancel, Migrated, Precopy};
+pub use stats::{DowntimeParts, MigrationStats, RoundStats};
+pub use throttle::Throttle;
+pub use working_set::WorkingSet;

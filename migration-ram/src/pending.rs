@@ -17,7 +17,8 @@ pub(crate) struct Pending {
     epoch: u64,
 }
 
-const BITS: u64 = u64::BITS as u64;
+/// Pages of one word of the bitmap.
+pub(crate) const BITS: u64 = u64::BITS as u64;
 
 impl Pending {
     /// Every page of `block`: what the log holds of the time before it was switched on
@@ -26,7 +27,8 @@ impl Pending {
         // Before the length: a change of it since is noticed.
         let epoch = block.dirty().epoch(DirtyClient::MIGRATION);
         let count = block.pages();
-        let pages = BitVec::repeat(true, usize::try_from(count).unwrap_or(usize::MAX));
+        let mut pages = BitVec::repeat(true, usize::try_from(count).unwrap_or(usize::MAX));
+        pages.set_uninitialized(false);
         Self { block, pages, count, epoch }
     }
 
@@ -52,25 +54,14 @@ impl Pending {
         Ok(new)
     }
 
-    /// Takes the next pending page from `from` on: its bit is clear before the caller
-    /// reads the page.
-    pub(crate) fn take_next(&mut self, from: u64) -> Option<u64> {
+    /// Takes the pending pages of the next word, from word `from` on, that has any: the
+    /// word's index and its bits, which are clear before the caller reads the pages.
+    pub(crate) fn take_word(&mut self, from: usize) -> Option<(usize, u64)> {
         let words = self.pages.as_raw_mut_slice();
-        let mut word = usize::try_from(from / BITS).ok()?;
-        let mut bits = words.get(word)? & (u64::MAX << (from % BITS));
-        while bits == 0 {
-            word += 1;
-            bits = *words.get(word)?;
-        }
-        let bit = bits.trailing_zeros();
-        let page = word as u64 * BITS + u64::from(bit);
-        // The last word of a bitmap of all ones may have bits past the last page.
-        if page >= self.block.pages() {
-            return None;
-        }
-        words[word] &= !(1 << bit);
-        self.count -= 1;
-        Some(page)
+        let word = from + words.get(from..)?.iter().position(|bits| *bits != 0)?;
+        let bits = std::mem::take(&mut words[word]);
+        self.count -= u64::from(bits.count_ones());
+        Some((word, bits))
     }
 }
 
@@ -85,21 +76,21 @@ mod tests {
         block.dirty().enable(DirtyClient::MIGRATION).unwrap();
         let mut pending = Pending::all(block.clone());
         let drain = |pending: &mut Pending| {
-            let mut pages = Vec::new();
-            while let Some(page) = pending.take_next(pages.last().map_or(0, |page| page + 1)) {
-                pages.push(page);
+            let mut words = Vec::new();
+            while let Some(word) = pending.take_word(words.last().map_or(0, |(word, _)| word + 1)) {
+                words.push(word);
             }
-            pages
+            words
         };
         assert_eq!(pending.count(), 130);
-        assert_eq!(drain(&mut pending), (0..130).collect::<Vec<_>>());
+        assert_eq!(drain(&mut pending), [(0, u64::MAX), (1, u64::MAX), (2, 3)]);
         assert_eq!(pending.count(), 0);
         block.dirty().mark(63 * page, 2 * page);
         assert_eq!(pending.harvest().unwrap(), 2);
         block.dirty().mark(64 * page, 2 * page);
         assert_eq!(pending.harvest().unwrap(), 1);
         assert_eq!(pending.count(), 3);
-        assert_eq!(drain(&mut pending), [63, 64, 65]);
+        assert_eq!(drain(&mut pending), [(0, 1 << 63), (1, 3)]);
         assert_eq!(pending.harvest().unwrap(), 0);
     }
 }

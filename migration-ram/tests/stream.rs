@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use memory_region::MemoryMap;
-use migration_ram::{Migrated, Precopy, ReceiveError, SendError, receive};
+use migration_ram::{Copied, Migrated, Output, Precopy, ReceiveError, SendError, receive};
 use proptest::prelude::*;
-use ram_block::{DirtyClient, PageSize, RamBlock};
+use ram_block::{DirtyClient, PageSize, RamBlock, SendList, TransferError};
 
 fn blocks(sizes: &[(&str, u64)]) -> Vec<Arc<RamBlock>> {
     sizes.iter().map(|(id, size)| RamBlock::anonymous(id, *size).unwrap()).collect()
@@ -46,7 +46,7 @@ fn all_blocks_arrive_and_untouched_pages_come_as_zeros() {
     let mut seen = Vec::new();
     let precopy = Precopy::new(map_of(&source)).machine("pc");
     let Migrated { stats, .. } =
-        precopy.run(&mut stream, still, |round| seen.push(*round)).unwrap();
+        precopy.run(&mut stream, still, |now| seen.extend(now.round_ended)).unwrap();
     assert!(stats.converged);
     assert_eq!(seen, stats.rounds);
     assert_eq!(
@@ -223,7 +223,8 @@ fn a_broken_stream_ends_logging_and_a_second_try_works() {
         stream.len()
     };
     for cut in [0, 1, 40, whole / 2, whole - 1] {
-        let error = Precopy::new(memory.clone()).run(&mut Breaks(cut), still, |_| ()).unwrap_err();
+        let error =
+            Precopy::new(memory.clone()).run(&mut Copied(Breaks(cut)), still, |_| ()).unwrap_err();
         assert!(matches!(error, SendError::Write { .. }), "{error}");
         assert!(!source[0].dirty().enabled().contains(DirtyClient::MIGRATION));
     }
@@ -265,7 +266,16 @@ fn what_is_written_meanwhile_is_sent_again() {
             })
         })
         .collect();
-    let mut stream = Vec::new();
+    // And one that writes whenever something is sent: no round finds nothing new.
+    struct Writing(Vec<u8>, Arc<RamBlock>);
+    impl Output for Writing {
+        fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+            self.0.send(list)?;
+            self.1.write(pages(511) + 64, &self.0.len().to_le_bytes()).unwrap();
+            Ok(())
+        }
+    }
+    let mut stream = Writing(Vec::new(), source[0].clone());
     let pause = || {
         stop.store(true, std::sync::atomic::Ordering::Release);
         writers.drain(..).for_each(|writer| writer.join().unwrap());
@@ -277,8 +287,10 @@ fn what_is_written_meanwhile_is_sent_again() {
     assert!(!stats.converged);
     assert!(stats.rounds[1..].iter().any(|round| round.pages > 0));
     let target = blocks(&[("ram", pages(512))]);
-    receive(&mut stream.as_slice(), &target).unwrap();
-    assert_eq!(contents(&target[0]), contents(&source[0]));
+    receive(&mut stream.0.as_slice(), &target).unwrap();
+    let all_but_the_last = 0..usize::try_from(pages(511)).unwrap();
+    let [there, here] = [&target, &source].map(|blocks| contents(&blocks[0]));
+    assert!(there[all_but_the_last.clone()] == here[all_but_the_last]);
 }
 
 #[test]
@@ -288,7 +300,7 @@ fn the_sender_writes_the_bytes_that_qemu_reads() {
     let mut stream = Vec::new();
     let _ = Precopy::new(map_of(&source)).run(&mut stream, still, |_| ()).unwrap();
 
-    let mut expected = Vec::new();
+    let mut expected: Vec<u8> = Vec::new();
     let mut put = |bytes: &[u8]| expected.extend(bytes);
     put(b"QEVM\0\0\0\x03\x07\0\0\0\x04none");
     put(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
@@ -346,6 +358,40 @@ fn the_streams_page_size_is_its_own() {
     }
 }
 
+/// A source that may turn to postcopy says so beforehand; until it does, pages come as ever.
+#[test]
+fn advice_of_postcopy_changes_nothing_and_postcopy_is_refused() {
+    let source = blocks(&[("ram", pages(4))]);
+    source[0].write(pages(1), b"something").unwrap();
+    let mut stream = Vec::new();
+    let _ = Precopy::new(map_of(&source)).run(&mut stream, still, |_| ()).unwrap();
+    let list = stream.windows(2).position(|bytes| bytes == [1, 0]).unwrap(); // RAM's section
+    let with = |command: u16, payload: &[u64]| {
+        let mut stream = stream.clone();
+        let payload: Vec<u8> = payload.iter().copied().flat_map(u64::to_be_bytes).collect();
+        let mut part = vec![8];
+        part.extend(command.to_be_bytes());
+        part.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+        part.extend(payload);
+        stream.splice(list..list, part);
+        let target = blocks(&[("ram", pages(4))]);
+        receive(&mut stream.as_slice(), &target).map(|_| target)
+    };
+    for payload in [&[][..], &[4096, 4096]] {
+        let target = with(3, payload).unwrap();
+        assert!(contents(&source[0]) == contents(&target[0]));
+    }
+    // Huge pages, another page, half of it; then postcopy itself.
+    for payload in [&[4096 | 2 << 20, 4096][..], &[4096, 16384], &[4096]] {
+        let refused = with(3, payload).unwrap_err();
+        assert!(matches!(refused, ReceiveError::Unexpected { .. }), "{refused}");
+    }
+    for command in [4, 5] {
+        let refused = with(command, &[]).unwrap_err();
+        assert!(matches!(refused, ReceiveError::Unsupported { what: "command", .. }), "{refused}");
+    }
+}
+
 #[test]
 fn a_stream_has_exactly_the_blocks_of_the_machine() {
     let source = blocks(&[("ram", pages(4))]);
@@ -376,8 +422,8 @@ fn a_block_that_leaves_the_map_meanwhile_fails_the_migration() {
     let result = Precopy::new(memory.clone())
         .downtime(std::time::Duration::ZERO)
         .max_rounds(3)
-        .run(&mut Vec::new(), still, |round| {
-            if round.round == 0 {
+        .run(&mut Vec::new(), still, |now| {
+            if now.rounds == 1 {
                 source[0].write(0, &[1]).unwrap();
                 memory.update(|map| map.remove(region.get())).unwrap();
                 region.set(memory.update(|map| map.ram("ram", source[0].clone())).unwrap());
@@ -415,4 +461,36 @@ fn holes_of_memory_files_stay_holes_on_both_sides() {
     receive(&mut stream.as_slice(), std::slice::from_ref(&target)).unwrap();
     assert_eq!([allocated(&source), allocated(&target)], [before; 2]);
     assert!(contents(&source) == contents(&target)); // this does fill them
+}
+
+/// A round that takes so long that the log is synchronized within it: what was found to be
+/// untouched before is so no more.
+#[test]
+fn what_fills_a_hole_within_a_round_is_sent() {
+    let len = 2u64 << 30;
+    let source = blocks(&[("ram", len)]);
+    let memory = map_of(&source);
+    let mut stream = Vec::new();
+    // Two seconds and a half for records of nine bytes.
+    let precopy = Precopy::new(memory).bandwidth(len / 4096 * 9 * 2 / 5);
+    let mut filled = 0;
+    let mut syncs = 0;
+    let Migrated { stats, .. } = precopy
+        .run(&mut stream, still, |now| {
+            // Before the sync within the round, and ahead of what was sent.
+            if now.syncs == 1 && now.rounds == 0 {
+                filled += 1;
+                source[0].write(len / 10 * 9 + pages(filled), b"late").unwrap();
+            }
+            syncs = now.syncs;
+        })
+        .unwrap();
+    assert!(filled > 0 && syncs > 3, "{filled} pages, {syncs} syncs: {stats:?}");
+    let target = blocks(&[("ram", len)]);
+    receive(&mut stream.as_slice(), &target).unwrap();
+    for n in 1..=filled {
+        let mut found = [0; 4];
+        target[0].read(len / 10 * 9 + pages(n), &mut found).unwrap();
+        assert_eq!(&found, b"late", "page {n} of {filled}");
+    }
 }

@@ -4,9 +4,11 @@
 use std::any::Any;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
+
+use crate::presence::{self, Pagemap};
 
 /// Bytes of the huge pages that are asked for: what x86-64 and Arm (of 4 KiB pages) have.
 pub(crate) const HUGE: usize = 2 << 20;
@@ -24,6 +26,8 @@ pub enum HugePages {
     /// 2 MiB pages from the host's pool (`MAP_HUGETLB`), which are reserved at once.
     Pool,
 }
+
+mod pages;
 
 /// The host's page size in bytes.
 pub(crate) fn host_page_bytes() -> u64 {
@@ -68,6 +72,17 @@ enum Kind {
     Borrowed(#[allow(dead_code)] Box<dyn Any + Send + Sync>),
 }
 
+/// Who knows where a mapping has data.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Data<'a> {
+    /// Nobody.
+    Unknown,
+    /// The process's page tables: what has no page there is zero.
+    Pages(&'a Pagemap),
+    /// The file, from `offset` on; what the process has pages for is in it.
+    File { file: &'a File, offset: u64, pagemap: Option<&'a Pagemap> },
+}
+
 /// A readable and writable mapping.
 ///
 /// Invariant: `start` is the start of a mapping of `len` bytes, which lives until
@@ -78,6 +93,10 @@ pub(crate) struct Mapping {
     len: usize,
     kind: Kind,
     huge: HugePages,
+    /// For looking at the mapping's pages; opened when that is first done.
+    pagemap: OnceLock<Option<Pagemap>>,
+    /// The file once more, with a position of its own; opened when that is first needed.
+    own_file: OnceLock<Option<File>>,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity, and the methods
@@ -156,7 +175,12 @@ impl Mapping {
         len: usize,
         owner: Box<dyn Any + Send + Sync>,
     ) -> Self {
-        Self { start, len, kind: Kind::Borrowed(owner), huge: HugePages::Default }
+        Self::new(start, len, Kind::Borrowed(owner), HugePages::Default)
+    }
+
+    fn new(start: NonNull<u8>, len: usize, kind: Kind, huge: HugePages) -> Self {
+        let (pagemap, own_file) = (OnceLock::new(), OnceLock::new());
+        Self { start, len, kind, huge, pagemap, own_file }
     }
 
     fn map(len: usize, kind: Kind, huge: HugePages) -> io::Result<Self> {
@@ -214,7 +238,7 @@ impl Mapping {
             place.release_around(len);
         }
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let mut mapping = Self { start, len, kind, huge };
+        let mut mapping = Self::new(start, len, kind, huge);
         if huge == HugePages::Transparent {
             // SAFETY: the range is our own mapping, and the advice changes no contents.
             let result = unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
@@ -238,64 +262,31 @@ impl Mapping {
         self.huge
     }
 
-    /// Where the next byte from `offset` on is that the memory file has; its length if
-    /// there is none, `offset` if it cannot be told.
-    pub(crate) fn next_data(&self, offset: u64) -> u64 {
-        // Of our own files only: others' file systems may not know yet what a mapping wrote.
-        let Kind::Memory(file) = &self.kind else { return offset };
-        let Ok(from) = libc::off_t::try_from(offset) else { return offset };
-        // SAFETY: lseek takes numbers only. It moves the descriptor's position, which
-        // nobody uses.
-        let found = unsafe { libc::lseek(file.as_raw_fd(), from, libc::SEEK_DATA) };
-        match u64::try_from(found) {
-            Ok(found) => found,
-            Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => {
-                self.len as u64
-            }
-            Err(_) => offset,
+    /// Who knows where there is data.
+    pub(crate) fn data(&self) -> Data<'_> {
+        let open = || Pagemap::open().inspect_err(|error| log::info!("no page map: {error}")).ok();
+        let pagemap = self.pagemap.get_or_init(open).as_ref().filter(|pagemap| pagemap.is_ours());
+        let reopen = |file: &File| {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            File::open(path).inspect_err(|error| log::info!("no second look: {error}")).ok()
+        };
+        let (file, offset) = match &self.kind {
+            Kind::Anonymous => return pagemap.map_or(Data::Unknown, Data::Pages),
+            Kind::Memory(file) => (file, 0),
+            Kind::Shared(file, offset) => (file, *offset),
+            Kind::Private | Kind::Borrowed(_) => return Data::Unknown,
+        };
+        let open = || Some(file).filter(|file| presence::knows_its_data(file)).and_then(reopen);
+        match self.own_file.get_or_init(open) {
+            Some(file) => Data::File { file, offset, pagemap },
+            None => Data::Unknown,
         }
     }
 
-    /// Makes `bytes`, whole pages of the mapping, read as zeros and gives their memory
-    /// back, which cannot be done with memory of somebody else.
-    pub(crate) fn discard(&self, bytes: Range<usize>) -> io::Result<()> {
-        let len = bytes.len();
-        if len == 0 {
-            return Ok(());
-        }
-        debug_assert!(bytes.end <= self.len);
-        // SAFETY: the range lies within the mapping.
-        let at = unsafe { self.start.as_ptr().add(bytes.start) };
-        if self.huge == HugePages::Pool && (bytes.start % HUGE != 0 || len % HUGE != 0) {
-            // The kernel would leave out the parts, and say nothing.
-            return Err(io::Error::other("a part of a huge page cannot be given back"));
-        }
-        let punch = |file: &File, from: u64| {
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            let number = |n: u64| libc::off_t::try_from(n).map_err(io::Error::other);
-            let (from, count) = (number(from)?, number(len as u64)?);
-            // SAFETY: fallocate takes numbers only; the pages that it takes out of
-            // the mapping read as zeros afterwards.
-            check(unsafe { libc::fallocate(file.as_raw_fd(), mode, from, count) })
-        };
-        match &self.kind {
-            // SAFETY: the range is our own private memory, of which no reference but
-            // atomic words and volatile slices exist; they may change at any time.
-            Kind::Anonymous => check(unsafe { libc::madvise(at.cast(), len, libc::MADV_DONTNEED) }),
-            Kind::Memory(file) => punch(file, bytes.start as u64),
-            Kind::Shared(file, base) => punch(file, base + bytes.start as u64),
-            Kind::Private => {
-                // Without the file's bytes behind them: those would show again.
-                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-                let flags = flags | libc::MAP_NORESERVE;
-                let protection = libc::PROT_READ | libc::PROT_WRITE;
-                // SAFETY: the place is within our own mapping, and stays mapped all the
-                // time with the same protection.
-                let new = unsafe { libc::mmap(at.cast(), len, protection, flags, -1, 0) };
-                if new == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
-            }
-            Kind::Borrowed(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
+    /// Whether somebody can take memory away from the mapping: a file that is not ours
+    /// can be made shorter.
+    pub(crate) fn may_vanish(&self) -> bool {
+        matches!(self.kind, Kind::Shared(..) | Kind::Private)
     }
 
     /// The file that the memory is shared through.
@@ -303,6 +294,14 @@ impl Mapping {
         match &self.kind {
             Kind::Memory(file) | Kind::Shared(file, _) => Some(file),
             _ => None,
+        }
+    }
+
+    /// Where in its file the memory begins, in bytes.
+    pub(crate) fn file_offset(&self) -> u64 {
+        match &self.kind {
+            Kind::Shared(_, offset) => *offset,
+            _ => 0,
         }
     }
 }

@@ -78,6 +78,7 @@ impl RamBlock {
 
     /// The length in bytes, a multiple of the page size.
     #[allow(clippy::len_without_is_empty)] // never empty
+    #[inline]
     pub fn len(&self) -> u64 {
         self.pages() * self.page_size().bytes()
     }
@@ -108,22 +109,14 @@ impl RamBlock {
         self.mapping.shared_file()
     }
 
+    /// Where in its [file](Self::file) the block's first byte is, in bytes.
+    pub fn file_offset(&self) -> u64 {
+        self.mapping.file_offset()
+    }
+
     /// The huge pages that were got, which may be fewer than were asked for.
     pub fn huge_pages(&self) -> HugePages {
         self.mapping.huge_pages()
-    }
-
-    /// The bytes from `offset` on that a block's memory file does not have: they read as
-    /// zeros, and reading them would allocate memory. `None` if the byte at `offset` is
-    /// there, lies outside the block, or the block is not of [`memfd`](Self::memfd).
-    ///
-    /// Somebody who writes at the same time may fill the hole before this returns.
-    pub fn hole_at(&self, offset: u64) -> Option<Range<u64>> {
-        if offset >= self.len() {
-            return None;
-        }
-        let hole = offset..self.mapping.next_data(offset).min(self.len());
-        Some(hole).filter(|hole| !hole.is_empty())
     }
 
     /// The host address of the block's first byte, page-aligned; for those who hand
@@ -133,6 +126,7 @@ impl RamBlock {
     }
 
     /// All of the block as a slice for vm-memory's accessors.
+    #[inline]
     pub fn as_slice(&self) -> RamSlice<'_> {
         let bitmap = self.dirty.slice_at(0);
         // SAFETY: the mapping is valid for its length as long as `self` lives, which
@@ -153,11 +147,16 @@ impl RamBlock {
     /// # Errors
     ///
     /// [`RamBlockError::OutOfBounds`].
+    #[inline]
     pub fn slice(&self, offset: u64, len: u64) -> Result<RamSlice<'_>, RamBlockError> {
         let narrow = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        self.as_slice().subslice(narrow(offset), narrow(len)).map_err(|_: VolatileMemoryError| {
-            RamBlockError::OutOfBounds { id: self.id.clone(), offset, len, size: self.len() }
-        })
+        let slice = self.as_slice().subslice(narrow(offset), narrow(len));
+        slice.map_err(|_: VolatileMemoryError| self.out_of_bounds(offset, len))
+    }
+
+    #[cold]
+    fn out_of_bounds(&self, offset: u64, len: u64) -> RamBlockError {
+        RamBlockError::OutOfBounds { id: self.id.clone(), offset, len, size: self.len() }
     }
 
     /// Makes `len` bytes from `offset` on read as zeros, gives their memory back to the
@@ -200,20 +199,63 @@ impl RamBlock {
     }
 
     /// Zeroes bytes of the reserved memory, unmarked.
-    fn write_zeros(&self, bytes: Range<u64>) {
+    pub(crate) fn write_zeros(&self, bytes: Range<u64>) {
         const ZEROS: [u8; 4096] = [0; 4096];
-        // SAFETY: the mapping is valid for its length as long as `self` lives, and
-        // everybody who accesses it tolerates concurrent accesses.
-        let all = unsafe { VolatileSlice::new(self.mapping.start().as_ptr(), self.mapping.len()) };
-        let mut at = index(bytes.start);
-        while at < index(bytes.end) {
-            let some = ZEROS.len().min(index(bytes.end) - at);
-            match all.subslice(at, some) {
-                Ok(slice) => slice.copy_from(&ZEROS[..some]),
-                Err(_) => return, // callers pass what lies within
-            }
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let some = (bytes.end - at).min(ZEROS.len() as u64);
+            self.reserved(at..at + some).copy_from(&ZEROS[..index(some)]);
             at += some;
         }
+    }
+
+    /// Bytes of the reserved memory, whatever the length is now; writes to them are not
+    /// marked. Cut to what there is.
+    pub(crate) fn reserved(&self, bytes: Range<u64>) -> VolatileSlice<'_> {
+        let len = self.mapping.len();
+        let (start, end) = (index(bytes.start).min(len), index(bytes.end).min(len));
+        // SAFETY: the place lies within the mapping, or at its end.
+        let address = unsafe { self.mapping.start().as_ptr().add(start) };
+        // SAFETY: the mapping is valid for its length, within which the range lies, as long
+        // as `self` lives, and everybody who accesses it tolerates concurrent accesses.
+        unsafe { VolatileSlice::new(address, end.saturating_sub(start)) }
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// Has the host back the pages that `range` touches with memory that a store finds
+    /// without a fault. Their contents stay, and nothing is marked.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`], and [`RamBlockError::Populate`] if there is not as much
+    /// memory; some of the pages may be there then.
+    pub fn populate(&self, range: Range<u64>) -> Result<(), RamBlockError> {
+        self.check_range(&range)?;
+        let page = self.page_size();
+        let touched = page.touched(range.start, range.end - range.start);
+        let bytes = index(touched.start * page.bytes())..index(touched.end * page.bytes());
+        self.mapping.populate(bytes).map_err(|source| {
+            let (id, offset, len) = (self.id.clone(), range.start, range.end - range.start);
+            RamBlockError::Populate { id, offset, len, source }
+        })
+    }
+
+    /// Whether memory can go away under the block, so that an access ends the program.
+    pub(crate) fn may_vanish(&self) -> bool {
+        self.mapping.may_vanish()
+    }
+
+    /// Whether the block has the bytes `range`.
+    pub(crate) fn check_range(&self, range: &Range<u64>) -> Result<(), RamBlockError> {
+        let (offset, size) = (range.start, self.len());
+        if range.start <= range.end && range.end <= size {
+            return Ok(());
+        }
+        let len = range.end.saturating_sub(offset);
+        Err(RamBlockError::OutOfBounds { id: self.id.clone(), offset, len, size })
     }
 
     /// Makes the block `len` bytes long, within what is reserved for it.
@@ -255,6 +297,7 @@ impl RamBlock {
     /// # Errors
     ///
     /// [`RamBlockError::OutOfBounds`]; nothing is copied then.
+    #[inline]
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), RamBlockError> {
         self.slice(offset, buf.len() as u64)?.copy_to(buf);
         Ok(())
@@ -265,6 +308,7 @@ impl RamBlock {
     /// # Errors
     ///
     /// [`RamBlockError::OutOfBounds`]; nothing is copied then.
+    #[inline]
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), RamBlockError> {
         self.slice(offset, data.len() as u64)?.copy_from(data);
         Ok(())
@@ -328,20 +372,6 @@ mod tests {
             }
             assert!(!ram.dirty().is_dirty(DirtyClient::CODE, 3));
         }
-    }
-
-    #[test]
-    fn holes_of_a_memory_file_are_found_without_filling_them() {
-        let ram = RamBlock::memfd("holes", 1 << 20).unwrap();
-        let page = ram.page_size().bytes();
-        assert_eq!(ram.hole_at(0), Some(0..1 << 20));
-        ram.write(3 * page, &[1]).unwrap();
-        assert_eq!(ram.hole_at(5), Some(5..3 * page));
-        assert_eq!(ram.hole_at(3 * page), None);
-        assert_eq!(ram.hole_at(4 * page), Some(4 * page..1 << 20));
-        assert_eq!(ram.hole_at(1 << 20), None);
-        assert_eq!(ram.hole_at(u64::MAX), None);
-        assert_eq!(RamBlock::anonymous("none", 1 << 20).unwrap().hole_at(0), None);
     }
 
     /// Clean memory and clean bitmaps are addresses only.

@@ -202,7 +202,7 @@ fn file_len(mut file: &File) -> io::Result<Option<u64>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs::OpenOptions;
     use std::io::Write;
     use std::os::unix::fs::FileExt;
@@ -211,24 +211,28 @@ mod tests {
     use super::*;
     use crate::DirtyClient;
 
-    const LEN: u64 = 1 << 20;
+    pub(crate) const LEN: u64 = 1 << 20;
 
     fn page() -> u64 {
         PageSize::host().bytes()
     }
 
     /// A file in the directory for temporary files, gone when this is dropped.
-    struct Temporary(PathBuf);
+    pub(crate) struct Temporary(PathBuf);
 
     impl Temporary {
-        fn new(name: &str, content: &[u8]) -> Self {
+        pub(crate) fn new(name: &str, content: &[u8]) -> Self {
             let name = format!("ram-block-{}-{name}", std::process::id());
             let path = std::env::temp_dir().join(name);
             File::create(&path).unwrap().write_all(content).unwrap();
             Self(path)
         }
 
-        fn open(&self, write: bool) -> File {
+        pub(crate) fn path(&self) -> &std::path::Path {
+            &self.0
+        }
+
+        pub(crate) fn open(&self, write: bool) -> File {
             OpenOptions::new().read(true).write(write).open(&self.0).unwrap()
         }
     }
@@ -251,7 +255,7 @@ mod tests {
     }
 
     /// One block of each kind, with room for as much again.
-    fn each_kind(file: &Temporary) -> [(&'static str, Arc<RamBlock>); 7] {
+    pub(crate) fn each_kind(file: &Temporary) -> [(&'static str, Arc<RamBlock>); 7] {
         let max = 2 * LEN;
         [
             ("anonymous", builder(max).anonymous().unwrap()),

@@ -171,6 +171,7 @@ impl DirtyMemory {
     }
 
     /// How many pages there are.
+    #[inline]
     pub fn pages(&self) -> u64 {
         self.pages.load(Ordering::Acquire)
     }

@@ -98,6 +98,20 @@ pub enum RamBlockError {
         #[source]
         source: io::Error,
     },
+    /// The operating system has no memory for pages that were to be populated, or their file
+    /// was made shorter.
+    #[error("Populating {len} bytes at offset {offset:#x} of block \"{id}\" failed")]
+    Populate {
+        /// The block's id.
+        id: String,
+        /// Where the range starts, in bytes.
+        offset: u64,
+        /// How long it is, in bytes.
+        len: u64,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
     /// An access reaches past the end of the block.
     #[error("{len} bytes at offset {offset:#x} reach outside block \"{id}\" of {size:#x} bytes")]
     OutOfBounds {

@@ -18,6 +18,10 @@
 //!                                     snapshot_and_clear -> Harvest
 //! ```
 //!
+//! A block's memory goes out and comes in without a copy ([`SendList`], [`ReceiveList`]); what
+//! is zero or was never touched is found without reading it, or as fast as it can be read
+//! ([`RamBlock::data_extents`], [`RamBlock::zero_mask`]).
+//!
 //! # Example
 //!
 //! ```
@@ -43,9 +47,10 @@
 //!
 //! # Where the unsafe code is
 //!
-//! `backing` maps memory, `builder` takes the caller's, `block` lends it to vm-memory,
-//! `word` makes arrays of atomics of it, `wide` chooses instructions at run time, and
-//! `barrier` issues a system call. Everything else is safe Rust.
+//! `backing` maps memory, its `pages` come and go there, `builder` takes the caller's, `block`
+//! lends it to vm-memory, `compare` looks at it in place, `word` makes arrays of atomics of it, `wide` and `zero::scan` choose
+//! instructions at run time; `barrier`, `io::vectored` and `presence` issue system calls.
+//! Everything else is safe Rust.
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("guest memory is indexed with 64-bit offsets: a 64-bit host is needed");
@@ -58,14 +63,19 @@ mod builder;
 mod bulk;
 mod client;
 mod code;
+mod compare;
 mod dirty;
 mod error;
+mod extents;
+mod io;
 mod page;
+mod presence;
 mod snapshot;
 mod visit;
 mod vm_memory_bitmap;
 mod wide;
 mod word;
+mod zero;
 
 pub use backing::HugePages;
 pub use block::{MAX_ID_LEN, RamBlock, RamSlice};
@@ -74,8 +84,11 @@ pub use client::{ClientSet, DirtyClient};
 pub use code::{CodeWatch, Watching};
 pub use dirty::{ClientRegistration, DirtyError, DirtyMemory};
 pub use error::RamBlockError;
+pub use extents::DataExtents;
+pub use io::{ReceiveList, SendList, TransferError};
 pub use page::{PageSize, PageSizeError};
 pub use snapshot::{DirtySnapshot, Harvest};
 /// The version of vm-memory whose traits the public types implement.
 pub use vm_memory;
 pub use vm_memory_bitmap::DirtyBitmap;
+pub use wide::summarize;

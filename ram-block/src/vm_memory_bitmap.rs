@@ -25,6 +25,7 @@ impl Bitmap for DirtyMemory {
         self.enabled().iter().any(|client| self.is_dirty(client, page))
     }
 
+    #[inline]
     fn slice_at(&self, offset: usize) -> RefSlice<'_, Self> {
         RefSlice::new(self, offset)
     }

@@ -1,4 +1,4 @@
-//! The inner loops over a chunk of 64 words, compiled twice: portably, and for x86-64
+//! The inner loops over chunks of 64 words, compiled twice: portably, and for x86-64
 //! processors with AVX2 and POPCNT, which are chosen at run time.
 //!
 //! Both are the same source: the compiler makes wide instructions of it where it may.
@@ -42,9 +42,30 @@ fn or_body(into: &mut [u64], words: &Chunk) {
     }
 }
 
+#[inline(always)]
+fn summarize_body(words: &[u64], summary: &mut [u64]) {
+    let any = |chunk: &[u64]| u64::from(chunk.iter().fold(0, |all, word| all | word) != 0);
+    for (words, summary) in words.chunks(CHUNK * 64).zip(summary) {
+        let chunks = words.chunks_exact(CHUNK);
+        let rest = chunks.remainder();
+        *summary = any(rest) << (words.len() / CHUNK % 64);
+        // Backwards: what was written last is in the nearest cache.
+        for (bit, chunk) in chunks.enumerate().rev() {
+            if let Ok(chunk) = <&Chunk>::try_from(chunk) {
+                *summary |= any(chunk) << bit;
+            }
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Chunk, move_body, or_body, scan_body};
+    use super::{Chunk, move_body, or_body, scan_body, summarize_body};
+
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn summarize(words: &[u64], summary: &mut [u64]) {
+        summarize_body(words, summary);
+    }
 
     #[target_feature(enable = "avx2,popcnt")]
     pub(super) unsafe fn scan(words: &Chunk) -> (u64, u64) {
@@ -102,6 +123,29 @@ pub(crate) fn or(into: &mut [u64], words: &Chunk) {
     or_body(into, words);
 }
 
+/// Sets a bit of `summary` for each 64 of `words` of which one is not zero at least, in order,
+/// lowest bit first, and clears the others: 4,096 words to one of `summary`. The last ones may be
+/// fewer; words of either side that the other has no place for are left alone.
+///
+/// For a log that is mostly clean this is most of the work, and bound by memory.
+///
+/// ```
+/// let mut log = vec![0_u64; 200];
+/// log[130] = 1 << 7;
+/// let mut summary = [u64::MAX];
+/// ram_block::summarize(&log, &mut summary);
+/// assert_eq!(summary, [0b100]);
+/// ```
+#[inline]
+pub fn summarize(words: &[u64], summary: &mut [u64]) {
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        // SAFETY: the processor has the instructions, as just asked.
+        return unsafe { avx2::summarize(words, summary) };
+    }
+    summarize_body(words, summary);
+}
+
 /// Says that `words[at]` will be written soon. Only a matter of speed.
 #[inline(always)]
 pub(crate) fn prefetch(words: &[u64], at: usize) {
@@ -120,10 +164,10 @@ pub(crate) fn prefetch(words: &[u64], at: usize) {
 pub(crate) fn fill_release(words: &[AtomicU64]) {
     #[cfg(target_arch = "x86_64")]
     if words.len() >= CHUNK {
+        // The processor orders the stores of a string instruction after those before it and
+        // before those after it, though not among each other.
         // SAFETY: the words are within one allocation, may be written through a shared
-        // reference, and are aligned to 8 bytes, so that each of them is written at
-        // once. The processor orders the stores of a string instruction after those
-        // before it and before those after it, though not among each other. The
+        // reference, and are aligned to 8 bytes, so that each of them is written at once. The
         // direction flag is clear, as the ABI has it.
         unsafe {
             std::arch::asm!(
@@ -161,6 +205,30 @@ mod tests {
             or(&mut into, &a);
             or_body(&mut into2, &a);
             prop_assert_eq!(into, into2);
+        }
+
+        #[test]
+        fn a_summary_has_a_bit_for_each_chunk_with_a_bit(
+            len in 0..10_000_usize,
+            set in prop::collection::vec((0..10_000_usize, 0..64_u32), 0..8),
+        ) {
+            let mut words = vec![0; len];
+            for (at, bit) in set.into_iter().filter(|(at, _)| *at < len) {
+                words[at] |= 1 << bit;
+            }
+            let mut summaries = [[0x5a5a_u64; 4]; 2];
+            summarize(&words, &mut summaries[0]);
+            summarize_body(&words, &mut summaries[1]);
+            for summary in summaries {
+                for (n, word) in summary.iter().enumerate() {
+                    for bit in 0..64 {
+                        let chunk = words.chunks(CHUNK).nth(n * 64 + bit);
+                        let kept = n >= len.div_ceil(CHUNK * 64) && 0x5a5a_u64 >> bit & 1 != 0;
+                        let any = chunk.map_or(kept, |chunk| chunk.iter().any(|word| *word != 0));
+                        prop_assert_eq!(word >> bit & 1 != 0, any, "bit {} of word {}", bit, n);
+                    }
+                }
+            }
         }
     }
 }

@@ -89,6 +89,12 @@ fn median(mut times: Vec<Duration>) -> f64 {
     (times[times.len() / 2].as_secs_f64() * 1e7).round() / 10.0
 }
 
+fn timed(work: impl FnOnce() -> Result<(), AnyError>) -> Result<Duration, AnyError> {
+    let begin = Instant::now();
+    work()?;
+    Ok(begin.elapsed())
+}
+
 /// The median time of `work`, done after `before`.
 fn measure(
     rounds: u64,
@@ -98,9 +104,7 @@ fn measure(
     let mut times = Vec::new();
     for round in 0..rounds {
         before(round)?;
-        let begin = Instant::now();
-        work()?;
-        times.push(begin.elapsed());
+        times.push(timed(&mut work)?);
     }
     Ok(median(times))
 }
@@ -119,47 +123,48 @@ fn measure_size(
     let vga = Display::new(size, false)?.vga;
     let redraw = measure(rounds.min(50), |_| Ok(()), || redraw(&vga))?;
     for scenario in SCENARIOS {
-        let mut refresh = [0.0; 2];
-        let (mut read, mut pages) = (0, 0);
-        for (time, shares) in refresh.iter_mut().zip([false, true]) {
-            let mut display = Display::new(size, shares)?;
-            let mut times = Vec::new();
-            for round in 0..rounds {
-                display.draw(scenario, round)?;
-                let begin = Instant::now();
-                let report = black_box(display.screen.refresh()?);
-                times.push(begin.elapsed());
-                if !shares {
-                    (read, pages) = (report.bytes_copied, report.pages);
-                }
-            }
-            *time = median(times);
-        }
-        // A copy of just the bytes that changed, and one of the pages that they are in.
-        let display = Display::new(size, false)?;
-        let lines: Vec<_> = display.lines(scenario).collect();
+        // Each kind in turn, so that all have the processor in the same states.
+        let (mut own, mut shared) = (Display::new(size, false)?, Display::new(size, true)?);
+        let plain = Display::new(size, false)?;
+        let lines: Vec<_> = plain.lines(scenario).collect();
         let stride = usize::from(size.0) * 4;
-        let mut buffer = vec![0; stride * usize::from(size.1)];
-        let draw = |round| display.draw(scenario, round);
-        let copy = measure(rounds, draw, || {
-            for (offset, bytes) in &lines {
-                let at = usize::try_from(*offset)?;
-                display.vga.vram().read(*offset, &mut buffer[at..at + bytes])?;
-            }
-            black_box(&mut buffer);
-            Ok(())
-        })?;
-        let page_bytes = usize::try_from(pages * display.vga.vram().page_size().bytes())?;
+        let mut picture = vec![0; stride * usize::from(size.1)];
         let from = lines.first().map_or(0, |(offset, _)| *offset);
-        let mut buffer = vec![0; page_bytes];
-        let draw = |round| display.draw(scenario, round);
-        let page_copy = measure(rounds, draw, || {
-            display.vga.vram().read(from, &mut buffer)?;
-            black_box(&mut buffer);
-            Ok(())
-        })?;
+        let (mut read, mut page_bytes) = (0, 0);
+        let mut times = [const { Vec::new() }; 4];
+        for round in 0..rounds {
+            own.draw(scenario, round)?;
+            times[0].push(timed(|| {
+                let report = own.screen.refresh()?;
+                read = report.bytes_copied;
+                page_bytes = usize::try_from(report.pages * plain.vga.vram().page_size().bytes())?;
+                Ok(())
+            })?);
+            shared.draw(scenario, round)?;
+            times[1].push(timed(|| {
+                black_box(shared.screen.refresh()?);
+                Ok(())
+            })?);
+            // A copy of just the bytes that changed, and one of the pages that they are in.
+            plain.draw(scenario, round)?;
+            times[2].push(timed(|| {
+                for (offset, bytes) in &lines {
+                    let at = usize::try_from(*offset)?;
+                    plain.vga.vram().read(*offset, &mut picture[at..at + bytes])?;
+                }
+                black_box(&mut picture);
+                Ok(())
+            })?);
+            plain.draw(scenario, round)?;
+            let page_bytes = page_bytes.min(picture.len());
+            times[3].push(timed(|| {
+                plain.vga.vram().read(from, &mut picture[..page_bytes])?;
+                black_box(&mut picture);
+                Ok(())
+            })?);
+        }
+        let [copying, sharing, copy, page_copy] = times.map(median);
         let name = scenario.name;
-        let [copying, sharing] = refresh;
         println!(
             "{name:<12}{copying:>10.1}{sharing:>10.1}{copy:>12.1}{page_copy:>12.1}{read:>10}{redraw:>12.1}"
         );

@@ -16,6 +16,17 @@ use crate::software::{SoftwareGuest, SoftwarePause};
 /// Errors of any kind, as a program's `main` returns them.
 pub type AnyError = Box<dyn Error + Send + Sync>;
 
+/// What an error and its sources say, in one line.
+pub fn explain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}
+
 /// Where video memory is, as a guest-physical address.
 pub const FRAME_BUFFER: u64 = 0xe000_0000;
 /// The size of RAM in bytes.
@@ -50,8 +61,17 @@ impl Board {
     ///
     /// If there is no memory for it.
     pub fn new() -> Result<Self, AnyError> {
+        Self::with_ram(RAM_SIZE)
+    }
+
+    /// A machine's parts, with so many bytes of RAM: as many as lie below the frame buffer.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for it.
+    pub fn with_ram(size: u64) -> Result<Self, AnyError> {
         let memory = MemoryMap::new();
-        let ram = RamBlock::anonymous("pc.ram", RAM_SIZE)?;
+        let ram = RamBlock::anonymous("pc.ram", size)?;
         let vga = Vga::new("vga.vram", VRAM_SIZE)?;
         let frames = Arc::new(FramePort::default());
         let regions = vga.add_to(&memory)?;

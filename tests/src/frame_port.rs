@@ -59,6 +59,18 @@ impl FramePort {
         waited.unwrap_or_else(PoisonError::into_inner).0.allowed
     }
 
+    /// The last frame that may be drawn, and the last that was.
+    pub fn state(&self) -> (u64, Option<u64>) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.allowed, state.done)
+    }
+
+    /// Goes on where another port was.
+    pub fn set_state(&self, allowed: u64, done: Option<u64>) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State { allowed, done };
+        self.changed.notify_all();
+    }
+
     /// The guest has drawn frame `frame`.
     pub fn finish(&self, frame: u64) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).done = Some(frame);

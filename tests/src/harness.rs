@@ -32,7 +32,17 @@ pub struct Need {
 /// Where what they need is missing they are counted as ignored, with the reason, or
 /// fail if it is required.
 pub fn run(need: &Need, tests: Vec<Named>) -> ExitCode {
+    run_all(vec![(need.clone(), tests)])
+}
+
+/// As [`run`], for tests that do not all need the same.
+pub fn run_all(groups: Vec<(Need, Vec<Named>)>) -> ExitCode {
     let arguments = Arguments::from_args();
+    let trials = groups.into_iter().flat_map(|(need, tests)| trials(&arguments, &need, tests));
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+fn trials(arguments: &Arguments, need: &Need, tests: Vec<Named>) -> Vec<Trial> {
     let required = std::env::var(need.required_by).is_ok_and(|value| value == "1");
     if let Some(reason) = need.missing.as_ref().filter(|_| !required && !arguments.list) {
         println!("skipped: {} tests that need {}: {reason}", tests.len(), need.name);
@@ -45,5 +55,5 @@ pub fn run(need: &Need, tests: Vec<Named>) -> ExitCode {
         Some(reason) if required => Trial::test(name, move || Err(reason.into())),
         Some(_) => Trial::test(name, || Ok(())).with_ignored_flag(true),
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    trials.collect()
 }

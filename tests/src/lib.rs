@@ -2,11 +2,18 @@
 //! instructions, a machine to run them on, and independent definitions of what they
 //! do.
 
+pub mod beat_port;
 pub mod demo;
+pub mod firmware;
 pub mod frame_port;
 pub mod guest;
 pub mod harness;
 pub mod kvm;
+pub mod link;
+#[cfg(target_arch = "x86_64")]
+pub mod live;
+#[cfg(target_arch = "x86_64")]
+pub mod mini_pc;
 pub mod pc;
 pub mod qemu;
 pub mod qtest;
@@ -14,3 +21,4 @@ pub mod queue;
 pub mod riscv;
 pub mod scene;
 pub mod software;
+pub mod viewers;

@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,39 +16,82 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What tests against QEMU need (Debian: `qemu-system-x86`).
 pub fn need() -> Need {
-    let version = Command::new(PROGRAM).arg("--version").output();
-    let missing = version.err().map(|error| format!("{PROGRAM} cannot be run: {error}"));
-    Need { name: "QEMU", required_by: "REQUIRE_QEMU", missing }
+    Need { name: "QEMU", required_by: "REQUIRE_QEMU", missing: version().err() }
+}
+
+/// The first line of what QEMU says of its version.
+///
+/// # Errors
+///
+/// Why it cannot be run.
+pub fn version() -> Result<String, String> {
+    let output = Command::new(PROGRAM).arg("--version").output();
+    let output = output.map_err(|error| format!("{PROGRAM} cannot be run: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// A running QEMU with a folder of its own; both go when it is dropped.
 #[derive(Debug)]
 pub struct Qemu {
-    child: Child,
-    folder: PathBuf,
+    process: Process,
     monitor: BufReader<UnixStream>,
 }
 
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
 impl Qemu {
-    /// Starts QEMU with `arguments`, in which `{dir}` stands for its folder.
+    /// Starts QEMU with `arguments`, in which `{dir}` stands for its folder; without a
+    /// display and default devices, and with TCG unless an accelerator is among them.
     ///
     /// # Errors
     ///
     /// If it does not start, or its monitor does not answer.
     pub fn start(name: &str, arguments: &[&str]) -> io::Result<Self> {
-        let folder = std::env::temp_dir().join(format!("qemu-{name}-{}", std::process::id()));
+        Self::start_with(name, arguments, &[])
+    }
+
+    /// As [`start`](Self::start), with files of these names and contents in its folder.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start), and if a file cannot be written.
+    pub fn start_with(name: &str, arguments: &[&str], files: &[(&str, &[u8])]) -> io::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = format!("qemu-{name}-{}-{count}", std::process::id());
+        let folder = std::env::temp_dir().join(folder);
         std::fs::create_dir_all(&folder)?;
+        for (name, contents) in files {
+            std::fs::write(folder.join(name), contents)?;
+        }
         let socket = folder.join("qmp");
         let place = folder.display().to_string();
-        let child = Command::new(PROGRAM)
-            .args(["-display", "none", "-nodefaults", "-accel", "tcg", "-qmp"])
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(["-display", "none", "-nodefaults", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", socket.display()))
             .args(arguments.iter().map(|argument| argument.replace("{dir}", &place)))
-            .stdin(Stdio::null())
-            .spawn()?;
+            .stdin(Stdio::null());
+        if !arguments.contains(&"-accel") {
+            command.args(["-accel", "tcg"]);
+        }
+        let process = Process { child: command.spawn()?, folder };
         let stream = connect(&socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let mut qemu = Self { child, folder, monitor: BufReader::new(stream) };
+        let mut qemu = Self { process, monitor: BufReader::new(stream) };
         qemu.line()?; // its greeting
         qemu.execute("qmp_capabilities", json!({}))?;
         Ok(qemu)
@@ -55,7 +99,7 @@ impl Qemu {
 
     /// A path in its folder.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.process.folder.join(name)
     }
 
     fn line(&mut self) -> io::Result<Value> {
@@ -85,17 +129,54 @@ impl Qemu {
         }
     }
 
-    /// Waits until its migration has completed.
+    /// Switches on capabilities of its migration.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Self::execute).
+    pub fn capabilities(&mut self, names: &[&str]) -> io::Result<()> {
+        let on = |name: &&str| json!({ "capability": name, "state": true });
+        let all: Vec<_> = names.iter().map(on).collect();
+        self.execute("migrate-set-capabilities", json!({ "capabilities": all })).map(drop)
+    }
+
+    /// Begins to listen for a migration, having been started with `-incoming defer`; returns
+    /// where: the path or the address.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Self::execute).
+    pub fn incoming(&mut self, uri: &str) -> io::Result<String> {
+        self.execute("migrate-incoming", json!({ "uri": uri }))?;
+        let state = self.execute("query-migrate", json!({}))?;
+        let address = &state["socket-address"][0];
+        let text = |name: &str| address[name].as_str().unwrap_or_default().to_owned();
+        match address["type"].as_str() {
+            Some("unix") => Ok(text("path")),
+            _ => Ok(format!("{}:{}", text("host"), text("port"))),
+        }
+    }
+
+    /// Begins to send its machine to `uri`.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Self::execute).
+    pub fn migrate(&mut self, uri: &str) -> io::Result<()> {
+        self.execute("migrate", json!({ "uri": uri })).map(drop)
+    }
+
+    /// Waits until its migration has completed; returns what it says of it.
     ///
     /// # Errors
     ///
     /// If it fails, or takes longer than a minute.
-    pub fn wait_migrated(&mut self) -> io::Result<()> {
+    pub fn wait_migrated(&mut self) -> io::Result<Value> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let state = self.execute("query-migrate", json!({}))?;
             match state["status"].as_str() {
-                Some("completed") => return Ok(()),
+                Some("completed") => return Ok(state),
                 Some("failed") => return Err(io::Error::other(state.to_string())),
                 _ if Instant::now() > deadline => return Err(io::ErrorKind::TimedOut.into()),
                 _ => std::thread::sleep(Duration::from_millis(5)),
@@ -103,14 +184,14 @@ impl Qemu {
         }
     }
 
-    /// `len` bytes of its physical memory from address 0 on.
+    /// `len` bytes of its physical memory from `address` on.
     ///
     /// # Errors
     ///
     /// If QEMU refuses, or is gone.
-    pub fn memory(&mut self, len: u64) -> io::Result<Vec<u8>> {
+    pub fn memory(&mut self, address: u64, len: u64) -> io::Result<Vec<u8>> {
         let file = self.path("memory");
-        self.execute("pmemsave", json!({ "val": 0, "size": len, "filename": file }))?;
+        self.execute("pmemsave", json!({ "val": address, "size": len, "filename": file }))?;
         std::fs::read(file)
     }
 }
@@ -128,13 +209,5 @@ pub fn connect(socket: &Path) -> io::Result<UnixStream> {
             Err(_) => std::thread::sleep(Duration::from_millis(5)),
             connected => return connected,
         }
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }

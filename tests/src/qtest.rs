@@ -35,10 +35,20 @@ impl Qtest {
     ///
     /// If it does not start.
     pub fn start(name: &str, arguments: &[&str]) -> io::Result<Self> {
+        Self::start_with(name, arguments, &[])
+    }
+
+    /// As [`start`](Self::start), with files of these names and contents in its folder, which
+    /// is `{dir}` in `arguments`.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start), and if a file cannot be written.
+    pub fn start_with(name: &str, arguments: &[&str], files: &[(&str, &[u8])]) -> io::Result<Self> {
         let mut all = vec!["-S", "-qtest", "unix:{dir}/qtest,server=on,wait=off"];
         all.extend(["-qtest-log", "/dev/null"]);
         all.extend(arguments);
-        let qemu = Qemu::start(name, &all)?;
+        let qemu = Qemu::start_with(name, &all, files)?;
         let socket = BufReader::new(connect(&qemu.path("qtest"))?);
         Ok(Self { qemu: qemu.into(), socket: socket.into() })
     }

@@ -36,7 +36,7 @@ impl Board {
                 map.place(root, 0, low)?;
                 map.place(root, HIGH, high)?;
                 map.place(root, HIGH - MIB, rom)?;
-                map.set_global_log(DirtyClient::MIGRATION, true);
+                map.set_global_log(DirtyClient::MIGRATION, true)?;
                 Ok(root)
             })
             .unwrap();

@@ -10,7 +10,8 @@ use integration_tests::{harness, qemu};
 mod common;
 
 use common::modes::{self, Mode};
-use common::{BASE, Board, Pc};
+use common::programs::{self, noise};
+use common::{BASE, Board, MMIO, Pc};
 
 fn main() -> ExitCode {
     harness::run(
@@ -21,6 +22,8 @@ fn main() -> ExitCode {
             ("linear_modes_look_as_on_qemu", linear_modes_look_as_on_qemu),
             ("planes_are_written_and_read_as_on_qemu", planes_are_written_and_read_as_on_qemu),
             ("registers_read_back_as_on_qemu", registers_read_back_as_on_qemu),
+            ("registers_as_memory_are_as_on_qemu", registers_as_memory_are_as_on_qemu),
+            ("banks_and_wide_colours_are_as_on_qemu", banks_and_wide_colours_are_as_on_qemu),
             ("what_a_bios_leaves_looks_as_on_qemu", what_a_bios_leaves_looks_as_on_qemu),
         ]),
     )
@@ -48,11 +51,14 @@ impl Pc for Qtest {
     }
 }
 
-/// Both machines, with video memory at [`BASE`].
+/// Both machines, with video memory at [`BASE`] and registers at [`MMIO`].
 fn machines(name: &str) -> (Board, Qtest) {
     let theirs = Qtest::start(name, &["-machine", "pc", "-vga", "std", "-m", "64"]).unwrap();
-    // The VGA is at slot 2 of bus 0: its first BAR, and memory and ports on.
-    for (register, command) in [(0x10, "outl 0xcfc 0xe0000000"), (4, "outw 0xcfc 3")] {
+    // The VGA is at slot 2 of bus 0: its first and third BAR, and memory and ports on.
+    assert_eq!((BASE, MMIO), (0xe000_0000, 0xf000_0000));
+    for (register, command) in
+        [(0x10, "outl 0xcfc 0xe0000000"), (0x18, "outl 0xcfc 0xf0000000"), (4, "outw 0xcfc 3")]
+    {
         theirs.command(&format!("outl 0xcf8 {:#x}", 0x8000_1000u32 + register)).unwrap();
         theirs.command(command).unwrap();
     }
@@ -67,11 +73,16 @@ fn both((ours, theirs): &(Board, Qtest), what: impl Fn(&dyn DynPc)) {
 /// [`Pc`] with what of it is generic.
 trait DynPc: Pc {
     fn set_mode(&self, mode: &Mode);
+    fn draw_text(&self, mode: &Mode);
 }
 
 impl<P: Pc> DynPc for P {
     fn set_mode(&self, mode: &Mode) {
         modes::set_mode(self, mode);
+    }
+
+    fn draw_text(&self, mode: &Mode) {
+        programs::text(self, mode);
     }
 }
 
@@ -102,33 +113,10 @@ fn assert_same_colours((ours, theirs): &(Board, Qtest), what: &str, mask: [u8; 3
     }
 }
 
-fn noise(len: u32, seed: u32) -> Vec<u8> {
-    (0..len).map(|n| ((n ^ seed).wrapping_mul(0x9e37_79b9) >> 15).to_le_bytes()[0]).collect()
-}
-
 fn text_looks_as_on_qemu() {
     let machines = machines("text");
-    // QEMU draws 40 columns 16 dots wide, where the VGA's are 18.
-    for mode in [&modes::TEXT_80X25, &modes::TEXT_80X50] {
-        both(&machines, |pc| {
-            pc.set_mode(mode);
-            pc.set(0x3c4, 2, 4);
-            pc.set(0x3c4, 4, 6);
-            pc.set(0x3ce, 5, 0);
-            pc.set(0x3ce, 6, 4);
-            pc.poke(0xa0000, &noise(8192, 7));
-            pc.poke(0xa6000, &noise(8192, 8));
-            pc.set_mode(mode);
-            pc.set(0x3d4, 0xa, 0x20); // no cursor: it blinks
-            // Nor anything else.
-            pc.input(0x3da);
-            pc.out(0x3c0, 0x30);
-            pc.out(0x3c0, mode.attribute[16] & !8);
-            // QEMU repeats the eighth dot of 0xB0 to 0xBF too, which the VGA does not.
-            let mut text = noise(16384, 9);
-            text.iter_mut().step_by(2).filter(|code| **code >> 4 == 0xb).for_each(|code| *code = 1);
-            pc.poke(0xb8000, &text);
-        });
+    for mode in [&modes::TEXT_80X25, &modes::TEXT_80X50, &programs::NARROW_TEXT] {
+        both(&machines, |pc| pc.draw_text(mode));
         assert_same_picture(&machines, mode.name);
         both(&machines, |pc| {
             pc.set(0x3c4, 3, 0x24);
@@ -266,6 +254,79 @@ fn registers_read_back_as_on_qemu() {
     for port in [0x3c7, 0x3c9, 0x3c9, 0x3c9, 0x3c9, 0x3cc, 0x3b4, 0x3b5] {
         assert_eq!(machines.0.input(port), machines.1.input(port), "{port:#x}");
     }
+}
+
+/// The third BAR: registers written and read there, and a mode set as Linux's `bochs` does.
+fn registers_as_memory_are_as_on_qemu() {
+    let machines = machines("bar");
+    let (ours, theirs) = &machines;
+    both(&machines, |pc| {
+        pc.set_mode(&modes::PLANAR_640X480);
+        pc.poke(MMIO + 0x41a, &[0]); // a write there does not touch the flip-flop
+    });
+    // The identity, what there is of memory; ports by bytes and by words. Of the VBE registers
+    // QEMU gives the low byte twice.
+    let bytes = |from: u64, len: u64| {
+        for at in (MMIO + from..MMIO + from + len).step_by(if from < 0x500 { 1 } else { 2 }) {
+            assert_eq!(ours.peek(at), theirs.peek(at), "{at:#x}");
+        }
+    };
+    bytes(0x500, 2);
+    bytes(0x514, 2);
+    both(&machines, |pc| pc.poke(MMIO + 0x404, &[2, 5]));
+    bytes(0x404, 2);
+    both(&machines, |pc| pc.poke(MMIO + 0x40e, &[8, 0xa5]));
+    bytes(0x40e, 2);
+    both(&machines, |pc| {
+        pc.peek(MMIO + 0x41a);
+        pc.poke(MMIO + 0x400, &[0x20]);
+        for (register, value) in
+            [(4u64, 0u16), (3, 32), (1, 320), (2, 200), (5, 0), (6, 320), (8, 0), (9, 0), (4, 0x41)]
+        {
+            pc.poke(MMIO + 0x500 + 2 * register, &value.to_le_bytes());
+        }
+        pc.poke(BASE, &noise(320 * 200 * 4, 6));
+    });
+    assert_same_picture(&machines, "a mode set through the BAR");
+    bytes(0x500, 14);
+    // A depth that does not exist.
+    both(&machines, |pc| pc.poke(MMIO + 0x506, &[7, 0]));
+    bytes(0x506, 2);
+    assert_same_picture(&machines, "8 bits in place of 7");
+    // Both describe monitors.
+    for machine in [ours as &dyn DynPc, theirs] {
+        let block: Vec<u8> = (0..128).map(|at| machine.peek(MMIO + at)).collect();
+        assert_eq!(block[..8], [0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]);
+        assert_eq!(block.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        assert_eq!((block[56], block[58] >> 4, block[59], block[61] >> 4), (0, 5, 32, 3));
+    }
+}
+
+/// A picture drawn through the low window, bank by bank, with colours of eight bits.
+fn banks_and_wide_colours_are_as_on_qemu() {
+    let machines = machines("banks");
+    both(&machines, |pc| {
+        pc.set_mode(&modes::MODE_13H);
+        for (register, value) in [(1, 640), (2, 400), (3, 8), (4, 0x61)] {
+            pc.vbe(register, value);
+        }
+        pc.out(0x3c8, 0);
+        noise(768, 2).into_iter().for_each(|level| pc.out(0x3c9, level));
+        for (bank, picture) in (0u16..).zip(noise(640 * 400, 4).chunks(0x10000)) {
+            pc.vbe(5, bank);
+            pc.poke(0xa0000, picture);
+        }
+    });
+    assert_same_picture(&machines, "banks");
+    both(&machines, |pc| {
+        pc.out(0x3c7, 9);
+        pc.vbe(8, 0); // an offset does not touch the bank
+        pc.poke(0xa0010, &[1, 2, 3]);
+    });
+    for _ in 0..6 {
+        assert_eq!(machines.0.input(0x3c9), machines.1.input(0x3c9));
+    }
+    assert_same_picture(&machines, "the last bank");
 }
 
 /// SeaBIOS and its VGA BIOS run on QEMU until nothing can be booted. Their registers and

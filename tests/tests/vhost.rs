@@ -122,7 +122,7 @@ fn writes_of_a_back_end_reach_every_client() {
             map.place(root, 0, low)?;
             map.place(root, HIGH, high)?;
             map.set_log(region, DirtyClient::VGA, true)?;
-            map.set_global_log(DirtyClient::MIGRATION, true);
+            map.set_global_log(DirtyClient::MIGRATION, true)?;
             Ok::<_, MapError>((root, region))
         })
         .unwrap();

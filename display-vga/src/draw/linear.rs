@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use ram_block::{RamBlock, RamBlockError};
 
+use super::copied::Copied;
 use super::{Buffers, Part};
 use crate::damage::Damage;
 use crate::mode::linear::{Format, Linear};
@@ -38,54 +39,52 @@ pub(super) fn draw(
             }
             damage.add(surface.area());
         }
-        Part::All => {
-            for y in 0..mode.height {
-                read += convert(vram, mode, y, 0..mode.width, buffers)?;
-                update(surface, y, 0, buffers, damage);
+        Part::All | Part::Dirty(..) if mode.format == Format::Bgrx => {
+            let mut copied = Copied::new(vram, surface);
+            for (y, columns) in lines(mode, part) {
+                let (x, width) = (columns.start, columns.end - columns.start);
+                let from = mode.line(y).start + u64::from(x) * mode.format.bytes();
+                damage.add(in_line(y, copied.add((x, y), width, from)?));
+                read += u64::from(width) * mode.format.bytes();
             }
+            copied.copy()?;
         }
-        Part::Dirty(dirty, page) => {
-            for run in dirty.runs() {
-                let bytes = run.start * page.bytes()..run.end * page.bytes();
-                for y in mode.lines_in(&bytes) {
-                    let columns = mode.pixels_in(y, &bytes);
-                    let x = columns.start;
-                    read += convert(vram, mode, y, columns, buffers)?;
-                    update(surface, y, x, buffers, damage);
-                }
+        Part::All | Part::Dirty(..) => {
+            for (y, columns) in lines(mode, part) {
+                let x = columns.start;
+                read += convert(vram, mode, y, columns, buffers)?;
+                damage.add(in_line(y, surface.update(y, x, &buffers.pixels)));
             }
         }
     }
     Ok(read)
 }
 
-/// Puts the buffer's pixels into line `y` from column `x` on.
-fn update(surface: &mut Surface, y: u32, x: u32, buffers: &Buffers, damage: &mut Damage) {
-    let changed = surface.update(y, x, &buffers.pixels);
-    damage.add(Rect { x: changed.start, y, width: changed.end - changed.start, height: 1 });
+/// The lines of a part, and the columns of each.
+fn lines<'a>(mode: &'a Linear, part: Part<'a>) -> impl Iterator<Item = (u32, Range<u32>)> + 'a {
+    let (all, dirty) = match part {
+        Part::Fresh | Part::All => (Some(mode.visible()), None),
+        Part::Dirty(dirty, page) => (None, Some((dirty, page))),
+    };
+    let dirty = dirty.into_iter().flat_map(|(dirty, page)| {
+        dirty.runs().map(move |run| run.start * page.bytes()..run.end * page.bytes())
+    });
+    all.into_iter()
+        .chain(dirty)
+        .flat_map(move |bytes| mode.lines_in(&bytes).map(move |y| (y, mode.pixels_in(y, &bytes))))
+}
+
+fn in_line(y: u32, columns: Range<u32>) -> Rect {
+    Rect { x: columns.start, y, width: columns.end - columns.start, height: 1 }
 }
 
 /// Adds what `part` may have changed of a surface that is video memory itself.
 pub(crate) fn damage_only(mode: &Linear, part: Part<'_>, damage: &mut Damage) {
-    match part {
-        Part::Fresh | Part::All => {
-            damage.add(Rect { x: 0, y: 0, width: mode.width, height: mode.height })
-        }
-        Part::Dirty(dirty, page) => {
-            for run in dirty.runs() {
-                let bytes = run.start * page.bytes()..run.end * page.bytes();
-                let lines = mode.lines_in(&bytes);
-                for y in lines {
-                    let columns = mode.pixels_in(y, &bytes);
-                    let width = columns.end - columns.start;
-                    damage.add(Rect { x: columns.start, y, width, height: 1 });
-                }
-            }
-        }
-    }
+    lines(mode, part).for_each(|(y, columns)| damage.add(in_line(y, columns)));
 }
 
-/// Leaves the pixels of a part of line `y` in the buffer; returns the bytes read.
+/// Leaves the pixels of a part of line `y`, of another format than the surface's, in the
+/// buffer; returns the bytes read.
 fn convert(
     vram: &RamBlock,
     mode: &Linear,
@@ -97,34 +96,57 @@ fn convert(
     let size = mode.format.bytes();
     let from = mode.line(y).start + u64::from(columns.start) * size;
     let count = (columns.end - columns.start) as usize;
-    let into = if mode.format == Format::Bgrx { &mut *pixels } else { &mut *raw };
-    into.resize(count * usize::try_from(size).unwrap_or(4), 0);
-    vram.read(from, into)?;
+    raw.resize(count * usize::try_from(size).unwrap_or(4), 0);
+    vram.read(from, raw)?;
     pixels.resize(count * 4, 0);
-    let out = pixels.chunks_exact_mut(4);
     match mode.format {
-        Format::Bgrx | Format::Planar => {}
-        Format::Indexed => out.zip(&*raw).for_each(|(out, index)| {
-            let colour = mode.palette.get(usize::from(*index)).copied().unwrap_or(0);
-            out.copy_from_slice(&colour.to_le_bytes());
+        Format::Bgrx | Format::Planar => {} // read as they are, and by planes
+        Format::Indexed => each_pixel(raw, pixels, |[index]| {
+            mode.palette.get(usize::from(index)).copied().unwrap_or(0)
         }),
-        Format::Rgb555 => out.zip(raw.chunks_exact(2)).for_each(|(out, pixel)| {
-            let value = u32::from(u16::from_le_bytes([pixel[0], pixel[1]]));
-            let colour = five(value >> 10) << 16 | five(value >> 5) << 8 | five(value);
-            out.copy_from_slice(&colour.to_le_bytes());
+        Format::Rgb555 => each_pixel(raw, pixels, |pixel| {
+            let value = u32::from(u16::from_le_bytes(pixel));
+            five(value >> 10) << 16 | five(value >> 5) << 8 | five(value)
         }),
-        Format::Rgb565 => out.zip(raw.chunks_exact(2)).for_each(|(out, pixel)| {
-            let value = u32::from(u16::from_le_bytes([pixel[0], pixel[1]]));
+        Format::Rgb565 => each_pixel(raw, pixels, |pixel| {
+            let value = u32::from(u16::from_le_bytes(pixel));
             let green = value >> 5 & 0x3f;
             let green = green << 2 | green >> 4;
-            let colour = five(value >> 11) << 16 | green << 8 | five(value);
-            out.copy_from_slice(&colour.to_le_bytes());
+            five(value >> 11) << 16 | green << 8 | five(value)
         }),
-        Format::Bgr => out.zip(raw.chunks_exact(3)).for_each(|(out, pixel)| {
-            out.copy_from_slice(&[pixel[0], pixel[1], pixel[2], 0]);
-        }),
+        Format::Bgr => {
+            each_pixel(raw, pixels, |[blue, green, red]| u32::from_le_bytes([blue, green, red, 0]));
+        }
     }
     Ok(size * count as u64)
+}
+
+/// Converts pixels of `N` bytes. As many at a time as the compiler makes wide instructions
+/// for, which it does for arrays.
+fn each_pixel<const N: usize>(raw: &[u8], pixels: &mut [u8], convert: impl Fn([u8; N]) -> u32) {
+    const BLOCK: usize = 16;
+    let pixel = |raw: &[u8]| {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(raw);
+        convert(bytes)
+    };
+    let blocks = raw.len() / (N * BLOCK);
+    let (raw, raw_rest) = raw.split_at(blocks * N * BLOCK);
+    let (out, out_rest) = pixels.split_at_mut(blocks * 4 * BLOCK);
+    for (out, raw) in out.chunks_exact_mut(4 * BLOCK).zip(raw.chunks_exact(N * BLOCK)) {
+        let mut colours = [0; BLOCK];
+        for (n, colour) in colours.iter_mut().enumerate() {
+            *colour = pixel(&raw[n * N..][..N]);
+        }
+        let mut bytes = [0; 4 * BLOCK];
+        for (n, colour) in colours.iter().enumerate() {
+            bytes[n * 4..][..4].copy_from_slice(&colour.to_le_bytes());
+        }
+        out.copy_from_slice(&bytes);
+    }
+    for (out, raw) in out_rest.chunks_exact_mut(4).zip(raw_rest.chunks_exact(N)) {
+        out.copy_from_slice(&pixel(raw).to_le_bytes());
+    }
 }
 
 /// Five bits as eight, the brightest being the brightest.

@@ -39,7 +39,7 @@ pub(super) fn draw(
 ) -> Result<u64, RamBlockError> {
     let mut read = 0;
     // What the buffer holds: lines often show what the one above them shows.
-    let mut held: Option<(u32, u32, Range<u32>)> = None;
+    let mut held: Option<(u32, Range<u32>)> = None;
     for y in 0..surface.height() {
         let line = mode.raster.line(y);
         let count = mode.addresses(surface.width(), line.pan);
@@ -54,7 +54,7 @@ pub(super) fn draw(
         if addresses.is_empty() {
             continue;
         }
-        let wanted = (line.address, line.pan, addresses.clone());
+        let wanted = (line.address, addresses.clone());
         if held.as_ref() != Some(&wanted) {
             expand(vram, mode, line, addresses.clone(), buffers)?;
             read += u64::from(addresses.end - addresses.start) * 4;

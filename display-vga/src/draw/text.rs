@@ -2,12 +2,12 @@
 
 use ram_block::{DirtySnapshot, PageSize, RamBlock, RamBlockError};
 
-use super::Part;
+use super::{Blinks, Part};
 use crate::damage::Damage;
 use crate::font;
 use crate::mode::decode::LEGACY_BYTES;
 use crate::mode::raster::Row;
-use crate::mode::text::{Look, Text, UNDERLINED};
+use crate::mode::text::{BLINKING, Look, Text, UNDERLINED};
 use crate::registers::retrace::Blink;
 use crate::surface::{Rect, Surface};
 
@@ -48,6 +48,8 @@ pub(super) struct TextPainter {
     /// Whether anybody loaded glyphs into the maps of `Look::fonts`; else the built-in ones
     /// are shown.
     loaded: [bool; 2],
+    /// What of the cells blinks.
+    pub(super) blinks: Blinks,
 }
 
 /// The glyphs of both maps that changed.
@@ -92,13 +94,17 @@ impl TextPainter {
         }
         self.cells.resize(width * addresses.len(), Cell::default());
         let mut cells = std::mem::take(&mut self.cells);
+        self.blinks = Blinks::default();
         for ((row, address), cells) in drawn.rows.iter().zip(addresses).zip(cells.chunks_mut(width))
         {
             // The columns of a run of changed cells.
             let mut run = 0..0;
             let columns = columns + u32::from(row.pan > 0);
             for (column, cell) in (0..columns).zip(cells) {
-                let now = self.cell(text, blink, address.wrapping_add(column) & text.raster.mask);
+                let address = address.wrapping_add(column) & text.raster.mask;
+                let now = self.cell(text, blink, address);
+                self.blinks.text |= text.blinks && now.attribute & BLINKING != 0;
+                self.blinks.cursor |= text.has_cursor(address);
                 let slot = usize::from(now.attribute >> 3 & 1);
                 if all || *cell != now || changed[slot][usize::from(now.character)] {
                     *cell = now;
@@ -180,11 +186,11 @@ impl TextPainter {
         let at = address as usize * 4;
         let (character, attribute) = (self.memory[at], self.memory[at + 1]);
         let scan = |row_scan: u32| u8::try_from(row_scan).unwrap_or(u8::MAX);
-        let cursor = text.cursor.filter(|cursor| blink.cursor && cursor.address == address);
+        let cursor = text.cursor.filter(|_| blink.cursor && text.has_cursor(address));
         Cell {
             character,
             attribute,
-            hidden: text.blinks && attribute & 0x80 != 0 && !blink.text,
+            hidden: text.blinks && attribute & BLINKING != 0 && !blink.text,
             cursor: cursor.map(|cursor| (scan(cursor.first), scan(cursor.last))),
         }
     }

@@ -16,7 +16,7 @@ const PLANE_MASK: u32 = 0xffff;
 impl Registers {
     /// The mode that is shown in `vram` bytes; `None` if the screen is off.
     pub(crate) fn mode(&self, vram: u64) -> Result<Option<Mode>, VbeError> {
-        let screen_off = self.sequencer[sequencer::CLOCKING_MODE] & 0x20 != 0
+        let screen_off = self.sequencer[sequencer::CLOCKING_MODE] & sequencer::SCREEN_OFF != 0
             || self.attribute_index & attribute::SCREEN_ON == 0;
         if self.vbe.is_enabled() {
             let linear = self.vbe.described(vram)?;
@@ -116,12 +116,15 @@ impl Registers {
             (false, true) => 0,
             (false, false) => 1,
         };
+        let byte_pan = preset >> 5 & 3;
+        // Below the split the start address counts as 0, and the panning goes on unless the
+        // attribute controller takes it as 0 too.
+        let pans_below = self.attribute[attribute::MODE_CONTROL] & 0x20 == 0;
         let interleave = |bit: u32, address: u32| {
             if control & bit == 0 { 1 << (address - shift) } else { 0 }
         };
         Raster {
-            start: self.crtc_pair(crtc::START_ADDRESS_HIGH, crtc::START_ADDRESS_LOW)
-                + (preset >> 5 & 3),
+            start: self.crtc_pair(crtc::START_ADDRESS_HIGH, crtc::START_ADDRESS_LOW) + byte_pan,
             step: crtc(crtc::OFFSET) * 2,
             mask: PLANE_MASK,
             row_scans: (maximum & 0x1f) + 1,
@@ -129,8 +132,8 @@ impl Registers {
             preset: preset & 0x1f,
             pan,
             split: (self.line_compare() + 1) << (control >> 2 & 1),
-            // Whether the panning goes on below the split.
-            split_pan: if self.attribute[attribute::MODE_CONTROL] & 0x20 == 0 { pan } else { 0 },
+            split_start: if pans_below { byte_pan } else { 0 },
+            split_pan: if pans_below { pan } else { 0 },
             interleave: [interleave(1, 13), interleave(2, 14)],
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::raster::Raster;
-use super::{MAX_HEIGHT, MAX_WIDTH, VbeError};
+use super::{MAX_HEIGHT, MAX_PIXELS, MAX_WIDTH, VbeError};
 
 /// How a pixel is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    fn of_depth(depth: u32) -> Result<Self, VbeError> {
+    pub(crate) fn of_depth(depth: u32) -> Result<Self, VbeError> {
         Ok(match depth {
             4 => Self::Planar,
             8 => Self::Indexed,
@@ -89,6 +89,9 @@ impl Linear {
         if width == 0 || height == 0 || width > MAX_WIDTH || height > MAX_HEIGHT {
             return Err(VbeError::Geometry { width, height });
         }
+        if width * height > MAX_PIXELS {
+            return Err(VbeError::Pixels { width, height });
+        }
         let format = Format::of_depth(depth)?;
         let virtual_width = virtual_width.max(width);
         let (stride, skipped, pan) = match format {
@@ -146,6 +149,9 @@ impl Linear {
         if from >= to {
             return 0..0;
         }
+        if (from, to) == (line.start, line.end) {
+            return 0..self.width; // what most lines are, without a division
+        }
         let pixel = |n: u64| u32::try_from(n).unwrap_or(self.width).min(self.width);
         let size = self.format.bytes();
         pixel((from - line.start) / size)..pixel((to - line.start).div_ceil(size))
@@ -165,6 +171,7 @@ impl Linear {
             preset: 0,
             pan: self.pan,
             split: u32::MAX,
+            split_start: 0,
             split_pan: 0,
             interleave: [0; 2],
         }
@@ -216,7 +223,20 @@ mod tests {
         );
         assert_eq!(Linear::new((640, 480, 9), 0, (0, 0), vram), Err(VbeError::Depth { depth: 9 }));
         let all_ones = u32::from(u16::MAX);
-        let huge = Linear::new((16000, 12000, 32), all_ones, (all_ones, all_ones), vram);
+        let huge = Linear::new((16000, 4000, 32), all_ones, (all_ones, all_ones), vram);
         assert!(matches!(huge, Err(VbeError::TooLarge { .. })));
+    }
+
+    /// A surface takes no more than the largest video memory, whatever the depth.
+    #[test]
+    fn a_picture_has_a_limit_where_video_memory_is_none() {
+        const VRAM: u64 = 256 << 20;
+        for depth in [4, 8, 15, 16, 24, 32] {
+            assert!(Linear::new((8192, 8192, depth), 0, (0, 0), VRAM).is_ok());
+            let refused = Linear::new((8192, 8193, depth), 0, (0, 0), VRAM).unwrap_err();
+            assert_eq!(refused.to_string(), "8192x8193 pixels: at most 67108864 are shown");
+        }
+        let pixels = VbeError::Pixels { width: 16000, height: 12000 };
+        assert_eq!(Linear::new((16000, 12000, 4), 0, (0, 0), VRAM), Err(pixels));
     }
 }

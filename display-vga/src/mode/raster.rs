@@ -22,8 +22,10 @@ pub(crate) struct Raster {
     pub(crate) preset: u32,
     /// Dots by which the picture is shifted to the left.
     pub(crate) pan: u32,
-    /// The first line of the lower part, which begins at address 0.
+    /// The first line of the lower part.
     pub(crate) split: u32,
+    /// As `start`, below the split: what is left of the panning by bytes.
+    pub(crate) split_start: u32,
     /// As `pan`, below the split.
     pub(crate) split_pan: u32,
     /// Address bits that bits 0 and 1 of the row scan take the place of, if any.
@@ -61,7 +63,7 @@ impl Raster {
     fn row(&self, y: u32) -> Row {
         let doubled = u32::from(self.doubled);
         let (from, base, preset, pan) = if y >= self.split {
-            (self.split, 0, 0, self.split_pan)
+            (self.split, self.split_start, 0, self.split_pan)
         } else {
             (0, self.start, self.preset.min(self.row_scans - 1) << doubled, self.pan)
         };

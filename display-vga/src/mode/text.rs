@@ -4,6 +4,8 @@ use super::raster::{Raster, Row};
 
 /// A line of the underscore as attributes of a monochrome display ask for it.
 pub(crate) const UNDERLINED: u8 = 0x01;
+/// Of an attribute: the character blinks, in modes in which characters do.
+pub(crate) const BLINKING: u8 = 0x80;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Text {
@@ -11,7 +13,7 @@ pub(crate) struct Text {
     /// Characters of a row.
     pub(crate) columns: u32,
     pub(crate) cursor: Option<Cursor>,
-    /// Bit 7 of an attribute lets the character blink; else it is a bit of the background.
+    /// [`BLINKING`] lets a character blink; else it is a bit of the background.
     pub(crate) blinks: bool,
     pub(crate) look: Look,
 }
@@ -49,6 +51,13 @@ impl Look {
 }
 
 impl Text {
+    /// Whether the character at `address` has the cursor, and row scans to show it on.
+    pub(crate) fn has_cursor(&self, address: u32) -> bool {
+        let here =
+            |cursor: Cursor| cursor.address == address && cursor.first < self.raster.row_scans;
+        self.cursor.is_some_and(here)
+    }
+
     pub(crate) fn rows(&self, height: u32) -> impl Iterator<Item = Row> + '_ {
         self.raster.rows(height)
     }

@@ -100,5 +100,10 @@ mod tests {
         dac.mask = 0xfe;
         assert_eq!(dac.colour(1, false), 0x00ff_0082);
         assert_eq!(dac.colour(0, true), 0x003f_0020);
+        // Of eight bits, six are read unless all count.
+        dac.start_writing(7);
+        (0..3).for_each(|_| dac.write(0xff));
+        dac.start_reading(7);
+        assert_eq!([dac.read(false), dac.read(true)], [0x3f, 0xff]);
     }
 }

@@ -31,8 +31,10 @@ pub(crate) struct Timing {
 pub(crate) struct Blink {
     pub(crate) cursor: bool,
     pub(crate) text: bool,
-    /// Nanoseconds until the next change.
-    pub(crate) next: u64,
+    /// Nanoseconds until the cursor's next change.
+    pub(crate) next_cursor: u64,
+    /// Nanoseconds until that of blinking characters.
+    pub(crate) next_text: u64,
 }
 
 /// Bits of the input status register 1.
@@ -82,9 +84,16 @@ impl Timing {
     /// What blinks, `now` nanoseconds after the start.
     pub(crate) fn blink(&self, now: u64) -> Blink {
         let frames = now / self.frame();
-        let period = CURSOR_FRAMES * self.frame();
-        let next = period - now % period;
-        Blink { cursor: frames / CURSOR_FRAMES % 2 == 0, text: frames / TEXT_FRAMES % 2 == 0, next }
+        let until = |frames: u64| {
+            let period = frames * self.frame();
+            period - now % period
+        };
+        Blink {
+            cursor: frames / CURSOR_FRAMES % 2 == 0,
+            text: frames / TEXT_FRAMES % 2 == 0,
+            next_cursor: until(CURSOR_FRAMES),
+            next_text: until(TEXT_FRAMES),
+        }
     }
 }
 
@@ -127,6 +136,16 @@ mod tests {
             .collect();
         let expected = [(true, true), (false, true), (true, false), (false, false), (true, true)];
         assert_eq!(phases, expected);
-        assert_eq!(USUAL.blink(0).next, 8 * USUAL.frame());
+        let next = |now| {
+            let blink = USUAL.blink(now);
+            (blink.next_cursor, blink.next_text)
+        };
+        let frame = USUAL.frame();
+        assert_eq!(next(0), (8 * frame, 16 * frame));
+        assert_eq!(next(9 * frame + 1), (7 * frame - 1, 7 * frame - 1));
+        assert_eq!(next(16 * frame - 1), (1, 1));
+        // The clock at its end.
+        let (cursor, text) = next(u64::MAX);
+        assert!((1..=8 * frame).contains(&cursor) && (1..=16 * frame).contains(&text));
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! An index port, at 0x1CE, chooses a 16-bit register, and a data port, at 0x1CF (and
 //! 0x1D0, where processors without unaligned ports look), accesses it. As in QEMU's
-//! device, registers take what is written at any time, and offsets that do not fit the
-//! virtual screen are reset.
+//! device, registers take what is written at any time; while a mode is enabled, a depth that
+//! does not exist becomes 8, which guests of the first versions do not write, and offsets
+//! that do not fit video memory are reset. Other than there, a size is not made to fit: an
+//! impossible one shows nothing, and widths need not be multiples of 8.
 
-use crate::mode::linear::Linear;
+use crate::mode::linear::{Format, Linear};
 use crate::mode::{MAX_HEIGHT, MAX_WIDTH, VbeError};
 
 // Register numbers.
@@ -90,11 +92,11 @@ impl Vbe {
         )
     }
 
-    /// Reads the register that the index chooses.
-    pub(crate) fn read(&self, vram: u64) -> u16 {
+    /// Reads a register.
+    pub(crate) fn read(&self, register: u16, vram: u64) -> u16 {
         let capabilities = self.get(ENABLE) & GET_CAPABILITIES != 0;
         let narrow = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
-        match self.index {
+        match register {
             X_RESOLUTION if capabilities => narrow(MAX_WIDTH.into()),
             Y_RESOLUTION if capabilities => narrow(MAX_HEIGHT.into()),
             BITS_PER_PIXEL if capabilities => 32,
@@ -111,23 +113,23 @@ impl Vbe {
         }
     }
 
-    /// Writes the register that the index chooses. Returns the mode whose memory is to be
-    /// cleared, if one was enabled that asks for it.
-    pub(crate) fn write(&mut self, value: u16, vram: u64) -> Option<Linear> {
+    /// Writes a register. Returns the mode whose memory is to be cleared, if one was enabled
+    /// that asks for it.
+    pub(crate) fn write(&mut self, register: u16, value: u16, vram: u64) -> Option<Linear> {
         let was_enabled = self.is_enabled();
-        match self.index {
+        match register {
             ID if !(OLDEST_ID..=NEWEST_ID).contains(&value) => return None,
             BANK if u64::from(value) << 16 >= vram => return None,
             VIRTUAL_HEIGHT | VIDEO_MEMORY_64K => return None,
             ENABLE if value & ENABLED != 0 && !was_enabled => {
                 self.set(VIRTUAL_WIDTH, self.get(X_RESOLUTION));
-                for register in [X_OFFSET, Y_OFFSET, BANK] {
-                    self.set(register, 0);
+                for reset in [X_OFFSET, Y_OFFSET, BANK] {
+                    self.set(reset, 0);
                 }
             }
             _ => {}
         }
-        self.set(self.index, value);
+        self.set(register, value);
         self.fix_up(vram);
         if was_enabled || !self.is_enabled() {
             return None;
@@ -144,11 +146,14 @@ impl Vbe {
         }
     }
 
-    /// Puts right what a shown mode cannot have: a virtual screen narrower than the
-    /// visible one, and offsets with which the visible part leaves video memory.
+    /// Puts right what a shown mode cannot have: an unknown depth, a virtual screen narrower
+    /// than the visible one, and offsets with which the visible part leaves video memory.
     fn fix_up(&mut self, vram: u64) {
         if !self.is_enabled() {
             return;
+        }
+        if Format::of_depth(self.get(BITS_PER_PIXEL).into()).is_err() {
+            self.set(BITS_PER_PIXEL, 8);
         }
         let width = self.get(VIRTUAL_WIDTH).max(self.get(X_RESOLUTION));
         self.set(VIRTUAL_WIDTH, width);

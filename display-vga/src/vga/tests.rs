@@ -2,8 +2,12 @@
 
 use super::*;
 use crate::registers::vbe::*;
-use memory_region::AddressSpace;
+use memory_region::{AddressSpace, ListenerError, MemoryListener, Section, ViewChange};
 use proptest::prelude::*;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+
+/// Where the third BAR is.
+const MMIO: u64 = 0xf000_0000;
 
 struct Board {
     vga: Arc<Vga>,
@@ -22,6 +26,7 @@ impl Board {
                 let system = map.container("system", 1 << 32)?;
                 let ports = map.container("ports", 1 << 16)?;
                 map.place(system, Vga::WINDOW, regions.window)?;
+                map.place(system, MMIO, regions.mmio)?;
                 map.place(ports, Vga::PORTS, regions.ports)?;
                 map.place(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
                 Ok((system, ports))
@@ -104,6 +109,21 @@ fn the_geometry_may_change_while_it_is_shown() {
 }
 
 #[test]
+fn a_depth_that_does_not_exist_is_8() {
+    let board = Board::new(2 << 20);
+    for (register, value) in [(X_RESOLUTION, 320), (Y_RESOLUTION, 200), (ENABLE, ENABLED)] {
+        board.set(register, value); // as a guest that knows of one depth only
+    }
+    let mode = || board.vga.mode().unwrap().unwrap().to_string();
+    assert_eq!((mode().as_str(), board.get(BITS_PER_PIXEL)), ("8-bit graphics, 320x200", 8));
+    assert!(board.is_direct(0xa0000));
+    board.set(BITS_PER_PIXEL, 16);
+    assert_eq!(mode(), "16-bit graphics, 320x200");
+    board.set(BITS_PER_PIXEL, 7);
+    assert_eq!(mode(), "8-bit graphics, 320x200");
+}
+
+#[test]
 fn offsets_that_no_longer_fit_are_reset() {
     let board = Board::new(4 << 20);
     board.vga.set_mode(800, 600, 32).unwrap();
@@ -114,6 +134,13 @@ fn offsets_that_no_longer_fit_are_reset() {
     assert_eq!(board.vga.mode().unwrap().unwrap().bytes().start, 0);
     board.set(Y_OFFSET, u16::MAX);
     assert_eq!(board.get(Y_OFFSET), 0);
+    // An offset to the right may be longer than a line, as long as there is memory.
+    let board = Board::new(2 << 20);
+    board.vga.set_mode(800, 600, 32).unwrap();
+    board.set(X_OFFSET, 40_000);
+    assert_eq!(board.get(X_OFFSET), 40_000);
+    board.set(X_OFFSET, 50_000);
+    assert_eq!([board.get(X_OFFSET), board.get(Y_OFFSET)], [0, 0]);
 }
 
 #[test]
@@ -170,6 +197,73 @@ fn banks_are_video_memory_itself() {
     }
     board.set(ENABLE, 0);
     assert!(!board.is_direct(0xa0000));
+}
+
+/// While a bank's alias is on its way to the map, lets another vCPU run.
+struct Meanwhile {
+    go: Sender<()>,
+    done: Mutex<Receiver<()>>,
+    other_was_done: Mutex<Option<bool>>,
+}
+
+impl MemoryListener for Meanwhile {
+    fn name(&self) -> &str {
+        "meanwhile"
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        let bank_1 = |section: &Section| section.ram().is_some() && section.offset() == 1 << 16;
+        if change.added.iter().any(bank_1) {
+            self.go.send(())?;
+            let waited = lock(&self.done).recv_timeout(Duration::from_millis(100));
+            *lock(&self.other_was_done) = Some(waited != Err(RecvTimeoutError::Timeout));
+        }
+        Ok(())
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_bank_that_is_set_back_while_the_map_changes_waits_for_the_map() {
+    let board = Board::new(1 << 20);
+    board.vga.set_mode(640, 480, 8).unwrap();
+    let (go, wait_for_go) = channel();
+    let (done, wait_for_done) = channel();
+    let meanwhile =
+        Arc::new(Meanwhile { go, done: wait_for_done.into(), other_was_done: Mutex::default() });
+    board.map.add_listener(&board.memory, meanwhile.clone()).unwrap();
+    let other = &board;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            wait_for_go.recv().unwrap();
+            other.set(BANK, 0);
+            other.memory.write(0xa0000, &[7]).unwrap();
+            done.send(()).unwrap();
+        });
+        board.set(BANK, 1);
+    });
+    assert_eq!(*lock(&meanwhile.other_was_done), Some(false));
+    assert_eq!([board.byte(0), board.byte(1 << 16)], [7, 0]);
+}
+
+#[test]
+fn a_mode_that_is_set_is_shown_whatever_hid_the_screen() {
+    let board = Board::new(2 << 20);
+    board.out(0x3c4, 1, 0x20);
+    board.ports.write(0x3c0, &[0]).unwrap();
+    board.vga.vram().write(64 * 48 * 4 - 1, &[7, 8]).unwrap();
+    board.vga.set_mode(64, 48, 32).unwrap();
+    assert_eq!(board.vga.mode().unwrap().unwrap().width(), 64);
+    // On what is visible of video memory, cleared.
+    assert_eq!([board.byte(64 * 48 * 4 - 1), board.byte(64 * 48 * 4)], [0, 8]);
+    board.out(0x3c4, 1, 0x20);
+    assert_eq!(board.vga.mode(), Ok(None));
+    // One that is refused leaves it off.
+    board.vga.set_mode(64, 48, 7).unwrap_err();
+    assert_eq!(board.vga.mode(), Ok(None));
 }
 
 #[test]
@@ -232,6 +326,77 @@ fn the_text_mode_is_there_without_a_driver() {
 }
 
 #[test]
+fn the_registers_are_memory_too() {
+    let board = Board::new(2 << 20);
+    let read = |at: u64, size: usize| {
+        let mut bytes = [0; 4];
+        board.memory.read(MMIO + at, &mut bytes[..size]).unwrap();
+        u32::from_le_bytes(bytes)
+    };
+    let write = |at: u64, bytes: &[u8]| board.memory.write(MMIO + at, bytes).unwrap();
+    // A driver as Linux's: the identity, a mode, and the screen switched on.
+    assert_eq!((read(0x500, 2), read(0x514, 2)), (0xb0c5, 32));
+    board.ports.write(0x3c0, &[0]).unwrap();
+    for (register, value) in [
+        (ENABLE, 0u16),
+        (BITS_PER_PIXEL, 32),
+        (X_RESOLUTION, 640),
+        (Y_RESOLUTION, 480),
+        (ENABLE, 0x41),
+    ] {
+        write(0x500 + 2 * u64::from(register), &value.to_le_bytes());
+    }
+    assert_eq!(board.vga.mode(), Ok(None));
+    write(0x402, &[1]);
+    read(0x41a, 1);
+    write(0x400, &[0x20]);
+    let mode = || board.vga.mode().unwrap().unwrap().to_string();
+    assert_eq!(mode(), "32-bit graphics, 640x480");
+    assert_eq!(board.get(X_RESOLUTION), 640);
+    // Two registers at a time, a byte of one, and an index with its data.
+    write(0x502, &[0x40, 1, 200, 0]);
+    assert_eq!((mode().as_str(), read(0x502, 2)), ("32-bit graphics, 320x200", 320));
+    write(0x504, &[200, 0, 16, 0]);
+    assert_eq!((mode().as_str(), read(0x504, 4)), ("16-bit graphics, 320x200", 200 | 16 << 16));
+    assert_eq!((read(0x503, 1), read(0x516, 2), read(0x600, 4)), (1, 0xffff, u32::MAX));
+    write(0x504, &[7]);
+    assert_eq!(read(0x504, 2), 200);
+    write(0x404, &[2, 0xf]);
+    board.ports.write(0x3c4, &[2]).unwrap();
+    assert_eq!((read(0x405, 1), read(0x404, 2)), (0xf, 0xf02));
+    // The bank goes the same way as through the ports.
+    write(0x50a, &[3, 0]);
+    board.memory.write(0xa0001, &[9]).unwrap();
+    assert_eq!(board.byte((3 << 16) + 1), 9);
+}
+
+#[test]
+fn the_monitor_tells_its_size() {
+    let board = Board::new(16 << 20);
+    let edid = || {
+        let mut block = [0; 130];
+        board.memory.read(MMIO, &mut block).unwrap();
+        board.memory.write(MMIO, &[1, 2, 3]).unwrap(); // nobody can write it
+        block
+    };
+    let width = |block: [u8; 130]| u16::from(block[56]) | u16::from(block[58] >> 4) << 8;
+    assert_eq!(
+        (edid()[..2].to_vec(), width(edid()), edid()[128..].to_vec()),
+        (vec![0, 0xff], 1280, vec![0; 2])
+    );
+    board.vga.set_preferred_size(1920, 1080).unwrap();
+    board.vga.reset();
+    assert_eq!(width(edid()), 1920);
+    let refused = board.vga.set_preferred_size(5000, 1080).unwrap_err();
+    assert_eq!(refused, EdidError { width: 5000, height: 1080 });
+    assert_eq!(
+        refused.to_string(),
+        "A monitor of 5000x1080 pixels was asked for; it can have from 64 to 4095 a side"
+    );
+    assert_eq!(width(edid()), 1920);
+}
+
+#[test]
 fn a_state_is_carried_with_its_window() {
     let board = Board::new(1 << 20);
     board.vga.set_mode(320, 200, 8).unwrap();
@@ -255,7 +420,7 @@ proptest! {
     #[test]
     fn no_sequence_of_accesses_does_harm(
         accesses in prop::collection::vec(
-            (0..6u8, any::<u64>(), prop::sample::select(vec![1usize, 2, 4, 8]),
+            (0..7u8, any::<u64>(), prop::sample::select(vec![1usize, 2, 4, 8]),
                 prop_oneof![0..16u64, any::<u64>(), Just(640), Just(32), Just(1)]),
             0..120),
         pages in 1..9u64,
@@ -266,6 +431,7 @@ proptest! {
             let mut back = [0; 8];
             let (space, address) = match kind {
                 0 => (&board.memory, 0xa0000 + at % 0x1fff8),
+                6 => (&board.memory, MMIO + at % 0xff9),
                 1 | 2 => (&board.ports, 0x1ce + at % 3),
                 _ => (&board.ports, 0x3b0 + at % 0x30),
             };

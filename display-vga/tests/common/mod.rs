@@ -2,8 +2,10 @@
 //! definition, from registers and video memory.
 #![allow(dead_code, unreachable_pub)] // each test uses a part
 
+pub mod abuse;
 pub mod modes;
 pub mod monitor;
+pub mod programs;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +15,10 @@ use display_vga::{Rect, Refresh, Screen, Surface, Vga};
 use memory_region::{AddressSpace, MemoryMap, RegionId};
 use ram_block::RamBlock;
 
+/// Where video memory is.
 pub const BASE: u64 = 0xe000_0000;
+/// Where the registers are as memory.
+pub const MMIO: u64 = 0xf000_0000;
 
 /// What a driver does to a PC, ours or another one.
 pub trait Pc {
@@ -91,6 +96,7 @@ impl Board {
                 let ports = map.container("ports", 1 << 16)?;
                 map.place(system, Vga::WINDOW, regions.window)?;
                 map.place(system, BASE, regions.vram)?;
+                map.place(system, MMIO, regions.mmio)?;
                 map.place(ports, Vga::PORTS, regions.ports)?;
                 map.place(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
                 Ok((system, ports))

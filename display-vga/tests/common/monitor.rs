@@ -89,7 +89,9 @@ impl Registers {
         let times = if c(0x17) & 4 != 0 { 2 } else { 1 };
         let height = (self.ten_bits(0x12, (7, 2), (7, 0x40)) + 1) * times;
         let compare = (self.ten_bits(0x18, (7, 0x10), (9, 0x40)) + 1) * times;
-        let start = c(0xc) * 256 + c(0xd) + (c(8) >> 5 & 3);
+        // Panning is by whole bytes, and then by dots.
+        let mut byte_pan = c(8) >> 5 & 3;
+        let start = c(0xc) * 256 + c(0xd);
         let panning = self.attribute[0x13] & 0xf;
         let is_256 = !is_text && self.graphics[5] & 0x40 != 0;
         // In dots of the slow or the fast clock.
@@ -107,12 +109,12 @@ impl Registers {
             if y == compare {
                 (row_start, row_scan, repeat) = (0, 0, 0);
                 if self.attribute[0x10] & 0x20 != 0 {
-                    pan = 0;
+                    (byte_pan, pan) = (0, 0);
                 }
             }
             for x in 0..width {
                 let dot = x / slow + pan;
-                let mut address = row_start + dot / dots;
+                let mut address = row_start + byte_pan + dot / dots;
                 if is_text {
                     address &= 0xffff;
                     let (code, attribute) = (plane(address, 0), plane(address, 1));
@@ -162,7 +164,7 @@ impl Registers {
                     1
                 };
                 // What the line begins with is changed, and then counted on.
-                let mut begin = row_start & 0xffff;
+                let mut begin = (row_start + byte_pan) & 0xffff;
                 for (select, bit) in [(1, 13 - shift), (2, 14 - shift)] {
                     if c(0x17) & select == 0 {
                         begin &= !(1 << bit);

@@ -3,12 +3,14 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use super::report::index;
 use super::{Mode, Slot, Slots};
 use crate::error::KvmError;
 use crate::ioctl::SlotCalls;
+use crate::ring::Entry;
 use crate::stats::DirtyLogStats;
 
-impl Slots {
+impl<E: AsRef<[Entry]>> Slots<E> {
     /// Merges what KVM knows of the slots of the section at `at` into their block, for every
     /// client that is on. Without a slot or a log there is nothing to do.
     pub(crate) fn harvest(&mut self, vm: &impl SlotCalls, at: u64) -> Result<(), KvmError> {
@@ -37,34 +39,37 @@ impl Slots {
         n: usize,
     ) -> Result<(), KvmError> {
         let manual = matches!(self.mode, Mode::ManualProtect { .. });
-        let Self { page, used, buffer, stats, .. } = self;
+        let Self { page, used, report, stats, .. } = self;
         let slot = used.get_mut(&at).and_then(|slots| slots.get_mut(n));
         let Some(slot) = slot.filter(|slot| slot.logged) else { return Ok(()) };
         let pages = page.count(slot.size);
-        let words = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
+        let Slot { id, block, offset, size, held, .. } = slot;
         // With manual protection KVM reports what it still holds again, with what is new: the
         // report is what is held now.
-        let bitmap = if manual { &mut slot.held } else { buffer };
-        if bitmap.len() < words {
-            bitmap.resize(words, 0);
-        }
-        let bitmap = &mut bitmap[..words];
-        let got = stats.gets.count(|| vm.get_dirty_log(slot.id, pages, bitmap));
-        if let Err(source) = got {
-            let (slot_id, block) = (slot.id, slot.block.id().to_owned());
-            slot.held = Vec::new();
-            return Err(KvmError::GetDirtyLog { slot: slot_id, block, source });
-        }
-        let first = page.page_of(slot.offset);
-        let merged = stats.merges.count(|| slot.block.dirty().merge(first, pages, bitmap));
+        let report = if manual { held } else { report };
+        let get = |words: &mut [u64]| stats.gets.count(|| vm.get_dirty_log(*id, pages, words));
+        report.fetch(pages, get).map_err(|source| {
+            let (slot, block) = (*id, block.id().to_owned());
+            KvmError::GetDirtyLog { slot, block, source }
+        })?;
+        let first = page.page_of(*offset);
+        let merge = |(word, words): (u64, &[u64])| {
+            let (skipped, bits) = (word * 64, words.len() as u64 * 64);
+            block.dirty().merge(first + skipped, bits.min(pages - skipped), words)
+        };
+        let merged = if report.is_clean() {
+            Ok(0) // not worth two looks at the clock
+        } else {
+            stats.merges.count(|| report.parts().map(merge).sum::<Result<u64, _>>())
+        };
         if merged.is_err() {
             // Not given to anybody, and perhaps taken from KVM: all may be written.
-            slot.held = Vec::new();
-            slot.block.dirty().mark(slot.offset, slot.size);
+            report.forget();
+            block.dirty().mark(*offset, *size);
         }
         let found = merged?;
         stats.pages += found;
-        log::trace!("sync of slot {} ({}): {found} of {pages} pages", slot.id, slot.block.id());
+        log::trace!("sync of slot {id} ({}): {found} of {pages} pages", block.id());
         Ok(())
     }
 
@@ -78,14 +83,15 @@ impl Slots {
     ) -> Result<(), KvmError> {
         let Mode::ManualProtect { chunk } = self.mode else { return Ok(()) };
         let Self { page, used, stats, .. } = self;
-        for slot in used.get_mut(&at).into_iter().flatten().filter(|slot| slot.logged) {
-            let start = bytes.start.clamp(slot.offset, slot.offset + slot.size) - slot.offset;
-            let end = bytes.end.clamp(slot.offset, slot.offset + slot.size) - slot.offset;
-            if start < end {
-                let last = page.page_of(end - 1);
-                let pages = page.page_of(start) / chunk * chunk..(last / chunk + 1) * chunk;
-                slot.clear(vm, &pages, chunk, page.count(slot.size), stats)?;
-            }
+        let slots = used.get_mut(&at).map_or(&mut [][..], Vec::as_mut_slice);
+        let first = slots.partition_point(|slot| slot.offset + slot.size <= bytes.start);
+        let touched = slots[first..].iter_mut().take_while(|slot| slot.offset < bytes.end);
+        for slot in touched.filter(|slot| slot.logged) {
+            let start = bytes.start.max(slot.offset) - slot.offset;
+            let end = bytes.end.min(slot.offset + slot.size) - slot.offset;
+            let last = page.page_of(end - 1);
+            let pages = page.page_of(start) / chunk * chunk..(last / chunk + 1) * chunk;
+            slot.clear(vm, &pages, chunk, page.count(slot.size), stats)?;
         }
         Ok(())
     }
@@ -95,7 +101,7 @@ impl Slots {
     pub(crate) fn take_rings(&mut self, vm: &impl SlotCalls) -> Result<usize, KvmError> {
         let (mut lost, failed) = match self.rings.take(vm, &mut self.stats) {
             Ok(lost) => (lost, None),
-            Err((error, lost)) => (lost, Some(error)),
+            Err(error) => (true, Some(error)),
         };
         let found = self.rings.found.len();
         lost |= !self.mark_found();
@@ -184,38 +190,27 @@ impl Slot {
         count: u64,
         stats: &mut DirtyLogStats,
     ) -> Result<(), KvmError> {
-        let held = self.held.len() as u64;
-        for first in (pages.start..pages.end.min(count)).step_by(index(chunk)) {
-            let words = first / 64..((first + chunk) / 64).min(held);
-            if words.start >= words.end {
-                continue;
-            }
-            let words = index(words.start)..index(words.end);
-            // Only what lies between the first and the last held bit.
-            let Some(skip) = self.held[words.clone()].iter().position(|word| *word != 0) else {
-                continue;
-            };
-            let end = self.held[words.clone()].iter().rposition(|word| *word != 0);
-            let words = words.start + skip..words.start + end.unwrap_or(skip) + 1;
-            let first = words.start as u64 * 64;
-            let bitmap = &mut self.held[words];
-            let number = (bitmap.len() as u64 * 64).min(count - first);
-            let Self { id: slot, block, .. } = self;
-            let asked = u32::try_from(number).unwrap_or(u32::MAX);
-            let cleared = stats.clears.count(|| vm.clear_dirty_log(*slot, first, asked, bitmap));
+        let words = index(pages.start / 64)..index(pages.end.min(count).div_ceil(64));
+        let step = index(chunk / 64);
+        let mut from = words.start;
+        // Only what lies between the first and the last held bit of each chunk.
+        while let Some(first) = self.held.first(&(from..words.end)) {
+            from = (first / step + 1) * step;
+            let range = self.held.up_to_last(first, from.min(words.end));
+            let (first, bits) = (range.start as u64 * 64, range.len() as u64 * 64);
+            let number = bits.min(count - first);
+            let bitmap = self.held.words(range.clone());
             let ones = bitmap.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+            let asked = u32::try_from(number).unwrap_or(u32::MAX);
+            let cleared = stats.clears.count(|| vm.clear_dirty_log(self.id, first, asked, bitmap));
             // After a failure too: KVM may have cleared some, and reports the others again.
-            bitmap.fill(0);
+            self.held.clear(range);
             cleared.map_err(|source| {
-                let (slot, block) = (*slot, block.id().to_owned());
+                let (slot, block) = (self.id, self.block.id().to_owned());
                 KvmError::ClearDirtyLog { slot, first, count: number, block, source }
             })?;
             stats.cleared_pages += ones;
         }
         Ok(())
     }
-}
-
-fn index(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }

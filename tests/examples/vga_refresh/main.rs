@@ -16,9 +16,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use display_vga::{Screen, TerminalView, write_png};
+#[cfg(feature = "window")]
+use display_vga::{InputEvent, WindowView};
+use display_vga::{Screen, TerminalView, VncServer, write_png};
 use indicatif::{ProgressBar, ProgressStyle};
-use integration_tests::demo::{AnyError, Board, Guest};
+use integration_tests::demo::{AnyError, Board, Guest, explain};
 use integration_tests::kvm;
 use integration_tests::scene::Scene;
 
@@ -28,13 +30,15 @@ use table::Table;
 const FRAME_TIME: Duration = Duration::from_nanos(1_000_000_000 / 30);
 /// A guest draws a frame within milliseconds; a machine under load may take longer.
 const FRAME_DEADLINE: Duration = Duration::from_secs(30);
+/// The frames of two years.
+const MOST_FRAMES: u64 = (u32::MAX / 2) as u64;
 
 /// Boots a guest that draws moving balls, and redraws only the lines that it touches.
 #[derive(Parser)]
 struct Options {
-    /// Frames to show; 300 take ten seconds
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=u64::from(u32::MAX / 2)))]
-    frames: u64,
+    /// Frames to show, 30 a second; 300 if nothing else is said, with --vnc until interrupted
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MOST_FRAMES))]
+    frames: Option<u64>,
     /// What runs the guest; auto takes KVM where it works
     #[arg(long, value_enum, default_value_t = Accelerator::Auto)]
     accel: Accelerator,
@@ -44,12 +48,25 @@ struct Options {
     /// Write the last frame to this file
     #[arg(long, value_name = "FILE")]
     png: Option<PathBuf>,
+    /// Show it to VNC viewers too, at an address like 127.0.0.1:5900, without a password
+    #[arg(long, value_name = "ADDRESS")]
+    vnc: Option<String>,
     /// Print the table as one JSON object, on the last line
     #[arg(long)]
     json: bool,
     /// While the picture runs, migrate to a second machine in this process and compare
     #[arg(long)]
     migrate_to_self: bool,
+    /// Show the picture in a window; Escape ends it
+    #[cfg(feature = "window")]
+    #[arg(long)]
+    window: bool,
+}
+
+impl Options {
+    fn frames(&self) -> u64 {
+        self.frames.unwrap_or(if self.vnc.is_some() { MOST_FRAMES } else { 300 })
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -72,13 +89,7 @@ fn main() -> ExitCode {
     match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(error) = source {
-                text += &format!(": {error}");
-                source = error.source();
-            }
-            eprintln!("error: {text}");
+            eprintln!("error: {}", explain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -103,17 +114,25 @@ fn start(board: &Board, scene: &Scene, accelerator: Accelerator) -> Result<Guest
 enum View {
     Terminal(TerminalView<BufWriter<io::Stdout>>),
     Progress(ProgressBar),
+    #[cfg(feature = "window")]
+    Window(WindowView),
 }
 
 impl View {
-    fn new(frames: u64) -> io::Result<Self> {
+    fn new(options: &Options) -> Result<Self, AnyError> {
+        #[cfg(feature = "window")]
+        if options.window {
+            let (width, height) = options.size;
+            let window = WindowView::new("vga_refresh", width.into(), height.into())?;
+            return Ok(Self::Window(window));
+        }
         let size = TerminalView::<io::Stdout>::terminal_size();
         if let Some((columns, rows)) = size.filter(|_| io::stdout().is_terminal()) {
             let out = BufWriter::with_capacity(1 << 16, io::stdout());
             return Ok(Self::Terminal(TerminalView::new(out, columns, rows)?));
         }
         // Shown at standard error, if that is a terminal.
-        let bar = ProgressBar::new(frames);
+        let bar = ProgressBar::new(options.frames());
         if let Ok(style) = ProgressStyle::with_template("{bar:40} frame {pos} of {len}, {eta} left")
         {
             bar.set_style(style);
@@ -121,17 +140,27 @@ impl View {
         Ok(Self::Progress(bar))
     }
 
-    fn show(&mut self, screen: &Screen, refresh: &display_vga::Refresh) -> io::Result<()> {
+    /// Shows what the last refresh changed; says whether somebody wants to see more.
+    fn show(&mut self, screen: &Screen) -> Result<bool, AnyError> {
+        let damage = &screen.last().damage;
         match self {
             Self::Terminal(view) => {
                 if let Some((columns, rows)) = TerminalView::<io::Stdout>::terminal_size() {
                     view.resize(columns, rows);
                 }
-                view.show(screen.surface(), &refresh.damage)
+                view.show(screen.surface(), damage)?;
+                Ok(true)
             }
             Self::Progress(bar) => {
                 bar.inc(1);
-                Ok(())
+                Ok(true)
+            }
+            #[cfg(feature = "window")]
+            Self::Window(window) => {
+                const ESCAPE: InputEvent = InputEvent::Key { keysym: 0xff1b, down: true };
+                let events = window.show(screen.surface(), damage)?;
+                events.iter().for_each(|event| log::info!("{event:?}"));
+                Ok(window.is_open() && !events.contains(&ESCAPE))
             }
         }
     }
@@ -145,6 +174,7 @@ fn run(options: &Options) -> Result<(), AnyError> {
     board.vga.set_mode(options.size.0, options.size.1, 32)?;
     board.vga.reset();
     let mut screen = Screen::new(board.memory.clone(), board.vga.clone(), board.vram)?;
+    let viewers = options.vnc.as_deref().map(serve_vnc).transpose()?;
     let guest = start(&board, &scene, options.accel)?;
     if !board.frames.wait_done(0, FRAME_DEADLINE) {
         return Err("the guest did not draw its first picture in time".into());
@@ -156,7 +186,7 @@ fn run(options: &Options) -> Result<(), AnyError> {
     let over = AtomicBool::new(false);
     let migration = std::thread::scope(|scope| -> Result<_, AnyError> {
         let migration = options.migrate_to_self.then(|| {
-            let (board, guest, begin) = (&board, &guest, options.frames / 3);
+            let (board, guest, begin) = (&board, &guest, options.frames() / 3);
             let over = &over;
             scope.spawn(move || {
                 while !board.frames.wait_done(begin, FRAME_TIME) {
@@ -167,7 +197,8 @@ fn run(options: &Options) -> Result<(), AnyError> {
                 migrate::to_self(board, guest).map(Some)
             })
         });
-        let shown = show(options, &board, &guest, &mut screen, &mut table, &interrupted);
+        let shown =
+            show(options, &board, &guest, &mut screen, viewers.as_ref(), &mut table, &interrupted);
         over.store(true, Ordering::Relaxed);
         shown?;
         match migration {
@@ -192,32 +223,48 @@ fn run(options: &Options) -> Result<(), AnyError> {
     }
 }
 
+fn serve_vnc(address: &str) -> Result<VncServer, AnyError> {
+    let server = VncServer::bind(address)?.name("vga_refresh").start()?;
+    if let Some(address) = server.local_addr() {
+        eprintln!("VNC viewers can connect to {}::{}", address.ip(), address.port());
+    }
+    Ok(server)
+}
+
 /// Shows frame by frame, until all are shown or somebody interrupts.
 fn show(
     options: &Options,
     board: &Board,
     guest: &Guest,
     screen: &mut Screen,
+    viewers: Option<&VncServer>,
     table: &mut Table,
     interrupted: &AtomicBool,
 ) -> Result<(), AnyError> {
-    let mut view = View::new(options.frames)?;
+    let frames = options.frames();
+    let mut view = View::new(options)?;
     let begin = Instant::now();
-    for frame in 1..=options.frames {
+    for frame in 1..=frames {
         board.frames.allow(frame);
         let next = begin + FRAME_TIME * u32::try_from(frame).unwrap_or(u32::MAX);
         sleep(next.saturating_duration_since(Instant::now()));
         if guest.is_finished() {
             return Err("the guest ended, which it should not".into());
         }
-        let last = frame == options.frames || interrupted.load(Ordering::Relaxed);
+        let last = frame == frames || interrupted.load(Ordering::Relaxed);
         if last && !board.frames.wait_done(frame, FRAME_DEADLINE) {
             return Err(format!("the guest did not draw frame {frame} in time").into());
         }
         table.add(screen.refresh()?);
-        view.show(screen, screen.last())?;
+        if let Some(viewers) = viewers {
+            viewers.update(screen.surface(), &screen.last().damage);
+        }
         if last {
+            view.show(screen)?;
             break;
+        }
+        if !view.show(screen)? {
+            interrupted.store(true, Ordering::Relaxed);
         }
     }
     Ok(())

@@ -1,6 +1,5 @@
 //! A migration into a second machine of the same process, while the picture runs.
 
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use display_vga::Screen;
@@ -26,10 +25,9 @@ pub fn to_self(board: &Board, guest: &Guest) -> Result<Outcome, AnyError> {
     let twin = Board::new()?;
     let (mut output, input) = UnixStream::pair()?;
     let blocks = twin.memory.ram_blocks();
-    let receiver = std::thread::spawn(move || receive(input, &blocks));
+    let receiver = std::thread::spawn(move || receive(&mut &input, &blocks));
     let precopy = Precopy::new(board.memory.clone());
-    let sent = precopy.run(&mut output, || guest.pause(), |round| log::info!("{round}"));
-    output.flush()?;
+    let sent = precopy.run(&mut output, || guest.pause(), |now| log::info!("{now}"));
     drop(output); // or the receiver would wait for more after an error
     let received = receiver.join().map_err(|_| "the receiver panicked")?;
     // The receiver's reason first: the sender knows only that the stream broke.

@@ -27,6 +27,15 @@ const LARGE: u64 = 1 << 7;
 ///
 /// If KVM refuses the registers, or RAM is smaller than 1 MiB.
 pub fn boot(vcpu: &Vcpu, ram: &RamBlock, code: &[u8], arguments: &[u64]) {
+    boot_at(vcpu, ram, CODE, code, arguments);
+}
+
+/// As [`boot`], with the code at `address`.
+///
+/// # Panics
+///
+/// As [`boot`].
+pub fn boot_at(vcpu: &Vcpu, ram: &RamBlock, address: u64, code: &[u8], arguments: &[u64]) {
     let table = PRESENT | WRITABLE | USER | ACCESSED;
     let entry = |address: u64, value: u64| ram.write(address, &value.to_le_bytes()).unwrap();
     entry(PAGE_MAP, DIRECTORY_POINTERS | table);
@@ -38,7 +47,7 @@ pub fn boot(vcpu: &Vcpu, ram: &RamBlock, code: &[u8], arguments: &[u64]) {
             entry(directory + n * 8, address | table | DIRTY | LARGE);
         }
     }
-    ram.write(CODE, code).unwrap();
+    ram.write(address, code).unwrap();
 
     let mut sregs = vcpu.fd().get_sregs().unwrap();
     let code_segment = kvm_segment {
@@ -68,7 +77,7 @@ pub fn boot(vcpu: &Vcpu, ram: &RamBlock, code: &[u8], arguments: &[u64]) {
     let mut arguments = arguments.iter().copied().chain(std::iter::repeat(0));
     let mut next = || arguments.next().unwrap_or(0);
     let regs = kvm_regs {
-        rip: CODE,
+        rip: address,
         rsp: STACK_TOP,
         rflags: 0x3002, // I/O privilege level 3
         rdi: next(),

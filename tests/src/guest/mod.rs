@@ -8,12 +8,16 @@
 #[cfg(target_arch = "x86_64")]
 mod boot;
 #[cfg(target_arch = "x86_64")]
+pub mod boot_sector;
+#[cfg(target_arch = "x86_64")]
 pub mod programs;
 #[cfg(target_arch = "x86_64")]
 pub mod scene;
+#[cfg(target_arch = "x86_64")]
+pub mod script;
 
 #[cfg(target_arch = "x86_64")]
-pub use boot::boot;
+pub use boot::{boot, boot_at};
 
 /// Guest-physical address of the programs' code.
 pub const CODE: u64 = 0x1_0000;

@@ -85,6 +85,53 @@ pub fn store_at_addresses() -> Vec<u8> {
     })
 }
 
+/// Waits until the 64-bit word at `rsi` is not 0, and stores the low byte of the word after
+/// it at each of as many 64-bit addresses, which lie from `rdi` on; then makes the first word
+/// 0 again; over and over.
+pub fn store_when_asked() -> Vec<u8> {
+    assemble(|a| {
+        let (mut wait, mut next) = (a.create_label(), a.create_label());
+        a.set_label(&mut wait)?;
+        a.pause()?;
+        a.mov(rcx, qword_ptr(rsi))?;
+        a.test(rcx, rcx)?;
+        a.jz(wait)?;
+        a.mov(rdx, qword_ptr(rsi + 8))?;
+        a.mov(rbx, rdi)?;
+        a.set_label(&mut next)?;
+        a.mov(rax, qword_ptr(rbx))?;
+        a.mov(byte_ptr(rax), dl)?;
+        a.add(rbx, 8)?;
+        a.dec(rcx)?;
+        a.jnz(next)?;
+        a.mov(qword_ptr(rsi), 0)?;
+        a.jmp(wait)
+    })
+}
+
+/// Stores the low byte of the second 64-bit word at `rsi` at each of as many 64-bit addresses,
+/// which lie from `rdi` on, as the first word says, one at least; then writes to port `rdx`;
+/// over and over.
+pub fn store_and_report() -> Vec<u8> {
+    assemble(|a| {
+        let (mut again, mut next) = (a.create_label(), a.create_label());
+        a.mov(r8, rdx)?;
+        a.set_label(&mut again)?;
+        a.mov(rcx, qword_ptr(rsi))?;
+        a.mov(rdx, qword_ptr(rsi + 8))?;
+        a.mov(rbx, rdi)?;
+        a.set_label(&mut next)?;
+        a.mov(rax, qword_ptr(rbx))?;
+        a.mov(byte_ptr(rax), dl)?;
+        a.add(rbx, 8)?;
+        a.dec(rcx)?;
+        a.jnz(next)?;
+        a.mov(rdx, r8)?;
+        a.out(dx, al)?;
+        a.jmp(again)
+    })
+}
+
 /// Increments the first byte of each page of `rdx` bytes from `rdi` up to `rsi`, over
 /// and over; after each pass increments the 64-bit word at `rcx`, as a heartbeat.
 pub fn increment_pages() -> Vec<u8> {
@@ -99,6 +146,57 @@ pub fn increment_pages() -> Vec<u8> {
         a.jb(page)?;
         a.inc(qword_ptr(rcx))?;
         a.jmp(pass)
+    })
+}
+
+/// At `address`, for ever: increments the first byte of each page of `rcx` bytes from `rdi`
+/// up to `rsi`, over and over; after each `r8` pages writes a growing number to port `rdx`.
+pub fn increment_pages_and_beat(address: u64) -> Vec<u8> {
+    assemble_at(address, |a| {
+        let (mut pass, mut page, mut go_on) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.xor(eax, eax)?;
+        a.mov(r10, r8)?;
+        a.set_label(&mut pass)?;
+        a.mov(r9, rdi)?;
+        a.set_label(&mut page)?;
+        a.inc(byte_ptr(r9))?;
+        a.dec(r10)?;
+        a.jnz(go_on)?;
+        a.mov(r10, r8)?;
+        a.inc(eax)?;
+        a.out(dx, eax)?;
+        a.set_label(&mut go_on)?;
+        a.add(r9, rcx)?;
+        a.cmp(r9, rsi)?;
+        a.jb(page)?;
+        a.jmp(pass)
+    })
+}
+
+/// Increments a byte of a random page of `rsi` + 1 (a power of two) pages of `rdx` bytes
+/// from `rdi` on, counts it in the 64-bit word at `rcx`, spins for `r8` turns, for ever.
+pub fn increment_random_pages() -> Vec<u8> {
+    assemble(|a| {
+        let (mut next, mut spin) = (a.create_label(), a.create_label());
+        a.mov(r9, 1u64)?;
+        a.set_label(&mut next)?;
+        // Knuth's generator, of which the upper bits are used.
+        a.mov(rax, 6_364_136_223_846_793_005u64)?;
+        a.imul_2(r9, rax)?;
+        a.mov(rax, 1_442_695_040_888_963_407u64)?;
+        a.add(r9, rax)?;
+        a.mov(rax, r9)?;
+        a.shr(rax, 40u32)?;
+        a.and(rax, rsi)?;
+        a.imul_2(rax, rdx)?;
+        a.inc(byte_ptr(rdi + rax))?;
+        a.inc(qword_ptr(rcx))?;
+        a.mov(rax, r8)?;
+        a.set_label(&mut spin)?;
+        a.dec(rax)?;
+        a.jnz(spin)?;
+        a.jmp(next)
     })
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use integration_tests::guest::{DATA, boot};
 use kvm_accel::kvm_bindings::kvm_sregs;
 use kvm_accel::kvm_ioctls::Kvm;
-use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuEvent, VcpuThread};
+use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuEvent, VcpuKicker, VcpuThread};
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
 
@@ -112,6 +112,55 @@ impl Machine {
         self.block.write(DATA, &list).unwrap();
         let code = integration_tests::guest::programs::store_at_addresses();
         self.run(&code, &[DATA, addresses.len() as u64, u64::from(byte)]);
+    }
+}
+
+/// A guest that stores when it is asked to, and is out of its processor else.
+pub struct Obedient {
+    vcpu: Vcpu,
+}
+
+/// Ends the run of the processor that writes to it.
+struct Ends(VcpuKicker);
+
+impl MmioDevice for Ends {
+    fn read(&self, _: u64, _: usize) -> u64 {
+        0
+    }
+
+    fn write(&self, _: u64, _: usize, _: u64) {
+        self.0.kick();
+    }
+}
+
+impl Obedient {
+    const PORT: u64 = 0x510;
+    /// A page before its list.
+    const ASKED: u64 = DATA;
+    const LIST: u64 = DATA + 0x1000;
+
+    pub fn new(machine: &Machine) -> Self {
+        let vcpu = machine.vcpu();
+        let ends = Arc::new(Ends(vcpu.kicker()));
+        machine
+            .memory
+            .update(|map| {
+                let port = map.mmio("end", 1, ends)?;
+                map.place(machine.ports, Self::PORT, port)
+            })
+            .unwrap();
+        let code = integration_tests::guest::programs::store_and_report();
+        boot(&vcpu, &machine.block, &code, &[Self::LIST, Self::ASKED, Self::PORT]);
+        Self { vcpu }
+    }
+
+    /// Stores `byte` at each of `addresses`, of which there is one at least.
+    pub fn store(&mut self, machine: &Machine, byte: u8, addresses: &[u64]) {
+        let asked = [addresses.len() as u64, byte.into()].map(u64::to_le_bytes).concat();
+        machine.block.write(Self::ASKED, &asked).unwrap();
+        let list: Vec<u8> = addresses.iter().flat_map(|address| address.to_le_bytes()).collect();
+        machine.block.write(Self::LIST, &list).unwrap();
+        assert_eq!(self.vcpu.run().unwrap(), VcpuEvent::Kicked);
     }
 }
 

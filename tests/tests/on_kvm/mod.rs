@@ -1,8 +1,12 @@
+mod converge;
 mod dirty_log;
 mod display;
 mod flash;
+mod forecast;
 mod io_events;
+mod limits;
 mod machine;
+mod mini_pc;
 mod pam;
 mod precopy;
 mod slots;
@@ -12,17 +16,26 @@ mod vcpus;
 use integration_tests::harness::{Named, Test, named};
 use kvm_accel::DirtyTracking;
 
+/// Every way in which KVM tracks written pages.
+const MODES: [(&str, DirtyTracking); 3] = [
+    ("bitmap", DirtyTracking::Bitmap),
+    ("manual", DirtyTracking::ManualProtect),
+    ("ring", DirtyTracking::Ring { entries: 65_536 }),
+];
+
 /// Tests in every way in which KVM tracks written pages, and those for which the way is
 /// all one.
 pub fn tests() -> Vec<Named> {
-    let modes = [
-        ("bitmap", DirtyTracking::Bitmap),
-        ("manual", DirtyTracking::ManualProtect),
-        ("ring", DirtyTracking::Ring { entries: 65_536 }),
-    ];
-    let in_all =
-        [dirty_log::TESTS, tracking::TESTS, slots::TESTS, vcpus::TESTS, precopy::TESTS].concat();
-    let in_each = modes.iter().flat_map(|&(name, tracking)| {
+    let in_all = [
+        dirty_log::TESTS,
+        tracking::TESTS,
+        slots::TESTS,
+        vcpus::TESTS,
+        precopy::TESTS,
+        limits::TESTS,
+    ]
+    .concat();
+    let in_each = MODES.iter().flat_map(|&(name, tracking)| {
         let in_mode = move |&(test, body): &Test| -> Named {
             (format!("{name}::{test}"), Box::new(move || machine::tracked_by(tracking, body)))
         };
@@ -30,7 +43,23 @@ pub fn tests() -> Vec<Named> {
     });
     in_each
         .chain(named(
-            &[tracking::RINGS, io_events::TESTS, pam::TESTS, flash::TESTS, display::TESTS].concat(),
+            &[
+                tracking::RINGS,
+                limits::ONCE,
+                converge::TESTS,
+                forecast::TESTS,
+                io_events::TESTS,
+                pam::TESTS,
+                flash::TESTS,
+                display::TESTS,
+                mini_pc::TESTS,
+            ]
+            .concat(),
         ))
         .collect()
+}
+
+/// Tests that run firmware and programs of others.
+pub fn tests_of_firmware() -> Vec<Named> {
+    mini_pc::firmware_tests()
 }

@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("nothing_reads_as_all_ones", nothing_reads_as_all_ones),
     ("a_kick_is_never_lost", a_kick_is_never_lost),
     ("a_paused_guest_stands_still", a_paused_guest_stands_still),
+    ("what_stands_still_is_counted", what_stands_still_is_counted),
     ("a_pause_completes_the_access_under_way", a_pause_completes_the_access_under_way),
     ("a_pause_that_takes_too_long_is_given_up", a_pause_that_takes_too_long_is_given_up),
     ("a_device_cannot_wait_for_its_own_processor", a_device_cannot_wait_for_its_own_processor),
@@ -136,8 +137,8 @@ fn a_paused_guest_stands_still() {
     for _ in 0..200 {
         let beat = machine.words::<1>(DATA);
         wait_until("a pass", || machine.words::<1>(DATA) != beat);
-        let first = machine.vm.pause(SECOND).unwrap();
-        let second = machine.vm.pause(SECOND).unwrap();
+        let first = machine.vm.pause(10 * SECOND).unwrap();
+        let second = machine.vm.pause(10 * SECOND).unwrap();
         let stopped = machine.words::<1>(DATA);
         drop(first);
         for _ in 0..2000 {
@@ -146,9 +147,57 @@ fn a_paused_guest_stands_still() {
         drop(second);
     }
     // A kick ends the run of a paused processor too.
-    let paused = machine.vm.pause(SECOND).unwrap();
+    let paused = machine.vm.pause(10 * SECOND).unwrap();
     assert_eq!(guest.stop().unwrap().1, VcpuEvent::Kicked);
     drop(paused);
+}
+
+/// The times that two vCPUs stand still add up, whoever else pauses meanwhile, and each guest
+/// that runs gets one signal for it.
+fn what_stands_still_is_counted() {
+    let machine = Machine::new(16 << 20);
+    let page = machine.block.page_size().bytes();
+    let start = |n: u64| {
+        let at = DATA + 4 * n * page;
+        machine.start(&programs::increment_pages(), &[at + page, at + 2 * page, page, at])
+    };
+    let beats = || [0, 1].map(|n| machine.words::<1>(DATA + 4 * n * page));
+    let wait_for_both = || {
+        let before = beats();
+        wait_until("a pass of both", || beats().iter().zip(before).all(|(now, b)| *now != b));
+    };
+    let guests = [start(0), start(1)];
+    wait_for_both();
+    let before = machine.vm.dirty_log_stats();
+    let (mut least, mut most) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..20 {
+        let asked = Instant::now();
+        let first = machine.vm.pause(10 * SECOND).unwrap();
+        let still = Instant::now();
+        let second = machine.vm.pause(10 * SECOND).unwrap();
+        wait_until("a moment", || still.elapsed() > Duration::from_millis(5));
+        drop(first);
+        // Those that still stand are in it.
+        let so_far = machine.vm.dirty_log_stats().stood_still - before.stood_still;
+        assert!(so_far >= least + 2 * Duration::from_millis(5), "{so_far:?}");
+        least += 2 * still.elapsed();
+        drop(second);
+        wait_for_both();
+        most += 2 * asked.elapsed();
+    }
+    let after = machine.vm.dirty_log_stats();
+    let stood_still = after.stood_still - before.stood_still;
+    assert!(least <= stood_still && stood_still <= most, "{least:?}, {stood_still:?}, {most:?}");
+    // A signal that was long on its way is followed by another.
+    let kicks = after.kicks - before.kicks;
+    assert!((1..=50).contains(&kicks), "{kicks} signals");
+    for guest in guests {
+        guest.stop().unwrap();
+    }
+    let idle = machine.vm.dirty_log_stats();
+    drop(machine.vm.pause(10 * SECOND).unwrap());
+    let now = machine.vm.dirty_log_stats();
+    assert_eq!((now.kicks, now.stood_still), (idle.kicks, idle.stood_still), "nobody runs");
 }
 
 /// A port read that the device has answered is in the guest's register when the guest
@@ -217,7 +266,7 @@ fn a_pause_that_takes_too_long_is_given_up() {
     device.go.store(true, Ordering::Release);
     let count = machine.words::<2>(DATA);
     wait_until("the guest to go on", || machine.words::<2>(DATA) != count);
-    drop(machine.vm.pause(SECOND).unwrap());
+    drop(machine.vm.pause(10 * SECOND).unwrap());
     guest.stop().unwrap();
 }
 
@@ -225,7 +274,7 @@ fn a_device_cannot_wait_for_its_own_processor() {
     struct Pauses(OnceLock<Arc<KvmVm>>, OnceLock<String>);
     impl MmioDevice for Pauses {
         fn read(&self, _: u64, _: usize) -> u64 {
-            let refused = self.0.get().unwrap().pause(SECOND).unwrap_err();
+            let refused = self.0.get().unwrap().pause(10 * SECOND).unwrap_err();
             let _ = self.1.set(refused.to_string());
             0
         }
@@ -246,22 +295,27 @@ fn a_device_cannot_wait_for_its_own_processor() {
 }
 
 fn a_device_that_panics_ends_its_processor_only() {
-    struct Panics;
-    impl MmioDevice for Panics {
+    struct PanicsOnce(AtomicBool);
+    impl MmioDevice for PanicsOnce {
         fn read(&self, _: u64, _: usize) -> u64 {
-            panic!("a fault in the device")
+            assert!(self.0.swap(true, Ordering::AcqRel), "a fault in the device");
+            1
         }
 
         fn write(&self, _: u64, _: usize, _: u64) {}
     }
     let machine = Machine::new(16 << 20);
-    place_ports(&machine, 0x310, Arc::new(Panics));
+    place_ports(&machine, 0x310, Arc::new(PanicsOnce(false.into())));
     let guest = machine.start(&programs::count_port_reads(), &[DATA, 0, 0x310]);
     wait_until("the panic", || guest.is_finished());
     // The thread is gone, its handle is not: a pause does not wait for it.
-    drop(machine.vm.pause(SECOND).unwrap());
-    let error = guest.join().unwrap_err();
+    drop(machine.vm.pause(10 * SECOND).unwrap());
+    let (vcpu, error) = guest.join().unwrap_err().into_parts();
     assert_eq!(error.to_string(), "The thread of vCPU 0 panicked: a fault in the device");
+    // The vCPU goes on, if it is let.
+    let guest = vcpu.spawn("vcpu").unwrap();
+    wait_until("a read", || counter(&machine) > 0);
+    guest.stop().unwrap();
 }
 
 /// `rep insw` stores what a device answers when KVM completes it, which a pause asks
@@ -286,7 +340,7 @@ fn string_input_completes_while_slots_change() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
-                drop(machine.vm.pause(SECOND).unwrap());
+                drop(machine.vm.pause(10 * SECOND).unwrap());
                 paused.fetch_add(1, Ordering::Relaxed);
             }
         });

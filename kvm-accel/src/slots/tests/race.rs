@@ -1,0 +1,191 @@
+//! Two clients that clear the same page, step by step, with a guest that writes it between
+//! them; on a KVM of paper, and on a real one where there is one. The policy that loses the
+//! page is kept to show that the steps see it.
+
+use std::sync::{Arc, Mutex};
+
+#[cfg(target_arch = "x86_64")]
+use kvm_ioctls::{Kvm, VmFd};
+use memory_region::{MemoryMap, RegionId};
+use ram_block::{DirtyClient, PageSize, RamBlock};
+
+use super::follower::{Follower, PaperSlots, Policy};
+use super::paper::Paper;
+use crate::ioctl::SlotCalls;
+use crate::slots::{Mode, Slots};
+
+const VGA: DirtyClient = DirtyClient::VGA;
+const MODE: Mode = Mode::ManualProtect { chunk: 64 };
+const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
+/// The page that the guest writes, and the number of pages.
+const PAGE: u64 = 5;
+const PAGES: u64 = 256;
+
+/// A guest's memory, of which KVM has one slot, and its clients.
+struct Machine<K> {
+    map: Arc<MemoryMap>,
+    ram: RegionId,
+    block: Arc<RamBlock>,
+    follower: Arc<Follower<K>>,
+}
+
+impl<K: SlotCalls + Send + 'static> Machine<K> {
+    fn new(kvm: K, policy: Policy, block: &Arc<RamBlock>) -> Self {
+        let map = MemoryMap::new();
+        let (system, ram) = map
+            .update(|map| {
+                let system = map.container("system", 1 << 40)?;
+                let ram = map.ram("ram", block.clone())?;
+                map.place(system, 0, ram)?;
+                Ok((system, ram))
+            })
+            .unwrap();
+        let slots: PaperSlots = Slots::new(10, 1 << 30, MODE);
+        let (kvm, slots) = (Mutex::new(kvm), Mutex::new(slots));
+        let follower = Arc::new(Follower { kvm, slots, policy });
+        let space = map.address_space("memory", system).unwrap();
+        map.add_listener(&space, follower.clone()).unwrap();
+        Self { map, ram, block: block.clone(), follower }
+    }
+
+    fn sync(&self) {
+        self.map.sync_dirty_log(self.ram).unwrap();
+    }
+
+    /// Takes the page's bit and lets it be watched again, without a sync.
+    fn take(&self, client: DirtyClient) -> bool {
+        let page = PageSize::host().bytes();
+        let harvest = self.block.dirty().snapshot_and_clear(client, PAGE..PAGE + 1).unwrap();
+        let found = harvest.commit().is_dirty(PAGE);
+        self.map.log_clear(&self.block, PAGE * page..(PAGE + 1) * page).unwrap();
+        found
+    }
+
+    /// Switches clients on, and takes what their logs start with.
+    fn start(&self, clients: &[DirtyClient]) {
+        for client in clients {
+            self.map.set_log(self.ram, *client, true).unwrap();
+        }
+        for client in clients {
+            let all = 0..self.block.len();
+            self.map.snapshot_and_clear(self.ram, *client, all).unwrap().commit();
+        }
+    }
+
+    /// Whether the migration gets the guest's second write, between which and the first it
+    /// has cleared the page itself.
+    fn migration_gets_the_second_write(&self, store: impl Fn(&Follower<K>, u8)) -> bool {
+        self.start(&[VGA, MIGRATION]);
+        store(&self.follower, 1);
+        self.sync(); // both have the bit
+        assert!(self.take(MIGRATION), "the first write is sent");
+        store(&self.follower, 2);
+        assert!(self.take(VGA), "with the bit of the first write");
+        self.sync();
+        self.take(MIGRATION)
+    }
+
+    /// Whether a client that comes gets a write to a page whose bit was reported, and not
+    /// cleared, before.
+    fn who_comes_gets_a_write(&self, store: impl Fn(&Follower<K>, u8)) -> bool {
+        self.start(&[MIGRATION]);
+        store(&self.follower, 1);
+        self.sync();
+        self.map.set_log(self.ram, VGA, true).unwrap();
+        // VGA reads the page here, and has no bit of it.
+        store(&self.follower, 2);
+        assert!(self.take(MIGRATION));
+        self.sync();
+        self.take(VGA)
+    }
+}
+
+fn paper(policy: Policy) -> (Machine<Paper>, impl Fn(&Follower, u8)) {
+    let page = PageSize::host().bytes();
+    let block = RamBlock::anonymous("ram", PAGES * page).unwrap();
+    let store = move |follower: &Follower, _: u8| {
+        follower.kvm.lock().unwrap().store(PAGE * page, None).unwrap();
+    };
+    (Machine::new(Paper::new(MODE, 0), policy, &block), store)
+}
+
+#[test]
+fn on_paper_the_second_write_is_kept_by_held_bits_alone() {
+    let (machine, store) = paper(Policy::Held);
+    assert!(machine.migration_gets_the_second_write(store));
+    let (machine, store) = paper(Policy::Own);
+    assert!(!machine.migration_gets_the_second_write(store), "the steps do not see the loss");
+}
+
+#[test]
+fn on_paper_a_client_that_comes_is_not_robbed() {
+    let (machine, store) = paper(Policy::Held);
+    assert!(machine.who_comes_gets_a_write(store));
+    let (machine, store) = paper(Policy::Own);
+    assert!(!machine.who_comes_gets_a_write(store), "the steps do not see the loss");
+}
+
+/// A machine of KVM without slots, if there is KVM with manual protection.
+#[cfg(target_arch = "x86_64")]
+fn machine() -> Option<VmFd> {
+    let vm = match Kvm::new().and_then(|kvm| kvm.create_vm()) {
+        Ok(vm) => vm,
+        Err(error) if std::env::var("REQUIRE_KVM").is_ok_and(|value| value == "1") => {
+            panic!("no KVM: {error}")
+        }
+        Err(error) => {
+            println!("skipped: no KVM: {error}");
+            return None;
+        }
+    };
+    use crate::tracking::{DirtyTracking, choose};
+    match choose(&vm, DirtyTracking::ManualProtect) {
+        Ok(_) => Some(vm),
+        Err(error) => {
+            println!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// On KVM itself, with a guest that stores a byte to the page and halts.
+#[cfg(target_arch = "x86_64")]
+fn real(vm: VmFd, policy: Policy) -> (Machine<VmFd>, impl Fn(&Follower<VmFd>, u8)) {
+    use kvm_ioctls::VcpuExit;
+
+    const CODE: u64 = 0x1000;
+    let page = PageSize::host().bytes();
+    let block = RamBlock::anonymous("ram", PAGES * page).unwrap();
+    // Real mode: stores al at di, and halts.
+    block.write(CODE, &[0x88, 0x05, 0xf4]).unwrap();
+    let vcpu = vm.create_vcpu(0).unwrap();
+    let mut special = vcpu.get_sregs().unwrap();
+    (special.cs.base, special.cs.selector) = (0, 0);
+    vcpu.set_sregs(&special).unwrap();
+    let (vcpu, memory) = (Mutex::new(vcpu), block.clone());
+    let store = move |_: &Follower<VmFd>, byte: u8| {
+        let mut vcpu = vcpu.lock().unwrap();
+        let mut registers = vcpu.get_regs().unwrap();
+        (registers.rip, registers.rdi, registers.rflags) = (CODE, PAGE * page, 2);
+        registers.rax = byte.into();
+        vcpu.set_regs(&registers).unwrap();
+        assert!(matches!(vcpu.run().unwrap(), VcpuExit::Hlt));
+        let mut found = [0];
+        memory.read(PAGE * page, &mut found).unwrap();
+        assert_eq!(found, [byte]);
+    };
+    (Machine::new(vm, policy, &block), store)
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn on_kvm_writes_are_kept_by_held_bits_alone() {
+    for (policy, kept) in [(Policy::Held, true), (Policy::Own, false)] {
+        let Some(vm) = machine() else { return };
+        let (race, store) = real(vm, policy);
+        assert_eq!(race.migration_gets_the_second_write(store), kept, "{policy:?}");
+        let Some(vm) = machine() else { return };
+        let (race, store) = real(vm, policy);
+        assert_eq!(race.who_comes_gets_a_write(store), kept, "{policy:?}");
+    }
+}

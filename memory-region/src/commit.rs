@@ -1,0 +1,152 @@
+//! The commit: a transaction's tree becomes the map, or everything stays as it was.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+
+use ram_block::{ClientSet, DirtyError};
+
+use crate::address_space::AddressSpace;
+use crate::clients::Clients;
+use crate::diff::diff;
+use crate::edit::Newcomers;
+use crate::error::MapError;
+use crate::flat_view::FlatView;
+use crate::follow::{Follower, tell};
+use crate::listener::{GlobalLogChange, MemoryListener, ViewChange};
+use crate::region::{Logged, RegionId, Topology};
+use crate::render::{canonical, render};
+
+/// The map as a commit left it.
+#[derive(Clone, Default)]
+pub(crate) struct Current {
+    pub(crate) topology: Topology,
+    /// The blocks of the regions, and who logs them.
+    pub(crate) logged: Logged,
+    pub(crate) spaces: Vec<Space>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Space {
+    pub(crate) space: Arc<AddressSpace>,
+    /// By their priorities, then in the order of their registration.
+    pub(crate) listeners: Vec<Arc<dyn MemoryListener>>,
+}
+
+impl Space {
+    /// Its listeners, with what they are to follow.
+    fn followers(&self, change: ViewChange) -> Vec<Follower> {
+        let change = Arc::new(change);
+        let listeners = self.listeners.iter().filter(|_| !change.is_empty());
+        let followers = listeners.map(|listener| Follower {
+            listener: listener.clone(),
+            space: self.space.shared_name(),
+            change: change.clone(),
+        });
+        followers.collect()
+    }
+}
+
+/// What a transaction leaves behind. With it devices may be dropped, whose `Drop` may use
+/// the map: it outlives the turn.
+#[derive(Default)]
+pub(crate) struct Retired {
+    /// The tree that is edited, until it is committed.
+    pub(crate) topology: Topology,
+    /// What came with the transaction, and may be gone again.
+    pub(crate) newcomers: Newcomers,
+    /// The views of the edited tree, by their roots.
+    rendered: BTreeMap<RegionId, Arc<FlatView>>,
+    /// The former views.
+    views: Vec<Arc<FlatView>>,
+    /// The former map.
+    pub(crate) former: Option<Arc<Current>>,
+}
+
+impl Current {
+    /// Which of the spaces it is.
+    pub(crate) fn entry_of(&self, space: &AddressSpace) -> Result<usize, MapError> {
+        let at = self.spaces.iter().position(|entry| entry.space.is_same(space));
+        at.ok_or_else(|| MapError::UnknownSpace { name: space.name().to_owned() })
+    }
+
+    /// All that is there, as a change of the view of `space`.
+    pub(crate) fn all_of(&self, space: &AddressSpace) -> ViewChange {
+        let mut change = diff(&FlatView::default(), &space.view());
+        change.global_log = global_change(ClientSet::EMPTY, self.topology.global_log);
+        change
+    }
+
+    /// The map with the edited tree, which the views and the listeners follow; or it fails
+    /// and leaves everything as it was.
+    pub(crate) fn commit(
+        &self,
+        clients: &mut Clients,
+        retired: &mut Retired,
+    ) -> Result<Self, MapError> {
+        let topology = &retired.topology;
+        let logged = topology.logged();
+        let (before, after) = (&self.logged, &logged);
+        let global_log = global_change(self.topology.global_log, topology.global_log);
+        let mut views = Vec::with_capacity(self.spaces.len());
+        let mut followers = Vec::new();
+        for entry in &self.spaces {
+            let root = canonical(topology, entry.space.root())?;
+            let view = match retired.rendered.entry(root) {
+                Entry::Occupied(view) => view.into_mut(),
+                Entry::Vacant(view) => view.insert(Arc::new(render(topology, root, after)?)),
+            };
+            if !entry.listeners.is_empty() {
+                let change = ViewChange { global_log, ..diff(&entry.space.view(), view) };
+                followers.extend(entry.followers(change));
+            }
+            views.push(view.clone());
+        }
+        // A client is on in the block before a listener starts to log for it, and
+        // off only after: no page is logged that its bitmap would not take.
+        let clients_before =
+            |block| before.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
+        let mut switched_on = Vec::new();
+        let mut switch_on = || {
+            for (block, (ram, logging)) in after {
+                let before = clients_before(block);
+                for client in logging.iter().filter(|client| !before.contains(*client)) {
+                    clients.switch_on(ram, client)?;
+                    switched_on.push((ram, client));
+                }
+            }
+            Ok(())
+        };
+        let result: Result<(), DirtyError> = switch_on();
+        let result = result.map_err(MapError::from);
+        if let Err(error) = result.and_then(|()| tell(&followers)) {
+            for (ram, client) in switched_on {
+                clients.switch_off(ram, client);
+            }
+            return Err(error);
+        }
+
+        // RAM that joins while all of it is logged is new to those who log: all of it.
+        let all_along = self.topology.global_log.intersection(topology.global_log);
+        for (ram, _) in after.iter().filter(|(at, _)| !before.contains_key(*at)).map(|(_, b)| b) {
+            if !all_along.is_empty() {
+                ram.dirty().mark(0, ram.len());
+            }
+        }
+        for (entry, view) in self.spaces.iter().zip(views) {
+            retired.views.push(entry.space.publish(view));
+        }
+        for (block, (ram, logging)) in before {
+            let still = after.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
+            for client in logging.iter().filter(|client| !still.contains(*client)) {
+                clients.switch_off(ram, client);
+            }
+        }
+        let (topology, spaces) = (std::mem::take(&mut retired.topology), self.spaces.clone());
+        Ok(Self { topology, logged, spaces })
+    }
+}
+
+fn global_change(old: ClientSet, new: ClientSet) -> Option<GlobalLogChange> {
+    (old != new).then_some(GlobalLogChange { old, new })
+}

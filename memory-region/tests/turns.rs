@@ -1,0 +1,351 @@
+//! Who may call what from where: nothing waits for itself.
+
+use std::error::Error;
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::Duration;
+
+use memory_region::{
+    AccessSizes, AddressSpace, ListenerError, MapEdit, MapError, MemoryListener, MemoryMap,
+    MmioAccess, MmioDevice, RegionId, Section, ViewChange,
+};
+use ram_block::{DirtyClient, RamBlock};
+
+const VGA: DirtyClient = DirtyClient::VGA;
+const SIZE: u64 = 1 << 20;
+
+/// Fails if `body` takes longer than any of this can take.
+fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, wait) = mpsc::channel();
+    let thread = std::thread::spawn(move || done.send(body()));
+    match wait.recv_timeout(Duration::from_secs(60)) {
+        Ok(value) => value,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it waits for itself"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().unwrap_err())
+        }
+    }
+}
+
+struct Bus {
+    map: Arc<MemoryMap>,
+    root: RegionId,
+    ram: RegionId,
+    block: Arc<RamBlock>,
+    space: Arc<AddressSpace>,
+}
+
+fn bus() -> Bus {
+    let map = MemoryMap::new();
+    let block = RamBlock::anonymous("ram", SIZE).unwrap();
+    let (root, ram) = map
+        .update(|map| {
+            let root = map.container("root", 1 << 32)?;
+            let ram = map.ram("ram", block.clone())?;
+            map.place(root, 0, ram)?;
+            Ok((root, ram))
+        })
+        .unwrap();
+    let space = map.address_space("space", root).unwrap();
+    Bus { map, root, ram, block, space }
+}
+
+/// What became of a device's own use of the map as it was dropped.
+type Last = Arc<Mutex<Vec<Result<(), String>>>>;
+
+/// A device that changes the map as it is dropped.
+struct Leaves {
+    map: Arc<MemoryMap>,
+    ram: RegionId,
+    access: MmioAccess,
+    last: Last,
+}
+
+impl MmioDevice for Leaves {
+    fn read(&self, _: u64, _: usize) -> u64 {
+        0
+    }
+
+    fn write(&self, _: u64, _: usize, _: u64) {}
+
+    fn access(&self) -> MmioAccess {
+        self.access
+    }
+}
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.map.ram_blocks();
+        let logged = self.map.set_log(self.ram, VGA, true);
+        self.last.lock().unwrap().push(logged.map_err(|error| error.to_string()));
+    }
+}
+
+/// What a transaction does with a device that it is given.
+type Edit = fn(&mut MapEdit<'_>, RegionId, Arc<Leaves>) -> Result<(), MapError>;
+
+#[test]
+fn a_device_that_a_transaction_brings_and_does_not_keep_may_use_the_map() {
+    let ways: [(&str, bool, Edit); 6] = [
+        ("made and removed", true, |map, _, device| {
+            let region = map.mmio("device", 0x1000, device)?;
+            map.remove(region)
+        }),
+        ("of no size", false, |map, _, device| map.mmio("device", 0, device).map(drop)),
+        ("of no size, but what of it", true, |map, _, device| {
+            assert!(map.mmio("device", 0, device).is_err());
+            Ok(())
+        }),
+        ("of a block whose name is taken", false, |map, _, device| {
+            let block = RamBlock::anonymous("ram", SIZE)?;
+            map.rom_device("flash", block, device).map(drop)
+        }),
+        ("that does not fit", false, |map, root, device| {
+            let region = map.mmio("device", 0x1000, device)?;
+            map.place(root, 0, region)
+        }),
+        ("in a map that is too deep", false, |map, root, device| {
+            let mut region = map.mmio("device", 0x1000, device)?;
+            for _ in 0..200 {
+                region = map.alias("alias", region, 0, 0x1000)?;
+            }
+            map.place_overlapping(root, 0, region, 1)
+        }),
+    ];
+    for (way, stays, edit) in ways {
+        in_time(move || {
+            let Bus { map, root, ram, block, .. } = bus();
+            let last = Last::default();
+            let access = MmioAccess::default();
+            let device = Arc::new(Leaves { map: map.clone(), ram, access, last: last.clone() });
+            let result = map.update(|map| edit(map, root, device));
+            assert_eq!(result.is_ok(), stays, "{way}");
+            assert_eq!(*last.lock().unwrap(), [Ok(())], "{way}");
+            assert!(block.dirty().enabled().contains(VGA), "{way}");
+        });
+    }
+}
+
+#[test]
+fn a_device_of_impossible_accesses_may_use_the_map() {
+    in_time(|| {
+        let Bus { map, ram, block, .. } = bus();
+        let access = MmioAccess { valid: AccessSizes::aligned(3, 3), ..MmioAccess::default() };
+        let last = Last::default();
+        let device = Arc::new(Leaves { map: map.clone(), ram, access, last: last.clone() });
+        let refused = map.update(|map| map.mmio("device", 8, device)).unwrap_err();
+        assert!(matches!(refused, MapError::AccessSizes { .. }));
+        assert_eq!(*last.lock().unwrap(), [Ok(())]);
+        assert!(block.dirty().enabled().contains(VGA));
+    });
+}
+
+/// What a closure captures and hands to nobody goes with the closure: its use of the map
+/// is an error there, and no wait without end. The same goes for what it returns, if the
+/// commit fails: that is dropped after.
+#[test]
+fn what_a_transaction_captures_and_what_it_returns() {
+    in_time(|| {
+        let Bus { map, root, ram, .. } = bus();
+        let last = Last::default();
+        let access = MmioAccess::default();
+        let leaves = || Leaves { map: map.clone(), ram, access, last: last.clone() };
+        let (captured, returned) = (leaves(), leaves());
+        let refused = map.update(move |map| {
+            map.container("none", 0)?;
+            drop(captured);
+            Ok(())
+        });
+        assert!(matches!(refused, Err(MapError::Size { .. })));
+        let says = "The map cannot be changed from within an update's closure or a listener";
+        assert_eq!(std::mem::take(&mut *last.lock().unwrap()), [Err(says.to_owned())]);
+
+        let refused = map.update(move |map| {
+            let mut region = map.reservation("device", 0x1000)?;
+            for _ in 0..200 {
+                region = map.alias("alias", region, 0, 0x1000)?;
+            }
+            map.place_overlapping(root, 0, region, 1)?;
+            Ok(returned)
+        });
+        assert!(matches!(refused, Err(MapError::TooDeep { .. })));
+        assert_eq!(*last.lock().unwrap(), [Ok(())]);
+    });
+}
+
+/// Uses its map from within each of its calls, in every way there is.
+struct Uses {
+    bus: OnceLock<Bus>,
+    faults: Mutex<Vec<String>>,
+}
+
+impl Uses {
+    fn call(&self, from: &str) {
+        let Bus { map, root, ram, space, .. } = self.bus.get().unwrap();
+        let nested = |what: &str, result: Result<(), MapError>| {
+            if !matches!(result, Err(MapError::Nested)) {
+                self.faults.lock().unwrap().push(format!("{what} in {from}: {result:?}"));
+            }
+        };
+        nested("update", map.update(|_| Ok(())));
+        nested("set_log", map.set_log(*ram, VGA, true));
+        nested("set_global_log", map.set_global_log(VGA, true));
+        nested("claim_log", map.claim_log(*ram, VGA).map(drop));
+        nested("register_client", map.register_client("own").map(drop));
+        nested("address_space", map.address_space("other", *root).map(drop));
+        nested("remove_address_space", map.remove_address_space(space));
+        nested("add_listener", map.add_listener(space, Arc::new(Silent)));
+        let silent: Arc<dyn MemoryListener> = Arc::new(Silent);
+        nested("remove_listener", map.remove_listener(space, &silent).map(drop));
+        // To look is no harm.
+        map.ram_block(*ram).unwrap();
+        assert_eq!(map.ram_blocks().len(), 1);
+        assert!(format!("{map:?}{}{}", map.tree(), map.flat_views()).contains("space"));
+        space.read(0, &mut [0; 8]).unwrap();
+    }
+}
+
+impl MemoryListener for Uses {
+    fn name(&self) -> &str {
+        "uses"
+    }
+
+    fn prepare(&self, _: &ViewChange) -> Result<(), ListenerError> {
+        self.call("prepare");
+        Ok(())
+    }
+
+    fn commit(&self, _: &ViewChange) -> Result<(), ListenerError> {
+        self.call("commit");
+        self.bus.get().unwrap().map.sync_all_dirty_logs()?;
+        Err("no".into())
+    }
+
+    fn cancel(&self, _: &ViewChange) {
+        self.call("cancel");
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(())
+    }
+}
+
+struct Silent;
+
+impl MemoryListener for Silent {
+    fn name(&self) -> &str {
+        "silent"
+    }
+
+    fn commit(&self, _: &ViewChange) -> Result<(), ListenerError> {
+        Ok(())
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_listener_may_look_at_the_map_and_is_told_if_it_changes_it() {
+    in_time(|| {
+        let uses = Arc::new(Uses { bus: OnceLock::new(), faults: Mutex::default() });
+        let bus = bus();
+        let (map, space) = (bus.map.clone(), bus.space.clone());
+        assert!(uses.bus.set(bus).is_ok());
+        let refused = map.add_listener(&space, uses.clone()).unwrap_err();
+        assert_eq!(refused.source().unwrap().to_string(), "no");
+        assert_eq!(*uses.faults.lock().unwrap(), [""; 0]);
+        // And from within the closure of an update.
+        map.update(|_| {
+            uses.call("update");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(*uses.faults.lock().unwrap(), [""; 0]);
+        // Nothing of all that is left: the turn is free again, and no log is on.
+        map.claim_log(uses.bus.get().unwrap().ram, VGA).map(drop).unwrap();
+        map.register_client("own").map(drop).unwrap();
+    });
+}
+
+/// Harvests and other looks do not wait for a commit that takes its time.
+#[test]
+fn looks_do_not_wait_for_a_commit() {
+    struct Waits(Mutex<mpsc::Receiver<()>>, mpsc::Sender<()>);
+    impl MemoryListener for Waits {
+        fn name(&self) -> &str {
+            "waits"
+        }
+
+        fn commit(&self, _: &ViewChange) -> Result<(), ListenerError> {
+            self.1.send(())?;
+            Ok(self.0.lock().unwrap().recv_timeout(Duration::from_secs(60))?)
+        }
+
+        fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+            Ok(())
+        }
+    }
+    let Bus { map, ram, space, .. } = bus();
+    map.set_log(ram, VGA, true).unwrap();
+    let (go, wait) = mpsc::channel();
+    let (entered, commits) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let changes = scope.spawn(|| {
+            map.add_listener(&space, Arc::new(Waits(Mutex::new(wait), entered)))?;
+            map.update(|map| map.set_enabled(ram, false))
+        });
+        for enabled in [true, true] {
+            commits.recv_timeout(Duration::from_secs(60)).unwrap();
+            space.write(5, &[1]).unwrap();
+            let harvest = map.snapshot_and_clear(ram, VGA, 0..SIZE).unwrap();
+            assert_eq!(harvest.commit().count(), 1);
+            assert_eq!(space.view().at(0).is_some(), enabled);
+            assert_eq!(map.ram_block(ram).unwrap().id(), "ram");
+            go.send(()).unwrap();
+        }
+        changes.join().unwrap().unwrap();
+    });
+    assert!(space.view().at(0).is_none());
+}
+
+#[test]
+fn a_claim_that_ends_in_an_update_ends_without_waiting() {
+    in_time(|| {
+        let Bus { map, ram, .. } = bus();
+        let claim = map.claim_log(ram, VGA).unwrap();
+        let client = map.register_client("own").unwrap();
+        map.update(|_| {
+            drop(claim);
+            drop(client);
+            Ok(())
+        })
+        .unwrap();
+        // The log is still on, as nobody could switch it off, but free to be claimed.
+        drop(map.claim_log(ram, VGA).unwrap());
+    });
+}
+
+#[test]
+fn an_id_is_free_again_when_the_last_region_of_its_block_is_gone() {
+    let Bus { map, ram, block, root, .. } = bus();
+    let again = map.update(|map| map.ram("again", block.clone())).unwrap();
+    let other = || map.update(|map| map.ram("other", RamBlock::anonymous("ram", SIZE)?));
+    map.update(|map| map.remove(again)).unwrap();
+    assert!(matches!(other(), Err(MapError::DuplicateBlock { id }) if id == "ram"));
+    // A transaction that fails gives nothing free.
+    let refused = map.update(|map| {
+        map.unplace(ram)?;
+        map.remove(ram)?;
+        map.remove(root)
+    });
+    assert!(refused.is_err());
+    assert!(other().is_err());
+    map.update(|map| {
+        map.unplace(ram)?;
+        map.remove(ram)
+    })
+    .unwrap();
+    other().unwrap();
+    assert_eq!(map.ram_blocks().len(), 1);
+}

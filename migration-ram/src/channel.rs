@@ -1,0 +1,247 @@
+//! What a stream goes through: sockets, pipes, files, memory.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::{ChildStdin, ChildStdout};
+use std::sync::Arc;
+
+use ram_block::{ReceiveList, SendList, TransferError};
+
+/// Where a stream goes.
+///
+/// Sockets, files and pipes take guest memory as it lies there, with no copy between.
+/// What is only a [`Write`] goes into [`Copied`].
+pub trait Output: Send {
+    /// Writes all of `list`, in order.
+    ///
+    /// # Errors
+    ///
+    /// With the number of bytes that were taken before.
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError>;
+
+    /// What ends a transfer under way from another thread, if there is a way.
+    fn hang_up(&self) -> Option<HangUp> {
+        None
+    }
+}
+
+/// Where a stream comes from.
+///
+/// Sockets, files and pipes put guest memory where it belongs, with no copy between.
+/// What is only a [`Read`] goes into [`Copied`].
+pub trait Input: Send {
+    /// Reads once into the places of `list` that are left: as much as there is, but at
+    /// least one byte; 0 at the end.
+    ///
+    /// # Errors
+    ///
+    /// What the descriptor or reader says.
+    fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError>;
+
+    /// What ends a transfer under way from another thread, if there is a way.
+    fn hang_up(&self) -> Option<HangUp> {
+        None
+    }
+}
+
+/// Shuts a connection down while another thread is sending or receiving. A clone shuts down
+/// the same.
+#[derive(Clone)]
+pub struct HangUp(Arc<dyn Fn() + Send + Sync>);
+
+impl HangUp {
+    /// `hang_up` makes transfers end, those under way and those to come.
+    pub fn new(hang_up: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(hang_up))
+    }
+
+    /// Ends transfers, those under way and those to come.
+    pub fn hang_up(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for HangUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HangUp")
+    }
+}
+
+/// Anything that can be read or written, if with a copy of what passes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Copied<T>(pub T);
+
+impl<W: Write + Send> Output for Copied<W> {
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+        list.write_to(&mut self.0)
+    }
+}
+
+impl<R: Read + Send> Input for Copied<R> {
+    fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+        list.read_some_from(&mut self.0)
+    }
+}
+
+macro_rules! by_descriptor {
+    ($($descriptor:ty $(, $shutdown:ident)?;)+) => {
+        $(
+            impl Output for $descriptor {
+                fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+                    list.write_to_fd(self.as_fd())
+                }
+                $(by_descriptor!(@$shutdown Write);)?
+            }
+
+            impl Input for $descriptor {
+                fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+                    list.read_from_fd(self.as_fd())
+                }
+                $(by_descriptor!(@$shutdown Read);)?
+            }
+        )+
+    };
+    (@socket $side:ident) => {
+        fn hang_up(&self) -> Option<HangUp> {
+            let socket = self.try_clone().ok()?;
+            Some(HangUp::new(move || {
+                // One that is closed already needs none.
+                let _ = socket.shutdown(Shutdown::$side);
+            }))
+        }
+    };
+}
+
+by_descriptor! {
+    TcpStream, socket;
+    &TcpStream, socket;
+    UnixStream, socket;
+    &UnixStream, socket;
+    File;
+    &File;
+}
+
+impl Output for ChildStdin {
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+        list.write_to_fd(self.as_fd())
+    }
+}
+
+impl Input for ChildStdout {
+    fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+        list.read_from_fd(self.as_fd())
+    }
+}
+
+impl Output for Vec<u8> {
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+        list.write_to(self)
+    }
+}
+
+impl Input for &[u8] {
+    fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+        list.read_some_from(self)
+    }
+}
+
+impl<T: Output + ?Sized> Output for Box<T> {
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+        (**self).send(list)
+    }
+
+    fn hang_up(&self) -> Option<HangUp> {
+        (**self).hang_up()
+    }
+}
+
+impl<T: Input + ?Sized> Input for Box<T> {
+    fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+        (**self).receive(list)
+    }
+
+    fn hang_up(&self) -> Option<HangUp> {
+        (**self).hang_up()
+    }
+}
+
+/// The connections that a migration goes out through.
+///
+/// A single output is one: `precopy.run(&mut socket, ...)`.
+#[allow(missing_debug_implementations)] // outputs need not have one
+pub struct Outgoing<'a> {
+    pub(crate) main: &'a mut dyn Output,
+    pub(crate) channels: Vec<&'a mut dyn Output>,
+    pub(crate) back: Option<&'a mut dyn Input>,
+}
+
+impl<'a> Outgoing<'a> {
+    /// One connection.
+    pub fn new(main: &'a mut dyn Output) -> Self {
+        Self { main, channels: Vec::new(), back: None }
+    }
+
+    /// Pages that have contents go over these connections as well, at the same time, in
+    /// QEMU's multifd packets: 1 to 16, a thread for each; `main` carries the rest. The
+    /// receiver must be prepared for as many (QEMU: capability `multifd`, parameter
+    /// `multifd-channels`).
+    #[must_use]
+    pub fn channels(mut self, channels: impl IntoIterator<Item = &'a mut dyn Output>) -> Self {
+        self.channels = channels.into_iter().collect();
+        self
+    }
+
+    /// The receiver's answers come from here, in QEMU's return path: the migration is
+    /// complete when the receiver says that it has everything. Without this it is when the
+    /// last byte was written. Usually the same socket as `main`.
+    #[must_use]
+    pub fn answers(mut self, back: &'a mut dyn Input) -> Self {
+        self.back = Some(back);
+        self
+    }
+}
+
+impl<'a, T: Output> From<&'a mut T> for Outgoing<'a> {
+    fn from(main: &'a mut T) -> Self {
+        Self::new(main)
+    }
+}
+
+/// The connections that a migration comes in through.
+///
+/// A single input is one: `receiver.run(&mut socket)`.
+#[allow(missing_debug_implementations)] // inputs need not have one
+pub struct Incoming<'a> {
+    pub(crate) inputs: Vec<&'a mut dyn Input>,
+    pub(crate) back: Option<&'a mut dyn Output>,
+}
+
+impl<'a> Incoming<'a> {
+    /// One connection.
+    pub fn new(main: &'a mut dyn Input) -> Self {
+        Self { inputs: vec![main], back: None }
+    }
+
+    /// Several connections in any order: one carries the stream, 1 to 16 are channels of
+    /// multifd packets. Each says which it is by its first bytes.
+    pub fn several(inputs: impl IntoIterator<Item = &'a mut dyn Input>) -> Self {
+        Self { inputs: inputs.into_iter().collect(), back: None }
+    }
+
+    /// Answers go here, if the sender asks for them (QEMU: capability `return-path`).
+    #[must_use]
+    pub fn answers(mut self, back: &'a mut dyn Output) -> Self {
+        self.back = Some(back);
+        self
+    }
+}
+
+impl<'a, T: Input> From<&'a mut T> for Incoming<'a> {
+    fn from(main: &'a mut T) -> Self {
+        Self::new(main)
+    }
+}

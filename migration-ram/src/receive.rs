@@ -1,0 +1,286 @@
+//! The receiving side: a parser that trusts nothing.
+
+mod ahead;
+mod multifd;
+mod ram;
+mod sections;
+mod stream;
+mod tail;
+
+use std::fmt;
+use std::sync::Arc;
+
+use ram_block::RamBlock;
+
+use crate::channel::{Incoming, Input, Output};
+use crate::device::{Device, Devices};
+use crate::error::ReceiveError;
+use crate::format::{ANSWER_SHUT, MAGIC};
+use crate::multifd::{MAX_CHANNELS, MULTIFD_MAGIC, read_hello};
+
+use multifd::Shared;
+use ram::Blocks;
+use sections::Sections;
+pub(crate) use stream::StreamReader;
+
+/// What a stream brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// The name of the machine that sent it.
+    pub machine: String,
+    /// Bytes of a page of the stream.
+    pub page_size: u64,
+    /// Pages of the stream that came with their bytes.
+    pub pages: u64,
+    /// Pages of the stream that came as zeros.
+    pub zero_pages: u64,
+    /// Bytes of the stream, on all connections.
+    pub bytes: u64,
+    /// The blocks, in the stream's order.
+    pub blocks: Vec<BlockInfo>,
+    /// The sections of devices, in the stream's order.
+    pub sections: Vec<SectionInfo>,
+    /// What the sender says of its devices' sections: JSON, usually.
+    pub description: Vec<u8>,
+}
+
+/// A block of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockInfo {
+    /// Its id.
+    pub id: String,
+    /// Its length in bytes; 0 if the stream did not say.
+    pub len: u64,
+    /// Pages of the stream that came with their bytes.
+    pub pages: u64,
+    /// Pages of the stream that came as zeros.
+    pub zero_pages: u64,
+}
+
+/// A device's section of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SectionInfo {
+    /// Its name.
+    pub name: String,
+    /// Which of several of this name.
+    pub instance: u32,
+    /// The version of the state.
+    pub version: u32,
+    /// Where the section begins in the stream, in bytes.
+    pub at: u64,
+    /// Bytes of the state.
+    pub len: u64,
+    /// Whether a device took it.
+    pub restored: bool,
+}
+
+/// What becomes of a block that the stream has.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Its pages are put there. It must have the length that the stream says.
+    Memory(Arc<RamBlock>),
+    /// Its pages are read and dropped.
+    Drop,
+    /// The stream is refused.
+    Refuse,
+}
+
+type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> Target + Send + 'a>;
+
+/// The destination of a migration.
+///
+/// # Example
+///
+/// Looking at a stream of anybody's:
+///
+/// ```
+/// use migration_ram::{Receiver, Target};
+/// # let memory = memory_region::MemoryMap::new();
+/// # let mut stream = Vec::new();
+/// # let _ = migration_ram::Precopy::new(memory).run(&mut stream, || Ok(()), |_| ())?;
+/// let mut stream = stream.as_slice();
+/// let received = Receiver::new(&[])
+///     .blocks_by(|_id, _len| Target::Drop)
+///     .keep_unknown_sections(true)
+///     .run(&mut stream)?;
+/// println!("{} has {} blocks", received.machine, received.blocks.len());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "nothing is received before `run`"]
+pub struct Receiver<'a> {
+    blocks: Vec<Arc<RamBlock>>,
+    by: Option<MakeBlock<'a>>,
+    devices: Devices,
+    keep_unknown: bool,
+    fresh: bool,
+}
+
+impl fmt::Debug for Receiver<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ids: Vec<_> = self.blocks.iter().map(|block| block.id()).collect();
+        f.debug_struct("Receiver").field("blocks", &ids).field("devices", &self.devices).finish()
+    }
+}
+
+impl<'a> Receiver<'a> {
+    /// Receives into `blocks`, which are told by their ids. The stream must have all of them
+    /// and no others, with their lengths.
+    pub fn new(blocks: &[Arc<RamBlock>]) -> Self {
+        Self {
+            blocks: blocks.to_vec(),
+            by: None,
+            devices: Devices::default(),
+            keep_unknown: false,
+            fresh: false,
+        }
+    }
+
+    /// `by` decides about every block that is not among those given: it gets the id and the
+    /// length in bytes (0 if the stream does not say), which are the stream's word: anything
+    /// may stand there.
+    pub fn blocks_by(mut self, by: impl FnMut(&str, u64) -> Target + Send + 'a) -> Self {
+        self.by = Some(Box::new(by));
+        self
+    }
+
+    /// The device's state is in the stream.
+    pub fn device(mut self, device: Arc<dyn Device>) -> Self {
+        self.devices.0.push(device);
+        self
+    }
+
+    /// Sections of devices that are not here are read and dropped, instead of refused: for a
+    /// stream of QEMU's of which only RAM is wanted. What begins with the first such section
+    /// is kept in memory, 256 MiB at most, and taken apart by the description at the end of
+    /// the stream.
+    pub fn keep_unknown_sections(mut self, keep: bool) -> Self {
+        self.keep_unknown = keep;
+        self
+    }
+
+    /// Nothing that stands in the blocks now matters: pages that the stream does not bring are
+    /// zero afterwards, or as they were.
+    ///
+    /// This makes receiving into populated memory faster, by reading many pages at a time to
+    /// where they will most likely belong; into memory that was never touched it is always
+    /// done.
+    pub fn fresh(mut self, fresh: bool) -> Self {
+        self.fresh = fresh;
+        self
+    }
+
+    /// Reads a whole stream: RAM into the blocks as it comes, then the devices' states,
+    /// which are handed out when everything has come.
+    ///
+    /// Pages that come as zeros are not written where they are zero already, so memory that
+    /// nobody touched stays untouched. Returns after the end of the stream, of which nothing
+    /// more is read; up to 256 KiB may have been taken beyond it. If the sender asks for
+    /// answers and there is a way for them, it is told last whether all went well.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError`] with the place in the stream. The blocks then hold a part of it,
+    /// and the machine must not be started.
+    pub fn run<'c>(self, from: impl Into<Incoming<'c>>) -> Result<Received, ReceiveError> {
+        let Incoming { inputs, back } = from.into();
+        let mut answers = Answers { back, asked: false };
+        let result = self.receive(inputs, &mut answers);
+        let told = answers.shut(result.is_ok());
+        let received = result?;
+        told?;
+        Ok(received)
+    }
+
+    fn receive(
+        mut self,
+        inputs: Vec<&mut dyn Input>,
+        answers: &mut Answers<'_>,
+    ) -> Result<Received, ReceiveError> {
+        let (mut main, channels) = classify(inputs)?;
+        let blocks = Blocks::new(&self.blocks, self.by.take());
+        let ends = channels.iter().filter_map(StreamReader::hang_up).collect();
+        let shared = Shared::new(blocks, channels.len(), main.hang_up(), ends);
+        let came = std::thread::scope(|scope| {
+            for channel in channels {
+                scope.spawn(|| shared.channel(channel));
+            }
+            let parser =
+                Sections::new(&mut main, &shared, &self.devices, self.keep_unknown, self.fresh);
+            shared.finish(parser.run(answers))
+        });
+        let channel_bytes = shared.result()?;
+        let (mut received, states) = came.unwrap_or_default(); // or there was an error
+        received.bytes += channel_bytes;
+        // Everything has come: from here on only a device can say no.
+        for (device, version, state) in states {
+            let failed = |source| ReceiveError::Device {
+                name: device.name().to_owned(),
+                instance: device.instance(),
+                source,
+            };
+            device.restore(version, &state).map_err(failed)?;
+        }
+        Ok(received)
+    }
+}
+
+/// Tells the stream from the channels.
+fn classify<'a>(
+    inputs: Vec<&'a mut dyn Input>,
+) -> Result<(StreamReader<'a>, Vec<StreamReader<'a>>), ReceiveError> {
+    if inputs.len() > MAX_CHANNELS + 1 {
+        return Err(ReceiveError::TooManyChannels { channels: inputs.len() - 1 });
+    }
+    let (mut main, mut channels) = (None, Vec::new());
+    for input in inputs {
+        let mut stream = StreamReader::new(input);
+        let found = stream.u32("the magic number")?;
+        match found {
+            MULTIFD_MAGIC => {
+                read_hello(&mut stream)?;
+                channels.push(stream);
+            }
+            MAGIC if main.is_none() => main = Some(stream),
+            _ => {
+                let (what, found, expected) = ("the magic number", found.into(), MAGIC.into());
+                return Err(ReceiveError::Unexpected { at: 0, what, found, expected });
+            }
+        }
+    }
+    let main = main.ok_or(ReceiveError::NoMainStream { channels: channels.len() })?;
+    Ok((main, channels))
+}
+
+/// What the sender is told, if it asked.
+struct Answers<'a> {
+    back: Option<&'a mut dyn Output>,
+    asked: bool,
+}
+
+impl Answers<'_> {
+    fn send(&mut self, kind: u16, value: u32) -> Result<(), ReceiveError> {
+        let Some(back) = self.back.as_mut().filter(|_| self.asked) else { return Ok(()) };
+        let mut list = ram_block::SendList::new();
+        list.copy(&kind.to_be_bytes());
+        list.copy(&4u16.to_be_bytes());
+        list.copy(&value.to_be_bytes());
+        back.send(&mut list).map_err(|error| ReceiveError::Answer { source: error.into() })
+    }
+
+    fn shut(&mut self, well: bool) -> Result<(), ReceiveError> {
+        self.send(ANSWER_SHUT, u32::from(!well))
+    }
+}
+
+/// Reads a migration stream of RAM alone from `input` into `blocks`: short for
+/// [`Receiver::run`].
+///
+/// # Errors
+///
+/// As [`Receiver::run`].
+pub fn receive<'c>(
+    input: impl Into<Incoming<'c>>,
+    blocks: &[Arc<RamBlock>],
+) -> Result<Received, ReceiveError> {
+    Receiver::new(blocks).run(input)
+}

@@ -1,0 +1,255 @@
+//! Pages that come over several connections at once.
+//!
+//! A page may come on any channel, and again on another one in a later round. A sync
+//! keeps them apart: no connection goes past its nth sync before all have come to theirs,
+//! the stream with its zero pages among them.
+
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use ram_block::PageSize;
+
+use crate::channel::HangUp;
+use crate::error::ReceiveError;
+use crate::format::default_page_size;
+use crate::multifd::{Packet, SYNC};
+
+use super::StreamReader;
+use super::ram::{Blocks, Populated};
+
+#[derive(Default)]
+struct State {
+    /// Connections that wait at the next sync.
+    waiting: usize,
+    /// Syncs that all have passed.
+    syncs: u64,
+    /// Whether the stream has come to its last sync: behind that one channels may end.
+    complete: bool,
+    /// Channels that have ended, and come to no sync any more.
+    ended: usize,
+    /// Bytes of the channels.
+    bytes: u64,
+    failed: Option<ReceiveError>,
+    over: bool,
+}
+
+/// What all connections of a migration share.
+pub(super) struct Shared<'a> {
+    pub(super) blocks: Blocks<'a>,
+    /// Known before the first sync, and no page comes before that.
+    pub(super) page: OnceLock<PageSize>,
+    channels: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Of the connection of the stream, and of the others.
+    main_end: Option<HangUp>,
+    channel_ends: Vec<HangUp>,
+}
+
+impl<'a> Shared<'a> {
+    pub(super) fn new(
+        blocks: Blocks<'a>,
+        channels: usize,
+        main_end: Option<HangUp>,
+        channel_ends: Vec<HangUp>,
+    ) -> Self {
+        let (page, state, changed) = Default::default();
+        Self { blocks, page, channels, state, changed, main_end, channel_ends }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn page(&self) -> PageSize {
+        self.page.get().copied().unwrap_or_else(default_page_size)
+    }
+
+    /// Whether the migration has channels.
+    pub(super) fn has_channels(&self) -> bool {
+        self.channels > 0
+    }
+
+    /// Waits until all connections have come here. An error if one of them failed or ended,
+    /// which says why itself.
+    pub(super) fn sync(&self, at: u64) -> Result<(), ReceiveError> {
+        // Who comes to one more sync than the stream has waits for the stream's end.
+        self.wait(self.lock(), at, |state| state.over)
+    }
+
+    /// As `sync`, for the stream; `last` if no page comes behind it.
+    pub(super) fn sync_all(&self, at: u64, last: bool) -> Result<(), ReceiveError> {
+        let mut state = self.lock();
+        // Before the channels go on, which see by this that they may end.
+        state.complete |= last;
+        // One that ends before it comes here would be waited for without end.
+        self.wait(state, at, |state| state.over || state.ended > 0)
+    }
+
+    fn wait(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        at: u64,
+        in_vain: impl Fn(&State) -> bool,
+    ) -> Result<(), ReceiveError> {
+        state.waiting += 1;
+        let this = state.syncs;
+        if state.waiting == self.channels + 1 {
+            state.waiting = 0;
+            state.syncs += 1;
+            self.changed.notify_all();
+            return Ok(());
+        }
+        let waits = |state: &mut State| state.syncs == this && !in_vain(state);
+        let state = self.changed.wait_while(state, waits);
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        if state.syncs != this {
+            return Ok(());
+        }
+        Err(ReceiveError::Truncated { at, what: "a sync of the channels" })
+    }
+
+    /// The first error is what the migration fails with. All connections are shut down, as
+    /// what they wait for may never come.
+    fn fail(&self, error: ReceiveError) {
+        let mut state = self.lock();
+        if !state.over {
+            state.failed = Some(error);
+            state.over = true;
+        }
+        drop(state);
+        self.stop();
+        self.main_end.iter().for_each(HangUp::hang_up);
+    }
+
+    /// Ends the channels: nothing more comes there that matters.
+    fn stop(&self) {
+        self.lock().over = true;
+        self.changed.notify_all();
+        self.channel_ends.iter().for_each(HangUp::hang_up);
+    }
+
+    /// Takes note of how the stream ended; no channel goes on after that.
+    pub(super) fn finish<T>(&self, stream: Result<T, ReceiveError>) -> Option<T> {
+        match stream {
+            Ok(value) => {
+                if self.has_channels() {
+                    self.stop();
+                }
+                Some(value)
+            }
+            Err(error) => {
+                self.fail(error);
+                None
+            }
+        }
+    }
+
+    /// How it ended, when all threads have; and the bytes of the channels.
+    pub(super) fn result(&self) -> Result<u64, ReceiveError> {
+        let mut state = self.lock();
+        state.failed.take().map_or(Ok(state.bytes), Err)
+    }
+
+    /// Receives a channel's packets, up to its end.
+    pub(super) fn channel(&self, mut stream: StreamReader<'_>) {
+        let result = self.packets(&mut stream);
+        let mut state = self.lock();
+        state.bytes += stream.at();
+        state.ended += 1;
+        let early = !state.complete && !state.over;
+        drop(state);
+        self.changed.notify_all();
+        match result {
+            Err(error) => self.fail(error),
+            // The stream may be silent for as long as it is open: nobody else would notice.
+            Ok(()) if early => {
+                self.fail(ReceiveError::Truncated { at: stream.at(), what: "a channel" });
+            }
+            Ok(()) => {}
+        }
+    }
+
+    fn packets(&self, stream: &mut StreamReader<'_>) -> Result<(), ReceiveError> {
+        let mut populated = Populated::default();
+        loop {
+            let at = stream.at();
+            let Some(packet) = Packet::read(stream)? else { return Ok(()) };
+            if !packet.pages.is_empty() || !packet.zero_pages.is_empty() {
+                self.pages(stream, at, &packet, &mut populated)?;
+            }
+            if packet.flags & SYNC != 0 {
+                self.sync(stream.at())?;
+            }
+        }
+    }
+
+    fn pages(
+        &self,
+        stream: &mut StreamReader<'_>,
+        at: u64,
+        packet: &Packet,
+        populated: &mut Populated,
+    ) -> Result<(), ReceiveError> {
+        let page = self.page();
+        let unknown = || ReceiveError::UnknownBlock { at, id: packet.block.clone() };
+        let block = self.blocks.find(&packet.block).ok_or_else(unknown)?;
+        let offsets = packet.pages.iter().chain(&packet.zero_pages);
+        offsets.copied().try_for_each(|offset| block.check(at, offset, page))?;
+        block.pages(stream, &packet.pages, page)?;
+        for offset in packet.zero_pages.iter().copied() {
+            block.zero(offset..offset + page.bytes(), page, populated)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// The stream comes to a sync, and then a channel ends without having come there.
+    fn a_channel_ends(last: bool, before: impl FnOnce(&Shared<'_>)) -> ReceiveError {
+        let shared = Shared::new(Blocks::new(&[], None), 1, None, Vec::new());
+        before(&shared);
+        std::thread::scope(|scope| {
+            let stream = scope.spawn(|| shared.sync_all(7, last).unwrap_err());
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while shared.lock().waiting == 0 {
+                assert!(Instant::now() < deadline, "the stream does not come to its sync");
+                std::thread::yield_now();
+            }
+            shared.channel(StreamReader::new(&mut [].as_slice()));
+            while !stream.is_finished() {
+                if Instant::now() > deadline {
+                    shared.stop(); // or the scope would wait, too
+                    panic!("the stream waits for a channel that has ended");
+                }
+                std::thread::yield_now();
+            }
+            stream.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_channel_that_ends_before_the_last_sync_is_not_waited_for() {
+        for last in [false, true] {
+            let error = a_channel_ends(last, |_| ());
+            assert!(matches!(error, ReceiveError::Truncated { at: 7, .. }), "{error}");
+        }
+    }
+
+    /// A stream may say that it is the last sync more than once.
+    #[test]
+    fn a_channel_that_ended_rightly_is_not_waited_for_again() {
+        let error = a_channel_ends(true, |shared| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| shared.sync(0).unwrap());
+                shared.sync_all(0, true).unwrap();
+            });
+            assert!(shared.lock().complete);
+        });
+        assert!(matches!(error, ReceiveError::Truncated { at: 7, .. }), "{error}");
+    }
+}

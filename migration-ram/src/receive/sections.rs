@@ -1,0 +1,365 @@
+//! The stream itself: its beginning, sections, commands and end.
+
+use std::sync::Arc;
+
+use ram_block::PageSize;
+
+use crate::device::{Device, Devices, Framing, MAX_STATE};
+use crate::error::ReceiveError;
+use crate::format::*;
+
+use super::ahead::Ahead;
+use super::multifd::Shared;
+use super::ram::{Block, Populated};
+use super::tail::Tail;
+use super::{Answers, Received, SectionInfo, StreamReader};
+
+mod records;
+
+/// A device's state that has come, with its version.
+pub(super) type State = (Arc<dyn Device>, u32, Vec<u8>);
+
+/// The longest description, in bytes.
+pub(super) const MAX_DESCRIPTION: u64 = 64 << 20;
+
+/// When the stream waits for the channels.
+#[derive(Clone, Copy, PartialEq)]
+enum SyncAt {
+    /// Not known yet.
+    Unknown,
+    /// At each end of a section of RAM: QEMU before 8.1, and we.
+    SectionEnd,
+    /// Where a record says so.
+    Flush,
+}
+
+pub(super) struct Sections<'p, 's, 'a> {
+    stream: &'p mut StreamReader<'s>,
+    shared: &'p Shared<'a>,
+    devices: &'p Devices,
+    keep_unknown: bool,
+    page: PageSize,
+    /// The number of RAM's section, once it has begun.
+    ram_section: Option<u32>,
+    /// The block of the last record.
+    block: Option<Arc<Block>>,
+    populated: Populated,
+    ahead: Ahead,
+    sync_at: SyncAt,
+    /// RAM's last section has come.
+    complete: bool,
+    states: Vec<State>,
+    received: Received,
+}
+
+impl<'p, 's, 'a> Sections<'p, 's, 'a> {
+    /// A stream whose magic number was read.
+    pub(super) fn new(
+        stream: &'p mut StreamReader<'s>,
+        shared: &'p Shared<'a>,
+        devices: &'p Devices,
+        keep_unknown: bool,
+        fresh: bool,
+    ) -> Self {
+        Self {
+            stream,
+            shared,
+            devices,
+            keep_unknown,
+            page: default_page_size(),
+            ram_section: None,
+            block: None,
+            populated: Populated::default(),
+            ahead: Ahead::new(fresh),
+            sync_at: SyncAt::Unknown,
+            complete: false,
+            states: Vec::new(),
+            received: Received::default(),
+        }
+    }
+
+    /// Reads it to its end.
+    pub(super) fn run(
+        mut self,
+        answers: &mut Answers<'_>,
+    ) -> Result<(Received, Vec<State>), ReceiveError> {
+        let (at, what) = (self.stream.at(), "the version");
+        let found = self.stream.u32(what)?;
+        self.stream.expect(what, found.into(), VERSION.into(), at)?;
+        let mut part = self.stream.u8("the first part")?;
+        if part == CONFIGURATION {
+            part = self.configuration()?;
+        }
+        // Nobody else sets it.
+        let _ = self.shared.page.set(self.page);
+        loop {
+            let at = self.stream.at() - 1;
+            match part {
+                SECTION_START => self.section_start(at)?,
+                SECTION_FULL => {
+                    if let Some(number) = self.section_full(at)? {
+                        return self.opaque(at, number);
+                    }
+                }
+                SECTION_PART | SECTION_END => self.section_part(part == SECTION_END)?,
+                COMMAND => self.command(at, answers)?,
+                EOF => break,
+                found => {
+                    return Err(ReceiveError::Unsupported {
+                        at,
+                        what: "part",
+                        found: found.into(),
+                    });
+                }
+            }
+            part = self.stream.u8("the next part")?;
+        }
+        self.check_complete()?;
+        self.description()?;
+        Ok(self.finish())
+    }
+
+    fn finish(mut self) -> (Received, Vec<State>) {
+        let blocks = self.shared.blocks.info();
+        self.received.page_size = self.page.bytes();
+        self.received.pages = blocks.iter().map(|block| block.pages).sum();
+        self.received.zero_pages = blocks.iter().map(|block| block.zero_pages).sum();
+        self.received.bytes = self.stream.at();
+        self.received.blocks = blocks;
+        (self.received, self.states)
+    }
+
+    fn check_complete(&self) -> Result<(), ReceiveError> {
+        let at = self.stream.at();
+        if !self.complete {
+            return Err(ReceiveError::Incomplete { at });
+        }
+        let missing = self.shared.blocks.missing();
+        if !missing.is_empty() {
+            return Err(ReceiveError::MissingBlocks { at, ids: missing.join(", ") });
+        }
+        let states = &self.states;
+        let came = |device: &Arc<dyn Device>| states.iter().any(|(d, ..)| Arc::ptr_eq(d, device));
+        match self.devices.0.iter().find(|device| !came(device)) {
+            Some(device) => {
+                let (name, instance) = (device.name().to_owned(), device.instance());
+                Err(ReceiveError::MissingDevice { at, name, instance })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The sender's configuration; returns the kind of the part that follows it.
+    fn configuration(&mut self) -> Result<u8, ReceiveError> {
+        let len = self.stream.u32("the machine's name")?;
+        self.received.machine = self.stream.text(len, MAX_MACHINE_NAME, "the machine's name")?;
+        loop {
+            let part = self.stream.u8("the part after the configuration")?;
+            if part != SUBSECTION {
+                return Ok(part);
+            }
+            let at = self.stream.at();
+            let name = self.stream.name("a subsection's name")?;
+            self.stream.u32("a subsection's version")?;
+            match name.as_str() {
+                PAGE_BITS => self.page_bits()?,
+                UUID => self.stream.skip(16, "the machine's UUID")?,
+                CAPABILITIES => {
+                    // Those that are named here change the stream.
+                    if self.stream.u32("the number of capabilities")? > 0 {
+                        let at = self.stream.at();
+                        let name = self.stream.name("a capability's name")?;
+                        return Err(ReceiveError::Capability { at, name });
+                    }
+                }
+                _ => return Err(ReceiveError::UnknownSection { at, name }),
+            }
+        }
+    }
+
+    fn page_bits(&mut self) -> Result<(), ReceiveError> {
+        let at = self.stream.at();
+        let bits = self.stream.u32("the page size")?;
+        // Flags share a word with offsets, so pages have 4 KiB at least; no target
+        // has more than 64 KiB. A page is what a record of 9 bytes can cost.
+        let size = 1u64.checked_shl(bits).filter(|_| (12..=16).contains(&bits));
+        self.page = size
+            .and_then(|size| PageSize::new(size).ok())
+            .ok_or(ReceiveError::Unsupported { at, what: "page shift", found: bits.into() })?;
+        Ok(())
+    }
+
+    fn section_start(&mut self, at: u64) -> Result<(), ReceiveError> {
+        let number = self.stream.u32("a section's number")?;
+        let (name, instance, version) = self.section_head()?;
+        if name != RAM_NAME {
+            return Err(ReceiveError::UnknownSection { at, name });
+        }
+        let what = "the instance of RAM";
+        self.stream.expect(what, instance.into(), RAM_INSTANCE.into(), at)?;
+        self.stream.expect("the version of RAM", version.into(), RAM_VERSION.into(), at)?;
+        if self.ram_section.is_some() {
+            let found = number.into();
+            return Err(ReceiveError::Unsupported { at, what: "second section of RAM", found });
+        }
+        self.ram_section = Some(number);
+        self.records(false)?;
+        self.footer(number)
+    }
+
+    fn section_head(&mut self) -> Result<(String, u32, u32), ReceiveError> {
+        let name = self.stream.name("a section's name")?;
+        let instance = self.stream.u32("a section's instance")?;
+        let version = self.stream.u32("a section's version")?;
+        Ok((name, instance, version))
+    }
+
+    fn section_part(&mut self, last: bool) -> Result<(), ReceiveError> {
+        let at = self.stream.at();
+        let number = self.stream.u32("a section's number")?;
+        if self.ram_section != Some(number) {
+            return Err(ReceiveError::Unsupported { at, what: "section", found: number.into() });
+        }
+        self.records(last)?;
+        self.footer(number)?;
+        self.complete |= last;
+        Ok(())
+    }
+
+    /// A device's section. If it is not known and to be kept, no more than its head is
+    /// consumed, and its number is returned.
+    fn section_full(&mut self, at: u64) -> Result<Option<u32>, ReceiveError> {
+        let number = self.stream.u32("a section's number")?;
+        let (name, instance, version) = self.section_head()?;
+        if name == RAM_NAME && self.devices.find(&name, instance).is_none() {
+            // RAM that is all in one section: old, and never sent alive.
+            let what = "RAM in a single section";
+            return Err(ReceiveError::Unsupported { at, what, found: number.into() });
+        }
+        let Some(device) = self.devices.find(&name, instance).cloned() else {
+            if !self.keep_unknown {
+                return Err(ReceiveError::UnknownSection { at, name });
+            }
+            let info = SectionInfo { name, instance, version, at, len: 0, restored: false };
+            self.received.sections.push(info);
+            return Ok(Some(number));
+        };
+        if version > device.version() {
+            let (found, known) = (version, device.version());
+            return Err(ReceiveError::DeviceVersion { at, name, found, known });
+        }
+        if self.states.iter().any(|(known, ..)| Arc::ptr_eq(known, &device)) {
+            return Err(ReceiveError::DuplicateSection { at, name, instance });
+        }
+        let len = match device.framing() {
+            Framing::Fixed(len) => len,
+            Framing::Counted => {
+                let at = self.stream.at();
+                let len = self.stream.u32("a state's length")?;
+                if len > MAX_STATE {
+                    let most = MAX_STATE.into();
+                    return Err(ReceiveError::TooLong { at, what: "a device's state", most });
+                }
+                len
+            }
+        };
+        let state = self.stream.counted(len.into(), "a device's state")?;
+        self.footer(number)?;
+        let len = state.len() as u64;
+        let info = SectionInfo { name, instance, version, at, len, restored: true };
+        self.received.sections.push(info);
+        self.states.push((device, version, state));
+        Ok(None)
+    }
+
+    fn footer(&mut self, number: u32) -> Result<(), ReceiveError> {
+        let at = self.stream.at();
+        let found = self.stream.u8("a section's footer")?;
+        self.stream.expect("a section's footer", found.into(), FOOTER.into(), at)?;
+        let found = self.stream.u32("a footer's number")?;
+        self.stream.expect("a footer's number", found.into(), number.into(), at + 1)
+    }
+
+    fn command(&mut self, at: u64, answers: &mut Answers<'_>) -> Result<(), ReceiveError> {
+        let command = self.stream.u16("a command")?;
+        let len_at = self.stream.at();
+        let len = self.stream.u16("a command's length")?;
+        match (command, len) {
+            (COMMAND_OPEN_RETURN_PATH, 0) => answers.asked = true,
+            (COMMAND_PING, 4) => {
+                let value = self.stream.u32("a ping")?;
+                answers.send(ANSWER_PONG, value)?;
+            }
+            (COMMAND_SWITCHOVER_START, 0) => {}
+            (COMMAND_POSTCOPY_ADVISE, 0) => {} // of a source that does not send RAM
+            (COMMAND_POSTCOPY_ADVISE, 16) => self.advice()?,
+            (
+                COMMAND_OPEN_RETURN_PATH
+                | COMMAND_PING
+                | COMMAND_POSTCOPY_ADVISE
+                | COMMAND_SWITCHOVER_START,
+                found,
+            ) => {
+                let expected = match command {
+                    COMMAND_PING => 4,
+                    COMMAND_POSTCOPY_ADVISE => 16,
+                    _ => 0,
+                };
+                let (what, found) = ("a command's length", found.into());
+                return Err(ReceiveError::Unexpected { at: len_at, what, found, expected });
+            }
+            (found, _) => {
+                let found = found.into();
+                return Err(ReceiveError::Unsupported { at, what: "command", found });
+            }
+        }
+        Ok(())
+    }
+
+    /// What a source says that may turn to postcopy: all page sizes of its blocks, OR-ed, and the
+    /// stream's. Blocks of other pages would say theirs in the list of blocks.
+    fn advice(&mut self) -> Result<(), ReceiveError> {
+        for what in ["the page sizes of postcopy", "the page size of postcopy"] {
+            let at = self.stream.at();
+            let found = self.stream.u64(what)?;
+            self.stream.expect(what, found, self.page.bytes(), at)?;
+        }
+        Ok(())
+    }
+
+    /// What follows the end: a description for people, which may be missing.
+    fn description(&mut self) -> Result<(), ReceiveError> {
+        if self.stream.is_at_end()? {
+            return Ok(());
+        }
+        let at = self.stream.at();
+        let found = self.stream.u8("the description")?;
+        if found != VMDESC {
+            let found = found.into();
+            return Err(ReceiveError::Unsupported { at, what: "part after the end", found });
+        }
+        let at = self.stream.at();
+        let len = u64::from(self.stream.u32("the description's length")?);
+        if len > MAX_DESCRIPTION {
+            let (what, most) = ("the description", MAX_DESCRIPTION);
+            return Err(ReceiveError::TooLong { at, what, most });
+        }
+        self.received.description = self.stream.counted(len, "the description")?;
+        Ok(())
+    }
+
+    /// Everything from an unknown section on, whose head was read.
+    fn opaque(mut self, at: u64, number: u32) -> Result<(Received, Vec<State>), ReceiveError> {
+        if !self.complete {
+            return Err(ReceiveError::Incomplete { at });
+        }
+        self.check_complete()?;
+        let Some(first) = self.received.sections.pop() else {
+            return Err(ReceiveError::Incomplete { at });
+        };
+        let tail = Tail::read(self.stream, first, number)?;
+        self.received.sections.extend(tail.sections);
+        self.received.description = tail.description;
+        Ok(self.finish())
+    }
+}

@@ -1,0 +1,160 @@
+//! The records of RAM: pages, zeros, the list of blocks, and where channels are waited for.
+
+use std::sync::Arc;
+
+use crate::error::ReceiveError;
+use crate::format::*;
+
+use super::super::ram::Block;
+use super::{Sections, SyncAt};
+
+impl Sections<'_, '_, '_> {
+    /// The records of a section of RAM, up to its end mark.
+    pub(super) fn records(&mut self, last: bool) -> Result<(), ReceiveError> {
+        loop {
+            let at = self.stream.at();
+            let record = self.stream.u64("a record of RAM")?;
+            let (offset, flags) = (record & !FLAG_MASK, record & FLAG_MASK);
+            match flags & !FLAG_CONTINUE {
+                FLAG_EOS => {
+                    if self.sync_at == SyncAt::Unknown {
+                        self.sync_at = SyncAt::SectionEnd;
+                    }
+                    if self.sync_at == SyncAt::SectionEnd && self.shared.has_channels() {
+                        self.shared.sync_all(at, last)?;
+                    }
+                    return Ok(());
+                }
+                FLAG_MULTIFD_FLUSH if self.sync_at != SyncAt::SectionEnd => {
+                    self.sync_at = SyncAt::Flush;
+                    if self.shared.has_channels() {
+                        self.shared.sync_all(at, last)?;
+                    }
+                }
+                FLAG_MEM_SIZE => self.block_list(offset)?,
+                FLAG_ZERO => self.zero_pages(at, flags, offset)?,
+                FLAG_PAGE => {
+                    let block = self.page_block(at, flags)?;
+                    block.check(at, offset, self.page)?;
+                    self.contents(&block, offset)?;
+                }
+                found => return Err(ReceiveError::Unsupported { at, what: "RAM record", found }),
+            }
+        }
+    }
+
+    /// A page's contents, and those of pages that follow it.
+    fn contents(&mut self, block: &Block, offset: u64) -> Result<(), ReceiveError> {
+        // Of several connections another one may bring the pages that follow.
+        if let (Some(memory), false) = (block.memory(), self.shared.has_channels()) {
+            let flags = FLAG_PAGE | FLAG_CONTINUE;
+            let pages = self.ahead.read(self.stream, memory, offset, self.page, flags)?;
+            block.count(pages);
+            return Ok(());
+        }
+        block.contents(self.stream, offset..offset + self.page.bytes(), self.page)
+    }
+
+    /// A zero page, and those that follow it.
+    fn zero_pages(&mut self, at: u64, flags: u64, offset: u64) -> Result<(), ReceiveError> {
+        let block = self.page_block(at, flags)?;
+        let fill_at = self.stream.at();
+        let fill = self.stream.u8("a page's fill byte")?;
+        self.stream.expect("a page's fill byte", fill.into(), 0, fill_at)?;
+        block.check(at, offset, self.page)?;
+        let page = self.page.bytes();
+        // Most come in long runs: those that are here already are taken together.
+        let room = self.page.count((block.len - offset).saturating_sub(page));
+        let next = (offset + page) | FLAG_ZERO | FLAG_CONTINUE;
+        let count = zero_run(self.stream.buffered(), next, page, room);
+        self.stream.consume(count * ZERO_RECORD);
+        let end = offset + page * (1 + count as u64);
+        // The last of them may stick out of the block.
+        block.check(self.stream.at(), end - page, self.page)?;
+        block.zero(offset..end, self.page, &mut self.populated)
+    }
+
+    /// The announced blocks, whose lengths add up to `total`.
+    fn block_list(&mut self, total: u64) -> Result<(), ReceiveError> {
+        let mut left = total;
+        while left > 0 {
+            let at = self.stream.at();
+            let id = self.stream.name("a block's id")?;
+            let len = self.stream.u64("a block's length")?;
+            // An announced length of more than is left, or of nothing, would never come to
+            // an end.
+            if len == 0 || len > left {
+                return Err(ReceiveError::BlockLength { at, id, found: len, expected: left });
+            }
+            self.shared.blocks.announce(at, &id, len)?;
+            left -= len;
+        }
+        Ok(())
+    }
+
+    /// The block of a page's record.
+    fn page_block(&mut self, at: u64, flags: u64) -> Result<Arc<Block>, ReceiveError> {
+        if flags & FLAG_CONTINUE == 0 {
+            let at = self.stream.at();
+            let id = self.stream.name("a block's id")?;
+            self.block = Some(self.shared.blocks.get(at, &id)?);
+        }
+        self.block.clone().ok_or(ReceiveError::NoBlock { at })
+    }
+}
+
+/// How many records of zero pages `bytes` begin with, at most `most`, the first of which has
+/// the word `next` and each further one that of `page` bytes behind.
+fn zero_run(bytes: &[u8], mut next: u64, page: u64, most: u64) -> usize {
+    /// Records that are compared without a branch.
+    const GROUP: usize = 16;
+    let mut differing = |records: &[u8]| {
+        let mut bits = 0;
+        let mut word = next;
+        for record in records.chunks_exact(ZERO_RECORD) {
+            let (head, fill) = record.split_at(8);
+            let head = <[u8; 8]>::try_from(head).map_or(0, u64::from_be_bytes);
+            bits |= (head ^ word) | u64::from(fill[0]);
+            word = word.wrapping_add(page);
+        }
+        if bits == 0 {
+            next = word;
+        }
+        bits != 0
+    };
+    let most = usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len() / ZERO_RECORD);
+    let bytes = &bytes[..most * ZERO_RECORD];
+    let groups = bytes.chunks_exact(GROUP * ZERO_RECORD);
+    let whole = groups.take_while(|group| !differing(group)).count() * GROUP;
+    let rest = bytes[whole * ZERO_RECORD..].chunks_exact(ZERO_RECORD);
+    whole + rest.take_while(|record| !differing(record)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Runs of any length, a byte of which may be another.
+        #[test]
+        fn a_run_of_zero_records_ends_where_one_is_another(
+            (count, most, tail) in (0..100_usize, 0..120_u64, 0..ZERO_RECORD),
+            other in prop::option::of((any::<prop::sample::Index>(), 1..=u8::MAX)),
+        ) {
+            let word = |n: usize| (0x7000 + 0x1000 * n as u64) | FLAG_ZERO | FLAG_CONTINUE;
+            let record = |n| word(n).to_be_bytes().into_iter().chain([0]);
+            let mut bytes: Vec<u8> = (0..=count).flat_map(record).collect();
+            bytes.truncate(count * ZERO_RECORD + tail);
+            let mut expected = count;
+            if let (Some((at, bits)), false) = (other, bytes.is_empty()) {
+                let at = at.index(bytes.len());
+                bytes[at] ^= bits;
+                expected = expected.min(at / ZERO_RECORD);
+            }
+            let expected = expected.min(usize::try_from(most).unwrap());
+            prop_assert_eq!(zero_run(&bytes, word(0), 0x1000, most), expected);
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Reading a stream, with its place in every error.
+
+use std::ops::Range;
+
+use ram_block::{RamBlock, ReceiveList};
+
+use crate::channel::{HangUp, Input};
+use crate::error::ReceiveError;
+
+/// What is read at once, in bytes.
+pub(super) const BUFFER: usize = 1 << 18;
+
+pub(crate) struct StreamReader<'a> {
+    input: &'a mut dyn Input,
+    buffer: Box<[u8]>,
+    /// The part of the buffer that is not consumed.
+    filled: Range<usize>,
+    /// Bytes consumed.
+    at: u64,
+}
+
+impl<'a> StreamReader<'a> {
+    pub(crate) fn new(input: &'a mut dyn Input) -> Self {
+        Self { input, buffer: vec![0; BUFFER].into(), filled: 0..0, at: 0 }
+    }
+
+    /// What ends a read under way.
+    pub(super) fn hang_up(&self) -> Option<HangUp> {
+        self.input.hang_up()
+    }
+
+    /// Bytes consumed so far.
+    pub(crate) fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// What was read and is not consumed.
+    pub(crate) fn buffered(&self) -> &[u8] {
+        &self.buffer[self.filled.clone()]
+    }
+
+    /// Consumes `len` bytes of what is buffered.
+    pub(crate) fn consume(&mut self, len: usize) {
+        self.filled.start += len;
+        self.at += len as u64;
+    }
+
+    /// Reads more behind what is buffered; says how much, 0 at the end.
+    fn fill(&mut self) -> Result<usize, ReceiveError> {
+        if self.filled.start > 0 {
+            self.buffer.copy_within(self.filled.clone(), 0);
+            self.filled = 0..self.filled.len();
+        }
+        let mut list = ReceiveList::new();
+        list.bytes(&mut self.buffer[self.filled.end..]);
+        let got = self.input.receive(&mut list);
+        let got = got.map_err(|error| ReceiveError::Read { at: self.at, source: error.into() })?;
+        self.filled.end += got;
+        Ok(got)
+    }
+
+    /// Has `len` bytes of `what` in the buffer, at most as many as that holds.
+    pub(crate) fn need(&mut self, len: usize, what: &'static str) -> Result<&[u8], ReceiveError> {
+        while self.filled.len() < len {
+            if self.fill()? == 0 {
+                let at = self.at + self.filled.len() as u64;
+                return Err(ReceiveError::Truncated { at, what });
+            }
+        }
+        Ok(&self.buffer[self.filled.start..][..len])
+    }
+
+    /// Whether nothing follows any more.
+    pub(crate) fn is_at_end(&mut self) -> Result<bool, ReceiveError> {
+        Ok(self.filled.is_empty() && self.fill()? == 0)
+    }
+
+    /// Fills `bytes`, which hold (a part of) `what`.
+    pub(crate) fn bytes(
+        &mut self,
+        bytes: &mut [u8],
+        what: &'static str,
+    ) -> Result<(), ReceiveError> {
+        for part in bytes.chunks_mut(BUFFER) {
+            let len = part.len();
+            part.copy_from_slice(self.need(len, what)?);
+            self.consume(len);
+        }
+        Ok(())
+    }
+
+    /// Fills `bytes` of a block, past the buffer where they are not in it yet.
+    pub(crate) fn guest_memory(
+        &mut self,
+        block: &RamBlock,
+        bytes: Range<u64>,
+        what: &'static str,
+    ) -> Result<(), ReceiveError> {
+        let buffered = self.filled.len().min(usize::try_from(bytes.end - bytes.start).unwrap_or(0));
+        block.write(bytes.start, &self.buffered()[..buffered])?;
+        self.consume(buffered);
+        let mut left = bytes.start + buffered as u64..bytes.end;
+        while !left.is_empty() {
+            // The buffer is empty now: what comes behind the page goes there.
+            self.filled = 0..0;
+            let mut list = ReceiveList::new();
+            list.memory(block, left.clone())?;
+            list.bytes(&mut self.buffer);
+            let got = self.input.receive(&mut list);
+            let got = got
+                .map_err(|error| ReceiveError::Read { at: self.at, source: error.into() })?
+                as u64;
+            if got == 0 {
+                return Err(ReceiveError::Truncated { at: self.at, what });
+            }
+            let direct = got.min(left.end - left.start);
+            left.start += direct;
+            self.at += direct;
+            self.filled.end = usize::try_from(got - direct).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    /// Puts what is buffered, less than a page, to where it belongs; says how much it was.
+    pub(super) fn take_buffered(
+        &mut self,
+        block: &RamBlock,
+        offset: u64,
+    ) -> Result<u64, ReceiveError> {
+        block.write(offset, self.buffered())?;
+        let taken = self.filled.len() as u64;
+        self.filled = 0..0;
+        Ok(taken)
+    }
+
+    /// Reads once, past the buffer, which is empty; says how much.
+    pub(super) fn receive_list(
+        &mut self,
+        list: &mut ReceiveList<'_>,
+        what: &'static str,
+    ) -> Result<u64, ReceiveError> {
+        let got = self.input.receive(list);
+        match got.map_err(|error| ReceiveError::Read { at: self.at, source: error.into() })? {
+            0 => Err(ReceiveError::Truncated { at: self.at, what }),
+            got => Ok(got as u64),
+        }
+    }
+
+    /// Fills `bytes`, and reads nothing behind them; says whether they came, or the end did.
+    pub(crate) fn exactly(
+        &mut self,
+        bytes: &mut [u8],
+        what: &'static str,
+    ) -> Result<bool, ReceiveError> {
+        let buffered = self.filled.len().min(bytes.len());
+        bytes[..buffered].copy_from_slice(&self.buffered()[..buffered]);
+        self.consume(buffered);
+        let mut list = ReceiveList::new();
+        list.bytes(&mut bytes[buffered..]);
+        let mut came = buffered > 0;
+        while !list.is_empty() {
+            let got = self.input.receive(&mut list);
+            let got = got.map_err(|error| ReceiveError::Read { at: self.at, source: error.into() });
+            match got? {
+                0 if came => return Err(ReceiveError::Truncated { at: self.at, what }),
+                0 => return Ok(false),
+                got => self.at += got as u64,
+            }
+            came = true;
+        }
+        Ok(true)
+    }
+
+    /// Fills pages of a block, in the order of their offsets, and reads nothing behind them:
+    /// what comes next has a place of its own, too.
+    pub(super) fn guest_pages(
+        &mut self,
+        block: &RamBlock,
+        offsets: &[u64],
+        page: u64,
+        what: &'static str,
+    ) -> Result<(), ReceiveError> {
+        let mut list = ReceiveList::new();
+        for offset in offsets {
+            let buffered = self.filled.len().min(usize::try_from(page).unwrap_or(0));
+            block.write(*offset, &self.buffered()[..buffered])?;
+            self.consume(buffered);
+            list.memory(block, offset + buffered as u64..offset + page)?;
+        }
+        while !list.is_empty() {
+            self.at += self.receive_list(&mut list, what)?;
+        }
+        Ok(())
+    }
+
+    /// So many bytes that were read past the buffer are consumed.
+    pub(super) fn advance(&mut self, bytes: u64) {
+        self.at += bytes;
+    }
+
+    /// Appends to the buffer what was read past it.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        self.buffer[self.filled.end..][..bytes.len()].copy_from_slice(bytes);
+        self.filled.end += bytes.len();
+    }
+
+    /// Appends `len` bytes of a block to the buffer, which were read there.
+    pub(super) fn put_back_memory(
+        &mut self,
+        block: &RamBlock,
+        offset: u64,
+        len: usize,
+    ) -> Result<(), ReceiveError> {
+        block.read(offset, &mut self.buffer[self.filled.end..][..len])?;
+        self.filled.end += len;
+        Ok(())
+    }
+
+    pub(crate) fn u8(&mut self, what: &'static str) -> Result<u8, ReceiveError> {
+        let mut bytes = [0; 1];
+        self.bytes(&mut bytes, what)?;
+        Ok(bytes[0])
+    }
+
+    pub(crate) fn u16(&mut self, what: &'static str) -> Result<u16, ReceiveError> {
+        let mut bytes = [0; 2];
+        self.bytes(&mut bytes, what)?;
+        Ok(u16::from_be_bytes(bytes))
+    }
+
+    pub(crate) fn u32(&mut self, what: &'static str) -> Result<u32, ReceiveError> {
+        let mut bytes = [0; 4];
+        self.bytes(&mut bytes, what)?;
+        Ok(u32::from_be_bytes(bytes))
+    }
+
+    pub(crate) fn u64(&mut self, what: &'static str) -> Result<u64, ReceiveError> {
+        let mut bytes = [0; 8];
+        self.bytes(&mut bytes, what)?;
+        Ok(u64::from_be_bytes(bytes))
+    }
+
+    /// A number that must have one value.
+    #[allow(clippy::unused_self)] // reads like the others
+    pub(crate) fn expect(
+        &self,
+        what: &'static str,
+        found: u64,
+        expected: u64,
+        at: u64,
+    ) -> Result<(), ReceiveError> {
+        if found == expected {
+            Ok(())
+        } else {
+            Err(ReceiveError::Unexpected { at, what, found, expected })
+        }
+    }
+
+    /// Text of `len` bytes, at most `most`.
+    pub(crate) fn text(
+        &mut self,
+        len: u32,
+        most: u32,
+        what: &'static str,
+    ) -> Result<String, ReceiveError> {
+        let at = self.at;
+        let refused = ReceiveError::Name { at, len: u64::from(len) };
+        if len > most {
+            return Err(refused);
+        }
+        let mut bytes = vec![0; len as usize];
+        self.bytes(&mut bytes, what)?;
+        String::from_utf8(bytes).map_err(|_| refused)
+    }
+
+    /// A name with its length in one byte.
+    pub(crate) fn name(&mut self, what: &'static str) -> Result<String, ReceiveError> {
+        let len = self.u8(what)?;
+        self.text(u32::from(len), u32::from(u8::MAX), what)
+    }
+
+    /// `len` bytes, for which memory is taken only as they come.
+    pub(crate) fn counted(
+        &mut self,
+        len: u64,
+        what: &'static str,
+    ) -> Result<Vec<u8>, ReceiveError> {
+        let mut bytes = Vec::new();
+        let mut left = len;
+        while left > 0 {
+            if self.is_at_end()? {
+                return Err(ReceiveError::Truncated { at: self.at, what });
+            }
+            let part = usize::try_from(left).unwrap_or(usize::MAX).min(self.filled.len());
+            bytes.extend_from_slice(&self.buffered()[..part]);
+            self.consume(part);
+            left -= part as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// Skips `len` bytes.
+    pub(crate) fn skip(&mut self, len: u64, what: &'static str) -> Result<(), ReceiveError> {
+        let mut left = len;
+        while left > 0 {
+            if self.is_at_end()? {
+                return Err(ReceiveError::Truncated { at: self.at, what });
+            }
+            let part = usize::try_from(left).unwrap_or(usize::MAX).min(self.filled.len());
+            self.consume(part);
+            left -= part as u64;
+        }
+        Ok(())
+    }
+
+    /// Everything up to the end, `most` bytes at most; stops early when `complete` says so
+    /// of what has come.
+    pub(crate) fn rest(
+        &mut self,
+        most: u64,
+        mut complete: impl FnMut(&[u8]) -> bool,
+    ) -> Result<Vec<u8>, ReceiveError> {
+        let start = self.at;
+        let mut bytes = Vec::new();
+        loop {
+            bytes.extend_from_slice(self.buffered());
+            self.consume(self.filled.len());
+            if bytes.len() as u64 > most {
+                return Err(ReceiveError::TooLong { at: start, what: "the devices", most });
+            }
+            if complete(&bytes) || self.is_at_end()? {
+                return Ok(bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The sending side: rounds of dirty pages while the machine runs, then the rest.
+
+mod answers;
+mod devices;
+mod multifd;
+mod pace;
+mod pages;
+mod precopy;
+mod sending;
+mod slowing;
+mod stream;
+
+pub use pace::Cancel;
+pub use precopy::{Migrated, Precopy};

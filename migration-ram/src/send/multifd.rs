@@ -1,0 +1,235 @@
+//! Pages over several connections at once.
+//!
+//! The thread that encodes hands packets of pages to a short queue, from which each
+//! channel's thread takes the next as soon as its connection takes more. A page may be on
+//! any channel; what orders two copies of a page is a sync, at the end of each section:
+//! no channel goes on before the receiver has what all of them sent before.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
+
+use ram_block::{RamBlock, SendList};
+
+use crate::channel::{HangUp, Output};
+use crate::error::SendError;
+use crate::multifd::{PACKET_PAGES, Packet, SYNC, hello};
+
+/// Pages of one block, on their way.
+struct Batch {
+    block: Arc<RamBlock>,
+    pages: Vec<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Batch>,
+    /// Channels that are sending something.
+    busy: usize,
+    /// Channels that have sent their beginning.
+    begun: usize,
+    /// For each channel: a sync is to be sent.
+    sync: Vec<bool>,
+    packets: u64,
+    sent: u64,
+    failed: Option<SendError>,
+    over: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// There is something to do for a channel.
+    work: Condvar,
+    /// A channel has done something.
+    done: Condvar,
+    hang_ups: Vec<HangUp>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The channels of a migration; none is the usual case.
+pub(crate) struct Channels {
+    shared: Arc<Shared>,
+    next: Option<Batch>,
+}
+
+impl Channels {
+    /// Starts a thread for each channel, which ends when the result is dropped; what it is
+    /// sending then is given up by the `hang_ups`.
+    pub(crate) fn start<'scope, 'out: 'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        outputs: Vec<&'out mut dyn Output>,
+        hang_ups: Vec<HangUp>,
+        page: u64,
+    ) -> Self {
+        let shared = Arc::new(Shared { hang_ups, ..Shared::default() });
+        shared.lock().sync = vec![false; outputs.len()];
+        for (number, output) in outputs.into_iter().enumerate() {
+            let shared = shared.clone();
+            scope.spawn(move || {
+                let mut channel = Channel { shared: &shared, number, output, page };
+                if let Err(error) = channel.run() {
+                    shared.lock().failed.get_or_insert(error);
+                }
+                shared.done.notify_all();
+            });
+        }
+        Self { shared, next: None }
+    }
+
+    /// Bytes of all channels so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.shared.lock().sent
+    }
+
+    /// Sends a page, sooner or later; waits while the queue is full.
+    pub(crate) fn page(&mut self, block: &Arc<RamBlock>, offset: u64) -> Result<(), SendError> {
+        if self.next.as_ref().is_some_and(|next| !Arc::ptr_eq(&next.block, block)) {
+            self.queue_batch()?;
+        }
+        let new = || Batch { block: block.clone(), pages: Vec::with_capacity(PACKET_PAGES) };
+        let next = self.next.get_or_insert_with(new);
+        next.pages.push(offset);
+        if next.pages.len() == PACKET_PAGES { self.queue_batch() } else { Ok(()) }
+    }
+
+    fn queue_batch(&mut self) -> Result<(), SendError> {
+        let Some(batch) = self.next.take() else { return Ok(()) };
+        let mut state = self.shared.lock();
+        let room = 2 * state.sync.len();
+        state = self.wait(state, |state| state.queue.len() >= room)?;
+        state.queue.push_back(batch);
+        drop(state);
+        self.shared.work.notify_one();
+        Ok(())
+    }
+
+    /// Sends what is gathered, and a sync on each channel after all of it.
+    pub(crate) fn sync(&mut self) -> Result<(), SendError> {
+        self.queue_batch()?;
+        let state = self.shared.lock();
+        let mut state = self.wait(state, |state| !state.queue.is_empty() || state.busy > 0)?;
+        state.sync.fill(true);
+        self.shared.work.notify_all();
+        self.wait(state, |state| state.sync.contains(&true) || state.busy > 0).map(drop)
+    }
+
+    /// Waits as long as `not_yet`; the first channel that fails ends it.
+    fn wait<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        mut not_yet: impl FnMut(&State) -> bool,
+    ) -> Result<MutexGuard<'a, State>, SendError> {
+        let wait = |state: &mut State| state.failed.is_none() && not_yet(state);
+        let state = self.shared.done.wait_while(state, wait);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        match state.failed.take() {
+            // The next who asks gets an answer, too.
+            Some(error) => {
+                state.over = true;
+                state.failed = Some(SendError::ChannelsClosed);
+                self.shared.work.notify_all();
+                Err(error)
+            }
+            None => Ok(state),
+        }
+    }
+}
+
+impl Drop for Channels {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.over = true;
+        let busy = state.busy > 0 || state.begun < state.sync.len();
+        drop(state);
+        self.shared.work.notify_all();
+        // Only after an error. A receiver that takes nothing must not hold us.
+        if busy {
+            self.shared.hang_ups.iter().for_each(HangUp::hang_up);
+        }
+    }
+}
+
+enum Task {
+    Pages(Batch, u64),
+    Sync(u64),
+}
+
+struct Channel<'a> {
+    shared: &'a Shared,
+    number: usize,
+    output: &'a mut dyn Output,
+    page: u64,
+}
+
+impl Channel<'_> {
+    fn run(&mut self) -> Result<(), SendError> {
+        let hello = hello(u8::try_from(self.number).unwrap_or(0));
+        let mut list = SendList::new();
+        list.bytes(&hello);
+        self.send(list)?;
+        self.shared.lock().begun += 1;
+        while let Some(task) = self.next() {
+            let (block, pages, flags, number) = match task {
+                Task::Pages(batch, number) => (Some(batch.block), batch.pages, 0, number),
+                Task::Sync(number) => (None, Vec::new(), SYNC, number),
+            };
+            let id = block.as_ref().map_or("", |block| block.id()).to_owned();
+            let packet = Packet { flags, number, block: id, pages, zero_pages: Vec::new() };
+            let head = packet.head(self.page);
+            let mut list = SendList::new();
+            list.bytes(&head);
+            for offset in packet.pages {
+                if let Some(block) = &block {
+                    list.memory(block, offset..offset + self.page)?;
+                }
+            }
+            self.send(list)?;
+            let mut state = self.shared.lock();
+            state.busy -= 1;
+            if flags == SYNC {
+                state.sync[self.number] = false;
+            }
+            drop(state);
+            self.shared.done.notify_all();
+        }
+        Ok(())
+    }
+
+    fn next(&self) -> Option<Task> {
+        let idle =
+            |state: &mut State| state.queue.is_empty() && !state.sync[self.number] && !state.over;
+        let state = self.shared.work.wait_while(self.shared.lock(), idle);
+        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        if state.over {
+            return None;
+        }
+        state.busy += 1;
+        state.packets += 1;
+        let number = state.packets;
+        Some(match state.queue.pop_front() {
+            Some(batch) => Task::Pages(batch, number),
+            None => Task::Sync(number),
+        })
+    }
+
+    fn send(&mut self, mut list: SendList<'_>) -> Result<(), SendError> {
+        let len = list.len();
+        let sent = self.output.send(&mut list);
+        let mut state = self.shared.lock();
+        match sent {
+            Ok(()) => state.sent += len,
+            Err(error) => {
+                state.sent += error.done();
+                let (channel, sent) = (self.number, state.sent);
+                return Err(SendError::Channel { channel, sent, source: error.into() });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! Which pages go out next, and how.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use memory_region::MemoryMap;
+use ram_block::{PageSize, RamBlock};
+
+use crate::contents::Contents;
+use crate::error::SendError;
+use crate::format::*;
+use crate::pending::{BITS, Pending};
+use crate::stats::RoundStats;
+
+use super::multifd::Channels;
+use super::stream::SendStream;
+
+/// Bytes that are watched again at once: as many as cost little more than fewer.
+const CLEARED: u64 = 32 << 20;
+/// Bytes of contents after which the caller looks after other things.
+const PART: u64 = 1 << 20;
+/// Bytes of a block whose contents are looked for at once.
+const WINDOW: u64 = 4 << 30;
+
+/// A walk over all pending pages.
+pub(crate) struct Pages<'a> {
+    memory: &'a MemoryMap,
+    pending: Vec<Pending>,
+    size: PageSize,
+    /// Bytes of the stream's pages.
+    page: u64,
+    /// The block that is being walked, and the next word of its bitmap.
+    cursor: (usize, usize),
+    /// Where the walked block's pages are watched again, up to this offset in bytes.
+    watched: u64,
+    contents: Contents,
+    /// The block of the stream's last record, which the next one need not name.
+    last_block: Option<Arc<RamBlock>>,
+}
+
+impl<'a> Pages<'a> {
+    /// All pages of `blocks`.
+    pub(crate) fn all(memory: &'a MemoryMap, blocks: &[Arc<RamBlock>], page: PageSize) -> Self {
+        Self {
+            memory,
+            pending: blocks.iter().cloned().map(Pending::all).collect(),
+            size: page,
+            page: page.bytes(),
+            cursor: (0, 0),
+            watched: 0,
+            contents: Contents::new(WINDOW),
+            last_block: None,
+        }
+    }
+
+    /// Bytes that are pending.
+    pub(crate) fn remaining(&self) -> u64 {
+        self.pending.iter().map(|pending| pending.count() * pending.block.page_size().bytes()).sum()
+    }
+
+    /// Moves the migration's dirty bits here, after a sync; says how many pages of the
+    /// stream are newly pending.
+    pub(crate) fn harvest(&mut self) -> Result<u64, SendError> {
+        // A hole that was found before may have been filled, and its bits are here now.
+        self.contents.clear();
+        let mut new = 0;
+        for pending in &mut self.pending {
+            new += pending.harvest()? * pending.block.page_size().bytes() / self.page;
+        }
+        Ok(new)
+    }
+
+    /// Begins a walk from the first page on.
+    pub(crate) fn rewind(&mut self) {
+        self.cursor = (0, 0);
+        self.watched = 0;
+    }
+
+    /// Encodes pages until enough is gathered; says whether the walk goes on.
+    ///
+    /// Each part of memory is watched again just before its pages are read, but for the
+    /// `last` time: nobody writes any more then.
+    pub(crate) fn part(
+        &mut self,
+        stream: &mut SendStream<'_>,
+        channels: &mut Option<Channels>,
+        last: bool,
+        stats: &mut RoundStats,
+    ) -> Result<bool, SendError> {
+        let normal = |stats: &RoundStats| stats.pages - stats.zero_pages;
+        let enough = normal(stats) + PART / self.page;
+        while let Some(pending) = self.pending.get_mut(self.cursor.0) {
+            let Some((word, bits)) = pending.take_word(self.cursor.1) else {
+                self.cursor = (self.cursor.0 + 1, 0);
+                self.watched = 0;
+                continue;
+            };
+            self.cursor.1 = word + 1;
+            let block = pending.block.clone();
+            let size = block.page_size().bytes();
+            let first = word as u64 * BITS * size;
+            if !last && first >= self.watched {
+                let end = (first - first % CLEARED).saturating_add(CLEARED).min(block.len());
+                self.memory.log_clear(&block, first..end)?;
+                self.watched = end;
+            }
+            for run in runs(bits) {
+                let bytes = first + run.start * size..first + run.end * size;
+                self.run(stream, channels, &block, bytes, stats)?;
+            }
+            if stream.is_full() || normal(stats) >= enough {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A run of pages, whose bits were taken.
+    fn run(
+        &mut self,
+        stream: &mut SendStream<'_>,
+        channels: &mut Option<Channels>,
+        block: &Arc<RamBlock>,
+        bytes: Range<u64>,
+        stats: &mut RoundStats,
+    ) -> Result<(), SendError> {
+        stats.pages += (bytes.end - bytes.start) / self.page;
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let contents = self.contents.next(block, at, self.page);
+            if contents.start > at {
+                let end = contents.start.min(bytes.end);
+                self.zero_pages(stream, block, at, (end - at) / self.page, stats);
+                at = end;
+                continue;
+            }
+            let count = ((contents.end.min(bytes.end) - at) / self.page).min(BITS);
+            let zero = block.zero_mask(at, self.size, u32::try_from(count).unwrap_or(0))?;
+            for page in 0..count {
+                let offset = at + page * self.page;
+                if zero >> page & 1 == 1 {
+                    self.zero_pages(stream, block, offset, 1, stats);
+                } else if let Some(channels) = channels {
+                    channels.page(block, offset)?;
+                } else {
+                    self.record(stream, block, offset, FLAG_PAGE);
+                    stream.guest_memory(block, offset..offset + self.page);
+                }
+            }
+            at += count * self.page;
+        }
+        Ok(())
+    }
+
+    fn zero_pages(
+        &mut self,
+        stream: &mut SendStream<'_>,
+        block: &Arc<RamBlock>,
+        offset: u64,
+        count: u64,
+        stats: &mut RoundStats,
+    ) {
+        stats.zero_pages += count;
+        let (mut offset, mut count) = (offset, count);
+        if !self.is_last(block) {
+            self.record(stream, block, offset, FLAG_ZERO);
+            stream.u8(0);
+            offset += self.page;
+            count -= 1;
+        }
+        stream.zero_records(offset, usize::try_from(count).unwrap_or(0), self.page);
+    }
+
+    fn is_last(&self, block: &Arc<RamBlock>) -> bool {
+        self.last_block.as_ref().is_some_and(|last| Arc::ptr_eq(last, block))
+    }
+
+    /// The head of a page's record.
+    fn record(
+        &mut self,
+        stream: &mut SendStream<'_>,
+        block: &Arc<RamBlock>,
+        offset: u64,
+        flag: u64,
+    ) {
+        if self.is_last(block) {
+            stream.u64(offset | flag | FLAG_CONTINUE);
+        } else {
+            stream.u64(offset | flag);
+            stream.name(block.id());
+            self.last_block = Some(block.clone());
+        }
+    }
+}
+
+/// The runs of ones of a word, as ranges of bits.
+fn runs(mut bits: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        if bits == 0 {
+            return None;
+        }
+        let start = from + bits.trailing_zeros();
+        let len = (bits >> bits.trailing_zeros()).trailing_ones();
+        from = start + len;
+        bits = bits.checked_shr(bits.trailing_zeros() + len).unwrap_or(0);
+        Some(u64::from(start)..u64::from(from))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_made_of_its_runs() {
+        for bits in [0, 1, 1 << 63, u64::MAX, 0b1011_0111, 0xff00_ff00_0000_00ff, u64::MAX << 1] {
+            let all: Vec<_> = runs(bits).collect();
+            let sum = all.iter().flat_map(Clone::clone).fold(0, |sum, bit| sum | 1u64 << bit);
+            assert_eq!(sum, bits);
+            assert!(all.windows(2).all(|pair| pair[0].end < pair[1].start), "{all:?}");
+        }
+    }
+}

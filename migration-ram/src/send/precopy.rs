@@ -1,0 +1,248 @@
+//! What a migration is to do, as its source is told.
+
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memory_region::MemoryMap;
+use ram_block::{DirtyClient, PageSize};
+
+use crate::auto_converge::AutoConverge;
+use crate::channel::{HangUp, Input, Outgoing, Output};
+use crate::device::{Device, DeviceError, Devices};
+use crate::dirty_limit::DirtyLimit;
+use crate::error::SendError;
+use crate::format::{RAM_NAME, default_page_size};
+use crate::multifd::MAX_CHANNELS;
+use crate::progress::Progress;
+use crate::stats::MigrationStats;
+
+use super::multifd::Channels;
+use super::pace::Cancel;
+use super::sending::Sending;
+use super::slowing::Slowing;
+use super::stream::SendStream;
+
+/// A migration that its source has completed.
+#[derive(Debug)]
+#[must_use = "dropping it lets the machine run on, next to its copy"]
+pub struct Migrated<P> {
+    /// What it did.
+    pub stats: MigrationStats,
+    /// What the caller's `pause` returned: as long as it is kept, the machine stands
+    /// still. Once the destination runs, the machine must not.
+    pub paused: P,
+}
+
+/// A live migration of all RAM of one machine, and of its devices, by precopy.
+///
+/// A clone makes the same migration, and shares its [`Cancel`].
+#[derive(Clone, Debug)]
+pub struct Precopy {
+    pub(super) memory: Arc<MemoryMap>,
+    pub(super) devices: Devices,
+    pub(super) downtime: Duration,
+    pub(super) max_rounds: u32,
+    pub(super) must_converge: bool,
+    pub(super) bandwidth: Option<u64>,
+    pub(super) slowing: Option<Slowing>,
+    pub(super) machine: String,
+    pub(super) page: PageSize,
+    pub(super) cancel: Cancel,
+}
+
+impl Precopy {
+    /// A migration of every block of `memory`, with a downtime of 300 ms, at most 30
+    /// rounds, no limit of bandwidth, no devices, machine name "none", and pages of 4 KiB in
+    /// the stream.
+    pub fn new(memory: Arc<MemoryMap>) -> Self {
+        Self {
+            memory,
+            devices: Devices::default(),
+            downtime: Duration::from_millis(300),
+            max_rounds: 30,
+            must_converge: false,
+            bandwidth: None,
+            slowing: None,
+            machine: "none".to_owned(),
+            page: default_page_size(),
+            cancel: Cancel::default(),
+        }
+    }
+
+    /// The device's state goes along, after those given before.
+    #[must_use]
+    pub fn device(mut self, device: Arc<dyn Device>) -> Self {
+        self.devices.0.push(device);
+        self
+    }
+
+    /// The machine is paused when the rest is expected to be sent within `downtime`.
+    #[must_use]
+    pub fn downtime(mut self, downtime: Duration) -> Self {
+        self.downtime = downtime;
+        self
+    }
+
+    /// After this many rounds the machine is paused however much is left; 0 pauses it
+    /// before anything is sent.
+    #[must_use]
+    pub fn max_rounds(mut self, rounds: u32) -> Self {
+        self.max_rounds = rounds;
+        self
+    }
+
+    /// After the last round that is allowed the migration fails with
+    /// [`SendError::NotConverging`] if the rest does not fit the downtime, instead of
+    /// pausing the machine for longer.
+    #[must_use]
+    pub fn must_converge(mut self, must: bool) -> Self {
+        self.must_converge = must;
+        self
+    }
+
+    /// At most so many bytes a second while the machine runs; as fast as it goes once it
+    /// stands still. At least 1.
+    #[must_use]
+    pub fn bandwidth(mut self, bytes_per_second: u64) -> Self {
+        self.bandwidth = Some(bytes_per_second.max(1));
+        self
+    }
+
+    /// A guest that writes faster than what is written can be sent is slowed down, by
+    /// `settings`. `pause` stops all vCPUs, and returns a guard that holds them: it is called
+    /// again and again, by a thread of its own (see [`Throttle`](crate::Throttle)).
+    ///
+    /// Rounds in which it writes too much then do not count for the limit of rounds, until it
+    /// is slowed down as much as it may be. Takes the place of
+    /// [`dirty_limit`](Self::dirty_limit).
+    #[must_use]
+    pub fn auto_converge<G: 'static>(
+        mut self,
+        settings: AutoConverge,
+        pause: impl Fn() -> Result<G, DeviceError> + Send + Sync + 'static,
+    ) -> Self {
+        let pause = Arc::new(move || Ok(Box::new(pause()?) as Box<dyn Any>));
+        self.slowing = Some(Slowing::Throttle { settings, pause });
+        self
+    }
+
+    /// A guest that writes faster than what is written can be sent may dirty only so much from
+    /// then on, by `settings`. `set` is told how many bytes of pages the whole guest may dirty
+    /// in a second: with kvm-accel's dirty rings, `KvmVm::set_dirty_limit` with the part of
+    /// each vCPU.
+    ///
+    /// `set` is called with `None` before anything is sent, so that an accelerator that knows
+    /// no limits says so then; and once more when the migration has ended, however it ended, if
+    /// there was a limit.
+    ///
+    /// Rounds in which it writes too much then do not count for the limit of rounds, until it
+    /// is limited. Takes the place of [`auto_converge`](Self::auto_converge).
+    #[must_use]
+    pub fn dirty_limit(
+        mut self,
+        settings: DirtyLimit,
+        set: impl Fn(Option<u64>) -> Result<(), DeviceError> + Send + Sync + 'static,
+    ) -> Self {
+        self.slowing = Some(Slowing::Limit { settings, set: Arc::new(set) });
+        self
+    }
+
+    /// The machine's name in the stream, which QEMU compares with its own; at most
+    /// 1,024 bytes, what exceeds them is cut.
+    #[must_use]
+    pub fn machine(mut self, name: &str) -> Self {
+        let end = (0..=name.len().min(1024)).rev().find(|end| name.is_char_boundary(*end));
+        self.machine = name[..end.unwrap_or(0)].to_owned();
+        self
+    }
+
+    /// The page size of the stream: the target's, which divides the host's.
+    #[must_use]
+    pub fn page_size(mut self, page: PageSize) -> Self {
+        self.page = page;
+        self
+    }
+
+    /// What ends this migration, from another thread or from the observer.
+    pub fn cancel(&self) -> Cancel {
+        self.cancel.clone()
+    }
+
+    /// Sends the machine's RAM while it runs, then calls `pause` and sends the rest, and the
+    /// devices. `observe` is called after each round, and ten times a second in between.
+    ///
+    /// `pause` stops everything that writes guest memory and returns a guard that
+    /// keeps it so, and lets it go on when dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`], also if another migration of this map is under way; the log is off
+    /// again then, the guard of a pause is dropped, and a second try can be made over new
+    /// connections. Whether the destination has everything is for it to say: see
+    /// [`Outgoing::answers`]. If its answer is lost ([`SendError::NoAnswer`]), it may have
+    /// everything all the same: it must not start before it is told that this has succeeded.
+    pub fn run<'c, P>(
+        &self,
+        to: impl Into<Outgoing<'c>>,
+        pause: impl FnOnce() -> Result<P, DeviceError>,
+        mut observe: impl FnMut(&Progress),
+    ) -> Result<Migrated<P>, SendError> {
+        let begin = Instant::now();
+        let Outgoing { main, channels, back } = to.into();
+        self.check(channels.len())?;
+        // On before the first page is read: what is written from now on comes again.
+        // Off again when this ends, however it ends. Whoever does not get it does not get
+        // hold of the cancel either, which is that of the migration under way.
+        let logging = self.memory.claim_global_log(DirtyClient::MIGRATION)?;
+        let channel_ends: Vec<_> = channels.iter().filter_map(|to| to.hang_up()).collect();
+        let back_end = back.as_ref().and_then(|back| back.hang_up());
+        let ends = main.hang_up().into_iter().chain(back_end).chain(channel_ends.iter().cloned());
+        self.cancel.begin(ends.collect());
+        let migrated = self.send(begin, main, channels, channel_ends, back, pause, &mut observe);
+        drop(logging);
+        self.cancel.end(migrated)
+    }
+
+    #[allow(clippy::too_many_arguments)] // what `run` has, taken apart
+    fn send<P>(
+        &self,
+        begin: Instant,
+        main: &mut dyn Output,
+        channels: Vec<&mut dyn Output>,
+        channel_ends: Vec<HangUp>,
+        back: Option<&mut dyn Input>,
+        pause: impl FnOnce() -> Result<P, DeviceError>,
+        observe: &mut dyn FnMut(&Progress),
+    ) -> Result<Migrated<P>, SendError> {
+        let blocks = self.memory.ram_blocks();
+        std::thread::scope(|scope| {
+            let page = self.page.bytes();
+            let channels = (!channels.is_empty())
+                .then(|| Channels::start(scope, channels, channel_ends, page));
+            let stream = SendStream::new(main);
+            let mut sending = Sending::new(self, begin, stream, channels, &blocks, observe)?;
+            sending.run(&blocks, pause, back)
+        })
+    }
+
+    fn check(&self, channels: usize) -> Result<(), SendError> {
+        let host = PageSize::host();
+        if self.page > host || self.page < default_page_size() {
+            return Err(SendError::PageSize { page: self.page.bytes(), host: host.bytes() });
+        }
+        if channels > MAX_CHANNELS {
+            return Err(SendError::TooManyChannels { channels });
+        }
+        let mut names = BTreeSet::new();
+        for device in &self.devices.0 {
+            let (name, instance) = (device.name(), device.instance());
+            let fits = (1..=255).contains(&name.len()) && name != RAM_NAME;
+            if !fits || !names.insert((name, instance)) {
+                return Err(SendError::DeviceName { name: name.to_owned(), instance });
+            }
+        }
+        Ok(())
+    }
+}

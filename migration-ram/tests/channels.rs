@@ -1,0 +1,451 @@
+//! Several connections, devices, answers, and migrations that are ended.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use memory_region::MemoryMap;
+use migration_ram::{
+    Device, DeviceError, FnDevice, Framing, Incoming, Input, Migrated, Outgoing, Output, Precopy,
+    ReceiveError, Received, Receiver, SendError, State,
+};
+use ram_block::{DirtyClient, PageSize, RamBlock, SendList, TransferError};
+
+const PAGES: u64 = 700;
+
+fn page() -> u64 {
+    PageSize::host().bytes()
+}
+
+fn contents(block: &RamBlock) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(block.len()).unwrap()];
+    block.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// Two blocks with a third of their pages zero, the others random.
+fn machine() -> (Arc<MemoryMap>, Vec<Arc<RamBlock>>) {
+    let blocks: Vec<_> =
+        ["ram", "vram"].map(|id| RamBlock::anonymous(id, PAGES * page()).unwrap()).into();
+    let mut noise = 88_172_645_463_325_252_u64;
+    for block in &blocks {
+        for n in (0..PAGES).filter(|n| n % 3 != 0) {
+            let bytes: Vec<u8> = (0..page() / 8)
+                .flat_map(|_| {
+                    noise ^= noise << 13;
+                    noise ^= noise >> 7;
+                    noise ^= noise << 17;
+                    noise.to_le_bytes()
+                })
+                .collect();
+            block.write(n * page(), &bytes).unwrap();
+        }
+    }
+    let memory = MemoryMap::new();
+    memory
+        .update(|map| {
+            blocks.iter().try_for_each(|block| map.ram(block.id(), block.clone()).map(drop))
+        })
+        .unwrap();
+    (memory, blocks)
+}
+
+fn twins() -> Vec<Arc<RamBlock>> {
+    ["vram", "ram"].map(|id| RamBlock::anonymous(id, PAGES * page()).unwrap()).into()
+}
+
+fn still() -> Result<(), DeviceError> {
+    Ok(())
+}
+
+/// Runs `body`, which must not take longer than a minute: a hang is a fault.
+fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, result) = mpsc::channel();
+    let thread = std::thread::spawn(move || done.send(body()).unwrap());
+    match result.recv_timeout(Duration::from_secs(60)) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
+        Err(_) => std::panic::resume_unwind(thread.join().unwrap_err()),
+        Ok(value) => value,
+    }
+}
+
+/// A connection for the stream and `channels` more, each with two ends.
+fn connections(channels: usize) -> (Vec<UnixStream>, Vec<UnixStream>) {
+    (0..=channels).map(|_| UnixStream::pair().unwrap()).unzip()
+}
+
+fn receive(mut ends: Vec<UnixStream>, receiver: Receiver<'_>) -> Result<Received, ReceiveError> {
+    let answers = ends[0].try_clone().unwrap();
+    ends.reverse(); // any order will do
+    let from = Incoming::several(ends.iter_mut().map(|end| end as &mut dyn Input));
+    receiver.run(from.answers(&mut &answers))
+}
+
+fn send(
+    ends: &mut [UnixStream],
+    precopy: &Precopy,
+    pause: impl FnOnce() -> Result<(), DeviceError>,
+) -> Result<Migrated<()>, SendError> {
+    let answers = ends[0].try_clone().unwrap();
+    let (main, channels) = ends.split_first_mut().unwrap();
+    let to = Outgoing::new(main).channels(channels.iter_mut().map(|end| end as &mut dyn Output));
+    precopy.run(to.answers(&mut &answers), pause, |_| ())
+}
+
+#[test]
+fn pages_arrive_over_any_number_of_channels() {
+    for channels in [0, 1, 2, 5, 16] {
+        in_time(move || {
+            let (memory, blocks) = machine();
+            let (mut near, far) = connections(channels);
+            let mut ends: Vec<_> = far.iter().map(|end| end.try_clone().unwrap()).collect();
+            let stop = Arc::new(AtomicBool::new(false));
+            // The same few pages over and over, as zeros and as others: in which order they
+            // arrive is what the syncs are for.
+            let writer = std::thread::spawn({
+                let (ram, stop) = (blocks[0].clone(), stop.clone());
+                move || {
+                    for n in 0u64.. {
+                        let byte = if n % 2 == 0 { 0 } else { n.to_le_bytes()[0] };
+                        let page_bytes = vec![byte; usize::try_from(page()).unwrap()];
+                        ram.write(n % 7 * page(), &page_bytes).unwrap();
+                        if stop.load(Ordering::Relaxed) {
+                            return;
+                        }
+                    }
+                }
+            });
+            let twins = twins();
+            let receiver = std::thread::spawn({
+                let twins = twins.clone();
+                move || receive(far, Receiver::new(&twins))
+            });
+            let pause = move || {
+                stop.store(true, Ordering::Relaxed);
+                writer.join().map_err(|_| "the writer panicked".into())
+            };
+            let precopy = Precopy::new(memory).downtime(Duration::ZERO).max_rounds(40);
+            let Migrated { stats, .. } = send(&mut near, &precopy, pause).unwrap();
+            let received = receiver.join().unwrap().unwrap();
+            // The first connection is still there, for whatever the two sides have to say.
+            near[0].write_all(b"go").unwrap();
+            let mut word = [0; 2];
+            ends[0].read_exact(&mut word).unwrap();
+            assert_eq!(&word, b"go");
+            assert_eq!(received.bytes, stats.bytes, "{channels} channels");
+            assert_eq!(received.pages + received.zero_pages, stats.pages());
+            assert!(contents(&twins[1]) == contents(&blocks[0]), "{channels} channels");
+            assert!(contents(&twins[0]) == contents(&blocks[1]), "{channels} channels");
+        });
+    }
+}
+
+#[test]
+fn more_channels_than_there_can_be_are_refused() {
+    let (memory, _) = machine();
+    let (mut near, far) = connections(17);
+    let refused = send(&mut near, &Precopy::new(memory), still);
+    assert!(matches!(refused, Err(SendError::TooManyChannels { channels: 17 })));
+    let refused = receive(far, Receiver::new(&[]));
+    assert!(matches!(refused, Err(ReceiveError::TooManyChannels { channels: 17 })));
+}
+
+#[test]
+fn whoever_fails_ends_all() {
+    // A channel that nobody reads, or one that is cut, with all others open.
+    for broken in [0, 1, 2] {
+        in_time(move || {
+            let (memory, blocks) = machine();
+            let (mut near, mut far) = connections(2);
+            let lost = far.remove(broken);
+            lost.shutdown(std::net::Shutdown::Both).unwrap();
+            let others = far;
+            let error = send(&mut near, &Precopy::new(memory.clone()), still).unwrap_err();
+            assert!(
+                matches!(error, SendError::Write { .. } | SendError::Channel { .. }),
+                "{broken}: {error}"
+            );
+            assert!(!blocks[0].dirty().enabled().contains(DirtyClient::MIGRATION));
+            drop(others);
+
+            // The other side: the connection ends within the stream.
+            let (mut near, far) = connections(2);
+            let twins = twins();
+            let receiver = std::thread::spawn({
+                let twins = twins.clone();
+                move || receive(far, Receiver::new(&twins))
+            });
+            let cut = near[broken].try_clone().unwrap();
+            // While all else stays open, and the receiver has what was sent before.
+            let (twin, last) = (twins[1].clone(), (PAGES - 2) * page()); // not zero
+            let pause = move || {
+                while contents(&twin)[usize::try_from(last).unwrap()..].iter().all(|b| *b == 0) {
+                    std::thread::yield_now();
+                }
+                Ok(cut.shutdown(std::net::Shutdown::Both)?)
+            };
+            let error = send(&mut near, &Precopy::new(memory), pause).unwrap_err();
+            let refused = receiver.join().unwrap().unwrap_err();
+            assert!(
+                matches!(refused, ReceiveError::Truncated { .. } | ReceiveError::Read { .. }),
+                "{broken}: {refused}, {error}"
+            );
+        });
+    }
+}
+
+#[test]
+fn a_cancel_ends_a_migration_that_nobody_takes() {
+    for channels in [0, 2] {
+        in_time(move || {
+            let (memory, blocks) = machine();
+            let (mut near, far) = connections(channels);
+            let precopy = Precopy::new(memory.clone());
+            let cancel = precopy.cancel();
+            let sender = std::thread::spawn({
+                let precopy = precopy.clone();
+                move || send(&mut near, &precopy, still)
+            });
+            while !blocks[0].dirty().enabled().contains(DirtyClient::MIGRATION) {
+                std::thread::yield_now();
+            }
+            cancel.cancel();
+            assert!(matches!(sender.join().unwrap(), Err(SendError::Cancelled)));
+            assert!(!blocks[0].dirty().enabled().contains(DirtyClient::MIGRATION));
+            drop(far);
+
+            // The same once more, to the end.
+            let (mut near, far) = connections(channels);
+            let twins = twins();
+            let receiver = std::thread::spawn({
+                let twins = twins.clone();
+                move || receive(far, Receiver::new(&twins))
+            });
+            let _ = send(&mut near, &precopy, still).unwrap();
+            receiver.join().unwrap().unwrap();
+            assert!(contents(&twins[1]) == contents(&blocks[0]));
+        });
+    }
+}
+
+/// Takes a stream; whenever something is sent, the guest writes: no round finds nothing new.
+struct Writing(Arc<RamBlock>);
+
+impl Output for Writing {
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+        self.0.write(0, &[1]).unwrap();
+        Vec::new().send(list)
+    }
+}
+
+/// A second try that is refused, as the first is under way, leaves the first its cancel.
+#[test]
+fn a_refused_migration_takes_nobodys_cancel() {
+    in_time(|| {
+        let (memory, blocks) = machine();
+        let precopy = Precopy::new(memory).downtime(Duration::ZERO);
+        let cancel = precopy.cancel();
+        let result = precopy.run(&mut Writing(blocks[0].clone()), still, |_| {
+            cancel.cancel();
+            let refused = precopy.run(&mut Vec::new(), still, |_| ()).unwrap_err();
+            assert!(matches!(refused, SendError::Log(_)), "{refused}");
+        });
+        assert!(matches!(result, Err(SendError::Cancelled)), "{result:?}");
+    });
+}
+
+/// Keeps the state that it was given, and counts how often.
+#[derive(Default)]
+struct Holder {
+    states: Mutex<Vec<(u32, Vec<u8>)>>,
+    refuses: bool,
+    framing: Option<Framing>,
+}
+
+impl Device for Holder {
+    fn name(&self) -> &str {
+        "holder"
+    }
+
+    fn version(&self) -> u32 {
+        3
+    }
+
+    fn framing(&self) -> Framing {
+        self.framing.unwrap_or(Framing::Counted)
+    }
+
+    fn save(&self) -> Result<Vec<u8>, DeviceError> {
+        Ok(b"twelve bytes".to_vec())
+    }
+
+    fn restore(&self, version: u32, state: &[u8]) -> Result<(), DeviceError> {
+        if self.refuses {
+            return Err("not this one".into());
+        }
+        self.states.lock().unwrap().push((version, state.to_vec()));
+        Ok(())
+    }
+}
+
+fn device(name: &str) -> Arc<dyn Device> {
+    Arc::new(FnDevice::new(name, || Ok(vec![1, 2, 3]), |_, _| Ok(())))
+}
+
+#[test]
+fn devices_travel_behind_ram() {
+    let (memory, _) = machine();
+    for framing in [Framing::Counted, Framing::Fixed(12)] {
+        let framing = Some(framing);
+        let mut stream = Vec::new();
+        let precopy = Precopy::new(memory.clone())
+            .device(Arc::new(Holder { framing, ..Holder::default() }))
+            .device(device("other"));
+        let _ = precopy.run(&mut stream, still, |_| ()).unwrap();
+
+        let holder = Arc::new(Holder { framing, ..Holder::default() });
+        let receiver = Receiver::new(&twins()).device(device("other")).device(holder.clone());
+        let received = receiver.run(&mut stream.as_slice()).unwrap();
+        assert_eq!(*holder.states.lock().unwrap(), [(3, b"twelve bytes".to_vec())]);
+        let sections: Vec<_> = received.sections.iter().map(|s| (&*s.name, s.len)).collect();
+        assert_eq!(sections, [("holder", 12), ("other", 3)]);
+        let described: serde_json::Value = serde_json::from_slice(&received.description).unwrap();
+        assert_eq!(described["devices"][0]["name"], "holder");
+
+        // One that is not here, one that is missing, one that refuses, one that is older.
+        let refused = |receiver: Receiver<'_>| receiver.run(&mut stream.as_slice()).unwrap_err();
+        let error = refused(Receiver::new(&twins()).device(holder.clone()));
+        assert!(matches!(&error, ReceiveError::UnknownSection { name, .. } if name == "other"));
+        let all = || Receiver::new(&twins()).device(device("other"));
+        let error = refused(all().device(holder.clone()).device(device("third")));
+        assert!(matches!(&error, ReceiveError::MissingDevice { name, .. } if name == "third"));
+        let refuses = Holder { refuses: true, framing, ..Holder::default() };
+        let error = refused(all().device(Arc::new(refuses)));
+        assert!(matches!(&error, ReceiveError::Device { name, .. } if name == "holder"), "{error}");
+        let older = FnDevice::new("holder", || Ok(Vec::new()), |_, _| Ok(()));
+        let error = refused(all().device(Arc::new(older)));
+        assert!(matches!(error, ReceiveError::DeviceVersion { found: 3, known: 1, .. }), "{error}");
+
+        // Unknown ones can be passed over, wherever they are.
+        for receiver in [Receiver::new(&twins()), Receiver::new(&twins()).device(holder.clone())] {
+            let kept = receiver.keep_unknown_sections(true).run(&mut stream.as_slice()).unwrap();
+            let names: Vec<_> = kept.sections.iter().map(|s| s.name.as_str()).collect();
+            assert_eq!(names, ["holder", "other"]);
+            assert_eq!(kept.description, received.description);
+        }
+    }
+}
+
+#[test]
+fn a_device_that_fails_ends_the_migration() {
+    let (memory, blocks) = machine();
+    let failing = FnDevice::new("rtc", || Err("no clock".into()), |_, _| Ok(()));
+    let precopy = Precopy::new(memory.clone()).device(Arc::new(failing));
+    let error = precopy.run(&mut Vec::new(), still, |_| ()).unwrap_err();
+    assert!(matches!(&error, SendError::Device { name, .. } if name == "rtc"), "{error}");
+    assert!(!blocks[0].dirty().enabled().contains(DirtyClient::MIGRATION));
+    for name in ["", "ram", &"x".repeat(256)] {
+        let precopy = Precopy::new(memory.clone()).device(device(name));
+        let error = precopy.run(&mut Vec::new(), still, |_| ()).unwrap_err();
+        assert!(matches!(error, SendError::DeviceName { .. }), "{error}");
+    }
+    let twice = Precopy::new(memory).device(device("a")).device(device("a"));
+    let error = twice.run(&mut Vec::new(), still, |_| ()).unwrap_err();
+    assert!(matches!(error, SendError::DeviceName { .. }), "{error}");
+}
+
+/// The receiver has all of RAM, and a device that does not take its state: the source hears
+/// of it, and goes on.
+#[test]
+fn the_source_hears_how_it_ended() {
+    in_time(|| {
+        let (memory, blocks) = machine();
+        let (mut near, far) = connections(0);
+        let receiver = std::thread::spawn(move || {
+            let refuses = Holder { refuses: true, ..Holder::default() };
+            receive(far, Receiver::new(&twins()).device(Arc::new(refuses)))
+        });
+        let precopy = Precopy::new(memory).device(Arc::new(Holder::default()));
+        let error = send(&mut near, &precopy, still).unwrap_err();
+        assert!(matches!(error, SendError::Refused { reason: 1 }), "{error}");
+        assert!(receiver.join().unwrap().is_err());
+        assert!(!blocks[0].dirty().enabled().contains(DirtyClient::MIGRATION));
+    });
+}
+
+/// Each part of the downtime is at least what was done in it.
+#[test]
+fn downtime_is_told_in_its_parts() {
+    const PART: Duration = Duration::from_millis(3);
+    let stats = in_time(|| {
+        let device = |saves: Duration, restores: Duration| {
+            let save = move || {
+                std::thread::sleep(saves);
+                Ok(b"state".to_vec())
+            };
+            Arc::new(FnDevice::new("slow", save, move |_, _: &[u8]| {
+                std::thread::sleep(restores);
+                Ok(())
+            }))
+        };
+        let (mut here, there) = connections(0);
+        let receiver = std::thread::spawn(move || {
+            receive(there, Receiver::new(&twins()).device(device(Duration::ZERO, 2 * PART)))
+        });
+        let pause = || {
+            std::thread::sleep(PART);
+            Ok(())
+        };
+        let precopy = Precopy::new(machine().0).device(device(3 * PART, Duration::ZERO));
+        let migrated = send(&mut here, &precopy, pause).unwrap();
+        receiver.join().unwrap().unwrap();
+        migrated.stats
+    });
+    let parts = stats.downtime_parts;
+    let least = (PART, stats.rounds[1].time, 3 * PART, 2 * PART);
+    assert!(parts.pause >= least.0 && parts.pages >= least.1, "{parts}");
+    assert!(parts.devices >= least.2 && parts.answer >= least.3, "{parts}");
+    let all = parts.pause + parts.sync + parts.pages + parts.devices + parts.answer;
+    assert!(all <= stats.downtime, "{parts}: {:?}", stats.downtime);
+}
+
+#[test]
+fn a_receiver_that_says_nothing_is_no_success() {
+    in_time(|| {
+        let (memory, _) = machine();
+        let (mut near, mut far) = connections(0);
+        let taker = std::thread::spawn(move || {
+            let mut far = far.remove(0);
+            Receiver::new(&twins()).run(&mut far) // no way for answers
+        });
+        let error = send(&mut near, &Precopy::new(memory), still).unwrap_err();
+        taker.join().unwrap().unwrap();
+        assert!(matches!(error, SendError::NoAnswer { .. }), "{error}");
+    });
+}
+
+#[test]
+fn progress_adds_up() {
+    let (memory, blocks) = machine();
+    let mut states = Vec::new();
+    let mut last = None;
+    let Migrated { stats, .. } = Precopy::new(memory)
+        .run(&mut Vec::new(), still, |now| {
+            states.push(now.state);
+            last = Some(now.clone());
+        })
+        .unwrap();
+    let last = last.unwrap();
+    assert_eq!(states, [State::Active, State::Completed]);
+    assert_eq!(last.total, blocks.iter().map(|block| block.len()).sum::<u64>());
+    assert_eq!((last.remaining, last.percent()), (0, 100));
+    assert_eq!(last.transferred, stats.bytes);
+    assert_eq!(last.normal_pages + last.zero_pages, stats.pages());
+    let json = serde_json::to_value(last.query_migrate()).unwrap();
+    assert_eq!(json["status"], "completed");
+    assert_eq!(json["ram"]["normal-bytes"], last.normal_pages * 4096);
+    assert_eq!(json["ram"]["transferred"], stats.bytes);
+    assert!(json["expected-downtime"].is_u64() && json["downtime"].is_u64());
+}

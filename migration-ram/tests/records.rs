@@ -1,0 +1,246 @@
+//! Any sequence of RAM records, in any pieces, into memory in any state: the blocks are what
+//! a list of the records says.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use migration_ram::{Copied, Input, ReceiveError, Received, Receiver};
+use proptest::prelude::*;
+use ram_block::{DirtyClient, RamBlock, ReceiveList, TransferError};
+
+/// Pages of the stream, and of the blocks: 64 KiB is a whole number of every host's pages.
+const PAGE: usize = 4096;
+const PAGES: usize = 160;
+const IDS: [&str; 2] = ["pc.ram", "vram"];
+
+#[derive(Clone, Copy, Debug)]
+enum Record {
+    /// A run of pages of one block, each filled with its own byte.
+    Data {
+        block: usize,
+        page: usize,
+        count: usize,
+        seed: u8,
+    },
+    Zero {
+        block: usize,
+        page: usize,
+        count: usize,
+    },
+    /// Each other page has contents.
+    Mixed {
+        block: usize,
+        page: usize,
+        count: usize,
+        seed: u8,
+    },
+    Section,
+}
+
+fn record() -> impl Strategy<Value = Record> {
+    let place = || (0..2usize, 0..PAGES, 1..70usize);
+    prop_oneof![
+        4 => (place(), any::<u8>())
+            .prop_map(|((block, page, count), seed)| Record::Data { block, page, count, seed }),
+        2 => place().prop_map(|(block, page, count)| Record::Zero { block, page, count }),
+        2 => (place(), any::<u8>())
+            .prop_map(|((block, page, count), seed)| Record::Mixed { block, page, count, seed }),
+        1 => Just(Record::Section),
+    ]
+}
+
+/// A page that differs from all others, and nowhere looks like a record.
+fn contents(page: usize, seed: u8) -> [u8; PAGE] {
+    let first = seed.wrapping_add(page.to_le_bytes()[0]);
+    std::array::from_fn(|at| first.wrapping_mul(7).wrapping_add((at / 7).to_le_bytes()[0]) | 0x80)
+}
+
+/// What is known of each page of each block.
+type Model = Vec<Vec<Option<[u8; PAGE]>>>;
+
+/// The stream of the records, written by definition, and what the blocks then hold: `None`
+/// for pages that it does not bring.
+fn encode(records: &[Record], always_named: bool) -> (Vec<u8>, Model) {
+    let mut model = vec![vec![None; PAGES]; IDS.len()];
+    let mut out: Vec<u8> = Vec::new();
+    out.extend(b"QEVM\0\0\0\x03\x07\0\0\0\x04none");
+    out.extend(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+    let len = (PAGES * PAGE) as u64;
+    out.extend(((2 * len) | 4).to_be_bytes());
+    for id in IDS {
+        out.push(u8::try_from(id.len()).unwrap());
+        out.extend(id.as_bytes());
+        out.extend(len.to_be_bytes());
+    }
+    let end = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
+    out.extend(end);
+    out.extend(b"\x02\0\0\0\x02");
+    let mut last = None;
+    let mut put = |out: &mut Vec<u8>, block: usize, page: usize, data: Option<[u8; PAGE]>| {
+        let go_on = last == Some(block) && !always_named;
+        last = Some(block);
+        let flag = if data.is_some() { 8 } else { 2 } | if go_on { 0x20 } else { 0 };
+        out.extend(((page * PAGE) as u64 | flag).to_be_bytes());
+        if !go_on {
+            out.push(u8::try_from(IDS[block].len()).unwrap());
+            out.extend(IDS[block].as_bytes());
+        }
+        match data {
+            Some(data) => out.extend(data),
+            None => out.push(0),
+        }
+        model[block][page] = Some(data.unwrap_or([0; PAGE]));
+    };
+    for record in records {
+        match *record {
+            Record::Data { block, page, count, seed } => {
+                for page in page..(page + count).min(PAGES) {
+                    put(&mut out, block, page, Some(contents(page, seed)));
+                }
+            }
+            Record::Zero { block, page, count } => {
+                for page in page..(page + count).min(PAGES) {
+                    put(&mut out, block, page, None);
+                }
+            }
+            Record::Mixed { block, page, count, seed } => {
+                for page in page..(page + count).min(PAGES) {
+                    let data = (page % 2 == 0).then(|| contents(page, seed));
+                    put(&mut out, block, page, data);
+                }
+            }
+            Record::Section => {
+                out.extend(end);
+                out.extend(b"\x02\0\0\0\x02");
+            }
+        }
+    }
+    out.extend(end);
+    out.extend(b"\x03\0\0\0\x02");
+    out.extend(end);
+    out.extend(b"\0\x06\0\0\0\0");
+    (out, model)
+}
+
+/// A stream that comes in pieces of these sizes, again and again.
+struct Pieces<'a> {
+    bytes: &'a [u8],
+    sizes: &'a [usize],
+    next: usize,
+}
+
+impl Input for Pieces<'_> {
+    fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+        let size = self.sizes[self.next % self.sizes.len()];
+        self.next += 1;
+        let got = list.read_some_from(&mut (&mut self.bytes).take(size as u64))?;
+        Ok(got)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Pieces,
+    Socket,
+    Copied,
+}
+
+fn receive(
+    way: Way,
+    stream: &[u8],
+    sizes: &[usize],
+    receiver: Receiver<'_>,
+) -> Result<Received, ReceiveError> {
+    match way {
+        Way::Pieces => receiver.run(&mut Pieces { bytes: stream, sizes, next: 0 }),
+        Way::Copied => receiver.run(&mut Copied(stream)),
+        Way::Socket => std::thread::scope(|scope| {
+            let (mut out, mut input) = UnixStream::pair().unwrap();
+            scope.spawn(move || -> io::Result<()> {
+                let mut left = stream;
+                for size in sizes.iter().cycle() {
+                    let (piece, rest) = left.split_at(left.len().min(*size));
+                    out.write_all(piece)?;
+                    left = rest;
+                    if left.is_empty() {
+                        break;
+                    }
+                }
+                Ok(())
+            });
+            receiver.run(&mut input)
+        }),
+    }
+}
+
+fn block(kind: usize, id: &str) -> Arc<RamBlock> {
+    let len = (PAGES * PAGE) as u64;
+    match kind {
+        0 => RamBlock::anonymous(id, len).unwrap(),
+        _ => RamBlock::memfd(id, len).unwrap(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 96 } else { 2000 }))]
+
+    #[test]
+    fn the_blocks_are_what_the_records_say(
+        records in prop::collection::vec(record(), 0..12),
+        always_named in prop::bool::weighted(0.2),
+        before in prop::collection::vec((0..2usize, 0..PAGES, any::<u8>()), 0..40),
+        kind in 0..2usize,
+        fresh: bool,
+        way in prop_oneof![Just(Way::Pieces), Just(Way::Socket), Just(Way::Copied)],
+        sizes in prop::collection::vec(
+            prop_oneof![1..20usize, 4000..4300usize, 1..300_000usize], 1..20,
+        ),
+    ) {
+        let (stream, model) = encode(&records, always_named);
+        let blocks = IDS.map(|id| block(kind, id));
+        let mut old = vec![vec![[0; PAGE]; PAGES]; IDS.len()];
+        for (block, page, seed) in before {
+            old[block][page] = contents(page, seed);
+            blocks[block].write((page * PAGE) as u64, &old[block][page]).unwrap();
+        }
+        for block in &blocks {
+            block.dirty().enable(DirtyClient::VGA).unwrap();
+            let seen = block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..block.pages());
+            seen.unwrap().commit();
+        }
+        let received = receive(way, &stream, &sizes, Receiver::new(&blocks).fresh(fresh)).unwrap();
+        prop_assert_eq!(received.bytes, stream.len() as u64);
+        for ((block, model), old) in blocks.iter().zip(&model).zip(&old) {
+            let mut page = [0; PAGE];
+            for (n, (expected, old)) in model.iter().zip(old).enumerate() {
+                block.read((n * PAGE) as u64, &mut page).unwrap();
+                let right = match expected {
+                    Some(expected) => page == *expected,
+                    None => page == *old || fresh && page == [0; PAGE],
+                };
+                prop_assert!(right, "page {} of {}: {:?}", n, block.id(), &page[..4]);
+                let host = (n * PAGE) as u64 / block.page_size().bytes();
+                let dirty = block.dirty().is_dirty(DirtyClient::VGA, host);
+                prop_assert!(page == *old || dirty, "page {} changed unseen", n);
+            }
+        }
+    }
+
+    /// Cut anywhere, it is an error of that kind, and comes to an end.
+    #[test]
+    fn a_stream_that_ends_early_says_so(
+        records in prop::collection::vec(record(), 1..6),
+        cut in any::<prop::sample::Index>(),
+        sizes in prop::collection::vec(1..9000usize, 1..5),
+    ) {
+        let (stream, _) = encode(&records, false);
+        let cut = cut.index(stream.len() - 5);
+        let blocks = IDS.map(|id| block(0, id));
+        let result = receive(Way::Pieces, &stream[..cut], &sizes, Receiver::new(&blocks));
+        match result {
+            Err(ReceiveError::Truncated { at, .. }) => prop_assert!(at <= cut as u64),
+            other => prop_assert!(false, "cut at {}: {:?}", cut, other),
+        }
+    }
+}

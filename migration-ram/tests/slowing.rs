@@ -1,0 +1,306 @@
+//! Guests that write more than the link carries, and what is done about it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use memory_region::MemoryMap;
+use migration_ram::{
+    AutoConverge, DeviceError, DirtyLimit, HangUp, Migrated, Outgoing, Output, Precopy, SendError,
+    receive,
+};
+use ram_block::{PageSize, RamBlock, SendList, TransferError};
+
+const PAGES: u64 = 700;
+/// Bytes a second that the link carries, less than is written.
+const LINK: u64 = 8 << 20;
+
+fn page() -> u64 {
+    PageSize::host().bytes()
+}
+
+/// Runs `body`, which must not take longer than a minute: a hang is a fault.
+fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, is_done) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let result = body();
+        let _ = done.send(());
+        result
+    });
+    match is_done.recv_timeout(Duration::from_secs(60)) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
+        _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+    }
+}
+
+#[derive(Default)]
+struct Reins {
+    stop: AtomicBool,
+    held: AtomicBool,
+    /// Limits that were set, in order.
+    limits: Mutex<Vec<Option<u64>>>,
+    /// Whether the guest cares.
+    obeys: AtomicBool,
+}
+
+/// What writes all pages over and over, but for when it is held or limited.
+struct Guest {
+    memory: Arc<MemoryMap>,
+    ram: Arc<RamBlock>,
+    reins: Arc<Reins>,
+    writer: JoinHandle<()>,
+}
+
+impl Guest {
+    fn start() -> Self {
+        let memory = MemoryMap::new();
+        let ram = RamBlock::anonymous("ram", PAGES * page()).unwrap();
+        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        (0..PAGES).for_each(|n| ram.write(n * page(), &[1]).unwrap());
+        let reins = Arc::<Reins>::default();
+        reins.obeys.store(true, Ordering::Relaxed);
+        let writer = std::thread::spawn({
+            let (ram, reins) = (ram.clone(), reins.clone());
+            move || reins.write(&ram)
+        });
+        Self { memory, ram, reins, writer }
+    }
+
+    /// A migration that must converge, of which every page has contents in the end.
+    fn precopy(&self) -> Precopy {
+        Precopy::new(self.memory.clone())
+            .bandwidth(LINK)
+            .downtime(Duration::from_millis(20))
+            .max_rounds(3)
+            .must_converge(true)
+    }
+
+    fn limited(&self) -> Precopy {
+        let reins = self.reins.clone();
+        self.precopy().max_rounds(20).dirty_limit(DirtyLimit::default(), move |limit| {
+            reins.limits.lock().unwrap().push(limit);
+            Ok(())
+        })
+    }
+
+    fn stop(self) {
+        self.reins.stop.store(true, Ordering::Relaxed);
+        self.writer.join().unwrap();
+    }
+
+    /// Whether there was a limit, and is none now.
+    fn was_let_go(&self) -> bool {
+        let limits = self.reins.limits.lock().unwrap();
+        limits.len() > 2 && limits[0].is_none() && limits.last() == Some(&None)
+    }
+}
+
+impl Reins {
+    fn write(&self, ram: &RamBlock) {
+        let (mut free_at, mut n) = (Instant::now(), 0u64);
+        while !self.stop.load(Ordering::Relaxed) {
+            let limit = self.limits.lock().unwrap().last().copied().flatten();
+            let now = Instant::now();
+            let may = match limit.filter(|_| self.obeys.load(Ordering::Relaxed)) {
+                Some(limit) if free_at <= now => {
+                    // Nothing is saved up for long.
+                    let from = free_at.max(now.checked_sub(Duration::from_millis(5)).unwrap());
+                    free_at = from
+                        + Duration::from_secs(1) * u32::try_from(page()).unwrap()
+                            / u32::try_from(limit).unwrap();
+                    true
+                }
+                limit => limit.is_none(),
+            };
+            if may && !self.held.load(Ordering::Relaxed) {
+                ram.write(n % PAGES * page(), &(n + 1).to_le_bytes()).unwrap();
+                n += 1;
+            }
+            if !may || n % 16 == 0 {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+    }
+}
+
+fn still() -> Result<(), DeviceError> {
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_outruns_the_link_is_throttled_or_reported() {
+    in_time(|| {
+        let guest = Guest::start();
+        let refused = guest.precopy().run(&mut Vec::new(), still, |_| ()).unwrap_err();
+        assert!(matches!(refused, SendError::NotConverging { rounds: 3, .. }), "{refused}");
+
+        struct Lets(Arc<Reins>);
+        impl Drop for Lets {
+            fn drop(&mut self) {
+                self.0.held.store(false, Ordering::Relaxed);
+            }
+        }
+        let settings = AutoConverge { initial: 90, increment: 9, max: 99 };
+        let hold = guest.reins.clone();
+        let slowed = guest.precopy().auto_converge(settings, move || {
+            hold.held.store(true, Ordering::Relaxed);
+            Ok(Lets(hold.clone()))
+        });
+        let Migrated { stats, .. } = slowed.run(&mut Vec::new(), still, |_| ()).unwrap();
+        assert!(stats.converged && stats.throttle >= 90, "{stats:?}");
+        let held = guest.reins.held.load(Ordering::Relaxed);
+        assert!(!held, "the guest is let go when the throttle ends");
+        guest.stop();
+    });
+}
+
+#[test]
+fn a_guest_that_outruns_the_link_is_limited() {
+    in_time(|| {
+        let guest = Guest::start();
+        let reins = guest.reins.clone();
+        let pause = || {
+            reins.stop.store(true, Ordering::Relaxed);
+            // What is written under way is before the last sync.
+            while !guest.writer.is_finished() {
+                std::thread::yield_now();
+            }
+            Ok(())
+        };
+        let mut stream = Vec::new();
+        let Migrated { stats, .. } = guest.limited().run(&mut stream, pause, |_| ()).unwrap();
+        assert!(stats.converged && stats.throttle == 0, "{stats:?}");
+        assert!(guest.was_let_go());
+        let limits = guest.reins.limits.lock().unwrap().clone();
+        let set = &limits[1..limits.len() - 1];
+        assert_eq!(set.last().copied(), Some(stats.dirty_limit));
+        // Half of what the link carries, or less if the host is busy.
+        assert!(set.iter().all(|limit| limit.is_some_and(|limit| limit <= LINK)), "{set:?}");
+        let twin = RamBlock::anonymous("ram", PAGES * page()).unwrap();
+        receive(&mut stream.as_slice(), std::slice::from_ref(&twin)).unwrap();
+        let contents = |block: &RamBlock| {
+            let mut bytes = vec![0; usize::try_from(block.len()).unwrap()];
+            block.read(0, &mut bytes).unwrap();
+            bytes
+        };
+        assert!(contents(&guest.ram) == contents(&twin));
+    });
+}
+
+/// A stream that breaks when it is told to.
+struct Breaks<'a>(&'a AtomicBool);
+
+impl Output for Breaks<'_> {
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(TransferError::Ended { done: 0, missing: list.len() }),
+            false => Vec::new().send(list),
+        }
+    }
+
+    fn hang_up(&self) -> Option<HangUp> {
+        None
+    }
+}
+
+#[test]
+fn a_limit_is_lifted_however_the_migration_ends() {
+    in_time(|| {
+        let guest = Guest::start();
+        let clear = || guest.reins.limits.lock().unwrap().clear();
+
+        let precopy = guest.limited();
+        let cancel = precopy.cancel();
+        let error = precopy.run(&mut Vec::new(), still, |now| {
+            if now.dirty_limit.is_some() {
+                cancel.cancel();
+            }
+        });
+        assert!(matches!(error, Err(SendError::Cancelled)), "{error:?}");
+        assert!(guest.was_let_go());
+        clear();
+
+        let broken = AtomicBool::new(false);
+        let error = guest.limited().run(&mut Breaks(&broken), still, |now| {
+            broken.store(now.dirty_limit.is_some(), Ordering::Relaxed);
+        });
+        assert!(matches!(error, Err(SendError::Write { .. })), "{error:?}");
+        assert!(guest.was_let_go());
+        clear();
+
+        let error = guest.limited().run(&mut Vec::new(), || Err::<(), _>("it runs".into()), |_| ());
+        assert!(matches!(error, Err(SendError::Pause(_))), "{error:?}");
+        assert!(guest.was_let_go());
+        clear();
+
+        // Nobody keeps to the limit: the rounds since there is one are counted.
+        guest.reins.obeys.store(false, Ordering::Relaxed);
+        let error = guest.limited().max_rounds(2).run(&mut Vec::new(), still, |_| ());
+        assert!(matches!(error, Err(SendError::NotConverging { .. })), "{error:?}");
+        assert!(guest.was_let_go());
+        guest.stop();
+    });
+}
+
+#[test]
+fn who_cannot_limit_says_so_at_once() {
+    in_time(|| {
+        let guest = Guest::start();
+        let refuses = |_| Err("no rings".into());
+        let precopy = guest.precopy().dirty_limit(DirtyLimit::default(), refuses);
+        let mut stream = Vec::new();
+        let error = precopy.run(&mut stream, still, |_| ()).unwrap_err();
+        assert!(matches!(error, SendError::DirtyLimit(_)), "{error}");
+        assert!(stream.is_empty());
+
+        // Or later: then it is asked to lift what it may have set.
+        let reins = guest.reins.clone();
+        let late = guest.precopy().dirty_limit(DirtyLimit::default(), move |limit| {
+            reins.limits.lock().unwrap().push(limit);
+            if limit.is_some() { Err("no thread".into()) } else { Ok(()) }
+        });
+        let error = late.run(&mut Vec::new(), still, |_| ()).unwrap_err();
+        assert!(matches!(error, SendError::DirtyLimit(_)), "{error}");
+        assert!(guest.was_let_go());
+
+        let settings = DirtyLimit { percent: 0, ..DirtyLimit::default() };
+        let precopy = guest.precopy().dirty_limit(settings, |_| Ok(()));
+        let error = precopy.run(&mut Vec::new(), still, |_| ()).unwrap_err();
+        assert!(matches!(error, SendError::DirtyLimitSettings(_)), "{error}");
+        guest.stop();
+    });
+}
+
+/// A connection with a device behind it that writes one page whenever something was sent.
+struct WritesOne(Arc<RamBlock>);
+
+impl Output for WritesOne {
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+        Vec::new().send(list)?;
+        self.0.write(0, &[1]).unwrap();
+        Ok(())
+    }
+}
+
+/// Whose rest fits no downtime, and who writes too little to be slowed down: what is sent beside
+/// the page is more than the page. His rounds count.
+#[test]
+fn a_guest_that_writes_little_does_not_migrate_for_ever() {
+    in_time(|| {
+        let memory = MemoryMap::new();
+        let ram = RamBlock::anonymous("ram", PAGES * page()).unwrap();
+        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        let precopy = Precopy::new(memory).downtime(Duration::ZERO).max_rounds(3);
+        let throttled = precopy.clone().auto_converge(AutoConverge::default(), still);
+        let limited = precopy.dirty_limit(DirtyLimit::default(), |_| Ok(()));
+        for precopy in [throttled, limited] {
+            let (mut main, mut channels) = (WritesOne(ram.clone()), vec![Vec::new(); 8]);
+            let channels = channels.iter_mut().map(|channel| channel as &mut dyn Output);
+            let to = Outgoing::new(&mut main).channels(channels);
+            let Migrated { stats, .. } = precopy.run(to, still, |_| ()).unwrap();
+            assert_eq!((stats.rounds.len(), stats.converged), (4, false), "{stats:?}");
+            assert_eq!((stats.throttle, stats.dirty_limit), (0, None));
+        }
+    });
+}

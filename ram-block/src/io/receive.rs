@@ -1,0 +1,300 @@
+//! Places to be filled.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+use super::pieces::{Memory, Piece, Pieces};
+use super::vectored::{MOST, Stream, Target};
+use super::{BUFFER, TransferError, copy_in};
+use crate::block::RamBlock;
+use crate::error::RamBlockError;
+use crate::page::index;
+
+/// A place, without what has been filled of it.
+enum Place<'a> {
+    Bytes(&'a mut [u8]),
+    Memory(Memory<'a>),
+}
+
+impl<'a> From<Memory<'a>> for Place<'a> {
+    fn from(memory: Memory<'a>) -> Self {
+        Place::Memory(memory)
+    }
+}
+
+impl<'a> Piece<'a> for Place<'a> {
+    fn len(&self) -> u64 {
+        match self {
+            Place::Bytes(bytes) => bytes.len() as u64,
+            Place::Memory(memory) => memory.range.end - memory.range.start,
+        }
+    }
+
+    fn cut(&mut self, count: u64) {
+        match self {
+            Place::Bytes(bytes) => *bytes = &mut std::mem::take(bytes)[index(count)..],
+            Place::Memory(memory) => memory.range.start += count,
+        }
+    }
+
+    fn memory(&self) -> Option<&Memory<'a>> {
+        if let Place::Memory(memory) = self { Some(memory) } else { None }
+    }
+
+    fn memory_mut(&mut self) -> Option<&mut Memory<'a>> {
+        if let Place::Memory(memory) = self { Some(memory) } else { None }
+    }
+}
+
+/// Places to be filled in order: bytes, and ranges of guest memory, whose pages are marked
+/// for every client that is on as they are filled.
+///
+/// What has been filled leaves the list, so that the next call goes on behind it; a list of
+/// which everything is filled is empty, and can be filled again without allocating. For
+/// bytes of another lifetime see [`reuse`](Self::reuse). There is an example at
+/// [`SendList`](crate::SendList).
+#[derive(Default)]
+pub struct ReceiveList<'a> {
+    places: Pieces<Place<'a>>,
+    /// What was got of a `Read` and not yet distributed.
+    buffer: Vec<u8>,
+}
+
+impl<'a> ReceiveList<'a> {
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The list, emptied, for places of another lifetime; what it has allocated is kept.
+    pub fn reuse<'b>(self) -> ReceiveList<'b> {
+        let Self { places, buffer } = self;
+        ReceiveList { places: places.reuse(), buffer }
+    }
+
+    /// Takes everything out; what the list has allocated is kept.
+    pub fn clear(&mut self) {
+        self.places.clear();
+    }
+
+    /// Adds bytes.
+    pub fn bytes(&mut self, bytes: &'a mut [u8]) {
+        self.places.push(Place::Bytes(bytes));
+    }
+
+    /// Adds the bytes `range` of a block. Joined with the place before, if they follow it.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`]; nothing is added then.
+    pub fn memory(&mut self, block: &'a RamBlock, range: Range<u64>) -> Result<(), RamBlockError> {
+        self.places.push_memory(block, range)
+    }
+
+    /// Bytes that are not filled yet.
+    pub fn len(&self) -> u64 {
+        self.places.len()
+    }
+
+    /// Whether all is filled.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Places that are not filled yet, the first perhaps in part.
+    pub fn pieces(&self) -> usize {
+        self.places.rest().len()
+    }
+
+    fn targets(&mut self) -> impl Iterator<Item = Target<'_>> {
+        self.places.rest_mut().iter_mut().map(|place| match place {
+            Place::Bytes(bytes) => Target::bytes(bytes),
+            Place::Memory(memory) => Target::memory(&memory.block.reserved(memory.range.clone())),
+        })
+    }
+
+    /// One read, after which what may have been written is marked.
+    fn read_some(&mut self, stream: &mut Stream<'_>) -> io::Result<usize> {
+        let result = stream.read(self.targets());
+        let reach = match &result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Reach::Nowhere,
+            // The kernel may have copied before it met the error.
+            Err(_) => Reach::Everywhere,
+            Ok(0) => Reach::Nowhere,
+            Ok(_) if stream.is_direct() => Reach::Everywhere,
+            Ok(count) => Reach::Exactly(*count as u64),
+        };
+        Marks { places: self.places.rest().iter(), left: MOST, reach }.mark();
+        if let Ok(count) = result {
+            self.places.advance(count as u64);
+        }
+        result
+    }
+
+    /// Reads once from a socket, a pipe or a file, straight into guest memory: as many bytes
+    /// as there are, which it returns. 0 is the end of the stream, or of an empty list.
+    ///
+    /// Waits for the first byte if the descriptor does; one that does not gives an error of
+    /// kind [`WouldBlock`](io::ErrorKind::WouldBlock).
+    ///
+    /// # Errors
+    ///
+    /// [`TransferError::Io`] and [`TransferError::Vanished`].
+    pub fn read_from_fd(&mut self, fd: BorrowedFd<'_>) -> Result<usize, TransferError> {
+        if self.is_empty() {
+            return Ok(0);
+        }
+        let result = self.read_some(&mut Stream::new(fd));
+        result.map_err(|source| self.places.failure(0, source))
+    }
+
+    /// Reads from a socket, a pipe or a file, straight into guest memory, until everything
+    /// is filled. Waits where the descriptor would not.
+    ///
+    /// # Errors
+    ///
+    /// [`TransferError`], which says how many bytes came; the places of those that did not
+    /// are still in the list.
+    pub fn read_exact_from_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), TransferError> {
+        let mut stream = Stream::new(fd);
+        let mut done = 0;
+        while !self.is_empty() {
+            match self.read_some(&mut stream) {
+                Ok(0) => return Err(TransferError::Ended { done, missing: self.len() }),
+                Ok(count) => done += count as u64,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream
+                    .wait(libc::POLLIN)
+                    .map_err(|source| TransferError::Io { done, source })?,
+                Err(error) => return Err(self.places.failure(done, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads from any `Read` until everything is filled, and not a byte more; what goes to
+    /// guest memory goes through a buffer of 256 KiB.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_exact_from_fd`](Self::read_exact_from_fd). Of a file that was made shorter
+    /// under a block the rest is [`TransferError::Vanished`], unless the kernel refuses
+    /// `process_vm_writev`: then it is a bus error.
+    pub fn read_from(&mut self, input: &mut dyn Read) -> Result<(), TransferError> {
+        let mut done = 0;
+        while !self.is_empty() {
+            match self.read_some_from(input) {
+                Ok(0) => return Err(TransferError::Ended { done, missing: self.len() }),
+                Ok(count) => done += count as u64,
+                Err(error) => return Err(error.after(done)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once from any `Read`, up to 256 KiB; says how many bytes came, 0 at its end.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_from`](Self::read_from).
+    pub fn read_some_from(&mut self, input: &mut dyn Read) -> Result<usize, TransferError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let some = BUFFER.min(usize::try_from(self.len()).unwrap_or(BUFFER));
+        buffer.resize(buffer.len().max(some), 0);
+        let count = loop {
+            match input.read(&mut buffer[..some]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                count => break count,
+            }
+        };
+        let result = match count {
+            Ok(count) => {
+                let count = count.min(some);
+                self.distribute(&buffer[..count], &mut 0).map(|()| count)
+            }
+            Err(source) => Err(TransferError::Io { done: 0, source }),
+        };
+        self.buffer = buffer;
+        result
+    }
+
+    /// Copies `bytes` to the first places.
+    fn distribute(&mut self, mut bytes: &[u8], done: &mut u64) -> Result<(), TransferError> {
+        while let (Some(place), false) = (self.places.rest_mut().first_mut(), bytes.is_empty()) {
+            let (some, rest) = bytes.split_at(bytes.len().min(index(place.len())));
+            match place {
+                Place::Bytes(target) => target[..some.len()].copy_from_slice(some),
+                Place::Memory(Memory { block, range }) => {
+                    if let Err(offset) = copy_in(block, range.start, some) {
+                        let (id, count) = (block.id().to_owned(), offset - range.start);
+                        self.places.advance(count);
+                        *done += count;
+                        return Err(TransferError::Vanished { done: *done, id, offset });
+                    }
+                }
+            }
+            bytes = rest;
+            *done += some.len() as u64;
+            self.places.advance(some.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ReceiveList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReceiveList")
+            .field("len", &self.len())
+            .field("pieces", &self.pieces())
+            .finish()
+    }
+}
+
+/// How far into its places a call has written.
+#[derive(Clone, Copy)]
+enum Reach {
+    /// So many bytes. More if the next could not be written, which the call does not tell: in
+    /// memory that may vanish.
+    Exactly(u64),
+    Nowhere,
+    /// Nobody knows.
+    Everywhere,
+}
+
+/// Places of a call that are not marked yet. Marks what is left of them when it is dropped, by
+/// the panic of a hook that is told of a write.
+struct Marks<'b, 'a> {
+    places: std::slice::Iter<'b, Place<'a>>,
+    /// As many places as the call was given.
+    left: usize,
+    reach: Reach,
+}
+
+impl Marks<'_, '_> {
+    fn mark(&mut self) {
+        while let (Some(place), 1..) = (self.places.next(), self.left) {
+            self.left -= 1;
+            let len = place.len();
+            let written = match &mut self.reach {
+                Reach::Nowhere => return,
+                Reach::Everywhere => len,
+                Reach::Exactly(rest) => {
+                    let written = len.min(*rest);
+                    *rest -= written;
+                    written
+                }
+            };
+            if let Place::Memory(Memory { block, range }) = place {
+                let written = if block.may_vanish() { len } else { written };
+                block.dirty().mark(range.start, written);
+            }
+        }
+    }
+}
+
+impl Drop for Marks<'_, '_> {
+    fn drop(&mut self) {
+        self.mark();
+    }
+}

@@ -1,0 +1,300 @@
+//! Pieces to be written.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+use super::pieces::{Memory, Piece, Pieces};
+use super::vectored::{Source, Stream};
+use super::{BUFFER, TransferError, copy_out};
+use crate::block::RamBlock;
+use crate::error::RamBlockError;
+use crate::page::index;
+
+/// A piece, without what has been written of it.
+enum Part<'a> {
+    Bytes(&'a [u8]),
+    /// A range of the list's own bytes.
+    Copied(Range<usize>),
+    Memory(Memory<'a>),
+}
+
+impl<'a> From<Memory<'a>> for Part<'a> {
+    fn from(memory: Memory<'a>) -> Self {
+        Part::Memory(memory)
+    }
+}
+
+impl<'a> Piece<'a> for Part<'a> {
+    fn len(&self) -> u64 {
+        match self {
+            Part::Bytes(bytes) => bytes.len() as u64,
+            Part::Copied(range) => range.len() as u64,
+            Part::Memory(memory) => memory.range.end - memory.range.start,
+        }
+    }
+
+    fn cut(&mut self, count: u64) {
+        match self {
+            Part::Bytes(bytes) => *bytes = &bytes[index(count)..],
+            Part::Copied(range) => range.start += index(count),
+            Part::Memory(memory) => memory.range.start += count,
+        }
+    }
+
+    fn memory(&self) -> Option<&Memory<'a>> {
+        if let Part::Memory(memory) = self { Some(memory) } else { None }
+    }
+
+    fn memory_mut(&mut self) -> Option<&mut Memory<'a>> {
+        if let Part::Memory(memory) = self { Some(memory) } else { None }
+    }
+}
+
+/// Pieces to be written in order: bytes, and ranges of guest memory, which are read when
+/// they are written, not before.
+///
+/// What has been written leaves the list, so that after an error it holds what is left; a
+/// list of which everything is written is empty, and can be filled again without
+/// allocating. For bytes of another lifetime see [`reuse`](Self::reuse).
+///
+/// ```
+/// use std::os::fd::AsFd;
+/// use std::os::unix::net::UnixStream;
+/// use ram_block::{RamBlock, ReceiveList, SendList};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (here, there) = UnixStream::pair()?;
+/// let (from, to) = (RamBlock::anonymous("a", 1 << 16)?, RamBlock::anonymous("b", 1 << 16)?);
+/// from.write(0x1000, b"a page")?;
+///
+/// let mut list = SendList::new();
+/// list.copy(&0x1000u64.to_be_bytes());
+/// list.memory(&from, 0x1000..0x2000)?;
+/// list.write_to_fd(here.as_fd())?;
+///
+/// let mut head = [0; 8];
+/// let mut places = ReceiveList::new();
+/// places.bytes(&mut head);
+/// places.memory(&to, 0x1000..0x2000)?;
+/// places.read_exact_from_fd(there.as_fd())?;
+/// drop(places);
+/// assert_eq!(u64::from_be_bytes(head), 0x1000);
+/// let mut seen = [0; 6];
+/// to.read(0x1000, &mut seen)?;
+/// assert_eq!(&seen, b"a page");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Default)]
+pub struct SendList<'a> {
+    pieces: Pieces<Part<'a>>,
+    copied: Vec<u8>,
+    /// What is gathered for a `Write`.
+    buffer: Vec<u8>,
+}
+
+impl<'a> SendList<'a> {
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The list, emptied, for pieces of another lifetime; what it has allocated is kept.
+    pub fn reuse<'b>(mut self) -> SendList<'b> {
+        self.clear();
+        let Self { pieces, copied, buffer } = self;
+        SendList { pieces: pieces.reuse(), copied, buffer }
+    }
+
+    /// Takes everything out; what the list has allocated is kept.
+    pub fn clear(&mut self) {
+        self.pieces.clear();
+        self.copied.clear();
+    }
+
+    /// Adds bytes.
+    pub fn bytes(&mut self, bytes: &'a [u8]) {
+        self.pieces.push(Part::Bytes(bytes));
+    }
+
+    /// Adds bytes that are copied into the list: headers. What is copied one after the
+    /// other is one piece.
+    pub fn copy(&mut self, bytes: &[u8]) {
+        let start = self.copied.len();
+        self.copied.extend_from_slice(bytes);
+        let joined = self.pieces.grow_last(|last| {
+            let Part::Copied(last) = last else { return None };
+            last.end += bytes.len();
+            Some(bytes.len() as u64)
+        });
+        if !joined {
+            self.pieces.push(Part::Copied(start..self.copied.len()));
+        }
+    }
+
+    /// Adds the bytes `range` of a block. Joined with the piece before, if they follow it.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`]; nothing is added then.
+    pub fn memory(&mut self, block: &'a RamBlock, range: Range<u64>) -> Result<(), RamBlockError> {
+        self.pieces.push_memory(block, range)
+    }
+
+    /// Bytes that are not written yet.
+    pub fn len(&self) -> u64 {
+        self.pieces.len()
+    }
+
+    /// Whether all is written.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Pieces that are not written yet, the first perhaps in part.
+    pub fn pieces(&self) -> usize {
+        self.pieces.rest().len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.pieces.capacity()
+    }
+
+    /// Takes the first `count` bytes away, which were written.
+    fn advance(&mut self, count: u64) {
+        self.pieces.advance(count);
+        if self.is_empty() {
+            self.clear();
+        }
+    }
+
+    fn sources(&self) -> impl Iterator<Item = Source<'_>> {
+        self.pieces.rest().iter().map(|piece| match piece {
+            Part::Bytes(bytes) => Source::bytes(bytes),
+            Part::Copied(range) => Source::bytes(&self.copied[range.clone()]),
+            Part::Memory(memory) => Source::memory(&memory.block.reserved(memory.range.clone())),
+        })
+    }
+
+    /// Writes everything to a socket, a pipe or a file, straight from guest memory, in as
+    /// few calls as the operating system allows.
+    ///
+    /// Goes on after short writes and signals, and waits where the descriptor would not.
+    /// A socket that the other side has closed is an error and no `SIGPIPE`; with a pipe it
+    /// is for the program to ignore that signal, as Rust programs do by default.
+    ///
+    /// # Errors
+    ///
+    /// [`TransferError`], which says how many bytes went; what did not is still in the list.
+    pub fn write_to_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), TransferError> {
+        let mut stream = Stream::new(fd);
+        let mut done = 0;
+        while !self.is_empty() {
+            match stream.write(self.sources()) {
+                Ok(0) => return Err(TransferError::Ended { done, missing: self.len() }),
+                Ok(count) => {
+                    done += count as u64;
+                    self.advance(count as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream
+                    .wait(libc::POLLOUT)
+                    .map_err(|source| TransferError::Io { done, source })?,
+                Err(error) => return Err(self.pieces.failure(done, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything to any `Write`; guest memory goes through a buffer of 256 KiB.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_to_fd`](Self::write_to_fd). Of a file that was made shorter under a block
+    /// the rest is [`TransferError::Vanished`], unless the kernel refuses
+    /// `process_vm_readv`: then it is a bus error.
+    pub fn write_to(&mut self, out: &mut dyn Write) -> Result<(), TransferError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut done = 0;
+        let mut result = Ok(());
+        while result.is_ok() && !self.is_empty() {
+            result = match self.pieces.rest().first() {
+                Some(Part::Bytes(bytes)) if bytes.len() >= BUFFER => {
+                    let bytes = *bytes;
+                    self.write_some(out, bytes, &mut done)
+                }
+                _ => match self.gather(&mut buffer) {
+                    Err((id, offset)) if buffer.is_empty() => {
+                        Err(TransferError::Vanished { done, id, offset })
+                    }
+                    // What is there goes first; the next gathering fails again.
+                    _ => self.write_some(out, &buffer, &mut done),
+                },
+            };
+        }
+        buffer.clear();
+        self.buffer = buffer;
+        result
+    }
+
+    /// Copies the beginning of the list into `buffer`, at most [`BUFFER`] bytes; names the
+    /// block and the place of memory that is gone.
+    fn gather(&self, buffer: &mut Vec<u8>) -> Result<(), (String, u64)> {
+        buffer.clear();
+        for piece in self.pieces.rest() {
+            let start = buffer.len();
+            let some = (BUFFER - start).min(index(piece.len()));
+            match piece {
+                Part::Bytes(bytes) => buffer.extend_from_slice(&bytes[..some]),
+                Part::Copied(range) => {
+                    buffer.extend_from_slice(&self.copied[range.clone()][..some])
+                }
+                Part::Memory(Memory { block, range }) => {
+                    buffer.resize(start + some, 0);
+                    if let Err(offset) = copy_out(block, range.start, &mut buffer[start..]) {
+                        buffer.truncate(start + index(offset - range.start));
+                        return Err((block.id().to_owned(), offset));
+                    }
+                }
+            }
+            if buffer.len() == BUFFER {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes`, which begin the list.
+    fn write_some(
+        &mut self,
+        out: &mut dyn Write,
+        mut bytes: &[u8],
+        done: &mut u64,
+    ) -> Result<(), TransferError> {
+        while !bytes.is_empty() {
+            match out.write(bytes) {
+                Ok(0) => return Err(TransferError::Ended { done: *done, missing: self.len() }),
+                Ok(count) => {
+                    let count = count.min(bytes.len());
+                    bytes = &bytes[count..];
+                    *done += count as u64;
+                    self.advance(count as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(TransferError::Io { done: *done, source }),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for SendList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendList")
+            .field("len", &self.len())
+            .field("pieces", &self.pieces())
+            .finish()
+    }
+}

@@ -1,0 +1,70 @@
+//! How much to clear by one call.
+
+use std::time::Duration;
+
+use kvm_accel::{DirtyTracking, KvmConfig};
+use ram_block::{DirtyClient, DirtySnapshot};
+use serde_json::{Value, json};
+
+use crate::machine::{Machine, Times};
+use crate::options::Options;
+
+/// Chunks, in 64 pages.
+const CHUNKS: [u64; 8] = [1, 4, 16, 32, 128, 512, 2048, 4096];
+
+/// A gibibyte is cleared as a migration does it, chunk by chunk, at each share of written
+/// pages, by chunks of each size: the time of all, in microseconds, and the calls.
+pub fn table(options: &Options) -> Vec<Value> {
+    println!("{:<8} {:>7} {:>10} {:>9} {:>7}", "us", "pages", "chunk, KiB", "clear", "calls");
+    let mut rows = Vec::new();
+    for count in options.pages.iter().filter(|count| **count > 0) {
+        for chunk in CHUNKS {
+            rows.extend(measure(*count, chunk, options.rounds));
+        }
+    }
+    rows
+}
+
+fn measure(count: u64, chunk: u64, rounds: usize) -> Option<Value> {
+    let client = DirtyClient::MIGRATION;
+    let page = ram_block::PageSize::host().bytes();
+    let clear_chunk_bytes = chunk * 64 * page;
+    let tracking = DirtyTracking::ManualProtect;
+    let mut machine =
+        Machine::new(1, KvmConfig { tracking, clear_chunk_bytes, ..KvmConfig::default() })?;
+    let memory = machine.memory.clone();
+    memory.set_log(machine.ram, client, true).unwrap();
+    let mut snapshot = DirtySnapshot::default();
+    let (mut times, mut calls) = (Times::default(), 0);
+    for round in 0..rounds + 2 {
+        machine.write(count, 1 << 30);
+        let still = machine.vm.pause(Duration::from_secs(5)).unwrap();
+        memory.sync_dirty_log(machine.ram).unwrap();
+        let harvest = machine.block.dirty();
+        let pages = 0..machine.block.pages();
+        snapshot = harvest.snapshot_and_clear_into(client, pages, snapshot).unwrap().commit();
+        let before = machine.stats();
+        let mut one = Times::default();
+        one.time(|| {
+            let mut watched = 0;
+            for number in snapshot.pages() {
+                let at = number * page;
+                if at >= watched {
+                    let start = at / clear_chunk_bytes * clear_chunk_bytes;
+                    watched = start + clear_chunk_bytes;
+                    memory.log_clear(&machine.block, start..watched).unwrap();
+                }
+            }
+        });
+        drop(still);
+        if round >= 2 {
+            times.extend(one);
+            calls = machine.stats().clears.calls - before.clears.calls;
+        }
+    }
+    let kib = clear_chunk_bytes >> 10;
+    println!("{:<8} {count:>7} {kib:>10} {:>9.1} {calls:>7}", "manual", times.median());
+    Some(json!({
+        "pages": count, "chunk_kib": kib, "clear_us": times.median(), "calls": calls,
+    }))
+}
