@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ram_block::RamBlock;
+use ram_block::{RamBlock, difference};
 use thiserror::Error;
 
 /// An area of a picture, in pixels from its upper left corner.
@@ -259,7 +259,8 @@ impl Surface {
     /// columns and as bytes.
     pub(crate) fn whole_pixels(x: u32, bytes: &Range<usize>) -> (Range<u32>, Range<usize>) {
         let bytes = bytes.start / PIXEL * PIXEL..bytes.end.next_multiple_of(PIXEL);
-        (columns(x, &bytes), bytes)
+        let column = |at: usize| x + u32::try_from(at / PIXEL).unwrap_or(0);
+        (column(bytes.start)..column(bytes.end), bytes)
     }
 
     /// Puts pixels into line `y` from column `x` on, in memory of its own. Returns the
@@ -267,51 +268,10 @@ impl Surface {
     pub(crate) fn update(&mut self, y: u32, x: u32, new: &[u8]) -> Range<u32> {
         let at = x as usize * PIXEL;
         let Some(old) = self.line_mut(y).get_mut(at..at + new.len()) else { return 0..0 };
-        let changed = differing(old, new);
-        old[changed.clone()].copy_from_slice(&new[changed.clone()]);
-        columns(x, &changed)
+        let (columns, changed) = Self::whole_pixels(x, &difference(old, new));
+        old[changed.clone()].copy_from_slice(&new[changed]);
+        columns
     }
-}
-
-/// The columns of bytes of a line, counted from those of column `x` on.
-fn columns(x: u32, bytes: &Range<usize>) -> Range<u32> {
-    let column = |at: usize| x + u32::try_from(at / PIXEL).unwrap_or(0);
-    column(bytes.start)..column(bytes.end)
-}
-
-/// The bytes from the first pixel that differs to the last, of lines of one length; none if
-/// the lines are the same.
-///
-/// Looks at ever smaller blocks from both ends: blocks of a length that the compiler knows are
-/// compared with a few wide instructions, where a call for each would cost more than the
-/// comparison.
-fn differing(old: &[u8], new: &[u8]) -> Range<usize> {
-    let mut start = same_at_start::<512>(old, new);
-    start += same_at_start::<32>(&old[start..], &new[start..]);
-    start += same_at_start::<PIXEL>(&old[start..], &new[start..]);
-    let (old, new) = (&old[start..], &new[start..]);
-    let mut end = old.len() - same_at_end::<512>(old, new);
-    end -= same_at_end::<32>(&old[..end], &new[..end]);
-    end -= same_at_end::<PIXEL>(&old[..end], &new[..end]);
-    start..start + end
-}
-
-/// How many bytes are the same in the first blocks of `N`.
-fn same_at_start<const N: usize>(old: &[u8], new: &[u8]) -> usize {
-    let blocks = old.chunks_exact(N).zip(new.chunks_exact(N));
-    blocks.take_while(|(old, new)| is_same::<N>(old, new)).count() * N
-}
-
-/// How many bytes are the same in the last blocks of `N`.
-fn same_at_end<const N: usize>(old: &[u8], new: &[u8]) -> usize {
-    let blocks = old.rchunks_exact(N).zip(new.rchunks_exact(N));
-    blocks.take_while(|(old, new)| is_same::<N>(old, new)).count() * N
-}
-
-/// Whether two blocks of `N` bytes are the same.
-fn is_same<const N: usize>(old: &[u8], new: &[u8]) -> bool {
-    let block = |bytes| <&[u8; N]>::try_from(bytes).ok();
-    block(old) == block(new)
 }
 
 impl PartialEq for Surface {

@@ -13,7 +13,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use common::{BASE, Board, Pc};
-use display_vga::{Rect, Screen, VncBuilder, VncError, VncEvent, VncServer};
+use display_vga::{InputEvent, Rect, Screen, VncBuilder, VncError, VncEvent, VncServer};
 use proptest::prelude::*;
 use rfb::*;
 
@@ -547,17 +547,18 @@ fn input_arrives_and_what_was_held_is_released() {
     viewer.send(&[255, 0, 0, 1, 0, 0, 0xff, 0x51, 0, 0, 0, 0xcb]);
     viewer.send(&[5, 1, 1, 0x3f, 0, 0xc7]);
     viewer.send(&[6, 0, 0, 0, 0, 0, 0, 3, b'n', 0xe9, b'\n']);
-    let key = |keysym, keycode, down| VncEvent::Key { keysym, keycode, down };
+    let key = |keysym, keycode, down| VncEvent::Input(InputEvent::Key { keysym, keycode, down });
+    let pointer = |buttons| VncEvent::Input(InputEvent::Pointer { x: 319, y: 199, buttons });
     assert_eq!(next(), key(0xffe1, None, true));
     assert_eq!(next(), key(0x41, None, true));
     assert_eq!(next(), key(0x41, None, false));
     assert_eq!(next(), key(0xff51, Some(0xcb), true));
-    assert_eq!(next(), VncEvent::Pointer { x: 319, y: 199, buttons: 1 });
+    assert_eq!(next(), pointer(1));
     assert_eq!(next(), VncEvent::CutText("n\u{e9}\n".to_owned()));
     drop(viewer);
     assert_eq!(next(), key(0xffe1, None, false));
     assert_eq!(next(), key(0xff51, Some(0xcb), false));
-    assert_eq!(next(), VncEvent::Pointer { x: 319, y: 199, buttons: 0 });
+    assert_eq!(next(), pointer(0));
     assert_eq!(next(), VncEvent::Viewers(0));
 }
 

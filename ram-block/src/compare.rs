@@ -1,4 +1,4 @@
-//! What differs between the block's memory and a copy of it, found where the memory is.
+//! What differs between two pieces of memory, one of which may be the block's, where it is.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -11,7 +11,7 @@ use crate::error::RamBlockError;
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 4;
 
-/// The block's bytes beside the known ones, of the same length.
+/// Bytes that others may store to beside known ones, of the same length.
 struct Pair<'a> {
     memory: *const u8,
     known: &'a [u8],
@@ -111,6 +111,18 @@ impl Pair<'_> {
     }
 }
 
+/// Which of the bytes of `memory` differ from those of `known`: from the first that does to the
+/// last; empty if none does. The longer slice's bytes beyond the other are not looked at.
+///
+/// ```
+/// assert_eq!(ram_block::difference(b"abcdef", b"axcdyf"), 1..5);
+/// assert!(ram_block::difference(b"abc", b"abcdef").is_empty());
+/// ```
+pub fn difference(memory: &[u8], known: &[u8]) -> Range<usize> {
+    let len = memory.len().min(known.len());
+    Pair { memory: memory.as_ptr(), known: &known[..len] }.difference()
+}
+
 impl RamBlock {
     /// Which of the bytes at `offset` differ from `known`: from the first that does to the
     /// last, counted from `offset`; empty if none does.
@@ -168,7 +180,8 @@ mod tests {
                 (Some(first), Some(last)) => first..last + 1,
                 _ => len..len,
             };
-            prop_assert_eq!(block.difference(offset, &known).unwrap(), expected);
+            prop_assert_eq!(&block.difference(offset, &known).unwrap(), &expected);
+            prop_assert_eq!(difference(&memory, &known), expected);
         }
     }
 

@@ -82,6 +82,7 @@ pub use block::{MAX_ID_LEN, RamBlock, RamSlice};
 pub use builder::RamBlockBuilder;
 pub use client::{ClientSet, DirtyClient};
 pub use code::{CodeWatch, Watching};
+pub use compare::difference;
 pub use dirty::{ClientRegistration, DirtyError, DirtyMemory};
 pub use error::RamBlockError;
 pub use extents::DataExtents;

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use display_vga::{Screen, VncEvent, VncServer, write_png};
+use display_vga::{InputEvent, Screen, VncEvent, VncServer, write_png};
 use integration_tests::harness::{self, named};
 use integration_tests::scene::Scene;
 use integration_tests::viewers::{self, Folder, PATIENCE, TigerVnc, read_png};
@@ -133,7 +133,7 @@ impl Stage {
         let mut events = Vec::new();
         loop {
             let event = self.events.recv_timeout(PATIENCE).unwrap();
-            let found = matches!(event, VncEvent::Key { keysym: key, .. } if key == keysym);
+            let found = matches!(event, VncEvent::Input(InputEvent::Key { keysym: key, .. }) if key == keysym);
             events.push(event);
             if found {
                 return events;
@@ -149,8 +149,12 @@ fn assert_shows(path: &std::path::Path, picture: &(u32, Vec<[u8; 3]>), what: &st
     assert_eq!(wrong, 0, "{what}: pixels that differ");
 }
 
+fn key(keysym: u32) -> VncEvent {
+    VncEvent::Input(InputEvent::Key { keysym, keycode: None, down: true })
+}
+
 fn press(buttons: u8) -> VncEvent {
-    VncEvent::Pointer { x: 123, y: 45, buttons }
+    VncEvent::Input(InputEvent::Pointer { x: 123, y: 45, buttons })
 }
 
 /// Lets a viewer look at a frame, draws another one when it presses `x`, and waits until
@@ -198,16 +202,14 @@ fn vncdotool_looks_types_and_waits() {
         let script = include_str!("vnc/with_vncdotool.py");
         let events = with_script(&format!("vncdotool-{encoding}"), script, &arguments);
         assert!(events.contains(&press(1)), "{events:?}");
-        let key = VncEvent::Key { keysym: 0x78, keycode: None, down: true };
-        assert!(events.contains(&key), "{events:?}");
+        assert!(events.contains(&key(0x78)), "{events:?}");
     }
 }
 
 fn asyncvnc_looks_types_and_waits() {
     let script = include_str!("vnc/with_asyncvnc.py");
     let events = with_script("asyncvnc", script, &["PORT", "CAPTURED", "AWAITED", "PASSWORD"]);
-    let control = VncEvent::Key { keysym: 0xffe3, keycode: None, down: true };
-    for expected in [press(1), press(0), control] {
+    for expected in [press(1), press(0), key(0xffe3)] {
         assert!(events.contains(&expected), "{expected:?} in {events:?}");
     }
 }

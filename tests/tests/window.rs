@@ -156,7 +156,7 @@ fn a_window_shows_and_tells() {
     let (x, y, ..) = geometry();
     let at = [x + 41, y + 80].map(|side| side.to_string());
     xdotool(&["mousemove", &at[0], &at[1], "key", "a", "key", "shift+F5"]);
-    let key = |keysym, down| InputEvent::Key { keysym, down };
+    let key = |keysym, down| InputEvent::Key { keysym, keycode: None, down };
     let pointer = |buttons| InputEvent::Pointer { x: 10, y: 20, buttons };
     let mut events = Vec::new();
     for (what, last) in [

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::output::input::InputEvent;
 use crate::surface::{Rect, Surface};
 use hub::{Hub, Settings};
 pub use listener::VncListener;
@@ -49,29 +50,8 @@ pub enum VncEvent {
     /// A viewer came or went: so many are there now. A refresh loop that rests while nobody
     /// looks is to be woken.
     Viewers(usize),
-    /// A key went down, came up, or repeats. Keys that a viewer holds when it goes away come
-    /// up.
-    Key {
-        /// What the key means: an X11 keysym, 0x61 for an `a`, 0xff0d for Return (RFC 6143,
-        /// 7.5.4).
-        keysym: u32,
-        /// Which key it is, if the viewer knows: a PC's scan code (set 1), with 0x80 added
-        /// where that begins with E0 (the community's rfbproto, "QEMU Extended Key Event").
-        keycode: Option<u32>,
-        /// Whether it is down.
-        down: bool,
-    },
-    /// The pointer moved, or a button changed.
-    Pointer {
-        /// The column in pixels. Not checked: while the mode changes, or if the viewer knows
-        /// only another size, it may lie outside the picture.
-        x: u16,
-        /// The line.
-        y: u16,
-        /// A bit for each button that is down: 0 left, 1 middle, 2 right, 3 and 4 the wheel
-        /// up and down, 5 and 6 left and right.
-        buttons: u8,
-    },
+    /// Somebody typed, moved the pointer, or pressed a button.
+    Input(InputEvent),
     /// Somebody cut or copied text: at most 256 KiB of Latin-1, whose lines end in a line
     /// feed.
     CutText(String),

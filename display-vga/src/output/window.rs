@@ -42,7 +42,7 @@ pub struct WindowError {
 /// while window.is_open() {
 ///     screen.refresh()?;
 ///     for event in window.show(screen.surface(), &screen.last().damage)? {
-///         if let InputEvent::Key { keysym, down } = event {
+///         if let InputEvent::Key { keysym, down, .. } = event {
 ///             println!("{keysym:#x} {}", if down { "down" } else { "up" });
 ///         }
 ///     }
@@ -188,7 +188,7 @@ impl Input {
     /// as nobody tells that they do.
     fn keys(&mut self, keys: Vec<InputEvent>, lost_focus: bool, events: &mut Vec<InputEvent>) {
         for event in keys {
-            if let InputEvent::Key { keysym, down } = event {
+            if let InputEvent::Key { keysym, down, .. } = event {
                 self.held.retain(|held| *held != keysym);
                 if down {
                     self.held.push(keysym);
@@ -197,7 +197,7 @@ impl Input {
             events.push(event);
         }
         if lost_focus {
-            let up = |keysym| InputEvent::Key { keysym, down: false };
+            let up = |keysym| InputEvent::Key { keysym, keycode: None, down: false };
             events.extend(self.held.drain(..).map(up));
         }
     }
@@ -263,7 +263,7 @@ impl InputCallback for Keys {
     fn set_key_state(&mut self, key: Key, down: bool) {
         if let Some(keysym) = keysym(key) {
             // Nobody listens while the window goes away.
-            let _ = self.0.send(InputEvent::Key { keysym, down });
+            let _ = self.0.send(InputEvent::Key { keysym, keycode: None, down });
         }
     }
 }
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn what_is_done_is_told_once() {
         let (mut input, mut events) = (Input::default(), Vec::new());
-        let key = |keysym, down| InputEvent::Key { keysym, down };
+        let key = |keysym, down| InputEvent::Key { keysym, keycode: None, down };
         let pointer = |x, buttons| InputEvent::Pointer { x, y: 5, buttons };
         input.keys(
             vec![key(1, true), key(2, true), key(1, true), key(2, false)],

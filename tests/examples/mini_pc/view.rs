@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use display_vga::{Pace, Refresh, Screen, TerminalView, VncEvent, VncServer, Watch, write_png};
+use display_vga::{
+    InputEvent, Pace, Refresh, Screen, TerminalView, VncEvent, VncServer, Watch, write_png,
+};
 use integration_tests::demo::AnyError;
 use integration_tests::mini_pc::Machine;
 use integration_tests::mini_pc::keys::Key;
@@ -90,7 +92,7 @@ fn serve(
     let handle = move |event| {
         stirred.store(true, Ordering::Relaxed);
         watcher.unpark();
-        if let VncEvent::Key { keysym, keycode, down } = event {
+        if let VncEvent::Input(InputEvent::Key { keysym, keycode, down }) = event {
             let key = keycode.and_then(Key::from_scan_code).or_else(|| Key::from_keysym(keysym));
             if let Some(key) = key {
                 keyboard.press(key, down);

@@ -157,10 +157,12 @@ impl View {
             }
             #[cfg(feature = "window")]
             Self::Window(window) => {
-                const ESCAPE: InputEvent = InputEvent::Key { keysym: 0xff1b, down: true };
+                let escape = |event: &InputEvent| {
+                    matches!(event, InputEvent::Key { keysym: 0xff1b, down: true, .. })
+                };
                 let events = window.show(screen.surface(), damage)?;
                 events.iter().for_each(|event| log::info!("{event:?}"));
-                Ok(window.is_open() && !events.contains(&ESCAPE))
+                Ok(window.is_open() && !events.iter().any(escape))
             }
         }
     }

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use thiserror::Error;
 
 use super::format::{FormatError, PixelFormat};
+use crate::output::input::InputEvent;
 use crate::surface::Rect;
 
 /// The longest text that is taken from a viewer's clipboard, in bytes; longer ones are
@@ -90,16 +91,7 @@ pub(crate) enum Message {
         incremental: bool,
         area: Rect,
     },
-    Key {
-        down: bool,
-        keysym: u32,
-        keycode: Option<u32>,
-    },
-    Pointer {
-        buttons: u8,
-        x: u16,
-        y: u16,
-    },
+    Input(InputEvent),
     CutText(String),
     SetDesktopSize,
     /// Understood, and without meaning here.
@@ -108,6 +100,7 @@ pub(crate) enum Message {
 
 /// The next message of `stream`.
 pub(crate) fn read(stream: &mut impl Read) -> Result<Message, MessageError> {
+    let number = |high, low| u32::from(u16::from_be_bytes([high, low]));
     Ok(match u8::from_be_bytes(bytes(stream)?) {
         0 => {
             let [_, _, _, format @ ..] = bytes::<19>(stream)?;
@@ -119,7 +112,6 @@ pub(crate) fn read(stream: &mut impl Read) -> Result<Message, MessageError> {
         }
         3 => {
             let [incremental, x1, x0, y1, y0, w1, w0, h1, h0] = bytes(stream)?;
-            let number = |high, low| u32::from(u16::from_be_bytes([high, low]));
             let (x, y) = (number(x1, x0), number(y1, y0));
             let area = Rect { x, y, width: number(w1, w0), height: number(h1, h0) };
             Message::UpdateRequest { incremental: incremental != 0, area }
@@ -127,12 +119,12 @@ pub(crate) fn read(stream: &mut impl Read) -> Result<Message, MessageError> {
         4 => {
             let [down, _, _, keysym @ ..] = bytes::<7>(stream)?;
             let keysym = u32::from_be_bytes(keysym);
-            Message::Key { down: down != 0, keysym, keycode: None }
+            Message::Input(InputEvent::Key { keysym, keycode: None, down: down != 0 })
         }
         5 => {
             let [buttons, x1, x0, y1, y0] = bytes(stream)?;
-            let (x, y) = (u16::from_be_bytes([x1, x0]), u16::from_be_bytes([y1, y0]));
-            Message::Pointer { buttons, x, y }
+            let (x, y) = (number(x1, x0), number(y1, y0));
+            Message::Input(InputEvent::Pointer { x, y, buttons })
         }
         6 => read_cut_text(stream)?,
         251 => {
@@ -146,7 +138,7 @@ pub(crate) fn read(stream: &mut impl Read) -> Result<Message, MessageError> {
                 let [s3, s2, s1, s0, code @ ..] = rest;
                 let keysym = u32::from_be_bytes([s3, s2, s1, s0]);
                 let keycode = Some(u32::from_be_bytes(code));
-                Message::Key { down: [d1, d0] != [0, 0], keysym, keycode }
+                Message::Input(InputEvent::Key { keysym, keycode, down: [d1, d0] != [0, 0] })
             }
             other => return Err(MessageError::UnknownQemu(other)),
         },
@@ -218,12 +210,12 @@ mod tests {
         let area = Rect { x: 0x102, y: 0x304, width: 0x506, height: 0x708 };
         let request = Message::UpdateRequest { incremental: true, area };
         assert_eq!(one(&[3, 1, 1, 2, 3, 4, 5, 6, 7, 8]), request);
-        let key = Message::Key { down: true, keysym: 0xff0d, keycode: None };
-        assert_eq!(one(&[4, 1, 0, 0, 0, 0, 0xff, 0x0d]), key);
-        let key = Message::Key { down: false, keysym: 0x61, keycode: Some(0x1e) };
-        assert_eq!(one(&[255, 0, 0, 0, 0, 0, 0, 0x61, 0, 0, 0, 0x1e]), key);
-        let pointer = Message::Pointer { buttons: 5, x: 0x102, y: 0x304 };
-        assert_eq!(one(&[5, 5, 1, 2, 3, 4]), pointer);
+        let key = InputEvent::Key { down: true, keysym: 0xff0d, keycode: None };
+        assert_eq!(one(&[4, 1, 0, 0, 0, 0, 0xff, 0x0d]), Message::Input(key));
+        let key = InputEvent::Key { down: false, keysym: 0x61, keycode: Some(0x1e) };
+        assert_eq!(one(&[255, 0, 0, 0, 0, 0, 0, 0x61, 0, 0, 0, 0x1e]), Message::Input(key));
+        let pointer = InputEvent::Pointer { buttons: 5, x: 0x102, y: 0x304 };
+        assert_eq!(one(&[5, 5, 1, 2, 3, 4]), Message::Input(pointer));
         let text = Message::CutText("caf\u{e9}".to_owned());
         assert_eq!(one(&[6, 0, 0, 0, 0, 0, 0, 4, b'c', b'a', b'f', 0xe9]), text);
         let size = [&[251, 0, 4, 0, 3, 0, 2, 0][..], &[7; 32]].concat();

@@ -18,6 +18,7 @@ use super::listener::{Hurried, Stream};
 use super::message::{self, Abilities, Message, MessageError};
 use super::region::Region;
 use super::{VncEvent, updater};
+use crate::output::input::InputEvent;
 use crate::surface::Rect;
 
 /// More keys than anybody has fingers for.
@@ -188,12 +189,7 @@ fn talk(hub: &Arc<Hub>, viewer: &Arc<Viewer>, held: &mut Held) -> Result<(), Vie
         let message = message::read(&mut stream)?;
         held.note(&message);
         match message {
-            Message::Key { down, keysym, keycode } => {
-                hub.tell(VncEvent::Key { keysym, keycode, down });
-            }
-            Message::Pointer { buttons, x, y } => {
-                hub.tell(VncEvent::Pointer { x, y, buttons });
-            }
+            Message::Input(event) => hub.tell(VncEvent::Input(event)),
             Message::CutText(text) => hub.tell(VncEvent::CutText(text)),
             message => viewer.change(|state| obey(state, message)),
         }
@@ -222,7 +218,7 @@ fn obey(state: &mut State, message: Message) {
             state.add_request(Request { area, at_once: !incremental });
         }
         Message::SetDesktopSize => state.refuse_size |= state.abilities.extended_desktop_size,
-        Message::Key { .. } | Message::Pointer { .. } | Message::CutText(_) | Message::Skipped => {}
+        Message::Input(_) | Message::CutText(_) | Message::Skipped => {}
     }
 }
 
@@ -231,30 +227,32 @@ fn obey(state: &mut State, message: Message) {
 struct Held {
     keys: Vec<(u32, Option<u32>)>,
     buttons: bool,
-    at: (u16, u16),
+    at: (u32, u32),
 }
 
 impl Held {
     fn note(&mut self, message: &Message) {
         match *message {
-            Message::Key { down, keysym, keycode } => {
+            Message::Input(InputEvent::Key { keysym, keycode, down }) => {
                 self.keys.retain(|key| *key != (keysym, keycode));
                 if down && self.keys.len() < KEYS {
                     self.keys.push((keysym, keycode));
                 }
             }
-            Message::Pointer { buttons, x, y } => (self.buttons, self.at) = (buttons != 0, (x, y)),
+            Message::Input(InputEvent::Pointer { x, y, buttons }) => {
+                (self.buttons, self.at) = (buttons != 0, (x, y));
+            }
             _ => {}
         }
     }
 
     fn release(self, hub: &Hub) {
         for (keysym, keycode) in self.keys {
-            hub.tell(VncEvent::Key { keysym, keycode, down: false });
+            hub.tell(VncEvent::Input(InputEvent::Key { keysym, keycode, down: false }));
         }
         if self.buttons {
             let (x, y) = self.at;
-            hub.tell(VncEvent::Pointer { x, y, buttons: 0 });
+            hub.tell(VncEvent::Input(InputEvent::Pointer { x, y, buttons: 0 }));
         }
     }
 }
