@@ -77,12 +77,15 @@ impl Bulk {
         self.top[chunk / 64] |= 1 << (chunk % 64);
     }
 
-    /// Fetches the lines of chunk `chunk` that a merge of its words `nonzero` will write,
-    /// unless they are so many that the processor does so by itself.
+    /// Fetches the lines of chunk `chunk` that a merge of its words `nonzero` will write.
     #[inline]
     pub(crate) fn prefetch_chunk(&self, chunk: usize, nonzero: u64) {
         if nonzero.count_ones() <= wide::FEW {
             for n in bits_of(0, nonzero).map(index) {
+                wide::prefetch(&self.leaves, chunk * CHUNK + n);
+            }
+        } else {
+            for n in (0..CHUNK).step_by(8) {
                 wide::prefetch(&self.leaves, chunk * CHUNK + n);
             }
         }

@@ -48,31 +48,34 @@ impl DirtyMemory {
         let mut next = chunks.start;
         while next < chunks.end {
             let end = ((next / BITS + 1) * BITS).min(chunks.end);
-            // The words of each chunk that are not zero; looked for before the lock is
-            // taken, so that what they meet can be fetched all at once.
+            // The words of each chunk that are not zero. What they will meet is fetched while
+            // the chunks behind are looked at.
             let mut nonzero = [0; 64];
             let mut full = 0u64;
             let granule = next / BITS * BITS;
+            let mut bulk = None;
             for chunk in next..end {
                 let words = source.chunk(chunk, &mut buffer);
                 if words.iter().fold(0, |all, word| all | word) != 0 {
+                    let bulk = bulk.get_or_insert_with(|| self.lock_bulk());
                     let (found, ones) = wide::scan(words);
                     nonzero[index(chunk - granule)] = found;
-                    full |= u64::from(ones == CHUNK as u64 * BITS) << (chunk - granule);
                     set += ones;
+                    if ones == CHUNK as u64 * BITS {
+                        full |= 1 << (chunk - granule);
+                    } else {
+                        let bulk = bulk.iter().flatten();
+                        bulk.for_each(|bulk| bulk.prefetch_chunk(index(chunk), found));
+                    }
                 }
             }
-            let dirty =
-                || (next..end).zip(&nonzero[index(next - granule)..]).filter(|(_, n)| **n != 0);
-            if dirty().next().is_none() {
+            let Some(mut bulk) = bulk else {
                 next = end;
                 continue;
-            }
-            let mut bulk = self.lock_bulk();
-            for (chunk, nonzero) in dirty() {
-                bulk.iter().flatten().for_each(|bulk| bulk.prefetch_chunk(index(chunk), *nonzero));
-            }
-            for (chunk, nonzero) in dirty() {
+            };
+            let dirty =
+                (next..end).zip(&nonzero[index(next - granule)..]).filter(|(_, n)| **n != 0);
+            for (chunk, nonzero) in dirty {
                 if full >> (chunk - granule) & 1 != 0 {
                     bulk.iter_mut().flatten().for_each(|bulk| bulk.fill_chunk(index(chunk)));
                     continue;
