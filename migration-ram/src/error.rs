@@ -241,6 +241,20 @@ pub enum ReceiveError {
         /// The block's length in bytes.
         len: u64,
     },
+    /// A page that came compressed, or as what changed of it, and makes no sense.
+    #[error(
+        "At byte {at} of the stream: the {what} of page {offset:#x} of block \"{id}\" is malformed"
+    )]
+    Encoding {
+        /// Where it stands.
+        at: u64,
+        /// What it is.
+        what: &'static str,
+        /// The block's id.
+        id: String,
+        /// The page's offset in bytes.
+        offset: u64,
+    },
     /// A capability that changes the stream in a way that is not known here.
     #[error("At byte {at} of the stream: capability \"{name}\" is not supported")]
     Capability {

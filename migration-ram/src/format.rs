@@ -33,6 +33,11 @@ pub(crate) const FLAG_MEM_SIZE: u64 = 0x04;
 pub(crate) const FLAG_PAGE: u64 = 0x08;
 pub(crate) const FLAG_EOS: u64 = 0x10;
 pub(crate) const FLAG_CONTINUE: u64 = 0x20;
+/// What changed of a page: a byte that is [`XBZRLE_ENCODING`], the length, and the delta.
+pub(crate) const FLAG_XBZRLE: u64 = 0x40;
+pub(crate) const XBZRLE_ENCODING: u8 = 1;
+/// A page as a zlib stream, with its length before it; of QEMU before 9.1.
+pub(crate) const FLAG_COMPRESSED: u64 = 0x100;
 /// The bits that flags can take: offsets are multiples of 4 KiB at least.
 pub(crate) const FLAG_MASK: u64 = 0xfff;
 

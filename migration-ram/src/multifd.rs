@@ -15,6 +15,9 @@ pub(crate) const MULTIFD_MAGIC: u32 = 0x1122_3344;
 const VERSION: u32 = 1;
 /// All channels' pages before this packet come before those after it.
 pub(crate) const SYNC: u32 = 1;
+/// The contents are a part of a zlib stream, which goes on through all packets of its channel
+/// (QEMU's multifd-compression); the next packet's bytes in the head are their length.
+const ZLIB: u32 = 1 << 1;
 /// Pages of a packet.
 pub(crate) const PACKET_PAGES: usize = 128;
 /// Bytes of a packet's head.
@@ -53,6 +56,8 @@ pub(crate) struct Packet {
     pub(crate) pages: Vec<u64>,
     /// Those of pages that are zero.
     pub(crate) zero_pages: Vec<u64>,
+    /// The bytes of the contents, if these are compressed.
+    pub(crate) zlib: Option<u32>,
 }
 
 impl Packet {
@@ -91,7 +96,7 @@ impl Packet {
             stream.expect(what, word(at).into(), expected.into(), start + at as u64)?;
         }
         let flags = word(8);
-        if flags & !SYNC != 0 {
+        if flags & !(SYNC | ZLIB) != 0 {
             let found = flags.into();
             return Err(ReceiveError::Unsupported { at: start + 8, what: "packet flags", found });
         }
@@ -117,6 +122,7 @@ impl Packet {
         number.copy_from_slice(&head[24..32]);
         Ok(Some(Self {
             flags,
+            zlib: (flags & ZLIB != 0).then(|| word(20)),
             number: u64::from_be_bytes(number),
             block,
             pages: (0..pages).map(offset).collect(),

@@ -1,6 +1,7 @@
 //! The receiving side: a parser that trusts nothing.
 
 mod ahead;
+mod encoded;
 mod multifd;
 mod ram;
 mod sections;
@@ -30,10 +31,12 @@ pub struct Received {
     pub machine: String,
     /// Bytes of a page of the stream.
     pub page_size: u64,
-    /// Pages of the stream that came with their bytes.
+    /// Pages of the stream that came with their bytes, compressed or not.
     pub pages: u64,
     /// Pages of the stream that came as zeros.
     pub zero_pages: u64,
+    /// Pages of the stream that came as what had changed of them since they came last.
+    pub delta_pages: u64,
     /// Bytes of the stream, on all connections.
     pub bytes: u64,
     /// The blocks, in the stream's order.
@@ -51,10 +54,12 @@ pub struct BlockInfo {
     pub id: String,
     /// Its length in bytes; 0 if the stream did not say.
     pub len: u64,
-    /// Pages of the stream that came with their bytes.
+    /// Pages of the stream that came with their bytes, compressed or not.
     pub pages: u64,
     /// Pages of the stream that came as zeros.
     pub zero_pages: u64,
+    /// Pages of the stream that came as what had changed of them since they came last.
+    pub delta_pages: u64,
 }
 
 /// A device's section of a stream.
@@ -88,6 +93,10 @@ pub enum Target {
 type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> Target + Send + 'a>;
 
 /// The destination of a migration.
+///
+/// Takes what QEMU's precopy sends: pages, zeros, XBZRLE deltas, pages and packets of channels
+/// that are compressed by zlib (`compress` of QEMU before 9.1, `multifd-compression`). What else
+/// changes the stream is refused: postcopy, `mapped-ram`, `x-ignore-shared`, other compression.
 ///
 /// # Example
 ///

@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
 use migration_ram::{Copied, Input, ReceiveError, Received, Receiver};
 use proptest::prelude::*;
 use ram_block::{DirtyClient, RamBlock, ReceiveList, TransferError};
@@ -35,6 +37,19 @@ enum Record {
         count: usize,
         seed: u8,
     },
+    /// A run of pages, compressed each.
+    Compressed {
+        block: usize,
+        page: usize,
+        count: usize,
+        seed: u8,
+    },
+    /// What bytes of a page are changed to that the stream has brought before.
+    Delta {
+        block: usize,
+        page: usize,
+        changes: [(usize, u8); 3],
+    },
     Section,
 }
 
@@ -46,6 +61,15 @@ fn record() -> impl Strategy<Value = Record> {
         2 => place().prop_map(|(block, page, count)| Record::Zero { block, page, count }),
         2 => (place(), any::<u8>())
             .prop_map(|((block, page, count), seed)| Record::Mixed { block, page, count, seed }),
+        1 => (place(), any::<u8>()).prop_map(|((block, page, count), seed)| {
+            Record::Compressed { block, page, count, seed }
+        }),
+        3 => (place(), any::<[(prop::sample::Index, u8); 3]>()).prop_map(
+            |((block, page, _), changes)| {
+                let changes = changes.map(|(at, byte)| (at.index(PAGE), byte));
+                Record::Delta { block, page, changes }
+            }
+        ),
         1 => Just(Record::Section),
     ]
 }
@@ -54,6 +78,26 @@ fn record() -> impl Strategy<Value = Record> {
 fn contents(page: usize, seed: u8) -> [u8; PAGE] {
     let first = seed.wrapping_add(page.to_le_bytes()[0]);
     std::array::from_fn(|at| first.wrapping_mul(7).wrapping_add((at / 7).to_le_bytes()[0]) | 0x80)
+}
+
+/// What changed of a page: how many bytes stay, how many come, these, and so on.
+fn delta(old: &[u8], new: &[u8]) -> Vec<u8> {
+    let number = |n: usize| match n {
+        0..0x80 => vec![n.to_le_bytes()[0]],
+        _ => vec![n.to_le_bytes()[0] | 0x80, (n >> 7).to_le_bytes()[0]],
+    };
+    let (mut delta, mut at, mut stays) = (Vec::new(), 0, 0);
+    let same: Vec<bool> = old.iter().zip(new).map(|(old, new)| old == new).collect();
+    for run in same.chunk_by(|a, b| a == b) {
+        if run[0] {
+            stays = run.len();
+        } else {
+            let bytes = &new[at..at + run.len()];
+            delta.extend([number(stays), number(run.len()), bytes.to_vec()].concat());
+        }
+        at += run.len();
+    }
+    delta
 }
 
 /// What is known of each page of each block.
@@ -77,38 +121,64 @@ fn encode(records: &[Record], always_named: bool) -> (Vec<u8>, Model) {
     out.extend(end);
     out.extend(b"\x02\0\0\0\x02");
     let mut last = None;
-    let mut put = |out: &mut Vec<u8>, block: usize, page: usize, data: Option<[u8; PAGE]>| {
+    // A record of a page, `payload` of which stands in the stream.
+    let mut put = |out: &mut Vec<u8>, block: usize, page: usize, flag: u64, payload: &[u8]| {
         let go_on = last == Some(block) && !always_named;
         last = Some(block);
-        let flag = if data.is_some() { 8 } else { 2 } | if go_on { 0x20 } else { 0 };
+        let flag = flag | if go_on { 0x20 } else { 0 };
         out.extend(((page * PAGE) as u64 | flag).to_be_bytes());
         if !go_on {
             out.push(u8::try_from(IDS[block].len()).unwrap());
             out.extend(IDS[block].as_bytes());
         }
-        match data {
-            Some(data) => out.extend(data),
-            None => out.push(0),
-        }
-        model[block][page] = Some(data.unwrap_or([0; PAGE]));
+        out.extend(payload);
     };
+    let run = |page: usize, count: usize| page..(page + count).min(PAGES);
     for record in records {
         match *record {
             Record::Data { block, page, count, seed } => {
-                for page in page..(page + count).min(PAGES) {
-                    put(&mut out, block, page, Some(contents(page, seed)));
+                for page in run(page, count) {
+                    let data = contents(page, seed);
+                    put(&mut out, block, page, 8, &data);
+                    model[block][page] = Some(data);
                 }
             }
             Record::Zero { block, page, count } => {
-                for page in page..(page + count).min(PAGES) {
-                    put(&mut out, block, page, None);
+                for page in run(page, count) {
+                    put(&mut out, block, page, 2, &[0]);
+                    model[block][page] = Some([0; PAGE]);
                 }
             }
             Record::Mixed { block, page, count, seed } => {
-                for page in page..(page + count).min(PAGES) {
-                    let data = (page % 2 == 0).then(|| contents(page, seed));
-                    put(&mut out, block, page, data);
+                for page in run(page, count) {
+                    let data = if page % 2 == 0 { contents(page, seed) } else { [0; PAGE] };
+                    let (flag, payload) =
+                        if page % 2 == 0 { (8, &data[..]) } else { (2, &[0][..]) };
+                    put(&mut out, block, page, flag, payload);
+                    model[block][page] = Some(data);
                 }
+            }
+            Record::Compressed { block, page, count, seed } => {
+                for page in run(page, count) {
+                    let data = contents(page, seed);
+                    let level = Compression::new(u32::from(seed) % 10);
+                    let mut zlib = ZlibEncoder::new(vec![0; 4], level);
+                    zlib.write_all(&data).unwrap();
+                    let mut zlib = zlib.finish().unwrap();
+                    let len = u32::try_from(zlib.len() - 4).unwrap();
+                    zlib[..4].copy_from_slice(&len.to_be_bytes());
+                    put(&mut out, block, page, 0x100, &zlib);
+                    model[block][page] = Some(data);
+                }
+            }
+            Record::Delta { block, page, changes } => {
+                let Some(old) = model[block][page] else { continue };
+                let mut new = old;
+                changes.iter().for_each(|(at, byte)| new[*at] = *byte);
+                let delta = delta(&old, &new);
+                let [.., high, low] = delta.len().to_be_bytes();
+                put(&mut out, block, page, 0x40, &[&[1, high, low][..], &delta].concat());
+                model[block][page] = Some(new);
             }
             Record::Section => {
                 out.extend(end);

@@ -14,6 +14,7 @@ use crate::format::default_page_size;
 use crate::multifd::{Packet, SYNC};
 
 use super::StreamReader;
+use super::encoded::Decoder;
 use super::ram::{Blocks, Populated};
 
 #[derive(Default)]
@@ -171,11 +172,12 @@ impl<'a> Shared<'a> {
 
     fn packets(&self, stream: &mut StreamReader<'_>) -> Result<(), ReceiveError> {
         let mut populated = Populated::default();
+        let mut decoder = None;
         loop {
             let at = stream.at();
             let Some(packet) = Packet::read(stream)? else { return Ok(()) };
             if !packet.pages.is_empty() || !packet.zero_pages.is_empty() {
-                self.pages(stream, at, &packet, &mut populated)?;
+                self.pages(stream, at, &packet, &mut populated, &mut decoder)?;
             }
             if packet.flags & SYNC != 0 {
                 self.sync(stream.at())?;
@@ -189,13 +191,21 @@ impl<'a> Shared<'a> {
         at: u64,
         packet: &Packet,
         populated: &mut Populated,
+        decoder: &mut Option<Decoder>,
     ) -> Result<(), ReceiveError> {
         let page = self.page();
         let unknown = || ReceiveError::UnknownBlock { at, id: packet.block.clone() };
         let block = self.blocks.find(&packet.block).ok_or_else(unknown)?;
         let offsets = packet.pages.iter().chain(&packet.zero_pages);
         offsets.copied().try_for_each(|offset| block.check(at, offset, page))?;
-        block.pages(stream, &packet.pages, page)?;
+        match packet.zlib {
+            // Of no pages it is a number of an earlier packet.
+            Some(len) if !packet.pages.is_empty() => {
+                let decoder = decoder.get_or_insert_with(|| Decoder::new(page));
+                decoder.zlib_part(stream, len.into(), &block, &packet.pages)?;
+            }
+            _ => block.pages(stream, &packet.pages, page)?,
+        }
         for offset in packet.zero_pages.iter().copied() {
             block.zero(offset..offset + page.bytes(), page, populated)?;
         }

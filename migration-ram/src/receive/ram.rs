@@ -25,6 +25,7 @@ pub(super) struct Block {
     // Counts for people: in no order with anything.
     pages: AtomicU64,
     zero_pages: AtomicU64,
+    delta_pages: AtomicU64,
 }
 
 impl Block {
@@ -74,6 +75,33 @@ impl Block {
     /// So many pages came with their contents.
     pub(super) fn count(&self, pages: u64) {
         self.pages.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// Puts a page at an offset that was checked.
+    pub(super) fn put(&self, offset: u64, page: &[u8]) -> Result<(), ReceiveError> {
+        self.count(1);
+        self.write(offset, page)
+    }
+
+    /// As [`put`](Self::put), for a page that came as what changed of it.
+    pub(super) fn put_delta(&self, offset: u64, page: &[u8]) -> Result<(), ReceiveError> {
+        self.delta_pages.fetch_add(1, Ordering::Relaxed);
+        self.write(offset, page)
+    }
+
+    fn write(&self, offset: u64, page: &[u8]) -> Result<(), ReceiveError> {
+        match &self.memory {
+            Some(memory) => Ok(memory.write(offset, page)?),
+            None => Ok(()),
+        }
+    }
+
+    /// What a page at an offset that was checked has here; anything if its pages are dropped.
+    pub(super) fn get(&self, offset: u64, page: &mut [u8]) -> Result<(), ReceiveError> {
+        match &self.memory {
+            Some(memory) => Ok(memory.read(offset, page)?),
+            None => Ok(()),
+        }
     }
 
     /// Makes pages zero that were checked.
@@ -202,6 +230,7 @@ impl<'a> Blocks<'a> {
             announced: len.is_some(),
             pages: AtomicU64::new(0),
             zero_pages: AtomicU64::new(0),
+            delta_pages: AtomicU64::new(0),
         });
         named.push(block.clone());
         Ok(block)
@@ -219,6 +248,7 @@ impl<'a> Blocks<'a> {
             len: if block.announced { block.len } else { 0 },
             pages: block.pages.load(Ordering::Relaxed),
             zero_pages: block.zero_pages.load(Ordering::Relaxed),
+            delta_pages: block.delta_pages.load(Ordering::Relaxed),
         };
         self.named().iter().map(info).collect()
     }

@@ -9,6 +9,7 @@ use crate::error::ReceiveError;
 use crate::format::*;
 
 use super::ahead::Ahead;
+use super::encoded::Decoder;
 use super::multifd::Shared;
 use super::ram::{Block, Populated};
 use super::tail::Tail;
@@ -44,6 +45,8 @@ pub(super) struct Sections<'p, 's, 'a> {
     /// The block of the last record.
     block: Option<Arc<Block>>,
     populated: Populated,
+    /// Once it is needed.
+    decoder: Option<Decoder>,
     ahead: Ahead,
     sync_at: SyncAt,
     /// RAM's last section has come.
@@ -70,6 +73,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
             ram_section: None,
             block: None,
             populated: Populated::default(),
+            decoder: None,
             ahead: Ahead::new(fresh),
             sync_at: SyncAt::Unknown,
             complete: false,
@@ -123,6 +127,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         let blocks = self.shared.blocks.info();
         self.received.page_size = self.page.bytes();
         self.received.pages = blocks.iter().map(|block| block.pages).sum();
+        self.received.delta_pages = blocks.iter().map(|block| block.delta_pages).sum();
         self.received.zero_pages = blocks.iter().map(|block| block.zero_pages).sum();
         self.received.bytes = self.stream.at();
         self.received.blocks = blocks;

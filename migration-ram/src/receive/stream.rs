@@ -70,6 +70,16 @@ impl<'a> StreamReader<'a> {
         Ok(&self.buffer[self.filled.start..][..len])
     }
 
+    /// The next bytes, which are (a part of) `most` bytes of `what`; one at least, unless that
+    /// is 0. They are not consumed.
+    pub(super) fn some(&mut self, most: u64, what: &'static str) -> Result<&[u8], ReceiveError> {
+        if most > 0 && self.is_at_end()? {
+            return Err(ReceiveError::Truncated { at: self.at, what });
+        }
+        let len = usize::try_from(most).unwrap_or(usize::MAX).min(self.filled.len());
+        Ok(&self.buffered()[..len])
+    }
+
     /// Whether nothing follows any more.
     pub(crate) fn is_at_end(&mut self) -> Result<bool, ReceiveError> {
         Ok(self.filled.is_empty() && self.fill()? == 0)
@@ -288,11 +298,9 @@ impl<'a> StreamReader<'a> {
         let mut bytes = Vec::new();
         let mut left = len;
         while left > 0 {
-            if self.is_at_end()? {
-                return Err(ReceiveError::Truncated { at: self.at, what });
-            }
-            let part = usize::try_from(left).unwrap_or(usize::MAX).min(self.filled.len());
-            bytes.extend_from_slice(&self.buffered()[..part]);
+            let part = self.some(left, what)?;
+            bytes.extend_from_slice(part);
+            let part = part.len();
             self.consume(part);
             left -= part as u64;
         }
@@ -303,10 +311,7 @@ impl<'a> StreamReader<'a> {
     pub(crate) fn skip(&mut self, len: u64, what: &'static str) -> Result<(), ReceiveError> {
         let mut left = len;
         while left > 0 {
-            if self.is_at_end()? {
-                return Err(ReceiveError::Truncated { at: self.at, what });
-            }
-            let part = usize::try_from(left).unwrap_or(usize::MAX).min(self.filled.len());
+            let part = self.some(left, what)?.len();
             self.consume(part);
             left -= part as u64;
         }

@@ -180,7 +180,8 @@ impl Channel<'_> {
                 Task::Sync(number) => (None, Vec::new(), SYNC, number),
             };
             let id = block.as_ref().map_or("", |block| block.id()).to_owned();
-            let packet = Packet { flags, number, block: id, pages, zero_pages: Vec::new() };
+            let zero_pages = Vec::new();
+            let packet = Packet { flags, number, block: id, pages, zero_pages, zlib: None };
             let head = packet.head(self.page);
             let mut list = SendList::new();
             list.bytes(&head);

@@ -1,5 +1,9 @@
 //! Streams that are nearly right.
 
+use std::io::Write;
+
+use flate2::write::ZlibEncoder;
+use flate2::{Compress, Compression, FlushCompress};
 use proptest::prelude::*;
 
 /// A piece of a stream.
@@ -12,6 +16,8 @@ pub(crate) enum Part {
     BlockList(Vec<(&'static str, u64)>),
     Zero { block: Option<&'static str>, offset: u64, count: u64 },
     Page { block: Option<&'static str>, offset: u64, count: u64 },
+    Delta { block: Option<&'static str>, offset: u64, delta: Vec<u8>, odd: Option<(u8, u16)> },
+    Compressed { block: Option<&'static str>, offset: u64, len: usize, odd: Option<u32> },
     Flush,
     EndOfSection { number: u32 },
     Command { command: u16, data: Vec<u8> },
@@ -77,6 +83,25 @@ impl Part {
             Page { block, offset, count } => {
                 pages(out, *block, *offset, *count, 8, &[0xa5; 4096]);
             }
+            Delta { block, offset, delta, odd } => {
+                let len = u16::try_from(delta.len()).unwrap();
+                let (encoding, len) = odd.unwrap_or((1, len));
+                let [high, low] = len.to_be_bytes();
+                pages(
+                    out,
+                    *block,
+                    *offset,
+                    1,
+                    0x40,
+                    &[&[encoding, high, low], &delta[..]].concat(),
+                );
+            }
+            Compressed { block, offset, len, odd } => {
+                let mut data = zlib(&vec![0x5a; *len]);
+                let counted = u32::try_from(data.len()).unwrap();
+                data.splice(..0, odd.unwrap_or(counted).to_be_bytes());
+                pages(out, *block, *offset, 1, 0x100, &data);
+            }
             Flush => out.extend(0x200u64.to_be_bytes()),
             EndOfSection { number } => {
                 out.extend(0x10u64.to_be_bytes());
@@ -98,6 +123,12 @@ impl Part {
             Raw(bytes) => out.extend(bytes),
         }
     }
+}
+
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }
 
 /// Records of pages that follow each other.
@@ -170,12 +201,36 @@ fn odd() -> impl Strategy<Value = Part> {
     ]
 }
 
+/// What changed of a page, or nearly.
+fn delta() -> impl Strategy<Value = Vec<u8>> {
+    let run = (1..100u8, 1..100u8, any::<bool>());
+    let runs = prop::collection::vec(run, 0..30).prop_map(|runs| {
+        let mut delta = Vec::new();
+        for (stays, comes, long) in runs {
+            delta.extend(if long { vec![stays | 0x80, 1] } else { vec![stays] });
+            delta.push(comes);
+            delta.resize(delta.len() + usize::from(comes), 0x77);
+        }
+        delta
+    });
+    prop_oneof![3 => runs, 1 => prop::collection::vec(any::<u8>(), 0..40)]
+}
+
 fn records() -> impl Strategy<Value = Part> {
     prop_oneof![
         4 => (block(), offset(), 1..40u64)
             .prop_map(|(block, offset, count)| Zero { block, offset, count }),
         4 => (block(), offset(), 1..6u64)
             .prop_map(|(block, offset, count)| Page { block, offset, count }),
+        2 => (block(), offset(), delta(), prop::option::weighted(0.2, any::<(u8, u16)>()))
+            .prop_map(|(block, offset, delta, odd)| Delta { block, offset, delta, odd }),
+        2 => (
+            block(),
+            offset(),
+            prop_oneof![4 => Just(4096usize), 1 => 0..10_000usize],
+            prop::option::weighted(0.1, any::<u32>()),
+        )
+            .prop_map(|(block, offset, len, odd)| Compressed { block, offset, len, odd }),
         1 => Just(Flush),
         1 => odd(),
     ]
@@ -228,7 +283,7 @@ pub(crate) fn stream() -> impl Strategy<Value = Vec<u8>> {
 /// A channel of packets, which is whole but for a few words.
 pub(crate) fn channel() -> impl Strategy<Value = Vec<u8>> {
     let packet = (
-        prop_oneof![6 => Just(0u32), 3 => Just(1u32), 1 => any::<u32>()],
+        prop_oneof![4 => Just(0u32), 2 => Just(1u32), 4 => Just(2u32), 1 => any::<u32>()],
         prop::collection::vec(offset(), 0..6),
         prop::collection::vec(offset(), 0..6),
         prop::sample::select(NAMES.to_vec()),
@@ -239,6 +294,7 @@ pub(crate) fn channel() -> impl Strategy<Value = Vec<u8>> {
     (prop::collection::vec(packet, 0..6), flips, cut).prop_map(|(packets, flips, cut)| {
         let mut out = vec![0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1];
         out.resize(64, 0);
+        let mut compress = Compress::new(Compression::fast(), true);
         for (flags, pages, zeros, name, odd) in packets {
             let mut head = vec![0; 1344];
             let mut word = |at: usize, value: u32| {
@@ -249,6 +305,13 @@ pub(crate) fn channel() -> impl Strategy<Value = Vec<u8>> {
             word(2, flags);
             word(3, 128);
             word(4, u32::try_from(pages.len()).unwrap());
+            let mut contents = vec![0x5a; pages.len() * 4096];
+            if flags & 2 != 0 {
+                let mut compressed = Vec::with_capacity(2 * contents.len() + 64);
+                compress.compress_vec(&contents, &mut compressed, FlushCompress::Sync).unwrap();
+                word(5, u32::try_from(compressed.len()).unwrap());
+                contents = compressed;
+            }
             word(8, u32::try_from(zeros.len()).unwrap());
             if let Some((at, value)) = odd {
                 word(at, value);
@@ -258,7 +321,7 @@ pub(crate) fn channel() -> impl Strategy<Value = Vec<u8>> {
                 head[320 + n * 8..][..8].copy_from_slice(&offset.to_be_bytes());
             }
             out.extend(head);
-            out.resize(out.len() + pages.len() * 4096, 0x5a);
+            out.extend(contents);
         }
         damage(&mut out, flips, cut);
         out

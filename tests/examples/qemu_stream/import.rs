@@ -132,16 +132,24 @@ impl Import {
             let blocks = received.blocks.iter().map(|info| {
                 json!({
                     "id": info.id, "bytes": info.len, "normal_pages": info.pages,
-                    "zero_pages": info.zero_pages, "file": path(info),
+                    "zero_pages": info.zero_pages, "delta_pages": info.delta_pages,
+                    "file": path(info),
                 })
             });
             let blocks: Vec<_> = blocks.collect();
             println!("{}", json!({ "machine": received.machine, "blocks": blocks }));
             return;
         }
-        println!("{:>14} {:>10} {:>10}  file", "bytes", "normal", "zero");
+        println!("{:>14} {:>10} {:>10} {:>10}  file", "bytes", "normal", "zero", "delta");
         for info in &received.blocks {
-            println!("{:>14} {:>10} {:>10}  {}", info.len, info.pages, info.zero_pages, path(info));
+            println!(
+                "{:>14} {:>10} {:>10} {:>10}  {}",
+                info.len,
+                info.pages,
+                info.zero_pages,
+                info.delta_pages,
+                path(info)
+            );
         }
     }
 }

@@ -41,7 +41,7 @@ impl Show {
         let blocks = received.blocks.iter().map(|block| {
             json!({
                 "id": block.id, "bytes": block.len, "normal_pages": block.pages,
-                "zero_pages": block.zero_pages,
+                "zero_pages": block.zero_pages, "delta_pages": block.delta_pages,
             })
         });
         let blocks: Vec<_> = blocks.collect();
@@ -61,7 +61,8 @@ impl Show {
                 json!({
                     "machine": received.machine, "page_size": received.page_size,
                     "bytes": received.bytes, "normal_pages": received.pages,
-                    "zero_pages": received.zero_pages, "blocks": blocks, "sections": sections,
+                    "zero_pages": received.zero_pages, "delta_pages": received.delta_pages,
+                    "blocks": blocks, "sections": sections,
                     "description": description,
                 })
             )?;
@@ -72,12 +73,12 @@ impl Show {
             "machine \"{}\", {} bytes, pages of {}\n",
             received.machine, received.bytes, received.page_size
         )?;
-        writeln!(out, "{:>14} {:>10} {:>10}  block", "bytes", "normal", "zero")?;
+        writeln!(out, "{:>14} {:>10} {:>10} {:>10}  block", "bytes", "normal", "zero", "delta")?;
         for block in &received.blocks {
             writeln!(
                 out,
-                "{:>14} {:>10} {:>10}  {}",
-                block.len, block.pages, block.zero_pages, block.id
+                "{:>14} {:>10} {:>10} {:>10}  {}",
+                block.len, block.pages, block.zero_pages, block.delta_pages, block.id
             )?;
         }
         if !received.sections.is_empty() {

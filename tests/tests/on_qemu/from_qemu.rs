@@ -151,8 +151,11 @@ fn check(qemu: &mut Qemu, (received, blocks): &Arrived) {
 
 /// In each way: over one connection or channels as well, answered or not.
 fn arrives(name: &str, accelerator: &str, send: fn(&mut Qemu)) {
-    let ways: [(&[&str], usize, bool); 5] = [
+    let ways: [(&[&str], usize, bool); 8] = [
         (&[], 1, false),
+        (&["xbzrle"], 1, false),
+        (&["xbzrle", "compress"], 1, true),
+        (&["multifd", "zlib"], 3, true),
         (&["return-path"], 1, true),
         (&["multifd"], 3, false),
         (&["multifd", "return-path"], 3, true),
@@ -167,10 +170,23 @@ fn arrives(name: &str, accelerator: &str, send: fn(&mut Qemu)) {
             }
             Err(error) => panic!("{error}"),
         };
-        qemu.capabilities(capabilities).unwrap();
+        // That is a parameter.
+        let (zlib, capabilities): (Vec<_>, Vec<_>) =
+            capabilities.iter().partition(|name| **name == "zlib");
+        if !zlib.is_empty() {
+            parameters(&mut qemu, json!({ "multifd-compression": "zlib" }));
+        }
+        qemu.capabilities(&capabilities).unwrap();
         let receiving = receive(&qemu, connections, answers);
         send(&mut qemu);
-        check(&mut qemu, &receiving.join().unwrap());
+        let arrived = receiving.join().unwrap();
+        check(&mut qemu, &arrived);
+        // What was asked for was done.
+        let deltas = capabilities.contains(&"xbzrle") && accelerator == "kvm";
+        assert_eq!(arrived.0.delta_pages > 0, deltas, "{capabilities:?}");
+        let bytes = arrived.0.pages * PAGE as u64;
+        let small = capabilities.contains(&"compress") || !zlib.is_empty();
+        assert_eq!(arrived.0.bytes < bytes * 9 / 10, small, "{capabilities:?}");
     }
 }
 

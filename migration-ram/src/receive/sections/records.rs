@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::ReceiveError;
 use crate::format::*;
 
+use super::super::encoded::{Decoder, Place};
 use super::super::ram::Block;
 use super::{Sections, SyncAt};
 
@@ -38,6 +39,8 @@ impl Sections<'_, '_, '_> {
                     block.check(at, offset, self.page)?;
                     self.contents(&block, offset)?;
                 }
+                FLAG_XBZRLE => self.delta(at, flags, offset)?,
+                FLAG_COMPRESSED => self.compressed(at, flags, offset)?,
                 found => return Err(ReceiveError::Unsupported { at, what: "RAM record", found }),
             }
         }
@@ -72,6 +75,50 @@ impl Sections<'_, '_, '_> {
         // The last of them may stick out of the block.
         block.check(self.stream.at(), end - page, self.page)?;
         block.zero(offset..end, self.page, &mut self.populated)
+    }
+
+    /// What changed of a page since it came last.
+    fn delta(&mut self, at: u64, flags: u64, offset: u64) -> Result<(), ReceiveError> {
+        let block = self.page_block(at, flags)?;
+        block.check(at, offset, self.page)?;
+        let (at, what) = (self.stream.at(), "a delta's encoding");
+        let encoding = self.stream.u8(what)?;
+        self.stream.expect(what, encoding.into(), XBZRLE_ENCODING.into(), at)?;
+        let len = u64::from(self.stream.u16("a delta's length")?);
+        self.encoded(&block, offset, (len, self.page.bytes()), "a delta", Decoder::delta)
+    }
+
+    /// A page that is compressed.
+    fn compressed(&mut self, at: u64, flags: u64, offset: u64) -> Result<(), ReceiveError> {
+        let block = self.page_block(at, flags)?;
+        block.check(at, offset, self.page)?;
+        let len = u64::from(self.stream.u32("a compressed page's length")?);
+        // What cannot be compressed comes in stored blocks, with heads of a few bytes.
+        let most = self.page.bytes() + self.page.bytes() / 1024 + 64;
+        self.encoded(&block, offset, (len, most), "a compressed page", Decoder::zlib)
+    }
+
+    /// A page in `len` bytes, of `most`, which `decode` makes a page of.
+    fn encoded(
+        &mut self,
+        block: &Block,
+        offset: u64,
+        (len, most): (u64, u64),
+        what: &'static str,
+        decode: fn(&mut Decoder, Place<'_>, &[u8]) -> Result<(), ReceiveError>,
+    ) -> Result<(), ReceiveError> {
+        let at = self.stream.at();
+        if len > most {
+            return Err(ReceiveError::TooLong { at, what, most });
+        }
+        let decoder = self.decoder.get_or_insert_with(|| Decoder::new(self.page));
+        let len = usize::try_from(len).unwrap_or(0);
+        decode(decoder, Place { at, block, offset }, self.stream.need(len, what)?)?;
+        self.stream.consume(len);
+        if let Some(memory) = block.memory() {
+            self.ahead.brought(memory, offset..offset + self.page.bytes(), self.page);
+        }
+        Ok(())
     }
 
     /// The announced blocks, whose lengths add up to `total`.
