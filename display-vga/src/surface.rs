@@ -39,7 +39,9 @@ impl Rect {
 
     /// Whether the areas share a pixel.
     pub fn intersects(&self, other: &Self) -> bool {
-        self.x < other.right()
+        self.pixels() > 0
+            && other.pixels() > 0
+            && self.x < other.right()
             && other.x < self.right()
             && self.y < other.bottom()
             && other.y < self.bottom()
@@ -331,6 +333,17 @@ mod tests {
                 prop_assert_eq!(surface.pixel(x, 1), [0, 0, expected[x as usize]]);
             }
         }
+    }
+
+    #[test]
+    fn areas_without_pixels_share_none() {
+        let all = Rect { x: 0, y: 0, width: 8, height: 8 };
+        let at = |x, y, width, height| Rect { x, y, width, height };
+        assert!(all.intersects(&at(7, 7, 5, 5)));
+        for empty in [at(3, 3, 0, 0), at(3, 3, 0, 9), at(0, 5, 9, 0)] {
+            assert!(!all.intersects(&empty) && !empty.intersects(&all), "{empty:?}");
+        }
+        assert!(!all.intersects(&at(8, 0, 5, 5)) && !all.intersects(&at(0, 8, 5, 5)));
     }
 
     #[test]

@@ -315,16 +315,17 @@ fn a_viewer_follows_the_size_if_it_can() {
             viewer.ask();
             viewer.follow(stage.screen.surface());
         }
-        // Who asks for all gets all, of the new size.
+        // Who asks for all is told the size, and gets all of it with its next request.
         stage.board.vga.set_mode(64, 400, 32).unwrap();
         stage.fill(rect(0, 0, 64, 400), 4);
         let mut other = stage.viewer();
         other.set_encodings(&[&[TIGHT], abilities].concat());
         stage.publish();
         other.request(false, other.all());
-        while other.difference(stage.screen.surface()).is_some() {
-            other.update();
-        }
+        assert_eq!(other.update().len(), 1);
+        other.ask();
+        other.update();
+        assert_eq!(other.difference(stage.screen.surface()), None);
         assert_eq!(other.size, (64, 400));
     }
 }
@@ -358,12 +359,33 @@ fn a_wish_for_another_size_is_refused_and_told_so() {
     let told = viewer.update();
     assert_eq!(told[0].0, QEMU_KEYS);
     assert_eq!(told[1..], [(EXTENDED_DESKTOP_SIZE, rect(0, 0, 320, 200))]);
+    viewer.ask();
     viewer.update();
     assert_eq!(viewer.difference(stage.screen.surface()), None);
     let mut wish = vec![251, 0, 4, 0, 3, 0, 1, 0];
     wish.extend([0; 16]);
     viewer.send(&wish);
     assert_eq!(viewer.update(), [(EXTENDED_DESKTOP_SIZE, rect(1, 1, 320, 200))]);
+}
+
+/// As TigerVNC has it: it asks again when an update begins, and takes that update for the last
+/// one of its former format.
+#[test]
+fn a_request_is_answered_by_one_update() {
+    for abilities in
+        [&[EXTENDED_DESKTOP_SIZE][..], &[QEMU_KEYS], &[EXTENDED_DESKTOP_SIZE, QEMU_KEYS]]
+    {
+        let stage = Stage::new();
+        let mut viewer = stage.viewer();
+        viewer.set_encodings(&[&[RAW], abilities].concat());
+        viewer.request(false, viewer.all());
+        assert_eq!(viewer.update().len(), abilities.len());
+        let (max, shift) = ([31, 63, 31], [11, 5, 0]);
+        viewer.set_format(Format { bits: 16, depth: 16, max, shift, ..Format::BGRX });
+        viewer.ask();
+        viewer.update();
+        assert_eq!(viewer.difference(stage.screen.surface()), None);
+    }
 }
 
 #[test]

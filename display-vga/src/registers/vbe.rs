@@ -117,6 +117,8 @@ impl Vbe {
     /// that asks for it.
     pub(crate) fn write(&mut self, register: u16, value: u16, vram: u64) -> Option<Linear> {
         let was_enabled = self.is_enabled();
+        // Bits 14 and 15 say for which accesses the bank is; here it is for all.
+        let value = if register == BANK { value & 0x3fff } else { value };
         match register {
             ID if !(OLDEST_ID..=NEWEST_ID).contains(&value) => return None,
             BANK if u64::from(value) << 16 >= vram => return None,

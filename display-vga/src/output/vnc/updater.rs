@@ -119,6 +119,15 @@ impl Updater<'_> {
             }
             picture = Arc::new(picture.fitted(self.seen.size()));
         }
+        if work.tell_keys || work.tell_size {
+            // That is the answer, by itself: to a viewer a request is answered by one update, and
+            // one that has asked for another format uses it for the next. Pixels come with that.
+            self.viewer.change(|state| {
+                state.changed.add_all(work.changed.rects());
+                state.forced.add_all(work.forced.rects());
+            });
+            return self.tell(&work.abilities, work.tell_keys, work.tell_size.then_some(SERVER));
+        }
         let mut changed = work.changed;
         let scrolled = work.has_all && work.abilities.copy_rect;
         // A scroll is looked for in all of the area that it may have changed.
@@ -136,9 +145,6 @@ impl Updater<'_> {
         rects.add_all(differing.rects());
         drop(picture); // it is not kept from being used again while the network is waited for
 
-        if work.tell_keys || work.tell_size {
-            self.tell(&work.abilities, work.tell_keys, work.tell_size.then_some(SERVER))?;
-        }
         if rects.is_empty() && scroll.is_none() && !request.at_once {
             self.viewer.change(|state| state.add_request(request));
             return Ok(());
@@ -146,17 +152,11 @@ impl Updater<'_> {
         self.update(work.abilities.encoding, scroll, &rects)
     }
 
-    /// Tells another size. The viewer loses its pixels by that, and asks for new ones; if it
-    /// has asked for all already, they follow.
+    /// Tells another size. The viewer loses its pixels by that, and asks for new ones.
     fn resize(&mut self, size: (u32, u32), work: &Work) -> io::Result<()> {
         self.seen = Frame::new(size);
         let all = self.seen.area();
-        self.viewer.change(|state| {
-            state.forced.add(all);
-            if work.request.is_some_and(|request| request.at_once) {
-                state.add_request(Request { area: all, at_once: true });
-            }
-        });
+        self.viewer.change(|state| state.forced.add(all));
         self.tell(&work.abilities, work.tell_keys, Some(SERVER))
     }
 
