@@ -43,6 +43,10 @@ pub struct Options {
     /// Let VNC viewers look and type, at this address: 127.0.0.1:5900 for example
     #[arg(long, value_name = "ADDR")]
     pub vnc: Option<String>,
+    /// Show the screen in a window, and type there; closing it ends the machine
+    #[cfg(feature = "window")]
+    #[arg(long)]
+    pub window: bool,
     /// In the end, move the running machine to another process that listens there
     #[arg(long, value_name = "ADDR")]
     pub migrate_to: Option<Address>,
@@ -102,6 +106,15 @@ impl Options {
     /// Whether the serial port is the terminal.
     pub fn serial_is_stdio(&self) -> bool {
         self.serial == Some(Serial::Stdio)
+    }
+
+    /// Whether the screen is shown in the terminal, if there is one.
+    pub fn shows_in_terminal(&self) -> bool {
+        #[cfg(feature = "window")]
+        if self.window {
+            return false;
+        }
+        !self.serial_is_stdio()
     }
 
     /// The machine that was asked for.

@@ -63,7 +63,8 @@ pub fn run(options: &Options) -> Result<End, AnyError> {
     }
 }
 
-/// Shows the screen until its text, the time, the machine or somebody's Ctrl-C ends that.
+/// Shows the screen until its text, the time, the machine or somebody (by Ctrl-C, or at
+/// the window) ends that.
 fn watch(options: &Options, machine: &Machine, view: &mut View<'_>) -> Result<End, AnyError> {
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())?;
@@ -81,7 +82,8 @@ fn watch(options: &Options, machine: &Machine, view: &mut View<'_>) -> Result<En
             let failed = options.until.is_some();
             return Ok(if failed { End::TextNotSeen } else { End::AsWished });
         }
-        if interrupted.load(Ordering::Relaxed) || machine.ended().is_some() {
+        let closed = view.is_closed();
+        if closed || interrupted.load(Ordering::Relaxed) || machine.ended().is_some() {
             return Ok(End::AsWished);
         }
         std::thread::park_timeout(wait.min(left.unwrap_or(Duration::MAX)));

@@ -7,15 +7,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+#[cfg(feature = "window")]
+use display_vga::WindowView;
 use display_vga::{
     InputEvent, Pace, Refresh, Screen, TerminalView, VncEvent, VncServer, Watch, write_png,
 };
 use integration_tests::demo::AnyError;
 use integration_tests::mini_pc::Machine;
+use integration_tests::mini_pc::keyboard::Keyboard;
 use integration_tests::mini_pc::keys::Key;
 use integration_tests::mini_pc::screen_text::Font;
 
 use crate::options::Options;
+
+/// How often a window is asked what was typed there.
+#[cfg(feature = "window")]
+const WINDOW_TIME: Duration = Duration::from_millis(20);
 
 /// The screen, and all who look at it.
 pub struct View<'a> {
@@ -24,18 +31,32 @@ pub struct View<'a> {
     pace: Pace,
     terminal: Option<TerminalView<BufWriter<io::Stdout>>>,
     viewers: Option<VncServer>,
+    #[cfg(feature = "window")]
+    window: Option<WindowView>,
     /// A viewer has come or done something: something will change soon.
     stirred: Arc<AtomicBool>,
 }
 
 impl<'a> View<'a> {
     pub fn new(machine: &'a Machine, options: &Options) -> Result<Self, AnyError> {
-        let terminal = if options.serial_is_stdio() { None } else { terminal()? };
+        #[cfg(feature = "window")]
+        let window =
+            if options.window { Some(WindowView::new("mini_pc", 720, 400)?) } else { None };
+        let terminal = if options.shows_in_terminal() { terminal()? } else { None };
         let stirred = Arc::new(AtomicBool::new(false));
         let serve = |address| serve(machine, address, stirred.clone());
         let viewers = options.vnc.as_deref().map(serve).transpose()?;
         let (screen, pace) = (machine.screen()?, Pace::default());
-        Ok(Self { machine, screen, pace, terminal, viewers, stirred })
+        Ok(Self {
+            machine,
+            screen,
+            pace,
+            terminal,
+            viewers,
+            #[cfg(feature = "window")]
+            window,
+            stirred,
+        })
     }
 
     /// Shows what has changed; returns that, and how long to wait until the next time. The
@@ -51,12 +72,28 @@ impl<'a> View<'a> {
         if let Some(viewers) = &self.viewers {
             viewers.update(self.screen.surface(), &refresh.damage);
         }
+        #[cfg(feature = "window")]
+        if let Some(window) = &mut self.window {
+            let events = window.show(self.screen.surface(), &refresh.damage)?;
+            self.stirred.fetch_or(!events.is_empty(), Ordering::Relaxed);
+            events.into_iter().for_each(|event| hand_on(self.machine.keyboard(), event));
+        }
         if self.stirred.swap(false, Ordering::Relaxed) {
             self.pace.wake();
         }
         // A machine that is not stopped is looked at again.
         let wait = self.pace.next(Watch::Running, &refresh).unwrap_or_default();
+        #[cfg(feature = "window")]
+        let wait = if self.window.is_some() { wait.min(WINDOW_TIME) } else { wait };
         Ok((refresh, wait))
+    }
+
+    /// Whether somebody closed the window.
+    pub fn is_closed(&self) -> bool {
+        #[cfg(feature = "window")]
+        return self.window.as_ref().is_some_and(|window| !window.is_open());
+        #[cfg(not(feature = "window"))]
+        false
     }
 
     /// The text on the screen as of the last refresh, read from the picture with the font
@@ -82,6 +119,16 @@ fn terminal() -> io::Result<Option<TerminalView<BufWriter<io::Stdout>>>> {
     Ok(Some(TerminalView::new(out, columns, rows)?))
 }
 
+/// What somebody types is typed at the guest's keyboard.
+fn hand_on(keyboard: &Keyboard, event: InputEvent) {
+    if let InputEvent::Key { keysym, keycode, down } = event {
+        let key = keycode.and_then(Key::from_scan_code).or_else(|| Key::from_keysym(keysym));
+        if let Some(key) = key {
+            keyboard.press(key, down);
+        }
+    }
+}
+
 /// Lets VNC viewers see the screen, and type.
 fn serve(
     machine: &Machine,
@@ -92,11 +139,8 @@ fn serve(
     let handle = move |event| {
         stirred.store(true, Ordering::Relaxed);
         watcher.unpark();
-        if let VncEvent::Input(InputEvent::Key { keysym, keycode, down }) = event {
-            let key = keycode.and_then(Key::from_scan_code).or_else(|| Key::from_keysym(keysym));
-            if let Some(key) = key {
-                keyboard.press(key, down);
-            }
+        if let VncEvent::Input(event) = event {
+            hand_on(&keyboard, event);
         }
     };
     let server = VncServer::bind(address)
