@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use display_vga::Screen;
 use iced_x86::code_asm::*;
-use integration_tests::firmware::{MEMTEST, SEABIOS, STDVGA};
+use integration_tests::firmware::{BOCHS_VGABIOS, MEMTEST, SEABIOS, STDVGA};
 use integration_tests::guest::boot_sector::BootSector;
 use integration_tests::harness::{Named, Test};
 use integration_tests::mini_pc::keys::Key;
@@ -25,7 +25,8 @@ pub fn firmware_tests() -> Vec<Named> {
         let body = move || seabios_finds_nothing_to_boot(tracking);
         (format!("{name}::seabios_finds_nothing_to_boot"), Box::new(body))
     });
-    let others: [Test; 3] = [
+    let others: [Test; 4] = [
+        ("a_boot_sector_draws_by_banks", a_boot_sector_draws_by_banks),
         ("a_boot_sector_calls_the_firmware", a_boot_sector_calls_the_firmware),
         ("a_machine_is_reset_in_every_way", a_machine_is_reset_in_every_way),
         ("memtest_finds_no_error_here_nor_there", memtest_finds_no_error_here_nor_there),
@@ -170,6 +171,62 @@ fn a_boot_sector_calls_the_firmware() {
     pc.machine.keyboard().press(key, true);
     pc.machine.keyboard().press(key, false);
     pc.wait_for("Sector 7 says: a disk, key k, write OK end");
+}
+
+/// Lets either VGA BIOS set a mode of VESA's, and each bank of it: the guest writes into the
+/// bank what it is told of that.
+fn a_boot_sector_draws_by_banks() {
+    const BANKS: u8 = 5; // 640x480 pixels
+    const AT: u16 = 0x1234;
+    // Not a register: firmware does not keep all of them.
+    const BANK: u32 = 0x9000;
+    let image = BootSector::assemble(|sector| {
+        let a = sector.asm();
+        a.mov(ax, 0x4f02u32)?;
+        a.mov(bx, 0x0101u32)?;
+        a.int(0x10)?;
+        a.mov(word_ptr(BANK), 0)?;
+        let mut next = a.create_label();
+        a.set_label(&mut next)?;
+        a.mov(ax, 0x4f05u32)?;
+        a.mov(bx, 0)?;
+        a.mov(dx, word_ptr(BANK))?;
+        a.int(0x10)?;
+        a.push(ax)?; // 0x004f: it is set
+        a.mov(ax, 0x4f05u32)?;
+        a.mov(bx, 0x0100u32)?;
+        a.int(0x10)?;
+        a.mov(ax, 0xa000u32)?;
+        a.mov(es, ax)?;
+        a.mov(word_ptr(u32::from(AT) + 2).es(), dx)?; // which it is
+        a.pop(ax)?;
+        a.mov(word_ptr(u32::from(AT)).es(), ax)?;
+        a.inc(word_ptr(BANK))?;
+        a.cmp(word_ptr(BANK), i32::from(BANKS))?;
+        a.jb(next)
+    });
+    for path in [STDVGA, BOCHS_VGABIOS] {
+        let bios = std::fs::read(SEABIOS).unwrap();
+        let boot = Boot::Firmware { bios, vga_bios: Some(std::fs::read(path).unwrap()) };
+        let pc = Watched::start(Config { disk: Some(image.clone()), ..Config::new(boot) });
+        let told = |bank: u8| {
+            let mut bytes = [0; 4];
+            let offset = (u64::from(bank) << 16) + u64::from(AT);
+            pc.machine.vga().vram().read(offset, &mut bytes).unwrap();
+            bytes
+        };
+        let deadline = Instant::now() + PATIENCE;
+        // Nothing else writes to the last one: text is in the first four.
+        while told(BANKS - 1)[0] == 0 {
+            assert_eq!(pc.machine.ended(), None, "{path}");
+            let first = told(0);
+            assert!(Instant::now() < deadline, "{path}: the last bank is not drawn on: {first:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for bank in 0..BANKS {
+            assert_eq!(told(bank), [0x4f, 0, bank, 0], "{path}: bank {bank}");
+        }
+    }
 }
 
 /// Each start is counted in the clock's memory, which outlives resets, and resets the machine
