@@ -16,9 +16,11 @@ const MAX_EXTENTS: usize = 4096;
 /// A page that is filled or given back since it was looked up is not noticed: who asks
 /// has to know why that does not matter.
 ///
-/// The source remembers this between two syncs. A store that fills a hole meanwhile sets its
-/// bit in the log, which comes to the source with the next sync only: the page is sent again.
-/// After that sync all is looked up anew.
+/// The source looks up only what is watched already: a store that fills a hole after that sets
+/// its bit in the log, which comes to the source with the next sync only, and the page is sent
+/// again. (With KVM's manual protection a store *before* that changes nothing in the log, as
+/// the page's bit is set until it is cleared, and then is gone.) After each sync all is looked
+/// up anew.
 pub(crate) struct Contents {
     /// Bytes in which it is looked for at once: few after a jump, up to `most` in a walk.
     window: u64,
@@ -45,13 +47,25 @@ impl Contents {
     /// begin at `at` or before it if it is among them. What is asked for grows; if it does
     /// not, all is looked up anew.
     pub(crate) fn next(&mut self, block: &Arc<RamBlock>, at: u64, page: u64) -> Range<u64> {
+        self.next_below(block, at, page, block.len())
+    }
+
+    /// As [`next`](Self::next), of the bytes below `limit`, which `at` is: what lies behind that
+    /// is not looked up yet.
+    pub(crate) fn next_below(
+        &mut self,
+        block: &Arc<RamBlock>,
+        at: u64,
+        page: u64,
+        limit: u64,
+    ) -> Range<u64> {
         let same = self.block.as_ref().is_some_and(|known| Arc::ptr_eq(known, block));
         if !same || !self.known.contains(&at) {
             // Who jumps about, as a stream can, is not worth much looking.
             let walks =
                 same && (self.known.end..=self.known.end.saturating_add(self.window)).contains(&at);
             self.window = if walks { self.window.saturating_mul(8) } else { FEW }.min(self.most);
-            let mut end = at.saturating_add(self.window).min(block.len());
+            let mut end = at.saturating_add(self.window).min(limit);
             self.extents = block.data_extents(at..end).take(MAX_EXTENTS).collect();
             if self.extents.len() == MAX_EXTENTS {
                 end = self.extents.back().map_or(end, |last| last.end);

@@ -138,6 +138,12 @@ pub enum SendError {
         /// The block's id.
         block: String,
     },
+    /// Packets of channels have another form with other pages.
+    #[error("Channels carry pages of 4096 bytes, {page} were asked for")]
+    ChannelPageSize {
+        /// Bytes of the stream's pages.
+        page: u64,
+    },
     /// The stream's pages must divide the host's.
     #[error("The stream's pages of {page} bytes do not divide the host's of {host}")]
     PageSize {

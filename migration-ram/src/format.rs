@@ -66,6 +66,8 @@ pub(crate) const COMMAND_PING: u16 = 2;
 pub(crate) const COMMAND_POSTCOPY_ADVISE: u16 = 3;
 pub(crate) const ANSWER_SHUT: u16 = 1;
 pub(crate) const ANSWER_PONG: u16 = 2;
+/// The destination has nothing against a switch-over, says QEMU from 8.1 on if it is told to.
+pub(crate) const ANSWER_SWITCHOVER_ACK: u16 = 7;
 
 /// Where 8.1 and later wait for all channels; earlier ones do at each end of a section.
 pub(crate) const FLAG_MULTIFD_FLUSH: u64 = 0x200;

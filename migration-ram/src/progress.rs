@@ -54,10 +54,13 @@ pub struct Progress {
     pub bandwidth: f64,
     /// Pages of the stream per second that were written, of late.
     pub dirty_rate: f64,
-    /// How long the machine would stand still if it were paused now, if that can be told.
+    /// How long the machine would stand still if it were paused now, if that can be told and is
+    /// not over.
     pub expected_downtime: Option<Duration>,
     /// How long the machine has stood still.
     pub downtime: Duration,
+    /// Bytes that were sent while it did.
+    pub downtime_bytes: u64,
     /// How many times the log was synchronized.
     pub syncs: u64,
     /// Percent of the time that the vCPUs are kept from running.
@@ -104,6 +107,11 @@ impl Progress {
                 dirty_sync_count: self.syncs,
                 page_size: self.page_size,
                 multifd_bytes: self.channel_bytes,
+                precopy_bytes: self.transferred - self.downtime_bytes,
+                downtime_bytes: self.downtime_bytes,
+                postcopy_bytes: 0,
+                postcopy_requests: 0,
+                dirty_sync_missed_zero_copy: 0,
                 pages_per_second: (self.bandwidth / self.page_size.max(1) as f64) as u64,
             },
         }
@@ -145,6 +153,11 @@ pub struct QueryMigrateRam {
     pub dirty_sync_count: u64,
     pub page_size: u64,
     pub multifd_bytes: u64,
+    pub precopy_bytes: u64,
+    pub downtime_bytes: u64,
+    pub postcopy_bytes: u64,
+    pub postcopy_requests: u64,
+    pub dirty_sync_missed_zero_copy: u64,
     pub pages_per_second: u64,
 }
 

@@ -96,7 +96,9 @@ type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> Target + Send + 'a>;
 ///
 /// Takes what QEMU's precopy sends: pages, zeros, XBZRLE deltas, pages and packets of channels
 /// that are compressed by zlib (`compress` of QEMU before 9.1, `multifd-compression`). What else
-/// changes the stream is refused: postcopy, `mapped-ram`, `x-ignore-shared`, other compression.
+/// changes the stream is refused: postcopy, `mapped-ram`, `x-ignore-shared`, other compression,
+/// sections without footers (machines before `pc-2.4`), channels with pages of other than 4 KiB.
+/// A source with `switchover-ack` would wait for an answer that is not given.
 ///
 /// # Example
 ///
@@ -120,7 +122,14 @@ pub struct Receiver<'a> {
     blocks: Vec<Arc<RamBlock>>,
     by: Option<MakeBlock<'a>>,
     devices: Devices,
+    settings: Settings,
+}
+
+/// What a receiver is told of the stream.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
     keep_unknown: bool,
+    is_described: bool,
     fresh: bool,
 }
 
@@ -139,8 +148,7 @@ impl<'a> Receiver<'a> {
             blocks: blocks.to_vec(),
             by: None,
             devices: Devices::default(),
-            keep_unknown: false,
-            fresh: false,
+            settings: Settings { keep_unknown: false, is_described: true, fresh: false },
         }
     }
 
@@ -163,7 +171,7 @@ impl<'a> Receiver<'a> {
     /// is kept in memory, 256 MiB at most, and taken apart by the description at the end of
     /// the stream.
     pub fn keep_unknown_sections(mut self, keep: bool) -> Self {
-        self.keep_unknown = keep;
+        self.settings.keep_unknown = keep;
         self
     }
 
@@ -174,7 +182,15 @@ impl<'a> Receiver<'a> {
     /// where they will most likely belong; into memory that was never touched it is always
     /// done.
     pub fn fresh(mut self, fresh: bool) -> Self {
-        self.fresh = fresh;
+        self.settings.fresh = fresh;
+        self
+    }
+
+    /// Whether a description may follow the stream's end, as it does unless said otherwise. A
+    /// source that sends none (QEMU with `suppress-vmdesc=on`) and waits for an answer would be
+    /// waited for: nothing in the stream tells that nothing follows.
+    pub fn description_follows(mut self, follows: bool) -> Self {
+        self.settings.is_described = follows;
         self
     }
 
@@ -213,8 +229,7 @@ impl<'a> Receiver<'a> {
             for channel in channels {
                 scope.spawn(|| shared.channel(channel));
             }
-            let parser =
-                Sections::new(&mut main, &shared, &self.devices, self.keep_unknown, self.fresh);
+            let parser = Sections::new(&mut main, &shared, &self.devices, self.settings);
             shared.finish(parser.run(answers))
         });
         let channel_bytes = shared.result()?;

@@ -447,5 +447,53 @@ fn progress_adds_up() {
     assert_eq!(json["status"], "completed");
     assert_eq!(json["ram"]["normal-bytes"], last.normal_pages * 4096);
     assert_eq!(json["ram"]["transferred"], stats.bytes);
-    assert!(json["expected-downtime"].is_u64() && json["downtime"].is_u64());
+    assert!(json["downtime"].is_u64() && json["expected-downtime"].is_null());
+    let (before, within) = (&json["ram"]["precopy-bytes"], &json["ram"]["downtime-bytes"]);
+    assert_eq!(before.as_u64().unwrap() + within.as_u64().unwrap(), stats.bytes);
+    assert!(within.as_u64() > Some(0) && within.as_u64() < before.as_u64());
+}
+
+/// QEMU from 8.1 on says beforehand that it lets the source switch over, if it is told to.
+#[test]
+fn an_answer_before_the_last_one_is_no_error() {
+    let (memory, _) = machine();
+    let mut stream = Vec::new();
+    let mut answers: &[u8] = b"\0\x07\0\0\0\x01\0\x04\0\0\0\0";
+    let to = Outgoing::new(&mut stream).answers(&mut answers);
+    let migrated = Precopy::new(memory).run(to, still, |_| ()).unwrap();
+    assert_eq!(migrated.stats.bytes, stream.len() as u64);
+}
+
+#[test]
+fn channels_have_pages_of_4_kib() {
+    in_time(|| {
+        let stream = b"QEVM\0\0\0\x03\x07\0\0\0\0\x05\x1econfiguration/target-page-bits";
+        let mut stream = &[&stream[..], b"\0\0\0\x01\0\0\0\x0d\0"].concat()[..];
+        let (mut near, mut channel) = UnixStream::pair().unwrap();
+        near.write_all(&[&b"\x11\x22\x33\x44\0\0\0\x01"[..], &[0; 56]].concat()).unwrap();
+        let inputs: [&mut dyn Input; 2] = [&mut stream, &mut channel];
+        let error = Receiver::new(&[]).run(Incoming::several(inputs)).unwrap_err();
+        assert!(matches!(error, ReceiveError::Unsupported { found: 8192, .. }), "{error}");
+    });
+}
+
+/// A source that sends no description, keeps its connection and waits for an answer.
+#[test]
+fn a_description_that_does_not_follow_is_not_waited_for() {
+    in_time(|| {
+        let memory = MemoryMap::new();
+        let ram = RamBlock::anonymous("ram", page()).unwrap();
+        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        let mut stream = Vec::new();
+        Precopy::new(memory).run(&mut stream, still, |_| ()).map(drop).unwrap();
+        let described = stream.len();
+        let end = stream.iter().rposition(|byte| *byte == 6).unwrap();
+        stream.truncate(end);
+        let (mut near, mut far) = UnixStream::pair().unwrap();
+        near.write_all(&stream).unwrap();
+        let twin = RamBlock::anonymous("ram", page()).unwrap();
+        let received = Receiver::new(&[twin]).description_follows(false).run(&mut far).unwrap();
+        assert_eq!(received.bytes, end as u64);
+        assert!(end < described);
+    });
 }

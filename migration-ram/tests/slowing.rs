@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use memory_region::MemoryMap;
 use migration_ram::{
-    AutoConverge, DeviceError, DirtyLimit, HangUp, Migrated, Outgoing, Output, Precopy, SendError,
-    receive,
+    AutoConverge, Copied, DeviceError, DirtyLimit, HangUp, Migrated, Outgoing, Output, Precopy,
+    SendError, receive,
 };
 use ram_block::{PageSize, RamBlock, SendList, TransferError};
 
@@ -302,5 +302,42 @@ fn a_guest_that_writes_little_does_not_migrate_for_ever() {
             assert_eq!((stats.rounds.len(), stats.converged), (4, false), "{stats:?}");
             assert_eq!((stats.throttle, stats.dirty_limit), (0, None));
         }
+    });
+}
+
+/// A link that carries so many bytes fast, and then few a second.
+struct Tiring {
+    fast: u64,
+    rate: f64,
+}
+
+impl std::io::Write for Tiring {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let len = bytes.len().min(1 << 16);
+        let rate = if self.fast > 0 { 100e6 } else { self.rate };
+        self.fast = self.fast.saturating_sub(len as u64);
+        #[allow(clippy::cast_precision_loss)]
+        std::thread::sleep(Duration::from_secs_f64(len as f64 / rate));
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What was carried in the first second says nothing of the next ones; 300 ms are allowed.
+#[test]
+fn a_link_that_becomes_slow_is_not_trusted() {
+    in_time(|| {
+        let memory = MemoryMap::new();
+        let ram = RamBlock::anonymous("ram", 136 << 20).unwrap();
+        (0..ram.pages()).for_each(|n| ram.write(n * page(), &[1]).unwrap());
+        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        let mut link = Copied(Tiring { fast: 101_000_000, rate: 6e6 });
+        let Migrated { stats, .. } =
+            Precopy::new(memory).run(&mut link, || Ok(()), |_| ()).unwrap();
+        assert!(stats.converged);
+        assert!(stats.downtime < Duration::from_millis(800), "{:?}", stats.downtime);
     });
 }

@@ -13,7 +13,7 @@ use super::encoded::Decoder;
 use super::multifd::Shared;
 use super::ram::{Block, Populated};
 use super::tail::Tail;
-use super::{Answers, Received, SectionInfo, StreamReader};
+use super::{Answers, Received, SectionInfo, Settings, StreamReader};
 
 mod records;
 
@@ -39,6 +39,7 @@ pub(super) struct Sections<'p, 's, 'a> {
     shared: &'p Shared<'a>,
     devices: &'p Devices,
     keep_unknown: bool,
+    is_described: bool,
     page: PageSize,
     /// The number of RAM's section, once it has begun.
     ram_section: Option<u32>,
@@ -61,14 +62,15 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         stream: &'p mut StreamReader<'s>,
         shared: &'p Shared<'a>,
         devices: &'p Devices,
-        keep_unknown: bool,
-        fresh: bool,
+        settings: Settings,
     ) -> Self {
+        let Settings { keep_unknown, is_described, fresh } = settings;
         Self {
             stream,
             shared,
             devices,
             keep_unknown,
+            is_described,
             page: default_page_size(),
             ram_section: None,
             block: None,
@@ -93,6 +95,10 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         let mut part = self.stream.u8("the first part")?;
         if part == CONFIGURATION {
             part = self.configuration()?;
+        }
+        if self.shared.has_channels() && self.page != default_page_size() {
+            let (at, found) = (self.stream.at(), self.page.bytes());
+            return Err(ReceiveError::Unsupported { at, what: "page size of channels", found });
         }
         // Nobody else sets it.
         let _ = self.shared.page.set(self.page);
@@ -334,7 +340,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
 
     /// What follows the end: a description for people, which may be missing.
     fn description(&mut self) -> Result<(), ReceiveError> {
-        if self.stream.is_at_end()? {
+        if !self.is_described || self.stream.is_at_end()? {
             return Ok(());
         }
         let at = self.stream.at();

@@ -7,7 +7,7 @@ use ram_block::ReceiveList;
 
 use crate::channel::Input;
 use crate::error::SendError;
-use crate::format::{ANSWER_PONG, ANSWER_SHUT};
+use crate::format::{ANSWER_PONG, ANSWER_SHUT, ANSWER_SWITCHOVER_ACK};
 
 /// Waits for the answer that ends a migration: the receiver has everything, or says why
 /// not.
@@ -17,8 +17,10 @@ pub(crate) fn wait_for_the_end(answers: &mut dyn Input) -> Result<(), SendError>
         fill(answers, &mut head)?;
         let kind = u16::from_be_bytes([head[0], head[1]]);
         let len = u16::from_be_bytes([head[2], head[3]]);
-        if len != 4 || (kind != ANSWER_SHUT && kind != ANSWER_PONG) {
-            return Err(SendError::Answer { kind, len });
+        match (kind, len) {
+            (ANSWER_SHUT | ANSWER_PONG, 4) => {}
+            (ANSWER_SWITCHOVER_ACK, 0) => continue,
+            _ => return Err(SendError::Answer { kind, len }),
         }
         let mut value = [0; 4];
         fill(answers, &mut value)?;

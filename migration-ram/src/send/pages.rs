@@ -31,7 +31,8 @@ pub(crate) struct Pages<'a> {
     page: u64,
     /// The block that is being walked, and the next word of its bitmap.
     cursor: (usize, usize),
-    /// Where the walked block's pages are watched again, up to this offset in bytes.
+    /// Where the walked block's pages are watched again, or nobody writes them any more, up to
+    /// this offset in bytes.
     watched: u64,
     contents: Contents,
     /// The block of the stream's last record, which the next one need not name.
@@ -99,10 +100,13 @@ impl<'a> Pages<'a> {
             let block = pending.block.clone();
             let size = block.page_size().bytes();
             let first = word as u64 * BITS * size;
-            if !last && first >= self.watched {
-                let end = (first - first % CLEARED).saturating_add(CLEARED).min(block.len());
-                self.memory.log_clear(&block, first..end)?;
-                self.watched = end;
+            if first >= self.watched {
+                self.watched = block.len();
+                if !last {
+                    let end = (first - first % CLEARED).saturating_add(CLEARED);
+                    self.watched = end.min(block.len());
+                    self.memory.log_clear(&block, first..self.watched)?;
+                }
             }
             for run in runs(bits) {
                 let bytes = first + run.start * size..first + run.end * size;
@@ -127,7 +131,8 @@ impl<'a> Pages<'a> {
         stats.pages += (bytes.end - bytes.start) / self.page;
         let mut at = bytes.start;
         while at < bytes.end {
-            let contents = self.contents.next(block, at, self.page);
+            // Only where pages are watched: what fills a hole behind that is not seen.
+            let contents = self.contents.next_below(block, at, self.page, self.watched);
             if contents.start > at {
                 let end = contents.start.min(bytes.end);
                 self.zero_pages(stream, block, at, (end - at) / self.page, stats);

@@ -158,7 +158,8 @@ impl Precopy {
         self
     }
 
-    /// The page size of the stream: the target's, which divides the host's.
+    /// The page size of the stream: the target's, which divides the host's. 4 KiB unless said,
+    /// and always with channels, whose packets depend on it.
     #[must_use]
     pub fn page_size(mut self, page: PageSize) -> Self {
         self.page = page;
@@ -181,8 +182,9 @@ impl Precopy {
     /// [`SendError`], also if another migration of this map is under way; the log is off
     /// again then, the guard of a pause is dropped, and a second try can be made over new
     /// connections. Whether the destination has everything is for it to say: see
-    /// [`Outgoing::answers`]. If its answer is lost ([`SendError::NoAnswer`]), it may have
-    /// everything all the same: it must not start before it is told that this has succeeded.
+    /// [`Outgoing::answers`]. If its answer is lost ([`SendError::NoAnswer`]) or makes no sense
+    /// ([`SendError::Answer`]), it may have everything all the same: it must not start before it
+    /// is told that this has succeeded.
     pub fn run<'c, P>(
         &self,
         to: impl Into<Outgoing<'c>>,
@@ -234,6 +236,9 @@ impl Precopy {
         }
         if channels > MAX_CHANNELS {
             return Err(SendError::TooManyChannels { channels });
+        }
+        if channels > 0 && self.page != default_page_size() {
+            return Err(SendError::ChannelPageSize { page: self.page.bytes() });
         }
         let mut names = BTreeSet::new();
         for device in &self.devices.0 {

@@ -111,6 +111,7 @@ impl<'a> Sending<'a> {
         self.stats.dirty_limit = self.progress.dirty_limit;
 
         let (pausing, mut parts) = (Instant::now(), DowntimeParts::default());
+        let sent = self.transferred();
         let mut laps = Laps::since(pausing);
         self.brake.before_pause();
         let paused = pause().map_err(SendError::Pause)?;
@@ -138,6 +139,7 @@ impl<'a> Sending<'a> {
         self.stats.downtime = pausing.elapsed();
         self.stats.total_time = self.begin.elapsed();
         self.progress.downtime = self.stats.downtime;
+        self.progress.downtime_bytes = self.stats.bytes - sent;
         self.progress.state = State::Completed;
         self.end_round(round);
         Ok(Migrated { stats: std::mem::take(&mut self.stats), paused })
@@ -270,9 +272,10 @@ impl<'a> Sending<'a> {
         self.brake.observe(time, dirtied, sent - before, &mut self.progress)
     }
 
-    /// What the connection carries, if that was enough to tell.
+    /// What the connection carries, if that was enough to tell. Little in a long time is a slow
+    /// connection, which a machine must not be paused for as if it were still a fast one.
     fn measure(&mut self, bytes: u64, time: Duration) {
-        if bytes >= TELLING || self.progress.bandwidth == 0.0 {
+        if bytes >= TELLING || time >= SYNC / 2 || self.progress.bandwidth == 0.0 {
             self.progress.bandwidth = rate(bytes, time);
         }
     }
@@ -306,7 +309,8 @@ impl<'a> Sending<'a> {
         self.progress.remaining = self.pages.remaining();
         self.progress.transferred = self.transferred();
         self.progress.channel_bytes = self.channels.as_ref().map_or(0, Channels::sent);
-        self.progress.expected_downtime = self.expected_downtime();
+        let is_over = self.progress.state == State::Completed;
+        self.progress.expected_downtime = self.expected_downtime().filter(|_| !is_over);
         (self.observe)(&self.progress);
         self.reported = Instant::now();
     }

@@ -3,7 +3,6 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,9 @@ use integration_tests::demo::AnyError;
 use integration_tests::link::{Address, Link};
 use integration_tests::live::Live;
 use integration_tests::scene::Scene;
-use migration_ram::{AutoConverge, DirtyLimit, Migrated, Precopy, Progress};
+use migration_ram::{AutoConverge, Cancel, DirtyLimit, Migrated, Precopy, Progress};
+use signal_hook::consts::SIGINT;
+use signal_hook::iterator::Signals;
 
 use crate::options::Options;
 use crate::report::{Arrival, Departure};
@@ -153,23 +154,15 @@ fn migrate(options: &Options, live: &Live, address: &Address) -> Result<Departur
     if options.dirty_limit {
         precopy = precopy.dirty_limit(DirtyLimit::default(), live.limit());
     }
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let handler = signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())?;
-    let cancel = precopy.cancel();
+    cancel_by_ctrl_c(precopy.cancel())?;
     let bar = progress_bar();
     let mut last = Progress::default();
     let observe = |now: &Progress| {
-        // The machine then goes on here.
-        if interrupted.load(Ordering::Relaxed) {
-            cancel.cancel();
-        }
         bar.set_position(now.percent().into());
         bar.set_message(now.to_string());
         last = now.clone();
     };
-    let migrated = precopy.run(link.outgoing(), || live.stop(), observe);
-    signal_hook::low_level::unregister(handler);
-    let Migrated { stats, paused } = migrated?;
+    let Migrated { stats, paused } = precopy.run(link.outgoing(), || live.stop(), observe)?;
     let (beat, at) = live.beats.last();
     let sum = match options.verify {
         true => Some(live.checksum()?),
@@ -191,6 +184,22 @@ fn migrate(options: &Options, live: &Live, address: &Address) -> Result<Departur
         beats,
         arrival: None,
     })
+}
+
+/// Ctrl-C ends the migration, whatever it waits for, and the machine goes on here; a second one
+/// ends the process.
+fn cancel_by_ctrl_c(cancel: Cancel) -> Result<(), AnyError> {
+    let mut signals = Signals::new([SIGINT])?;
+    std::thread::spawn(move || {
+        let mut signals = signals.forever();
+        if signals.next().is_some() {
+            cancel.cancel();
+        }
+        if signals.next().is_some() {
+            std::process::exit(130);
+        }
+    });
+    Ok(())
 }
 
 fn progress_bar() -> ProgressBar {
