@@ -91,7 +91,7 @@ fn a_hole_that_is_filled_before_it_is_watched_is_sent() {
         assert_eq!(migrated.stats.rounds.len(), 2);
         assert!(accelerator.log.lock().unwrap().stored);
         let twin = RamBlock::anonymous("ram", LEN).unwrap();
-        receive(&mut stream.as_slice(), &[twin.clone()]).unwrap();
+        receive(&mut stream.as_slice(), std::slice::from_ref(&twin)).unwrap();
         let mut found = [0; 14];
         twin.read(at, &mut found).unwrap();
         assert_eq!(&found, b"from the guest", "at {at:#x}");
