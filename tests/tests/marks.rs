@@ -166,6 +166,10 @@ impl Harvested for ReadThenClear {
             if taken == 0 {
                 continue;
             }
+            if taken != u64::MAX {
+                // Somebody is about to mark a page of it: he runs now, on a busy machine too.
+                std::thread::yield_now();
+            }
             bits.store(0, Ordering::Release);
             for bit in (0..64).filter(|bit| taken >> bit & 1 != 0) {
                 found[word * 64 + bit] += 1;
