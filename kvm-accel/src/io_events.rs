@@ -198,7 +198,8 @@ impl Gathered {
         if *lock(&self.holder) == Some(me) {
             return;
         }
-        let turn = lock(&self.turn);
+        // Dropped last: by then nobody else is noted as the one who has the turn.
+        let _turn = lock(&self.turn);
         let _holder = Holder::new(&self.holder, me);
         loop {
             let next = lock(&self.queue).pop();
@@ -210,7 +211,6 @@ impl Gathered {
             }
             note(done);
         }
-        drop(turn);
     }
 }
 

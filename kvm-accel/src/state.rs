@@ -3,8 +3,8 @@
 use std::fmt;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ pub struct VcpuState {
     tsc_khz: Option<u32>,
     registers: kvm_regs,
     special: kvm_sregs,
-    msrs: Msrs,
+    msrs: Vec<kvm_msr_entry>,
     xsave: Xsave,
     xcrs: kvm_xcrs,
     events: kvm_vcpu_events,
@@ -44,7 +44,7 @@ impl fmt::Debug for VcpuState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VcpuState")
             .field("registers", &self.registers)
-            .field("msrs", &self.msrs.as_slice().len())
+            .field("msrs", &self.msrs.len())
             .finish_non_exhaustive()
     }
 }
@@ -71,10 +71,8 @@ impl Vcpu {
     /// not complete: it is after [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked), and after a
     /// halt.
     pub fn save(&self) -> Result<VcpuState, KvmError> {
+        self.check_complete()?;
         let (id, fd) = (self.id(), self.fd());
-        if self.is_incomplete() {
-            return Err(impossible(id, "the access under way", "it is not complete"));
-        }
         // The local APIC and the scheduling state first: reading them may settle events.
         let mp_state = fd.get_mp_state().ok();
         let lapic = fd.get_lapic().ok();
@@ -100,8 +98,10 @@ impl Vcpu {
     /// # Errors
     ///
     /// [`KvmError::State`] if KVM refuses a part of it: another processor, or no state of a
-    /// vCPU at all. The vCPU is not fit to run then.
+    /// vCPU at all; or this one has run, and an access of its guest is not complete. The vCPU is
+    /// not fit to run then.
     pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        self.check_complete()?;
         let (id, fd) = (self.id(), self.fd());
         failed(id, "CPUID", fd.set_cpuid2(&state.cpuid))?;
         if let Some(khz) = state.tsc_khz {
@@ -127,6 +127,14 @@ impl Vcpu {
         failed(id, "events", fd.set_vcpu_events(&state.events))
     }
 
+    /// What KVM would complete with the next run belongs to the state that it was begun in.
+    fn check_complete(&self) -> Result<(), KvmError> {
+        match self.is_incomplete() {
+            true => Err(impossible(self.id(), "the access under way", "it is not complete")),
+            false => Ok(()),
+        }
+    }
+
     /// How many bytes KVM's extended state has here.
     fn xsave_bytes(&self) -> usize {
         let bytes = self.vm().fd().check_extension_int(Cap::Xsave2);
@@ -144,19 +152,44 @@ impl Vcpu {
     }
 }
 
-/// All model-specific registers that KVM lists and the vCPU has.
-fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Msrs, KvmError> {
-    const PART: &str = "model-specific registers";
+/// What the state of model-specific registers is called in errors.
+const MSRS: &str = "model-specific registers";
+/// The most registers of a call: KVM refuses 256.
+const MOST_MSRS: usize = 255;
+
+fn entry(index: u32) -> kvm_msr_entry {
+    kvm_msr_entry { index, ..Default::default() }
+}
+
+/// The registers that KVM has and does not list: memory types and machine checks, of which
+/// other registers say how many there are (Intel's manual, volume 4).
+fn unlisted_msrs(fd: &VcpuFd) -> Vec<u32> {
+    const MTRR_CAP: u32 = 0xfe;
+    const MCG_CAP: u32 = 0x179;
+    let count = |index| {
+        let mut one = Msrs::from_entries(&[entry(index)]).ok()?;
+        let got = fd.get_msrs(&mut one).ok()? == 1;
+        u32::try_from(one.as_slice()[0].data & 0xff).ok().filter(|_| got)
+    };
+    let (ranges, banks) = (count(MTRR_CAP).unwrap_or(0), count(MCG_CAP).unwrap_or(0));
+    let fixed = [0x250, 0x258, 0x259].into_iter().chain(0x268..=0x26f);
+    let variable = 0x200..0x200 + 2 * ranges.min(0x28);
+    // The default type, which switches them on, is the last of them.
+    let memory_types = fixed.chain(variable).chain([0x2ff]);
+    memory_types.chain(0x400..0x400 + 4 * banks.min(0x20)).collect()
+}
+
+/// All model-specific registers that KVM and the vCPU have.
+fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, KvmError> {
+    const PART: &str = MSRS;
     let list = failed(id, PART, Kvm::new().and_then(|kvm| kvm.get_msr_index_list()))?;
-    let mut left: Vec<kvm_msr_entry> = list
-        .as_slice()
-        .iter()
-        .map(|index| kvm_msr_entry { index: *index, ..Default::default() })
-        .collect();
+    let listed = list.as_slice().iter().copied();
+    let unlisted = unlisted_msrs(fd).into_iter().filter(|index| !list.as_slice().contains(index));
+    let mut left: Vec<kvm_msr_entry> = listed.chain(unlisted).map(entry).collect();
     let mut saved = Vec::new();
     // KVM stops at the first that this vCPU has not.
     while !left.is_empty() {
-        let some = left.len().min(KVM_MAX_MSR_ENTRIES);
+        let some = left.len().min(MOST_MSRS);
         let mut msrs = Msrs::from_entries(&left[..some])
             .map_err(|error| impossible(id, PART, &format!("{error:?}")))?;
         let count = failed(id, PART, fd.get_msrs(&mut msrs))?.min(some);
@@ -164,22 +197,25 @@ fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Msrs, KvmError> {
         let skipped = usize::from(count < some);
         left.drain(..count + skipped);
     }
-    Msrs::from_entries(&saved).map_err(|error| impossible(id, PART, &format!("{error:?}")))
+    Ok(saved)
 }
 
 /// Sets the registers, but for those that KVM refuses and that have the value already.
-fn restore_msrs(id: u64, fd: &VcpuFd, msrs: &Msrs) -> Result<(), KvmError> {
-    const PART: &str = "model-specific registers";
+fn restore_msrs(id: u64, fd: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<(), KvmError> {
+    const PART: &str = MSRS;
     let wrong = |error| impossible(id, PART, &format!("{error:?}"));
-    let mut left = msrs.as_slice();
+    let mut left = msrs;
     while !left.is_empty() {
-        let some = Msrs::from_entries(left).map_err(wrong)?;
-        let count = failed(id, PART, fd.set_msrs(&some))?.min(left.len());
+        let most = left.len().min(MOST_MSRS);
+        let some = Msrs::from_entries(&left[..most]).map_err(wrong)?;
+        let count = failed(id, PART, fd.set_msrs(&some))?.min(most);
         left = &left[count..];
+        if count == most {
+            continue;
+        }
         if let Some((refused, rest)) = left.split_first() {
             let index = refused.index;
-            let mut now = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }])
-                .map_err(wrong)?;
+            let mut now = Msrs::from_entries(&[entry(index)]).map_err(wrong)?;
             let has = fd.get_msrs(&mut now).unwrap_or(0) == 1;
             if !has || now.as_slice()[0].data != refused.data {
                 let why = format!("KVM refuses {:#x} in MSR {index:#x}", refused.data);

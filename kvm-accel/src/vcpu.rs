@@ -147,6 +147,9 @@ impl Vcpu {
         let (shared, gate) = (self.shared.clone(), self.vm.gate().clone());
         shared.attach_thread()?;
         let _rest = Rest(&gate, &shared);
+        if self.incomplete && !self.wait_for_a_pause() {
+            return Ok(VcpuEvent::Kicked);
+        }
         loop {
             let waits = || gate.is_pause_wanted() || shared.is_kept_out();
             if shared.is_kicked() || waits() {
@@ -170,6 +173,26 @@ impl Vcpu {
                 }
             } else {
                 gate.announce(&shared, Place::Host);
+            }
+        }
+    }
+
+    /// Waits while the machine is paused, with an access that an earlier run left: a device
+    /// panicked, or the caller was to act. A pause has not waited for it, so KVM must not
+    /// complete it meanwhile. False if the vCPU was kicked; the access is left then.
+    fn wait_for_a_pause(&self) -> bool {
+        let (shared, gate) = (&self.shared, self.vm.gate());
+        loop {
+            // From here on a pause waits for this vCPU, or it is seen.
+            gate.announce(shared, Place::Host);
+            if !gate.is_pause_wanted() {
+                return true;
+            }
+            gate.wait_while(shared, Place::Parked, || {
+                gate.is_pause_wanted() && !shared.is_kicked()
+            });
+            if gate.is_pause_wanted() && shared.take_kick() {
+                return false;
             }
         }
     }

@@ -1,8 +1,11 @@
 //! Writes that signal an eventfd, and writes that KVM gathers.
 
 use std::error::Error;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use iced_x86::code_asm::{al, byte_ptr, rdi};
 
 use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
@@ -33,6 +36,7 @@ pub const TESTS: &[Test] = &[
         "a_device_that_asks_for_its_own_gathered_writes_gets_them_later",
         a_device_that_asks_for_its_own_gathered_writes_gets_them_later,
     ),
+    ("who_hands_over_may_ask_for_it_again", who_hands_over_may_ask_for_it_again),
     ("a_device_may_have_its_machine", a_device_may_have_its_machine),
 ];
 
@@ -430,6 +434,52 @@ fn a_device_that_asks_for_its_own_gathered_writes_gets_them_later() {
 }
 
 /// A machine that gathers does not keep the devices that keep it.
+/// Handlers of gathered writes that hand over what is gathered, on three processors that take
+/// turns at it: it does nothing, and nobody waits for himself.
+fn who_hands_over_may_ask_for_it_again() {
+    struct Asks(Weak<KvmVm>, AtomicU64);
+    impl MmioDevice for Asks {
+        fn read(&self, _: u64, _: usize) -> u64 {
+            0
+        }
+
+        fn write(&self, offset: u64, _: usize, _: u64) {
+            if offset < 0x40 {
+                self.1.fetch_add(1, Ordering::Relaxed);
+                self.0.upgrade().unwrap().flush_coalesced();
+            }
+        }
+    }
+    let (machine, _, _, _) = machine();
+    let asks = Arc::new(Asks(Arc::downgrade(&machine.vm), 0.into()));
+    machine
+        .memory
+        .update(|map| {
+            let region = map.mmio("asks", 0x100, asks.clone())?;
+            map.set_coalescing(region, std::slice::from_ref(&(0..0x40)))?;
+            map.place_overlapping(machine.system, DEVICE, region, 1)
+        })
+        .unwrap();
+    // A gathered store, and one that is not and makes the guest exit, for ever.
+    let code = programs::assemble(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.mov(byte_ptr(rdi), al)?;
+        a.mov(byte_ptr(rdi + 0x80), al)?;
+        a.jmp(again)
+    });
+    // Who waits for himself cannot be stopped either.
+    let guests = ManuallyDrop::new([0, 1, 2].map(|_| machine.start(&code, &[DEVICE])));
+    let mut count = 0;
+    for _ in 0..50 {
+        wait_until("more writes", || asks.1.load(Ordering::Relaxed) > count + 10_000);
+        count = asks.1.load(Ordering::Relaxed);
+    }
+    for guest in ManuallyDrop::into_inner(guests) {
+        guest.stop().unwrap();
+    }
+}
+
 fn a_device_may_have_its_machine() {
     let (machine, _, _, _) = machine();
     struct Has(#[allow(dead_code)] Arc<KvmVm>);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use integration_tests::guest::{DATA, boot, programs};
 use integration_tests::harness::Test;
+use kvm_accel::kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_accel::{Buses, KvmError, KvmVm, VcpuEvent, VcpuState};
 use memory_region::MmioDevice;
 use ram_block::DirtyClient;
@@ -24,8 +25,10 @@ pub const TESTS: &[Test] = &[
     ("a_pause_that_takes_too_long_is_given_up", a_pause_that_takes_too_long_is_given_up),
     ("a_device_cannot_wait_for_its_own_processor", a_device_cannot_wait_for_its_own_processor),
     ("a_device_that_panics_ends_its_processor_only", a_device_that_panics_ends_its_processor_only),
+    ("what_a_panic_left_waits_for_the_pause", what_a_panic_left_waits_for_the_pause),
     ("string_input_completes_while_slots_change", string_input_completes_while_slots_change),
     ("a_guest_goes_on_in_another_machine", a_guest_goes_on_in_another_machine),
+    ("a_state_has_the_registers_that_kvm_does_not_list", a_state_has_unlisted_registers),
     ("a_state_that_is_none_is_refused", a_state_that_is_none_is_refused),
 ];
 
@@ -318,6 +321,47 @@ fn a_device_that_panics_ends_its_processor_only() {
     guest.stop().unwrap();
 }
 
+/// A device panics before it has answered `rep insw`. The pause has not waited for that, so
+/// memory stays as it is until the pause ends, though the vCPU is run again before.
+fn what_a_panic_left_waits_for_the_pause() {
+    struct PanicsOnce(AtomicBool);
+    impl MmioDevice for PanicsOnce {
+        fn read(&self, _: u64, _: usize) -> u64 {
+            assert!(self.0.swap(true, Ordering::AcqRel), "a fault in the device");
+            0x5a5a
+        }
+
+        fn write(&self, _: u64, _: usize, _: u64) {}
+    }
+    let machine = Machine::new(16 << 20);
+    let page = machine.block.page_size().bytes();
+    place_ports(&machine, 0x310, Arc::new(PanicsOnce(false.into())));
+    let place = DATA + page;
+    machine.block.write(place, &[0x11; 64]).unwrap();
+    let code = programs::fill_from_port();
+    let guest = machine.start(&code, &[place, place + 64, 0x310, 32]);
+    wait_until("the panic", || guest.is_finished());
+    let (vcpu, _) = guest.join().unwrap_err().into_parts();
+    let words = || machine.words::<8>(place);
+    let before = words();
+    let paused = machine.vm.pause(10 * SECOND).unwrap();
+    // Not even its state may be changed under it.
+    assert!(vcpu.save().is_err());
+    let guest = vcpu.spawn("vcpu").unwrap();
+    // What must not happen gets the time to.
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(words(), before, "a store while the machine is paused");
+    // A kick gets it out of the wait.
+    let (vcpu, event) = guest.stop().unwrap();
+    assert_eq!(event, VcpuEvent::Kicked);
+    assert_eq!(words(), before);
+    let guest = vcpu.spawn("vcpu").unwrap();
+    drop(paused);
+    wait_until("the end", || guest.is_finished());
+    assert_eq!(guest.join().unwrap().1, VcpuEvent::Shutdown);
+    assert!(words().iter().zip(before).all(|(now, before)| *now != before), "it was completed");
+}
+
 /// `rep insw` stores what a device answers when KVM completes it, which a pause asks
 /// for. Meanwhile the slot that it stores to goes and comes: no store is lost.
 fn string_input_completes_while_slots_change() {
@@ -415,6 +459,30 @@ fn a_guest_goes_on_in_another_machine() {
     let steps: Vec<_> =
         (1..99).map(|n| at(n).wrapping_sub(at(n + 1))).filter(|step| *step != 0).collect();
     assert!(steps.is_empty() || steps == [1], "steps {steps:?}");
+}
+
+/// Memory types and machine checks, which KVM_GET_MSR_INDEX_LIST leaves out.
+fn a_state_has_unlisted_registers() {
+    let machine = Machine::new(16 << 20);
+    let vcpu = machine.vcpu();
+    let entry = |(index, data)| kvm_msr_entry { index, data, ..Default::default() };
+    let wanted = [
+        (0x2ff, 0xc06), // memory types are on, write back unless said otherwise
+        (0x200, 0x8000_0000),
+        (0x201, 0xf_8000_0800),
+        (0x250, 0x0606_0606_0606_0606),
+        (0x26f, 0x0505_0505_0505_0505),
+        (0x400, u64::MAX),
+        (0x404, u64::MAX),
+    ];
+    let set = Msrs::from_entries(&wanted.map(entry)).unwrap();
+    assert_eq!(vcpu.fd().set_msrs(&set).unwrap(), wanted.len());
+    let state = serde_json::to_string(&vcpu.save().unwrap()).unwrap();
+    let mut copy = Machine::new(16 << 20).vcpu();
+    copy.restore(&serde_json::from_str(&state).unwrap()).unwrap();
+    let mut found = Msrs::from_entries(&wanted.map(|(index, _)| entry((index, 0)))).unwrap();
+    assert_eq!(copy.fd().get_msrs(&mut found).unwrap(), wanted.len());
+    assert_eq!(found.as_slice(), set.as_slice());
 }
 
 fn a_state_that_is_none_is_refused() {
