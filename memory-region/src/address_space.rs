@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::access::{self, AccessError};
 use crate::flat_view::FlatView;
@@ -22,11 +22,14 @@ pub struct AddressSpace {
     name: Arc<str>,
     root: RegionId,
     view: Arc<ArcSwap<FlatView>>,
+    /// The view of a commit that is under way, for as long as listeners are told of it.
+    coming: Arc<ArcSwapOption<FlatView>>,
 }
 
 impl AddressSpace {
     pub(crate) fn new(name: &str, root: RegionId, view: Arc<FlatView>) -> Self {
-        Self { name: name.into(), root, view: Arc::new(ArcSwap::new(view)) }
+        let view = Arc::new(ArcSwap::new(view));
+        Self { name: name.into(), root, view, coming: Arc::default() }
     }
 
     /// The space's name, for messages.
@@ -51,6 +54,20 @@ impl AddressSpace {
     /// The current view; it stays as it is whatever is committed later.
     pub fn view(&self) -> Arc<FlatView> {
         self.view.load_full()
+    }
+
+    /// Says which view listeners are being told of; returns what was said before.
+    #[must_use]
+    pub(crate) fn announce(&self, coming: Option<Arc<FlatView>>) -> Option<Arc<FlatView>> {
+        self.coming.swap(coming)
+    }
+
+    /// The views that listeners may follow at this moment.
+    pub(crate) fn followed(&self) -> impl Iterator<Item = Arc<FlatView>> {
+        // In this order: the one that comes may become the current one in between, but what
+        // is not announced any more is the current one, or was taken back.
+        let coming = self.coming.load_full();
+        coming.into_iter().chain([self.view()])
     }
 
     /// Publishes `view`; returns the former one.

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use ram_block::{ClientRegistration, DirtyClient, DirtyError, RamBlock};
 
 use crate::error::MapError;
+use crate::leaving::Leaving;
 use crate::map::MemoryMap;
 
 /// A client of a map's dirty logs that was registered at run time, until this is dropped:
 /// then its logs are switched off, its bitmaps are freed, and its number is free for others.
+/// Dropped within an update's closure or by a listener, it goes after that update.
 #[must_use = "the client is gone when this is dropped"]
 pub struct MapClient {
     map: Arc<MemoryMap>,
@@ -31,10 +33,7 @@ impl fmt::Debug for MapClient {
 
 impl Drop for MapClient {
     fn drop(&mut self) {
-        if let Err(error) = self.map.drop_name(self.client) {
-            // It goes on to log, so nobody else gets its number.
-            log::warn!("{} cannot be switched off: {error}", self.client);
-        }
+        self.map.end(Leaving::Client(self.client));
     }
 }
 

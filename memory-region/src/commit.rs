@@ -57,7 +57,7 @@ pub(crate) struct Retired {
     pub(crate) newcomers: Newcomers,
     /// The views of the edited tree, by their roots.
     rendered: BTreeMap<RegionId, Arc<FlatView>>,
-    /// The former views.
+    /// The former views, and those that did not come.
     views: Vec<Arc<FlatView>>,
     /// The former map.
     pub(crate) former: Option<Arc<Current>>,
@@ -118,8 +118,16 @@ impl Current {
             Ok(())
         };
         let result: Result<(), DirtyError> = switch_on();
-        let result = result.map_err(MapError::from);
-        if let Err(error) = result.and_then(|()| tell(&followers)) {
+        let mut result = result.map_err(MapError::from);
+        if result.is_ok() {
+            // From the first listener on that follows, guests may write through what comes.
+            for (entry, view) in self.spaces.iter().zip(&views) {
+                retired.views.extend(entry.space.announce(Some(view.clone())));
+            }
+            result = tell(&followers);
+        }
+        if let Err(error) = result {
+            self.end_announcements(retired);
             for (ram, client) in switched_on {
                 clients.switch_off(ram, client);
             }
@@ -136,6 +144,7 @@ impl Current {
         for (entry, view) in self.spaces.iter().zip(views) {
             retired.views.push(entry.space.publish(view));
         }
+        self.end_announcements(retired);
         for (block, (ram, logging)) in before {
             let still = after.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
             for client in logging.iter().filter(|client| !still.contains(*client)) {
@@ -144,6 +153,12 @@ impl Current {
         }
         let (topology, spaces) = (std::mem::take(&mut retired.topology), self.spaces.clone());
         Ok(Self { topology, logged, spaces })
+    }
+
+    /// The views that were announced are the current ones, or will never be.
+    fn end_announcements(&self, retired: &mut Retired) {
+        let announced = self.spaces.iter().filter_map(|entry| entry.space.announce(None));
+        retired.views.extend(announced);
     }
 }
 

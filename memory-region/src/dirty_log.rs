@@ -8,6 +8,7 @@ use ram_block::{DirtyClient, DirtySnapshot, Harvest, RamBlock};
 use crate::claims::Claim;
 use crate::error::MapError;
 use crate::flat_view::FlatView;
+use crate::leaving::Leaving;
 use crate::listener::{ListenerError, MemoryListener};
 use crate::map::MemoryMap;
 use crate::region::RegionId;
@@ -17,7 +18,8 @@ use crate::section::Section;
 ///
 /// Each client's bits can be taken once. Whoever harvests a log claims it, so that a
 /// second migration, or a second screen of the same display, is an error and not a
-/// loss of pages.
+/// loss of pages. Dropped within an update's closure or by a listener, it ends after that
+/// update.
 #[must_use = "the log is switched off when this is dropped"]
 #[derive(Debug)]
 pub struct LogClaim {
@@ -29,16 +31,7 @@ pub struct LogClaim {
 
 impl Drop for LogClaim {
     fn drop(&mut self) {
-        // In one turn: the client's number may be another's afterwards.
-        let switched = self.map.update(|map| match self.region {
-            _ if !self.map.claims().has(&self.claim) => Ok(()), // gone with its client
-            Some(region) => map.set_log(region, self.claim.client, false),
-            None => map.set_global_log(self.claim.client, false),
-        });
-        if let Err(error) = switched {
-            log::warn!("The {} log cannot be switched off: {error}", self.claim.client);
-        }
-        self.map.drop_claim(&self.claim);
+        self.map.end(Leaving::Log(self.region, self.claim.clone()));
     }
 }
 
@@ -89,7 +82,7 @@ impl MemoryMap {
         Ok(LogClaim { map: self.clone(), region, claim })
     }
 
-    fn drop_claim(&self, claim: &Claim) {
+    pub(crate) fn drop_claim(&self, claim: &Claim) {
         let ended = self.claims().end(|other| other.number == claim.number);
         drop(ended); // no longer locked
     }
@@ -157,7 +150,9 @@ impl MemoryMap {
             for listener in &entry.listeners {
                 let at_once = listener.sync_all(last);
                 if !at_once.map_err(|source| unsynced(&**listener, "all RAM", source))? {
-                    sync_sections(&entry.space.view(), std::slice::from_ref(listener), |_| true)?;
+                    let listener = std::slice::from_ref(listener);
+                    let synced = |view: Arc<FlatView>| sync_sections(&view, listener, |_| true);
+                    entry.space.followed().try_for_each(synced)?;
                 }
             }
         }
@@ -193,11 +188,13 @@ impl MemoryMap {
     /// Asks for the block wherever it is mapped: other regions may show it too.
     ///
     /// No lock is held meanwhile: a section that a commit removes at this moment has
-    /// been synced by its listener.
+    /// been synced by its listener. One that it brings is asked for, too: guests may write
+    /// through it before the map is published.
     fn sync_block(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
         for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
             let wanted = |section: &Section| shows(section, block);
-            sync_sections(&entry.space.view(), &entry.listeners, wanted)?;
+            let synced = |view: Arc<FlatView>| sync_sections(&view, &entry.listeners, wanted);
+            entry.space.followed().try_for_each(synced)?;
         }
         Ok(())
     }

@@ -67,6 +67,7 @@ mod guest_memory;
 mod inside;
 mod io_event_fd;
 mod iommu;
+mod leaving;
 mod listener;
 mod log_words;
 mod look_up;

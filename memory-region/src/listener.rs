@@ -121,7 +121,8 @@ impl ViewChange {
 ///
 /// [`sync`](Self::sync), [`sync_all`](Self::sync_all) and [`log_clear`](Self::log_clear) may
 /// be called from any thread at any time, also during a commit and from within another
-/// listener, and with a section that was just removed, which is then no error.
+/// listener, and with a section that was just removed, or that a commit under way has not
+/// brought here yet, which is then no error: there is nothing to merge.
 ///
 /// A listener follows one address space, and does not panic: nobody could say what it has
 /// followed then.

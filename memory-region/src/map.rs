@@ -14,6 +14,7 @@ use crate::edit::MapEdit;
 use crate::error::MapError;
 use crate::follow::{Follower, tell};
 use crate::inside::Inside;
+use crate::leaving::{AfterTurn, Leaving};
 use crate::listener::{MemoryListener, ViewChange};
 use crate::region::RegionId;
 use crate::render::{canonical, render};
@@ -35,13 +36,16 @@ pub struct MemoryMap {
     clients: Mutex<Clients>,
     /// Locked for a moment only.
     claims: Mutex<Claims>,
+    /// What was dropped in a turn. Locked for a moment only.
+    leaving: Mutex<Vec<Leaving>>,
 }
 
 /// The turn to change a map.
 struct Turn<'a> {
+    // Dropped in this order: the thread is in its turn until others can have theirs.
     clients: MutexGuard<'a, Clients>,
-    /// Dropped last: the thread is in its turn until others can have theirs.
     _inside: Inside,
+    _after: AfterTurn<'a>,
 }
 
 impl MemoryMap {
@@ -49,14 +53,19 @@ impl MemoryMap {
     #[allow(clippy::new_ret_no_self)] // always shared
     pub fn new() -> Arc<Self> {
         let current = ArcSwap::from_pointee(Current::default());
-        Arc::new(Self { current, clients: Mutex::default(), claims: Mutex::default() })
+        Arc::new(Self {
+            current,
+            clients: Mutex::default(),
+            claims: Mutex::default(),
+            leaving: Mutex::default(),
+        })
     }
 
     fn turn(&self) -> Result<Turn<'_>, MapError> {
         let inside = Inside::enter(std::ptr::from_ref(self).cast()).ok_or(MapError::Nested)?;
         // The map changes only after everything that can fail or panic has run.
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Turn { clients, _inside: inside })
+        Ok(Turn { clients, _inside: inside, _after: AfterTurn(self) })
     }
 
     /// The map as it is now. Others may change it, those with the turn excepted.
@@ -66,12 +75,16 @@ impl MemoryMap {
 
     /// Lets everybody see `current`; returns the former map, to be dropped after the turn.
     #[must_use]
-    fn publish(&self, _: &Turn<'_>, current: Current) -> Arc<Current> {
-        self.current.swap(Arc::new(current))
+    fn publish(&self, _: &Turn<'_>, current: impl Into<Arc<Current>>) -> Arc<Current> {
+        self.current.swap(current.into())
     }
 
     pub(crate) fn claims(&self) -> MutexGuard<'_, Claims> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn leaving(&self) -> MutexGuard<'_, Vec<Leaving>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a client's number out.
@@ -203,15 +216,24 @@ impl MemoryMap {
         space: &AddressSpace,
         listener: Arc<dyn MemoryListener>,
     ) -> Result<(), MapError> {
-        self.change_spaces(|current| {
-            let entry = current.entry_of(space)?;
-            tell(&[follower(space, &listener, current.all_of(space))])?;
-            let listeners = &mut current.spaces[entry].listeners;
-            let priority = listener.priority();
-            let at = listeners.partition_point(|other| other.priority() <= priority);
-            listeners.insert(at, listener.clone());
-            Ok(())
-        })
+        let turn = self.turn()?;
+        let former = self.current();
+        let mut current = Current::clone(&former);
+        let entry = current.entry_of(space)?;
+        let all = current.all_of(space);
+        let listeners = &mut current.spaces[entry].listeners;
+        let priority = listener.priority();
+        let at = listeners.partition_point(|other| other.priority() <= priority);
+        listeners.insert(at, listener.clone());
+        // It is asked from before it follows: guests may write through it at once.
+        let mut retired = vec![self.publish(&turn, current)];
+        let told = tell(&[follower(space, &listener, all)]);
+        if told.is_err() {
+            retired.push(self.publish(&turn, former));
+        }
+        drop(turn);
+        drop(retired); // with it, perhaps, spaces and their devices
+        told
     }
 
     /// Takes a listener off `space`, telling it that everything is gone. Returns

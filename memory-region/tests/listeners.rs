@@ -271,3 +271,79 @@ fn who_is_about_to_read_pages_says_so() {
     *listener.refuses.lock().unwrap() = Some("clear");
     assert!(matches!(clear(0..0x1000), Err(MapError::Sync { listener, .. }) if listener == "kvm"));
 }
+
+/// Syncs whenever it follows: as others may, on their threads, at this moment.
+struct Syncs {
+    map: Arc<MemoryMap>,
+    ram: RegionId,
+    all: bool,
+    notes: Arc<Notes>,
+}
+
+impl MemoryListener for Syncs {
+    fn name(&self) -> &'static str {
+        "syncs"
+    }
+
+    fn priority(&self) -> i32 {
+        5
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        match self.all {
+            true => self.map.sync_all_dirty_logs()?,
+            false => self.map.sync_dirty_log(self.ram)?,
+        }
+        self.notes.commit(change)
+    }
+
+    fn sync(&self, section: &Section) -> Result<(), ListenerError> {
+        self.notes.sync(section)
+    }
+}
+
+/// A guest may write through what comes as soon as its accelerator has followed, and whoever
+/// has seen it written must find it.
+#[test]
+fn what_is_coming_is_synced_too() {
+    for all in [false, true] {
+        let bus = Bus::new();
+        bus.map.set_log(bus.ram, VGA, true).unwrap();
+        let window = bus.map.update(|map| {
+            let window = map.alias("window", bus.ram, 0x4_0000, 0x1_0000)?;
+            map.place(bus.root, 0x100_0000, window)?;
+            map.set_enabled(window, false)?;
+            Ok(window)
+        });
+        let window = window.unwrap();
+        bus.listener("kvm", 0);
+        let syncs = |journal: Vec<String>| -> Vec<String> {
+            journal.into_iter().filter(|line| line.contains("sync ")).collect()
+        };
+        // One that is registered now is asked while it is told.
+        let notes = Notes::new("late", 5, &bus.journal);
+        let late = Arc::new(Syncs { map: bus.map.clone(), ram: bus.ram, all, notes });
+        bus.map.add_listener(&bus.space, late.clone()).unwrap();
+        assert_eq!(syncs(bus.journal()), ["kvm sync 0x0", "late sync 0x0"], "{all}");
+
+        let show = |on| bus.map.update(|map| map.set_enabled(window, on));
+        show(true).unwrap();
+        let journal = syncs(bus.journal());
+        assert!(journal.contains(&"kvm sync 0x1000000".to_owned()), "{journal:?}");
+        // What goes was synced as it went, and what was taken back is not asked for.
+        show(false).unwrap();
+        bus.journal();
+        *late.notes.refuses.lock().unwrap() = Some("commit");
+        show(true).unwrap_err();
+        bus.journal();
+        bus.map.sync_dirty_log(bus.ram).unwrap();
+        assert_eq!(syncs(bus.journal()), ["kvm sync 0x0", "late sync 0x0"]);
+        // Nor is one that was refused.
+        let other = Notes::new("other", 0, &bus.journal);
+        *other.refuses.lock().unwrap() = Some("commit");
+        bus.map.add_listener(&bus.space, other).unwrap_err();
+        bus.journal();
+        bus.map.sync_dirty_log(bus.ram).unwrap();
+        assert_eq!(syncs(bus.journal()), ["kvm sync 0x0", "late sync 0x0"]);
+    }
+}

@@ -310,23 +310,6 @@ fn looks_do_not_wait_for_a_commit() {
 }
 
 #[test]
-fn a_claim_that_ends_in_an_update_ends_without_waiting() {
-    in_time(|| {
-        let Bus { map, ram, .. } = bus();
-        let claim = map.claim_log(ram, VGA).unwrap();
-        let client = map.register_client("own").unwrap();
-        map.update(|_| {
-            drop(claim);
-            drop(client);
-            Ok(())
-        })
-        .unwrap();
-        // The log is still on, as nobody could switch it off, but free to be claimed.
-        drop(map.claim_log(ram, VGA).unwrap());
-    });
-}
-
-#[test]
 fn an_id_is_free_again_when_the_last_region_of_its_block_is_gone() {
     let Bus { map, ram, block, root, .. } = bus();
     let again = map.update(|map| map.ram("again", block.clone())).unwrap();
@@ -348,4 +331,42 @@ fn an_id_is_free_again_when_the_last_region_of_its_block_is_gone() {
     .unwrap();
     other().unwrap();
     assert_eq!(map.ram_blocks().len(), 1);
+}
+
+/// What is dropped in the middle of a change ends after it, whatever becomes of the change.
+#[test]
+fn claims_and_clients_that_are_dropped_in_a_turn_end_after_it() {
+    let changes: [fn() -> Result<(), MapError>; 2] = [|| Ok(()), || Err(MapError::Nested)];
+    for change in changes {
+        in_time(move || {
+            let Bus { map, ram, block, .. } = bus();
+            for global in [false, true] {
+                let claim = match global {
+                    true => map.claim_global_log(DirtyClient::MIGRATION).unwrap(),
+                    false => map.claim_log(ram, VGA).unwrap(),
+                };
+                assert!(!block.dirty().enabled().is_empty());
+                let ended = map.update(move |_| {
+                    drop(claim);
+                    change()
+                });
+                assert_eq!(ended.is_ok(), change().is_ok());
+                assert!(block.dirty().enabled().is_empty(), "{}", block.dirty().enabled());
+            }
+            let _again = map.claim_log(ram, VGA).unwrap();
+            let _again = map.claim_global_log(DirtyClient::MIGRATION).unwrap();
+            // Several of them, and more than there are numbers in all.
+            for _ in 0..4 {
+                let clients = ["a", "b"].map(|name| map.register_client(name).unwrap());
+                for client in &clients {
+                    map.set_global_log(client.client(), true).unwrap();
+                }
+                let ended = map.update(move |_| {
+                    drop(clients);
+                    change()
+                });
+                assert_eq!(ended.is_ok(), change().is_ok());
+            }
+        });
+    }
 }

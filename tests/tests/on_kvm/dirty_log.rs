@@ -1,10 +1,12 @@
 //! From a guest's store to its clients' bitmaps.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
 use kvm_accel::DirtyTracking;
+use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
 use ram_block::{DirtyClient, RamBlock};
 
 use super::machine::{Machine, wait_until};
@@ -23,6 +25,10 @@ pub const TESTS: &[Test] = &[
     (
         "a_second_clear_takes_nothing_of_what_was_written_since_the_first",
         a_second_clear_takes_nothing_of_what_was_written_since_the_first,
+    ),
+    (
+        "what_a_guest_writes_while_a_map_comes_is_in_the_harvest_of_that_moment",
+        what_a_guest_writes_while_a_map_comes_is_in_the_harvest_of_that_moment,
     ),
     ("the_mirror_sees_bits_that_one_client_eats", the_mirror_sees_bits_that_one_client_eats),
 ];
@@ -278,4 +284,81 @@ fn the_mirror_sees_bits_that_one_client_eats() {
     taken.unwrap().commit();
     mirror.update(&machine);
     assert!(mirror.first_difference(&machine.block).is_some());
+}
+
+/// A listener that does something, once, when the accelerator has followed and the map is
+/// not published yet.
+struct Meanwhile<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce() + Send> MemoryListener for Meanwhile<F> {
+    fn name(&self) -> &'static str {
+        "meanwhile"
+    }
+
+    fn priority(&self) -> i32 {
+        5
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        if change.added.iter().any(|section| section.name() == "other") {
+            self.0.lock().unwrap().take().expect("the window comes once")();
+        }
+        Ok(())
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(())
+    }
+}
+
+/// KVM has the slots of a map before the map is published: what a guest writes through them
+/// is in a harvest that begins after the write.
+fn what_a_guest_writes_while_a_map_comes_is_in_the_harvest_of_that_moment() {
+    let machine = Machine::new(16 << 20);
+    let page = machine.block.page_size().bytes();
+    let block = RamBlock::anonymous("shown twice", 64 * page).unwrap();
+    let (guest, len) = (0x4000_0000, block.len());
+    let shown = machine.memory.update(|map| {
+        let region = map.ram("shown", block.clone())?;
+        map.place(machine.system, guest, region)?;
+        let other = map.ram("other", block.clone())?;
+        let window = map.alias("window", other, 8 * page, u128::from(16 * page))?;
+        map.place_overlapping(machine.system, guest + 8 * page, window, 1)?;
+        map.set_enabled(window, false)?;
+        Ok((region, window))
+    });
+    let (region, window) = shown.unwrap();
+    machine.memory.set_log(region, VGA, true).unwrap();
+    let arguments = [guest, guest + len, page, DATA];
+    let running = machine.start(&programs::increment_pages(), &arguments);
+
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let meanwhile = {
+        let (memory, vm, found) = (machine.memory.clone(), machine.vm.clone(), found.clone());
+        move || {
+            let pause = || vm.pause(Duration::from_secs(10)).unwrap();
+            let harvest = || {
+                let harvest = memory.snapshot_and_clear(region, VGA, 0..len).unwrap();
+                harvest.commit().pages().collect::<Vec<_>>()
+            };
+            let first_word = || {
+                let mut bytes = [0; 8];
+                block.read(8 * page, &mut bytes).unwrap();
+                bytes
+            };
+            let paused = pause();
+            harvest();
+            let before = first_word();
+            drop(paused);
+            wait_until("a store through the window", || first_word() != before);
+            let _paused = pause();
+            *found.lock().unwrap() = harvest();
+        }
+    };
+    let meanwhile = Arc::new(Meanwhile(Mutex::new(Some(meanwhile))));
+    machine.memory.add_listener(&machine.space, meanwhile).unwrap();
+    machine.memory.update(|map| map.set_enabled(window, true)).unwrap();
+    let found = found.lock().unwrap();
+    assert!(found.contains(&8), "{found:?}");
+    running.stop().unwrap();
 }

@@ -1,0 +1,67 @@
+//! What ends in the middle of a change of the map, and so ends after it.
+
+use ram_block::DirtyClient;
+
+use crate::claims::Claim;
+use crate::error::MapError;
+use crate::map::MemoryMap;
+use crate::region::RegionId;
+
+/// What was dropped, and is to be switched off.
+pub(crate) enum Leaving {
+    /// A claim to the log of a region; of all RAM if there is none.
+    Log(Option<RegionId>, Claim),
+    /// A client that was registered with the map.
+    Client(DirtyClient),
+}
+
+impl Leaving {
+    fn end(&self, map: &MemoryMap) -> Result<(), MapError> {
+        match self {
+            Self::Client(client) => map.drop_name(*client),
+            Self::Log(region, claim) => {
+                // In one turn: the client's number may be another's afterwards.
+                let switched = map.update(|edit| match region {
+                    _ if !map.claims().has(claim) => Ok(()), // gone with its client
+                    Some(region) => edit.set_log(*region, claim.client, false),
+                    None => edit.set_global_log(claim.client, false),
+                });
+                if !matches!(switched, Err(MapError::Nested)) {
+                    map.drop_claim(claim);
+                }
+                switched
+            }
+        }
+    }
+
+    fn client(&self) -> DirtyClient {
+        match self {
+            Self::Client(client) | Self::Log(_, Claim { client, .. }) => *client,
+        }
+    }
+}
+
+impl MemoryMap {
+    /// Ends what was dropped; after its turn, if this thread is in the middle of one.
+    pub(crate) fn end(&self, leaving: Leaving) {
+        match leaving.end(self) {
+            Ok(()) => {}
+            Err(MapError::Nested) => self.leaving().push(leaving),
+            // A client goes on to log, so nobody else gets its number.
+            Err(error) => log::warn!("{} cannot be switched off: {error}", leaving.client()),
+        }
+    }
+}
+
+/// Dropped after a turn, ends what could not end in it.
+pub(crate) struct AfterTurn<'a>(pub(crate) &'a MemoryMap);
+
+impl Drop for AfterTurn<'_> {
+    fn drop(&mut self) {
+        // All of them are off the list before the first ends, in a turn of its own.
+        let left = std::mem::take(&mut *self.0.leaving());
+        for leaving in left {
+            self.0.end(leaving);
+        }
+    }
+}
