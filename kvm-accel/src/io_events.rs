@@ -112,12 +112,32 @@ pub(crate) struct Gathered {
 #[derive(Debug, Default)]
 struct Queue {
     ring: Option<CoalescedRing>,
-    /// Where the writes go. A device may have the machine, and an address space has its
-    /// devices: so the machine has no address space.
-    memory: Weak<AddressSpace>,
-    ports: Weak<AddressSpace>,
+    memory: Destination,
+    ports: Destination,
     /// Older than what is in the ring, with the view that they were made in.
     set_aside: VecDeque<Pending>,
+}
+
+/// The bus that writes go to, as the vCPUs have it: each may have the only reference to it.
+///
+/// A device may have the machine, and an address space has its devices: so the machine has
+/// no address space.
+#[derive(Debug, Default)]
+struct Destination(Vec<Weak<AddressSpace>>);
+
+impl Destination {
+    fn add(&mut self, bus: &Arc<AddressSpace>) {
+        self.0.retain(|known| known.strong_count() > 0);
+        let new = Arc::downgrade(bus);
+        if !self.0.iter().any(|known| known.ptr_eq(&new)) {
+            self.0.push(new);
+        }
+    }
+
+    /// Its view; none if all vCPUs are gone, and the bus with them.
+    fn view(&self) -> Option<Arc<FlatView>> {
+        Some(self.0.iter().find_map(Weak::upgrade)?.view())
+    }
 }
 
 /// A write and the view that it was made in.
@@ -126,8 +146,7 @@ type Pending = (GatheredWrite, Arc<FlatView>);
 impl Queue {
     /// The view that a write is for; none if the bus is gone, and all that was on it.
     fn view(&self, write: &GatheredWrite) -> Option<Arc<FlatView>> {
-        let bus = if write.is_port { &self.ports } else { &self.memory };
-        Some(bus.upgrade()?.view())
+        if write.is_port { self.ports.view() } else { self.memory.view() }
     }
 
     fn pop(&mut self) -> Option<Pending> {
@@ -150,19 +169,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Gathered {
     /// Maps the ring when the first vCPU is made, if KVM has one. Its writes go to the
-    /// buses of that vCPU, or of a later one when they are gone.
+    /// buses of that vCPU, or of a later one when it has taken them with it.
     pub(crate) fn attach(&self, vm: &VmFd, vcpu: &VcpuFd, buses: &Buses) -> std::io::Result<()> {
         let mut queue = lock(&self.queue);
         let page = u32::try_from(vm.check_extension_int(Cap::CoalescedMmio)).unwrap_or(0);
         if queue.ring.is_none() && page != 0 {
             queue.ring = Some(CoalescedRing::map(vcpu, page)?);
         }
-        let Queue { memory, ports, .. } = &mut *queue;
-        for (known, new) in [(memory, &buses.memory), (ports, &buses.ports)] {
-            if known.strong_count() == 0 {
-                *known = Arc::downgrade(new);
-            }
-        }
+        queue.memory.add(&buses.memory);
+        queue.ports.add(&buses.ports);
         Ok(())
     }
 

@@ -1,10 +1,12 @@
 //! A vCPU's complete state, to be carried to another machine.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, MsrList, Msrs, Xsave, kvm_debugregs, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    nested::KvmNestedStateBuffer,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
@@ -14,7 +16,8 @@ use crate::ioctl;
 use crate::vcpu::Vcpu;
 
 /// The state of a vCPU: registers, special and model-specific registers, extended state,
-/// pending events, debug registers, local APIC if KVM has it, and how the vCPU is scheduled.
+/// pending events, debug registers, local APIC if KVM has it, how the vCPU is scheduled, and
+/// what KVM keeps of the guest's own guests if it can run such.
 ///
 /// Taken by [`Vcpu::save`], and given to another vCPU by [`Vcpu::restore`]. It travels in any
 /// format of serde. What comes from outside may be anything: KVM refuses what it cannot take.
@@ -24,6 +27,8 @@ pub struct VcpuState {
     tsc_khz: Option<u32>,
     registers: kvm_regs,
     special: kvm_sregs,
+    /// What KVM keeps of a guest's own guests, if it can run such.
+    nested: Option<KvmNestedStateBuffer>,
     msrs: Vec<kvm_msr_entry>,
     xsave: Xsave,
     xcrs: kvm_xcrs,
@@ -81,6 +86,7 @@ impl Vcpu {
             tsc_khz: fd.get_tsc_khz().ok().filter(|khz| *khz != 0),
             registers: failed(id, "registers", fd.get_regs())?,
             special: failed(id, "special registers", fd.get_sregs())?,
+            nested: self.save_nested()?,
             msrs: save_msrs(id, fd)?,
             xsave: self.save_xsave()?,
             xcrs: failed(id, "extended control registers", fd.get_xcrs())?,
@@ -110,8 +116,12 @@ impl Vcpu {
             }
         }
         // The base of the local APIC is a special register; its timer reads model-specific
-        // ones; events are last, as setting the others may raise or drop some.
+        // ones; the guest's guests need a feature unlocked, and what follows may be theirs;
+        // events are last, as setting the others may raise or drop some.
         failed(id, "special registers", fd.set_sregs(&state.special))?;
+        let unlocks = |msr: &&kvm_msr_entry| msr.index == FEATURE_CONTROL;
+        restore_msrs(id, fd, state.msrs.iter().find(unlocks).map_or(&[], std::slice::from_ref))?;
+        restore_nested(id, fd, state.nested.as_ref())?;
         failed(id, "extended control registers", fd.set_xcrs(&state.xcrs))?;
         self.restore_xsave(&state.xsave)?;
         let fd = self.fd();
@@ -124,7 +134,10 @@ impl Vcpu {
         if let Some(mp_state) = state.mp_state {
             failed(id, "scheduling state", fd.set_mp_state(mp_state))?;
         }
-        failed(id, "events", fd.set_vcpu_events(&state.events))
+        failed(id, "events", fd.set_vcpu_events(&state.events))?;
+        // Without a local APIC in KVM, KVM_RUN takes the task's priority from here.
+        self.fd_mut().get_kvm_run().cr8 = state.special.cr8;
+        Ok(())
     }
 
     /// What KVM would complete with the next run belongs to the state that it was begun in.
@@ -146,9 +159,40 @@ impl Vcpu {
         saved.map_err(|source| KvmError::State { id: self.id(), part: "extended state", source })
     }
 
+    fn save_nested(&self) -> Result<Option<KvmNestedStateBuffer>, KvmError> {
+        if !self.vm().fd().check_extension(Cap::NestedState) {
+            return Ok(None);
+        }
+        let mut state = KvmNestedStateBuffer::empty();
+        failed(self.id(), NESTED, self.fd().nested_state(&mut state))?;
+        Ok(Some(state))
+    }
+
     fn restore_xsave(&self, xsave: &Xsave) -> Result<(), KvmError> {
         let set = ioctl::set_xsave(self.fd(), self.xsave_bytes(), xsave);
         set.map_err(|source| KvmError::State { id: self.id(), part: "extended state", source })
+    }
+}
+
+/// What the state of a guest's guests is called in errors.
+const NESTED: &str = "nested state";
+/// IA32_FEATURE_CONTROL (Intel's manual, volume 4): whether a guest may have guests.
+const FEATURE_CONTROL: u32 = 0x3a;
+
+fn restore_nested(
+    id: u64,
+    fd: &VcpuFd,
+    state: Option<&KvmNestedStateBuffer>,
+) -> Result<(), KvmError> {
+    const MOST: usize = size_of::<KvmNestedStateBuffer>();
+    match state {
+        None => Ok(()),
+        // KVM reads as much as the state says that it has.
+        Some(state) if state.size as usize > MOST => {
+            let why = format!("{} bytes, where there are {MOST}", state.size);
+            Err(impossible(id, NESTED, &why))
+        }
+        Some(state) => failed(id, NESTED, fd.set_nested_state(state)),
     }
 }
 
@@ -159,6 +203,17 @@ const MOST_MSRS: usize = 255;
 
 fn entry(index: u32) -> kvm_msr_entry {
     kvm_msr_entry { index, ..Default::default() }
+}
+
+/// The registers that KVM lists, for all machines of this host. It is asked once: whoever
+/// makes a machine may open /dev/kvm, which a jail may forbid later.
+pub(crate) fn listed_msrs() -> Result<&'static MsrList, kvm_ioctls::Error> {
+    static LIST: OnceLock<MsrList> = OnceLock::new();
+    if let Some(list) = LIST.get() {
+        return Ok(list);
+    }
+    let list = Kvm::new()?.get_msr_index_list()?;
+    Ok(LIST.get_or_init(|| list))
 }
 
 /// The registers that KVM has and does not list: memory types and machine checks, of which
@@ -182,7 +237,7 @@ fn unlisted_msrs(fd: &VcpuFd) -> Vec<u32> {
 /// All model-specific registers that KVM and the vCPU have.
 fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, KvmError> {
     const PART: &str = MSRS;
-    let list = failed(id, PART, Kvm::new().and_then(|kvm| kvm.get_msr_index_list()))?;
+    let list = failed(id, PART, listed_msrs())?;
     let listed = list.as_slice().iter().copied();
     let unlisted = unlisted_msrs(fd).into_iter().filter(|index| !list.as_slice().contains(index));
     let mut left: Vec<kvm_msr_entry> = listed.chain(unlisted).map(entry).collect();

@@ -9,7 +9,8 @@ use crate::vcpu::{Vcpu, VcpuEvent, VcpuKicker};
 
 /// A vCPU that runs on its own thread until something ends its `run`.
 ///
-/// Dropped, it is kicked and waited for.
+/// Dropped, it is kicked and waited for; by its own thread, in a device's handler, kicked
+/// only.
 pub struct VcpuThread {
     id: u64,
     kicker: VcpuKicker,
@@ -104,6 +105,10 @@ impl VcpuThread {
     /// # Errors
     ///
     /// What [`Vcpu::run`] returned, or [`KvmError::Panicked`], with the vCPU.
+    ///
+    /// # Panics
+    ///
+    /// If the vCPU's own thread calls it, in a device's handler: it cannot wait for itself.
     pub fn join(mut self) -> Result<(Vcpu, VcpuEvent), VcpuThreadError> {
         self.wait().expect("the handle is taken here and when dropped")
     }
@@ -112,6 +117,10 @@ impl VcpuThread {
     /// [`VcpuEvent::Kicked`] unless something else came first.
     ///
     /// # Errors
+    ///
+    /// As [`join`](Self::join).
+    ///
+    /// # Panics
     ///
     /// As [`join`](Self::join).
     pub fn stop(self) -> Result<(Vcpu, VcpuEvent), VcpuThreadError> {
@@ -128,8 +137,11 @@ impl VcpuThread {
 impl Drop for VcpuThread {
     fn drop(&mut self) {
         // Whoever joined it has the vCPU, which is not to be kicked.
-        if self.handle.is_some() {
+        if let Some(handle) = &self.handle {
             self.kicker.kick();
+            if handle.thread().id() == std::thread::current().id() {
+                return; // it cannot wait for itself
+            }
             if let Some(Err(error)) = self.wait() {
                 log::warn!("{error}");
             }

@@ -1,6 +1,7 @@
 //! A virtual processor: guest code in, bus accesses out.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
@@ -54,6 +55,8 @@ pub struct Vcpu {
     ring: usize,
     /// The last exit left an access that KVM completes at the next KVM_RUN.
     incomplete: bool,
+    /// What the last run ended with, as a device's panic kept it from being returned.
+    owed: Option<VcpuEvent>,
 }
 
 impl Vcpu {
@@ -64,7 +67,7 @@ impl Vcpu {
         buses: Buses,
         ring: usize,
     ) -> Self {
-        Self { fd, shared, vm, buses, ring, incomplete: false }
+        Self { fd, shared, vm, buses, ring, incomplete: false, owed: None }
     }
 
     /// KVM's descriptor of the vCPU, for its registers.
@@ -123,7 +126,8 @@ impl Vcpu {
     }
 
     /// As [`run`](Self::run), with `other` called for the exits that this crate does not
-    /// know what to do with (hypercalls, MSRs, debug exits, ...).
+    /// know what to do with (hypercalls, MSRs, debug exits, a window for interrupts that was
+    /// asked for, ...).
     ///
     /// It fills in what KVM expects and returns `None` to go on, or the event with which
     /// to return.
@@ -149,6 +153,9 @@ impl Vcpu {
         let _rest = Rest(&gate, &shared);
         if self.incomplete && !self.wait_for_a_pause() {
             return Ok(VcpuEvent::Kicked);
+        }
+        if let Some(event) = self.owed.take() {
+            return Ok(event);
         }
         loop {
             let waits = || gate.is_pause_wanted() || shared.is_kept_out();
@@ -221,16 +228,32 @@ impl Vcpu {
         Ok(None)
     }
 
-    /// KVM_RUN, and the access that it exits with. The state is `Guest` before, and
-    /// `Host` after.
+    /// KVM_RUN, and what it exits with. The state is `Guest` before, and `Host` after.
     fn enter_guest(
         &mut self,
         other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
     ) -> Result<Option<VcpuEvent>, KvmError> {
+        let mut flushed = Ok(());
+        let event = self.run_once(other, &mut flushed);
+        // The panic of a device that got a gathered write. The exit is another's, and KVM
+        // tells of it once.
+        if let Err(panic) = flushed {
+            self.owed = event.unwrap_or(None);
+            resume_unwind(panic);
+        }
+        event
+    }
+
+    /// KVM_RUN, the writes that were gathered until then, and the access that it exits with.
+    fn run_once(
+        &mut self,
+        other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
+        flushed: &mut std::thread::Result<()>,
+    ) -> Result<Option<VcpuEvent>, KvmError> {
         let ring_walks = self.vm.ring_walks();
         let exit = self.fd.run();
         self.vm.gate().announce(&self.shared, Place::Host);
-        self.vm.flush_coalesced();
+        *flushed = catch_unwind(AssertUnwindSafe(|| self.vm.flush_coalesced()));
         self.incomplete = false;
         let event = match exit {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
@@ -257,7 +280,7 @@ impl Vcpu {
                 self.vm.gate().hold_up(|| self.vm.ring_full(self.ring, ring_walks))?;
                 return Ok(None);
             }
-            Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr) => return Ok(None),
+            Ok(VcpuExit::Intr) => return Ok(None),
             Ok(VcpuExit::Hlt) => VcpuEvent::Halted,
             Ok(VcpuExit::Shutdown) => VcpuEvent::Shutdown,
             Ok(VcpuExit::SystemEvent(event, _)) => VcpuEvent::SystemEvent(event),
@@ -266,7 +289,8 @@ impl Vcpu {
                 VcpuEvent::InternalError(ioctl::internal_error(&mut self.fd))
             }
             Ok(exit) => {
-                self.incomplete = true;
+                let whole = matches!(exit, VcpuExit::IrqWindowOpen | VcpuExit::Debug(_));
+                self.incomplete = !whole;
                 match other(exit) {
                     Some(event) => event,
                     None => return Ok(None),

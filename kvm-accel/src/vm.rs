@@ -100,6 +100,10 @@ impl KvmVm {
         let limit = slots.min(config.slot_limit);
         log::info!("written pages are tracked by {chosen}");
         log::debug!("KVM has {slots} memory slots, of which up to {limit} are used");
+        #[cfg(target_arch = "x86_64")]
+        if let Err(error) = crate::state::listed_msrs() {
+            log::debug!("states of vCPUs cannot be saved yet: {error}");
+        }
         let slots = Slots::new(limit, most, mode);
         let ring_walks = slots.rings.walks.clone();
         Ok(Arc::new(Self {

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, Weak};
 
 use iced_x86::code_asm::{al, byte_ptr, rdi};
 
-use integration_tests::guest::{DATA, programs};
+use integration_tests::guest::{DATA, boot, programs};
 use integration_tests::harness::Test;
-use kvm_accel::{KvmError, KvmVm, VcpuThread};
+use kvm_accel::{Buses, KvmError, KvmVm, VcpuEvent, VcpuThread};
 use memory_region::vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use memory_region::{Endianness, IoEventFd, MmioAccess, MmioDevice, RegionId};
+use memory_region::{AddressSpace, Endianness, IoEventFd, MmioAccess, MmioDevice, RegionId};
 
 use super::machine::Access::Write;
 use super::machine::{Access, Machine, Recorder, wait_until};
@@ -37,6 +37,10 @@ pub const TESTS: &[Test] = &[
         a_device_that_asks_for_its_own_gathered_writes_gets_them_later,
     ),
     ("who_hands_over_may_ask_for_it_again", who_hands_over_may_ask_for_it_again),
+    (
+        "gathered_writes_arrive_when_the_first_processor_is_gone",
+        gathered_writes_arrive_when_the_first_processor_is_gone,
+    ),
     ("a_device_may_have_its_machine", a_device_may_have_its_machine),
 ];
 
@@ -433,7 +437,6 @@ fn a_device_that_asks_for_its_own_gathered_writes_gets_them_later() {
     guest.stop().unwrap();
 }
 
-/// A machine that gathers does not keep the devices that keep it.
 /// Handlers of gathered writes that hand over what is gathered, on three processors that take
 /// turns at it: it does nothing, and nobody waits for himself.
 fn who_hands_over_may_ask_for_it_again() {
@@ -480,6 +483,28 @@ fn who_hands_over_may_ask_for_it_again() {
     }
 }
 
+/// Each processor may have the bus for itself, and the first one may go.
+fn gathered_writes_arrive_when_the_first_processor_is_gone() {
+    let (machine, device, registers, _) = machine();
+    let whole = std::slice::from_ref(&(0..0x10));
+    machine.memory.update(|map| map.set_coalescing(registers, whole)).unwrap();
+    let own = |space: &AddressSpace| Arc::new(space.clone());
+    let vcpu = |id| {
+        let buses = Buses { memory: own(&machine.space), ports: own(&machine.port_space) };
+        machine.vm.create_vcpu(id, buses).unwrap()
+    };
+    let (first, second) = (vcpu(0), vcpu(1));
+    drop(first);
+    let code = programs::assemble(|a| {
+        a.mov(byte_ptr(rdi), al)?;
+        a.hlt()
+    });
+    boot(&second, &machine.block, &code, &[DEVICE]);
+    assert_eq!(second.spawn("vcpu").unwrap().join().unwrap().1, VcpuEvent::Shutdown);
+    assert_eq!(device.accesses().len(), 1);
+}
+
+/// A machine that gathers does not keep the devices that keep it.
 fn a_device_may_have_its_machine() {
     let (machine, _, _, _) = machine();
     struct Has(#[allow(dead_code)] Arc<KvmVm>);

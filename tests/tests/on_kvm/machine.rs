@@ -72,6 +72,11 @@ impl Machine {
 
     /// As [`start`](Self::start), in ring 0.
     pub fn start_privileged(&self, code: &[u8], arguments: &[u64]) -> VcpuThread {
+        self.privileged(code, arguments).spawn("vcpu").unwrap()
+    }
+
+    /// A vCPU that is about to run a program in ring 0.
+    pub fn privileged(&self, code: &[u8], arguments: &[u64]) -> Vcpu {
         let vcpu = self.vcpu();
         boot(&vcpu, &self.block, code, arguments);
         let mut sregs = vcpu.fd().get_sregs().unwrap();
@@ -81,7 +86,7 @@ impl Machine {
             segment.dpl = 0;
         }
         vcpu.fd().set_sregs(&sregs).unwrap();
-        vcpu.spawn("vcpu").unwrap()
+        vcpu
     }
 
     /// A vCPU that has not run yet.

@@ -10,6 +10,7 @@ mod mini_pc;
 mod pam;
 mod precopy;
 mod slots;
+mod states;
 mod tracking;
 mod vcpus;
 
@@ -31,6 +32,7 @@ pub fn tests() -> Vec<Named> {
         tracking::TESTS,
         slots::TESTS,
         vcpus::TESTS,
+        states::TESTS,
         precopy::TESTS,
         limits::TESTS,
     ]
