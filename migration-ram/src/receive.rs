@@ -16,7 +16,7 @@ use ram_block::RamBlock;
 use crate::channel::{Incoming, Input, Output};
 use crate::device::{Device, Devices};
 use crate::error::ReceiveError;
-use crate::format::{ANSWER_SHUT, MAGIC};
+use crate::format::{ANSWER_PONG, ANSWER_SHUT, ANSWER_SWITCHOVER_ACK, MAGIC};
 use crate::multifd::{MAX_CHANNELS, MULTIFD_MAGIC, read_hello};
 
 use multifd::Shared;
@@ -98,7 +98,8 @@ type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> Target + Send + 'a>;
 /// that are compressed by zlib (`compress` of QEMU before 9.1, `multifd-compression`). What else
 /// changes the stream is refused: postcopy, `mapped-ram`, `x-ignore-shared`, other compression,
 /// sections without footers (machines before `pc-2.4`), channels with pages of other than 4 KiB.
-/// A source with `switchover-ack` would wait for an answer that is not given.
+/// A source with `switchover-ack` has to be
+/// [acknowledged](Receiver::acknowledge_switchover).
 ///
 /// # Example
 ///
@@ -131,6 +132,7 @@ struct Settings {
     keep_unknown: bool,
     is_described: bool,
     fresh: bool,
+    acknowledges: bool,
 }
 
 impl fmt::Debug for Receiver<'_> {
@@ -148,7 +150,12 @@ impl<'a> Receiver<'a> {
             blocks: blocks.to_vec(),
             by: None,
             devices: Devices::default(),
-            settings: Settings { keep_unknown: false, is_described: true, fresh: false },
+            settings: Settings {
+                keep_unknown: false,
+                is_described: true,
+                fresh: false,
+                acknowledges: false,
+            },
         }
     }
 
@@ -194,6 +201,14 @@ impl<'a> Receiver<'a> {
         self
     }
 
+    /// Whether a source that opens a way for answers is told at once that it may switch over:
+    /// one with `switchover-ack` (QEMU from 8.1 on) sends memory until it is. Others need no
+    /// such answer, and older ones do not know it.
+    pub fn acknowledge_switchover(mut self, acknowledge: bool) -> Self {
+        self.settings.acknowledges = acknowledge;
+        self
+    }
+
     /// Reads a whole stream: RAM into the blocks as it comes, then the devices' states,
     /// which are handed out when everything has come.
     ///
@@ -208,7 +223,8 @@ impl<'a> Receiver<'a> {
     /// and the machine must not be started.
     pub fn run<'c>(self, from: impl Into<Incoming<'c>>) -> Result<Received, ReceiveError> {
         let Incoming { inputs, back } = from.into();
-        let mut answers = Answers { back, asked: false };
+        let acknowledges = self.settings.acknowledges;
+        let mut answers = Answers { back, acknowledges, asked: false };
         let result = self.receive(inputs, &mut answers);
         let told = answers.shut(result.is_ok());
         let received = result?;
@@ -278,21 +294,33 @@ fn classify<'a>(
 /// What the sender is told, if it asked.
 struct Answers<'a> {
     back: Option<&'a mut dyn Output>,
+    acknowledges: bool,
     asked: bool,
 }
 
 impl Answers<'_> {
-    fn send(&mut self, kind: u16, value: u32) -> Result<(), ReceiveError> {
+    fn send(&mut self, kind: u16, value: &[u8]) -> Result<(), ReceiveError> {
         let Some(back) = self.back.as_mut().filter(|_| self.asked) else { return Ok(()) };
+        let len = u16::try_from(value.len()).expect("answers are short");
         let mut list = ram_block::SendList::new();
         list.copy(&kind.to_be_bytes());
-        list.copy(&4u16.to_be_bytes());
-        list.copy(&value.to_be_bytes());
+        list.copy(&len.to_be_bytes());
+        list.copy(value);
         back.send(&mut list).map_err(|error| ReceiveError::Answer { source: error.into() })
     }
 
+    /// The sender asks for answers.
+    fn open(&mut self) -> Result<(), ReceiveError> {
+        self.asked = true;
+        if self.acknowledges { self.send(ANSWER_SWITCHOVER_ACK, &[]) } else { Ok(()) }
+    }
+
+    fn pong(&mut self, value: u32) -> Result<(), ReceiveError> {
+        self.send(ANSWER_PONG, &value.to_be_bytes())
+    }
+
     fn shut(&mut self, well: bool) -> Result<(), ReceiveError> {
-        self.send(ANSWER_SHUT, u32::from(!well))
+        self.send(ANSWER_SHUT, &u32::from(!well).to_be_bytes())
     }
 }
 

@@ -497,3 +497,18 @@ fn a_description_that_does_not_follow_is_not_waited_for() {
         assert!(end < described);
     });
 }
+
+/// The stream of a source with `switchover-ack`, as far as it goes before it is answered.
+#[test]
+fn who_waits_to_switch_over_is_told_that_it_may() {
+    let stream = b"QEVM\0\0\0\x03\x08\0\x01\0\0";
+    let shut: &[u8] = b"\0\x01\0\x04\0\0\0\x01"; // the stream breaks off
+    let acknowledged: &[u8] = b"\0\x07\0\0";
+    for (acknowledge, answers) in [(false, shut.to_vec()), (true, [acknowledged, shut].concat())] {
+        let (mut input, mut back) = (&stream[..], Vec::new());
+        let incoming = Incoming::from(&mut input).answers(&mut back);
+        let receiver = Receiver::new(&[]).acknowledge_switchover(acknowledge);
+        receiver.run(incoming).unwrap_err();
+        assert_eq!(back, answers);
+    }
+}

@@ -64,7 +64,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         devices: &'p Devices,
         settings: Settings,
     ) -> Self {
-        let Settings { keep_unknown, is_described, fresh } = settings;
+        let Settings { keep_unknown, is_described, fresh, .. } = settings;
         Self {
             stream,
             shared,
@@ -296,10 +296,10 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         let len_at = self.stream.at();
         let len = self.stream.u16("a command's length")?;
         match (command, len) {
-            (COMMAND_OPEN_RETURN_PATH, 0) => answers.asked = true,
+            (COMMAND_OPEN_RETURN_PATH, 0) => answers.open()?,
             (COMMAND_PING, 4) => {
                 let value = self.stream.u32("a ping")?;
-                answers.send(ANSWER_PONG, value)?;
+                answers.pong(value)?;
             }
             (COMMAND_SWITCHOVER_START, 0) => {}
             (COMMAND_POSTCOPY_ADVISE, 0) => {} // of a source that does not send RAM
