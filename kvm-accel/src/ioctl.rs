@@ -3,15 +3,19 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-
 #[cfg(target_arch = "x86_64")]
-use kvm_bindings::Xsave;
+use std::sync::OnceLock;
+
 use kvm_bindings::{
     KVM_DIRTY_LOG_PAGE_OFFSET, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVMIO,
     kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
     kvm_dirty_log__bindgen_ty_1, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
     kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_userspace_memory_region,
 };
+#[cfg(target_arch = "x86_64")]
+use kvm_bindings::{MsrList, Xsave};
+#[cfg(target_arch = "x86_64")]
+use kvm_ioctls::Kvm;
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
@@ -250,6 +254,18 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
     // SAFETY: the exit reason, which only the kernel writes, says that this member of
     // the union is filled.
     unsafe { run.__bindgen_anon_1.internal.suberror }
+}
+
+/// The model-specific registers that KVM lists, for all machines of this host. It is asked
+/// once: whoever makes a machine may open /dev/kvm, which a jail may forbid later.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn listed_msrs() -> Result<&'static MsrList, kvm_ioctls::Error> {
+    static LIST: OnceLock<MsrList> = OnceLock::new();
+    if let Some(list) = LIST.get() {
+        return Ok(list);
+    }
+    let list = Kvm::new()?.get_msr_index_list()?;
+    Ok(LIST.get_or_init(|| list))
 }
 
 /// The extended state of a vCPU, of `bytes` bytes as KVM says (0 if it says nothing).

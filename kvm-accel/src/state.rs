@@ -1,14 +1,12 @@
 //! A vCPU's complete state, to be carried to another machine.
 
 use std::fmt;
-use std::sync::OnceLock;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, MsrList, Msrs, Xsave, kvm_debugregs, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-    nested::KvmNestedStateBuffer,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, nested::KvmNestedStateBuffer,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use kvm_ioctls::{Cap, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{KvmError, io_error};
@@ -205,17 +203,6 @@ fn entry(index: u32) -> kvm_msr_entry {
     kvm_msr_entry { index, ..Default::default() }
 }
 
-/// The registers that KVM lists, for all machines of this host. It is asked once: whoever
-/// makes a machine may open /dev/kvm, which a jail may forbid later.
-pub(crate) fn listed_msrs() -> Result<&'static MsrList, kvm_ioctls::Error> {
-    static LIST: OnceLock<MsrList> = OnceLock::new();
-    if let Some(list) = LIST.get() {
-        return Ok(list);
-    }
-    let list = Kvm::new()?.get_msr_index_list()?;
-    Ok(LIST.get_or_init(|| list))
-}
-
 /// The registers that KVM has and does not list: memory types and machine checks, of which
 /// other registers say how many there are (Intel's manual, volume 4).
 fn unlisted_msrs(fd: &VcpuFd) -> Vec<u32> {
@@ -237,7 +224,7 @@ fn unlisted_msrs(fd: &VcpuFd) -> Vec<u32> {
 /// All model-specific registers that KVM and the vCPU have.
 fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, KvmError> {
     const PART: &str = MSRS;
-    let list = failed(id, PART, listed_msrs())?;
+    let list = failed(id, PART, ioctl::listed_msrs())?;
     let listed = list.as_slice().iter().copied();
     let unlisted = unlisted_msrs(fd).into_iter().filter(|index| !list.as_slice().contains(index));
     let mut left: Vec<kvm_msr_entry> = listed.chain(unlisted).map(entry).collect();

@@ -101,7 +101,7 @@ impl KvmVm {
         log::info!("written pages are tracked by {chosen}");
         log::debug!("KVM has {slots} memory slots, of which up to {limit} are used");
         #[cfg(target_arch = "x86_64")]
-        if let Err(error) = crate::state::listed_msrs() {
+        if let Err(error) = crate::ioctl::listed_msrs() {
             log::debug!("states of vCPUs cannot be saved yet: {error}");
         }
         let slots = Slots::new(limit, most, mode);
