@@ -97,7 +97,8 @@ impl Vcpu {
 
     /// Makes this vCPU, which has not run yet, go on where the other one was saved.
     ///
-    /// Guest memory is the caller's to bring. The time-stamp counter goes on from where it was.
+    /// Guest memory is the caller's to bring, before this: of a guest with PAE paging, KVM reads
+    /// the page-directory pointers there. The time-stamp counter goes on from where it was.
     ///
     /// # Errors
     ///
