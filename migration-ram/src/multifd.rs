@@ -15,9 +15,11 @@ pub(crate) const MULTIFD_MAGIC: u32 = 0x1122_3344;
 const VERSION: u32 = 1;
 /// All channels' pages before this packet come before those after it.
 pub(crate) const SYNC: u32 = 1;
-/// The contents are a part of a zlib stream, which goes on through all packets of its channel
-/// (QEMU's multifd-compression); the next packet's bytes in the head are their length.
+/// The bits of a compression (QEMU's multifd-compression).
+const COMPRESSION: u32 = 0xf << 1;
 const ZLIB: u32 = 1 << 1;
+#[cfg(feature = "zstd")]
+const ZSTD: u32 = 2 << 1;
 /// Pages of a packet.
 pub(crate) const PACKET_PAGES: usize = 128;
 /// Bytes of a packet's head.
@@ -47,6 +49,28 @@ pub(crate) fn read_hello(stream: &mut StreamReader<'_>) -> Result<u8, ReceiveErr
     Ok(rest[16])
 }
 
+/// How the contents of packets are compressed: as parts of a stream that goes on through all
+/// packets of its channel. The next packet's bytes in the head are the length of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    Zlib,
+    #[cfg(feature = "zstd")]
+    Zstd,
+}
+
+impl Compression {
+    /// What a packet's flags say; `None` if it is none that is known here.
+    fn of(flags: u32) -> Option<Option<Self>> {
+        match flags & COMPRESSION {
+            0 => Some(None),
+            ZLIB => Some(Some(Self::Zlib)),
+            #[cfg(feature = "zstd")]
+            ZSTD => Some(Some(Self::Zstd)),
+            _ => None,
+        }
+    }
+}
+
 /// The head of a packet.
 pub(crate) struct Packet {
     pub(crate) flags: u32,
@@ -56,8 +80,8 @@ pub(crate) struct Packet {
     pub(crate) pages: Vec<u64>,
     /// Those of pages that are zero.
     pub(crate) zero_pages: Vec<u64>,
-    /// The bytes of the contents, if these are compressed.
-    pub(crate) zlib: Option<u32>,
+    /// How the contents are compressed, and into how many bytes, if they are.
+    pub(crate) compressed: Option<(Compression, u32)>,
 }
 
 impl Packet {
@@ -96,10 +120,11 @@ impl Packet {
             stream.expect(what, word(at).into(), expected.into(), start + at as u64)?;
         }
         let flags = word(8);
-        if flags & !(SYNC | ZLIB) != 0 {
+        let compression = Compression::of(flags).filter(|_| flags & !(SYNC | COMPRESSION) == 0);
+        let Some(compression) = compression else {
             let found = flags.into();
             return Err(ReceiveError::Unsupported { at: start + 8, what: "packet flags", found });
-        }
+        };
         let (pages, zero_pages) = (word(16) as usize, word(32) as usize);
         if pages.saturating_add(zero_pages) > PACKET_PAGES {
             let found = word(16).into();
@@ -122,7 +147,7 @@ impl Packet {
         number.copy_from_slice(&head[24..32]);
         Ok(Some(Self {
             flags,
-            zlib: (flags & ZLIB != 0).then(|| word(20)),
+            compressed: compression.map(|compression| (compression, word(20))),
             number: u64::from_be_bytes(number),
             block,
             pages: (0..pages).map(offset).collect(),

@@ -7,6 +7,8 @@ mod ram;
 mod sections;
 mod stream;
 mod tail;
+#[cfg(feature = "zstd")]
+mod zstd;
 
 use std::fmt;
 use std::sync::Arc;
@@ -95,7 +97,8 @@ type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> Target + Send + 'a>;
 /// The destination of a migration.
 ///
 /// Takes what QEMU's precopy sends: pages, zeros, XBZRLE deltas, pages and packets of channels
-/// that are compressed by zlib (`compress` of QEMU before 9.1, `multifd-compression`). What else
+/// that are compressed by zlib (`compress` of QEMU before 9.1, `multifd-compression`), and with
+/// the feature `zstd`, whose library is in C, packets that are compressed by zstd. What else
 /// changes the stream is refused: postcopy, `mapped-ram`, `x-ignore-shared`, other compression,
 /// sections without footers (machines before `pc-2.4`), channels with pages of other than 4 KiB.
 /// A source with `switchover-ack` has to be

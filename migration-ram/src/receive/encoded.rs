@@ -7,15 +7,20 @@ use flate2::{Decompress, FlushDecompress, Status};
 use ram_block::PageSize;
 
 use crate::error::ReceiveError;
+use crate::multifd::Compression;
 
 use super::StreamReader;
 use super::ram::Block;
+#[cfg(feature = "zstd")]
+use super::zstd::Zstd;
 
 /// Decodes pages one by one, in a page of its own.
 pub(super) struct Decoder {
     /// One byte longer than a page, so that more than a page is noticed.
     page: Vec<u8>,
     inflate: Decompress,
+    #[cfg(feature = "zstd")]
+    zstd: Zstd,
 }
 
 /// A page of its block, and where what it is encoded in stands.
@@ -36,7 +41,12 @@ impl Place<'_> {
 impl Decoder {
     pub(super) fn new(page: PageSize) -> Self {
         let bytes = usize::try_from(page.bytes()).unwrap_or(0);
-        Self { page: vec![0; bytes + 1], inflate: Decompress::new(true) }
+        Self {
+            page: vec![0; bytes + 1],
+            inflate: Decompress::new(true),
+            #[cfg(feature = "zstd")]
+            zstd: Zstd::default(),
+        }
     }
 
     fn page(&self) -> Range<usize> {
@@ -66,56 +76,87 @@ impl Decoder {
         to.block.put(to.offset, &self.page[page])
     }
 
-    /// Decompresses pages of a zlib stream that goes on from one call to the next, of which
-    /// `len` bytes follow in `stream`.
-    pub(super) fn zlib_part(
+    /// Decompresses pages of a stream that goes on from one part to the next.
+    pub(super) fn part(
         &mut self,
         stream: &mut StreamReader<'_>,
-        len: u64,
+        part: Part,
         block: &Block,
         offsets: &[u64],
     ) -> Result<(), ReceiveError> {
+        let Part { compression, len } = part;
         let end = stream.at() + len;
         let page = self.page();
         for offset in offsets.iter().copied() {
             let mut left = page.clone();
             while !left.is_empty() {
                 let to = Place { at: stream.at(), block, offset };
-                let came = self.inflate(stream, end, left.clone(), to)?;
-                left.start += came.ok_or_else(|| to.malformed("zlib data"))?;
+                let came = self.some(stream, compression, end, left.clone(), to)?;
+                left.start += came.ok_or_else(|| to.malformed(compression.data()))?;
             }
             block.put(offset, &self.page[page.clone()])?;
         }
         // Marks of the stream may be left, but not a byte of another page.
         loop {
             let to = Place { at: stream.at(), block, offset: offsets.last().copied().unwrap_or(0) };
-            match self.inflate(stream, end, 0..1, to)? {
+            match self.some(stream, compression, end, 0..1, to)? {
                 Some(0) => {}
                 None if stream.at() == end => return Ok(()),
-                _ => return Err(to.malformed("zlib data")),
+                _ => return Err(to.malformed(compression.data())),
             }
         }
     }
 
     /// Decompresses some of the bytes up to `end` into a part of the page; says how many came
     /// of them, or `None` if nothing comes, and nothing was taken.
-    fn inflate(
+    fn some(
         &mut self,
         stream: &mut StreamReader<'_>,
+        compression: Compression,
         end: u64,
         part: Range<usize>,
         to: Place<'_>,
     ) -> Result<Option<usize>, ReceiveError> {
         let input = stream.some(end - stream.at(), "a compressed page")?;
-        let before = (self.inflate.total_in(), self.inflate.total_out());
         let out = &mut self.page[part];
-        let status = self.inflate.decompress(input, out, FlushDecompress::Sync);
-        status.map_err(|_| to.malformed("zlib data"))?;
-        let consumed = usize::try_from(self.inflate.total_in() - before.0).unwrap_or(0);
-        let produced = usize::try_from(self.inflate.total_out() - before.1).unwrap_or(0);
+        let step = match compression {
+            Compression::Zlib => inflate(&mut self.inflate, input, out),
+            #[cfg(feature = "zstd")]
+            Compression::Zstd => self.zstd.step(input, out),
+        };
+        let (consumed, produced) = step.ok_or_else(|| to.malformed(compression.data()))?;
         stream.consume(consumed);
         Ok((consumed > 0 || produced > 0).then_some(produced))
     }
+}
+
+/// Some bytes of a stream that goes on behind them.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) compression: Compression,
+    /// In bytes.
+    pub(super) len: u64,
+}
+
+impl Compression {
+    /// What it makes of pages, in errors.
+    fn data(self) -> &'static str {
+        match self {
+            Self::Zlib => "zlib data",
+            #[cfg(feature = "zstd")]
+            Self::Zstd => "zstd data",
+        }
+    }
+}
+
+/// Decompresses what it can; says how many bytes it took and how many came. `None` if the
+/// bytes make no sense.
+fn inflate(stream: &mut Decompress, input: &[u8], out: &mut [u8]) -> Option<(usize, usize)> {
+    let before = (stream.total_in(), stream.total_out());
+    stream.decompress(input, out, FlushDecompress::Sync).ok()?;
+    let consumed = usize::try_from(stream.total_in() - before.0).ok()?;
+    let produced = usize::try_from(stream.total_out() - before.1).ok()?;
+    Some((consumed, produced))
 }
 
 /// Changes `page` by a delta: runs of bytes that stay, of which only the first may be empty,
@@ -151,7 +192,7 @@ fn run_length(delta: &mut &[u8]) -> Option<usize> {
 mod tests {
     use std::sync::Arc;
 
-    use flate2::{Compress, Compression, FlushCompress};
+    use flate2::{Compress, FlushCompress};
     use proptest::prelude::*;
     use ram_block::{RamBlock, ReceiveList, TransferError};
 
@@ -185,6 +226,52 @@ mod tests {
         Decoder::new(PageSize::new(PAGE as u64).unwrap())
     }
 
+    /// The other side of a stream in parts.
+    enum Source {
+        Zlib(Compress),
+        #[cfg(feature = "zstd")]
+        Zstd(zstd::stream::write::Encoder<'static, Vec<u8>>),
+    }
+
+    impl Source {
+        fn new(compression: Compression, level: u32) -> Self {
+            match compression {
+                Compression::Zlib => {
+                    Self::Zlib(Compress::new(flate2::Compression::new(level), true))
+                }
+                #[cfg(feature = "zstd")]
+                Compression::Zstd => {
+                    let level = i32::try_from(2 * level + 1).unwrap();
+                    Self::Zstd(zstd::stream::write::Encoder::new(Vec::new(), level).unwrap())
+                }
+            }
+        }
+
+        /// A part, of which nothing is held back.
+        fn part(&mut self, plain: &[u8]) -> Vec<u8> {
+            match self {
+                Self::Zlib(compress) => {
+                    let mut bytes = Vec::with_capacity(2 * plain.len() + 64);
+                    compress.compress_vec(plain, &mut bytes, FlushCompress::Sync).unwrap();
+                    bytes
+                }
+                #[cfg(feature = "zstd")]
+                Self::Zstd(encoder) => {
+                    use std::io::Write;
+                    encoder.write_all(plain).unwrap();
+                    encoder.flush().unwrap();
+                    std::mem::take(encoder.get_mut())
+                }
+            }
+        }
+    }
+
+    const COMPRESSIONS: &[Compression] = &[
+        Compression::Zlib,
+        #[cfg(feature = "zstd")]
+        Compression::Zstd,
+    ];
+
     proptest! {
         /// Packets of a stream that goes on from one to the next, in any pieces, of pages that
         /// can be compressed or not.
@@ -192,12 +279,13 @@ mod tests {
         fn a_stream_in_parts_is_the_pages_that_it_was_made_of(
             packets in prop::collection::vec(
                 prop::collection::vec((0..PAGES, any::<u64>(), any::<bool>()), 1..20), 1..8),
+            compression in prop::sample::select(COMPRESSIONS),
             level in 0..10u32,
             piece in prop_oneof![1..50usize, 1..70_000usize],
         ) {
             let (memory, block) = block();
             let mut expected = vec![0; PAGES * PAGE];
-            let mut compress = Compress::new(Compression::new(level), true);
+            let mut source = Source::new(compression, level);
             let (mut bytes, mut parts) = (Vec::new(), Vec::new());
             for packet in &packets {
                 let mut plain = Vec::new();
@@ -211,17 +299,16 @@ mod tests {
                     expected[page * PAGE..(page + 1) * PAGE].copy_from_slice(&contents);
                     plain.extend(contents);
                 }
-                let start = bytes.len();
-                bytes.reserve(2 * plain.len() + 64);
-                compress.compress_vec(&plain, &mut bytes, FlushCompress::Sync).unwrap();
+                let part = source.part(&plain);
                 let offsets: Vec<_> = packet.iter().map(|(page, ..)| (page * PAGE) as u64).collect();
-                parts.push(((bytes.len() - start) as u64, offsets));
+                parts.push((Part { compression, len: part.len() as u64 }, offsets));
+                bytes.extend(part);
             }
             let mut input = Pieces(&bytes, piece);
             let mut stream = StreamReader::new(&mut input);
             let mut decoder = decoder();
-            for (len, offsets) in &parts {
-                decoder.zlib_part(&mut stream, *len, &block, offsets).unwrap();
+            for (part, offsets) in &parts {
+                decoder.part(&mut stream, *part, &block, offsets).unwrap();
             }
             prop_assert_eq!(stream.at(), bytes.len() as u64);
             let mut found = vec![0; PAGES * PAGE];
@@ -233,23 +320,53 @@ mod tests {
     #[test]
     fn parts_of_more_or_less_than_their_pages_are_refused() {
         let (_, block) = block();
-        let mut compress = Compress::new(Compression::fast(), true);
-        let mut bytes = Vec::with_capacity(3 * PAGE);
-        compress.compress_vec(&[7; 2 * PAGE], &mut bytes, FlushCompress::Sync).unwrap();
-        for (what, len, offsets) in [
-            ("a page less", bytes.len(), &[0][..]),
-            ("a page more", bytes.len(), &[0, 4096, 8192]),
-            ("cut off", bytes.len() - 10, &[0, 4096]),
-        ] {
+        for compression in COMPRESSIONS.iter().copied() {
+            let bytes = Source::new(compression, 1).part(&[7; 2 * PAGE]);
+            for (what, len, offsets) in [
+                ("a page less", bytes.len(), &[0][..]),
+                ("a page more", bytes.len(), &[0, 4096, 8192]),
+                ("cut off", bytes.len() - 10, &[0, 4096]),
+            ] {
+                let mut input = &bytes[..];
+                let mut stream = StreamReader::new(&mut input);
+                let part = Part { compression, len: len as u64 };
+                let result = decoder().part(&mut stream, part, &block, offsets);
+                assert!(matches!(result, Err(ReceiveError::Encoding { .. })), "{what}: {result:?}");
+            }
+            let mut input = &bytes[..9];
+            let mut stream = StreamReader::new(&mut input);
+            let part = Part { compression, len: 20 };
+            let result = decoder().part(&mut stream, part, &block, &[0, 4096]);
+            assert!(matches!(result, Err(ReceiveError::Truncated { at: 9, .. })), "{result:?}");
+            // Another one's bytes, or nobody's.
+            for bytes in [[0x55; 64], [0; 64]] {
+                let mut input = &bytes[..];
+                let mut stream = StreamReader::new(&mut input);
+                let part = Part { compression, len: 64 };
+                let result = decoder().part(&mut stream, part, &block, &[0]);
+                assert!(matches!(result, Err(ReceiveError::Encoding { .. })), "{result:?}");
+            }
+        }
+    }
+
+    /// A frame that asks for 64 MiB of history.
+    #[cfg(feature = "zstd")]
+    #[test]
+    fn a_window_of_more_than_qemus_levels_have_is_refused() {
+        use std::io::Write;
+        let (_, block) = block();
+        for (log, fits) in [(25, true), (26, false)] {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(&[7; PAGE]).unwrap();
+            encoder.flush().unwrap();
+            let bytes = std::mem::take(encoder.get_mut());
             let mut input = &bytes[..];
             let mut stream = StreamReader::new(&mut input);
-            let result = decoder().zlib_part(&mut stream, len as u64, &block, offsets);
-            assert!(matches!(result, Err(ReceiveError::Encoding { .. })), "{what}: {result:?}");
+            let part = Part { compression: Compression::Zstd, len: bytes.len() as u64 };
+            let result = decoder().part(&mut stream, part, &block, &[0]);
+            assert_eq!(result.is_ok(), fits, "{log}: {result:?}");
         }
-        let mut input = &bytes[..9];
-        let mut stream = StreamReader::new(&mut input);
-        let result = decoder().zlib_part(&mut stream, 20, &block, &[0, 4096]);
-        assert!(matches!(result, Err(ReceiveError::Truncated { at: 9, .. })), "{result:?}");
     }
 
     #[test]
@@ -258,7 +375,7 @@ mod tests {
         let place = Place { at: 0, block: &block, offset: 4096 };
         let zlib = |len: usize| {
             let mut bytes = Vec::with_capacity(3 * PAGE);
-            let mut compress = Compress::new(Compression::fast(), true);
+            let mut compress = Compress::new(flate2::Compression::fast(), true);
             compress.compress_vec(&vec![7; len], &mut bytes, FlushCompress::Finish).unwrap();
             bytes
         };

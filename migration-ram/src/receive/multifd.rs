@@ -14,7 +14,7 @@ use crate::format::default_page_size;
 use crate::multifd::{Packet, SYNC};
 
 use super::StreamReader;
-use super::encoded::Decoder;
+use super::encoded::{Decoder, Part};
 use super::ram::{Blocks, Populated};
 
 #[derive(Default)]
@@ -198,11 +198,12 @@ impl<'a> Shared<'a> {
         let block = self.blocks.find(&packet.block).ok_or_else(unknown)?;
         let offsets = packet.pages.iter().chain(&packet.zero_pages);
         offsets.copied().try_for_each(|offset| block.check(at, offset, page))?;
-        match packet.zlib {
+        match packet.compressed {
             // Of no pages it is a number of an earlier packet.
-            Some(len) if !packet.pages.is_empty() => {
+            Some((compression, len)) if !packet.pages.is_empty() => {
                 let decoder = decoder.get_or_insert_with(|| Decoder::new(page));
-                decoder.zlib_part(stream, len.into(), &block, &packet.pages)?;
+                let part = Part { compression, len: len.into() };
+                decoder.part(stream, part, &block, &packet.pages)?;
             }
             _ => block.pages(stream, &packet.pages, page)?,
         }

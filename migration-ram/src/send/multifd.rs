@@ -181,7 +181,8 @@ impl Channel<'_> {
             };
             let id = block.as_ref().map_or("", |block| block.id()).to_owned();
             let zero_pages = Vec::new();
-            let packet = Packet { flags, number, block: id, pages, zero_pages, zlib: None };
+            let compressed = None;
+            let packet = Packet { flags, number, block: id, pages, zero_pages, compressed };
             let head = packet.head(self.page);
             let mut list = SendList::new();
             list.bytes(&head);

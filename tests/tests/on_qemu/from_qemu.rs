@@ -151,17 +151,20 @@ fn check(qemu: &mut Qemu, (received, blocks): &Arrived) {
 
 /// In each way: over one connection or channels as well, answered or not.
 fn arrives(name: &str, accelerator: &str, send: fn(&mut Qemu)) {
-    let ways: [(&[&str], usize, bool); 8] = [
+    let ways: [(&[&str], usize, bool); 9] = [
         (&[], 1, false),
         (&["xbzrle"], 1, false),
         (&["xbzrle", "compress"], 1, true),
         (&["multifd", "zlib"], 3, true),
+        (&["multifd", "zstd"], 3, true),
         (&["return-path"], 1, true),
         (&["multifd"], 3, false),
         (&["multifd", "return-path"], 3, true),
         // Which it does not turn to unless it is told to.
         (&["postcopy-ram"], 1, true),
     ];
+    let zstd = |way: &(&[&str], _, _)| way.0.contains(&"zstd");
+    let ways = ways.into_iter().filter(|way| cfg!(feature = "zstd") || !zstd(way));
     for (capabilities, connections, answers) in ways {
         let mut qemu = match running_pc(name, accelerator) {
             Ok(qemu) => qemu,
@@ -171,10 +174,10 @@ fn arrives(name: &str, accelerator: &str, send: fn(&mut Qemu)) {
             Err(error) => panic!("{error}"),
         };
         // That is a parameter.
-        let (zlib, capabilities): (Vec<_>, Vec<_>) =
-            capabilities.iter().partition(|name| **name == "zlib");
-        if !zlib.is_empty() {
-            parameters(&mut qemu, json!({ "multifd-compression": "zlib" }));
+        let (compression, capabilities): (Vec<_>, Vec<_>) =
+            capabilities.iter().partition(|name| ["zlib", "zstd"].contains(*name));
+        for name in &compression {
+            parameters(&mut qemu, json!({ "multifd-compression": name }));
         }
         qemu.capabilities(&capabilities).unwrap();
         let receiving = receive(&qemu, connections, answers);
@@ -185,7 +188,7 @@ fn arrives(name: &str, accelerator: &str, send: fn(&mut Qemu)) {
         let deltas = capabilities.contains(&"xbzrle") && accelerator == "kvm";
         assert_eq!(arrived.0.delta_pages > 0, deltas, "{capabilities:?}");
         let bytes = arrived.0.pages * PAGE as u64;
-        let small = capabilities.contains(&"compress") || !zlib.is_empty();
+        let small = capabilities.contains(&"compress") || !compression.is_empty();
         assert_eq!(arrived.0.bytes < bytes * 9 / 10, small, "{capabilities:?}");
     }
 }
