@@ -629,3 +629,67 @@ fn a_handler_that_panics_ends_its_own_viewer_only() {
     other.request(false, other.all());
     assert!(!other.update().is_empty());
 }
+
+/// RFC 6143, 7.5.3: a request that is not incremental is answered by the contents of its area.
+/// A viewer that follows sizes is told the size for each such request: once by itself.
+#[test]
+fn a_viewer_that_asks_for_all_each_time_gets_pixels() {
+    let stage = Stage::new();
+    let mut viewer = stage.viewer();
+    viewer.set_encodings(&[RAW, EXTENDED_DESKTOP_SIZE]);
+    for _ in 0..4 {
+        let answers = [(); 2].map(|()| {
+            viewer.request(false, viewer.all());
+            viewer.update().iter().any(|(encoding, _)| *encoding == RAW)
+        });
+        assert!(answers.contains(&true), "asked for all twice, and no pixel");
+        assert_eq!(viewer.difference(stage.screen.surface()), None);
+    }
+}
+
+/// Shift and a letter, of which Shift is let go first: the key goes down as the capital and
+/// up as the small letter.
+#[test]
+fn a_key_that_goes_up_as_another_symbol_is_up() {
+    let stage = Stage::new();
+    let next = || stage.events.recv_timeout(PATIENCE).unwrap();
+    let mut viewer = stage.viewer();
+    assert_eq!(next(), VncEvent::Viewers(1));
+    for n in 0..100 {
+        for (down, symbol) in [(1, 0x41 + n), (0, 0x81 + n)] {
+            viewer.send(&[255, 0, 0, down, 0, 0, 0, symbol, 0, 0, 0, 0x10 + n]);
+            next();
+        }
+    }
+    // Control is down when the viewer goes.
+    viewer.send(&[255, 0, 0, 1, 0, 0, 0xff, 0xe3, 0, 0, 0, 0x1d]);
+    next();
+    drop(viewer);
+    let control = InputEvent::Key { keysym: 0xffe3, keycode: Some(0x1d), down: false };
+    assert_eq!([next(), next()], [VncEvent::Input(control), VncEvent::Viewers(0)]);
+}
+
+/// Without numbers of keys nobody knows which one went up: the latest ones count.
+#[test]
+fn what_is_down_is_let_go_however_many_went_up_as_others() {
+    let stage = Stage::new();
+    let next = || stage.events.recv_timeout(PATIENCE).unwrap();
+    let mut viewer = stage.viewer();
+    assert_eq!(next(), VncEvent::Viewers(1));
+    for n in 0..100 {
+        for (down, symbol) in [(1, n), (0, 0x80 + n)] {
+            viewer.send(&[4, down, 0, 0, 0, 0, 1, symbol]);
+            next();
+        }
+    }
+    viewer.send(&[4, 1, 0, 0, 0, 0, 0xff, 0xe3]);
+    next();
+    drop(viewer);
+    let control = InputEvent::Key { keysym: 0xffe3, keycode: None, down: false };
+    loop {
+        match next() {
+            VncEvent::Input(event) if event == control => break,
+            event => assert_ne!(event, VncEvent::Viewers(0), "Control stays down"),
+        }
+    }
+}

@@ -512,3 +512,55 @@ fn who_waits_to_switch_over_is_told_that_it_may() {
         assert_eq!(back, answers);
     }
 }
+
+/// Everything was sent, and somebody cancels while the answer is waited for: the destination
+/// has all of it, so that it must not look as if it had not.
+#[test]
+fn a_cancel_behind_the_last_byte_says_that_all_may_be_there() {
+    in_time(|| {
+        let (memory, _) = machine();
+        let precopy = Precopy::new(memory);
+        let cancel = precopy.cancel();
+        let (mut near, mut far) = UnixStream::pair().unwrap();
+        let (mut back, silent) = UnixStream::pair().unwrap();
+        let receiving = std::thread::spawn(move || {
+            let received = Receiver::new(&twins()).run(&mut far);
+            cancel.cancel();
+            received
+        });
+        let to = Outgoing::new(&mut near).answers(&mut back);
+        let error = precopy.run(to, still, |_| ()).unwrap_err();
+        assert!(matches!(error, SendError::NoAnswer { .. }), "{error}");
+        receiving.join().unwrap().unwrap();
+        drop(silent);
+    });
+}
+
+/// How often the stream says to wait for the channels, and how many sections it has, as a
+/// machine of that name sends it by a channel.
+fn flushes_and_sections(machine_name: &str) -> (usize, usize) {
+    let (memory, _) = machine();
+    let mut stream = Vec::new();
+    let (mut channel, mut far) = UnixStream::pair().unwrap();
+    let drain = std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()).unwrap());
+    let to = Outgoing::new(&mut stream).channels([&mut channel as &mut dyn Output]);
+    let _ = Precopy::new(memory).machine(machine_name).run(to, still, |_| ()).unwrap();
+    drop(channel);
+    drain.join().unwrap();
+    let count = |what: &[u8]| stream.windows(what.len()).filter(|at| *at == what).count();
+    let end = [&0x10u64.to_be_bytes()[..], b"\x7e\0\0\0\x02"].concat();
+    (count(&[&0x200u64.to_be_bytes()[..], &end].concat()), count(&end))
+}
+
+/// QEMU waits for channels where it is told to, from 8.1 on; before, at the end of each
+/// section, and it does not know the other.
+#[test]
+fn channels_are_waited_for_at_every_section_as_the_version_has_it() {
+    in_time(|| {
+        for (name, says) in [("none", true), ("pc-q35-8.1", true), ("pc-q35-8.0", false)] {
+            let (flushes, sections) = flushes_and_sections(name);
+            assert!(sections >= 3, "{sections}");
+            assert_eq!(flushes, if says { sections } else { 0 }, "{name}");
+        }
+    });
+}

@@ -154,3 +154,49 @@ fn announced_lengths_are_not_believed() {
     opaque.push(b'}');
     survives(&alone, 1, vec![opaque]);
 }
+
+/// A device's section costs more than its bytes, a block too, and to find it among others.
+#[test]
+fn many_things_of_next_to_nothing_are_bounded() {
+    let alone = alone();
+    let begin = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04";
+    let end = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02\x03\0\0\0\x02\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
+    let section = b"\x04\0\0\0\x03\x01x\0\0\0\0\0\0\0\x01\x7e\0\0\0\x03";
+    let over = b"\0\x06\0\0\0\0";
+    for sections in [1000, 100_000, (1 << 20) + 2] {
+        survives(&alone, 1, vec![[&begin[..], end, &section.repeat(sections), over].concat()]);
+    }
+    for count in [1000_u64, 16_384, 1 << 20] {
+        let blocks = (0..count).flat_map(|n| {
+            let id = format!("{n:06x}");
+            [&b"\x06"[..], id.as_bytes(), &4096u64.to_be_bytes()].concat()
+        });
+        let blocks: Vec<u8> = blocks.collect();
+        let total = ((count * 4096) | 4).to_be_bytes();
+        // Named once more, by its zeros.
+        let zeros = (0..count).flat_map(|n| {
+            let id = format!("{n:06x}");
+            [&2u64.to_be_bytes()[..], b"\x06", id.as_bytes(), b"\0"].concat()
+        });
+        let zeros: Vec<u8> = zeros.collect();
+        let (first, part) = end.split_at(13);
+        let (part, last) = part.split_at(5);
+        let stream = [&begin[..], &total, &blocks, first, part, &zeros, last, over].concat();
+        survives(&alone, 16, vec![stream]);
+    }
+}
+
+/// A block that is not announced has no end that its pages could lie beyond.
+#[test]
+fn the_last_page_of_all_is_followed_by_none() {
+    let alone = alone();
+    for first in [0xffff_ffff_ffff_e000_u64, 0xffff_ffff_ffff_f000, 0x7fff_ffff_ffff_f000] {
+        let mut stream = b"QEVM\0\0\0\x03\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04".to_vec();
+        stream.extend(4u64.to_be_bytes());
+        stream.extend((first | 2).to_be_bytes());
+        stream.extend(b"\x01x\0");
+        stream.extend((first.wrapping_add(4096) | 0x22).to_be_bytes());
+        stream.push(0);
+        survives(&alone, 16, vec![stream]);
+    }
+}

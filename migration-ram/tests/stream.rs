@@ -463,6 +463,20 @@ fn holes_of_memory_files_stay_holes_on_both_sides() {
     assert!(contents(&source) == contents(&target)); // this does fill them
 }
 
+/// Where there were holes is not known any more after a sync.
+#[test]
+fn what_fills_a_hole_between_rounds_is_sent() {
+    let source = blocks(&[("ram", 1 << 20)]);
+    let mut stream = Vec::new();
+    let pause = || Ok(source[0].write(pages(5), b"late")?);
+    let _ = Precopy::new(map_of(&source)).run(&mut stream, pause, |_| ()).unwrap();
+    let target = blocks(&[("ram", 1 << 20)]);
+    receive(&mut stream.as_slice(), &target).unwrap();
+    let mut found = [0; 4];
+    target[0].read(pages(5), &mut found).unwrap();
+    assert_eq!(&found, b"late");
+}
+
 /// A round that takes so long that the log is synchronized within it: what was found to be
 /// untouched before is so no more.
 #[test]

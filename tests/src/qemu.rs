@@ -31,6 +31,21 @@ pub fn version() -> Result<String, String> {
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
+/// QEMU's version, as its machines have it in their names: 8.1.
+///
+/// # Errors
+///
+/// Why it is not known.
+pub fn release() -> Result<(u32, u32), String> {
+    let text = version()?;
+    let number = text.split_whitespace().nth(3).unwrap_or_default();
+    let mut parts = number.split('.').map(str::parse::<u32>);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => Err(format!("no version in \"{text}\"")),
+    }
+}
+
 /// A running QEMU with a folder of its own; both go when it is dropped.
 #[derive(Debug)]
 pub struct Qemu {

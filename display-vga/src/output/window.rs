@@ -270,6 +270,9 @@ impl InputCallback for Keys {
 
 /// Puts the bytes of an area's lines into a picture of `width` pixels a line.
 fn put(pixels: &mut [u32], width: u32, area: Rect, lines: &[u8]) {
+    if area.width == 0 {
+        return;
+    }
     let picture = pixels.chunks_exact_mut(width as usize).skip(area.y as usize);
     for (line, bytes) in picture.zip(lines.chunks_exact(area.width as usize * 4)) {
         let line = line.iter_mut().skip(area.x as usize);
@@ -383,6 +386,13 @@ mod tests {
                 7,
             ]
         );
+    }
+
+    #[test]
+    fn an_area_of_nothing_is_put_nowhere() {
+        let mut pixels = vec![7; 4];
+        put(&mut pixels, 2, Rect { x: 1, y: 0, width: 0, height: 2 }, &[]);
+        assert_eq!(pixels, [7; 4]);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(super) struct Place<'a> {
 
 impl Place<'_> {
     fn malformed(&self, what: &'static str) -> ReceiveError {
-        let (at, id, offset) = (self.at, self.block.id.clone(), self.offset);
+        let (at, id, offset) = (self.at, self.block.id.to_string(), self.offset);
         ReceiveError::Encoding { at, what, id, offset }
     }
 }

@@ -1,8 +1,9 @@
 //! The blocks of a stream, and where their pages go.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ram_block::{PageSize, RamBlock};
 
@@ -16,7 +17,7 @@ const WINDOW: u64 = 64 << 20;
 
 /// A block that the stream has named.
 pub(super) struct Block {
-    pub(super) id: String,
+    pub(super) id: Arc<str>,
     /// In bytes, as the stream says, or as it is here.
     pub(super) len: u64,
     /// `None`: its pages are dropped.
@@ -35,7 +36,7 @@ impl Block {
         if fits && page.is_aligned(offset) {
             return Ok(());
         }
-        Err(ReceiveError::NoSuchPage { at, id: self.id.clone(), offset, len: self.len })
+        Err(ReceiveError::NoSuchPage { at, id: self.id.to_string(), offset, len: self.len })
     }
 
     /// Reads the contents of pages that were checked.
@@ -162,25 +163,38 @@ impl Populated {
 /// All blocks: those that are here, and those that the stream has.
 pub(super) struct Blocks<'a> {
     here: Vec<Arc<RamBlock>>,
-    named: Mutex<Vec<Arc<Block>>>,
+    named: Mutex<Named>,
     by: Mutex<Option<MakeBlock<'a>>>,
 }
 
+/// Those that the stream has, in its order, and where they are by their ids.
+#[derive(Default)]
+struct Named {
+    blocks: Vec<Arc<Block>>,
+    places: HashMap<Arc<str>, usize>,
+}
+
+impl Named {
+    fn find(&self, id: &str) -> Option<&Arc<Block>> {
+        self.blocks.get(*self.places.get(id)?)
+    }
+}
+
 /// The most blocks of a stream.
-const MAX_BLOCKS: usize = 65_536;
+const MAX_BLOCKS: usize = 16_384;
 
 impl<'a> Blocks<'a> {
     pub(super) fn new(here: &[Arc<RamBlock>], by: Option<MakeBlock<'a>>) -> Self {
         Self { here: here.to_vec(), named: Mutex::default(), by: Mutex::new(by) }
     }
 
-    fn named(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Block>>> {
+    fn named(&self) -> MutexGuard<'_, Named> {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A block that the stream has named before.
     pub(super) fn find(&self, id: &str) -> Option<Arc<Block>> {
-        self.named().iter().find(|block| block.id == id).cloned()
+        self.named().find(id).cloned()
     }
 
     /// The block of a record, which the list need not have announced.
@@ -220,11 +234,11 @@ impl<'a> Blocks<'a> {
             return Err(ReceiveError::BlockLength { at, id: id.to_owned(), found, expected });
         }
         let mut named = self.named();
-        if named.len() >= MAX_BLOCKS {
+        if named.blocks.len() >= MAX_BLOCKS {
             return Err(unknown());
         }
         let block = Arc::new(Block {
-            id: id.to_owned(),
+            id: id.into(),
             len: expected,
             memory,
             announced: len.is_some(),
@@ -232,7 +246,9 @@ impl<'a> Blocks<'a> {
             zero_pages: AtomicU64::new(0),
             delta_pages: AtomicU64::new(0),
         });
-        named.push(block.clone());
+        let place = named.blocks.len();
+        named.places.insert(block.id.clone(), place);
+        named.blocks.push(block.clone());
         Ok(block)
     }
 
@@ -244,12 +260,12 @@ impl<'a> Blocks<'a> {
 
     pub(super) fn info(&self) -> Vec<BlockInfo> {
         let info = |block: &Arc<Block>| BlockInfo {
-            id: block.id.clone(),
+            id: block.id.to_string(),
             len: if block.announced { block.len } else { 0 },
             pages: block.pages.load(Ordering::Relaxed),
             zero_pages: block.zero_pages.load(Ordering::Relaxed),
             delta_pages: block.delta_pages.load(Ordering::Relaxed),
         };
-        self.named().iter().map(info).collect()
+        self.named().blocks.iter().map(info).collect()
     }
 }

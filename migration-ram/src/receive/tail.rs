@@ -18,6 +18,9 @@ const MOST: u64 = 256 << 20;
 /// The most places that are taken for the end for as long as it has not come.
 const MAX_ENDS: usize = 4096;
 
+/// The most sections: each takes more memory here than it need have bytes in the stream.
+const MAX_SECTIONS: usize = 65_536;
+
 pub(super) struct Tail {
     pub(super) sections: Vec<SectionInfo>,
     pub(super) description: Vec<u8>,
@@ -99,6 +102,10 @@ fn split(
             let at = start + bytes.len() as u64;
             return Err(ReceiveError::Truncated { at, what: "a device's section" });
         };
+        if sections.len() >= MAX_SECTIONS {
+            let (what, most) = ("the list of devices' sections", MAX_SECTIONS as u64);
+            return Err(ReceiveError::TooLong { at: start, what, most });
+        }
         section.len = (end - from) as u64;
         sections.push(section);
         match next {

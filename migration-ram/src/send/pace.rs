@@ -26,7 +26,8 @@ struct Asked {
 
 impl Cancel {
     /// The migration under way, or else the next one, ends with [`SendError::Cancelled`],
-    /// unless it completes first.
+    /// unless it completes first. Once everything was sent, it ends with
+    /// [`SendError::NoAnswer`]: the destination may have all of it.
     ///
     /// Its sockets are shut down, so it does not wait for a receiver that takes nothing;
     /// with other outputs it ends when the transfer under way does.
@@ -51,7 +52,12 @@ impl Cancel {
         asked.hang_ups.clear();
         // One that has completed was asked too late. Whoever asked has an answer.
         let cancelled = std::mem::take(&mut asked.end);
-        result.map_err(|error| if cancelled { SendError::Cancelled } else { error })
+        result.map_err(|error| match error {
+            // All was sent: whether the destination has it is not known, whoever asked for what.
+            SendError::NoAnswer { .. } | SendError::Answer { .. } => error,
+            _ if cancelled => SendError::Cancelled,
+            error => error,
+        })
     }
 
     /// An error if somebody asked for the end.

@@ -49,6 +49,7 @@ pub struct Precopy {
     pub(super) slowing: Option<Slowing>,
     pub(super) machine: String,
     pub(super) page: PageSize,
+    flush_after_each_section: Option<bool>,
     pub(super) cancel: Cancel,
 }
 
@@ -67,6 +68,7 @@ impl Precopy {
             slowing: None,
             machine: "none".to_owned(),
             page: default_page_size(),
+            flush_after_each_section: None,
             cancel: Cancel::default(),
         }
     }
@@ -166,6 +168,25 @@ impl Precopy {
         self
     }
 
+    /// Whether the receiver waits for the channels at the end of each section of RAM, by itself:
+    /// QEMU's `multifd-flush-after-each-section`. Otherwise the stream says where to wait, which
+    /// QEMU before 8.1 refuses, and later ones need. Both sides must agree, or pages are lost.
+    ///
+    /// Unless this is called, it is as QEMU has it by the [machine](Self::machine)'s version, as
+    /// in "pc-q35-7.2": on up to 8.0, and off from 8.1 on and for other names. This crate's
+    /// receiver takes both.
+    #[must_use]
+    pub fn multifd_flush_after_each_section(mut self, after: bool) -> Self {
+        self.flush_after_each_section = Some(after);
+        self
+    }
+
+    /// Whether the stream says where to wait for the channels.
+    pub(super) fn says_flush(&self) -> bool {
+        let by_version = || version(&self.machine).is_some_and(|version| version <= (8, 0));
+        !self.flush_after_each_section.unwrap_or_else(by_version)
+    }
+
     /// What ends this migration, from another thread or from the observer.
     pub fn cancel(&self) -> Cancel {
         self.cancel.clone()
@@ -249,5 +270,40 @@ impl Precopy {
             }
         }
         Ok(())
+    }
+}
+
+/// The version at the end of a machine's name: "pc-i440fx-7.2".
+fn version(machine: &str) -> Option<(u32, u32)> {
+    let (_, version) = machine.rsplit_once('-')?;
+    let (major, minor) = version.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_are_waited_for_as_by_the_machines_version() {
+        let precopy = |machine| Precopy::new(MemoryMap::new()).machine(machine);
+        for (machine, says_flush) in [
+            ("pc-i440fx-7.2", false),
+            ("pc-q35-8.0", false),
+            ("virt-2.12", false),
+            ("pc-q35-8.1", true),
+            ("s390-ccw-virtio-10.1", true),
+            // QEMU has these in no version, and the properties of the newest.
+            ("none", true),
+            ("microvm", true),
+            ("pc-i440fx-rhel7.6.0", true),
+            ("x-8.0.1", true),
+        ] {
+            assert_eq!(precopy(machine).says_flush(), says_flush, "{machine}");
+            for after in [false, true] {
+                let told = precopy(machine).multifd_flush_after_each_section(after);
+                assert_eq!(told.says_flush(), !after);
+            }
+        }
     }
 }

@@ -161,6 +161,9 @@ impl<'a> Sending<'a> {
         if let Some(channels) = &mut self.channels {
             self.stream.flush()?;
             channels.sync()?;
+            if self.precopy.says_flush() {
+                self.stream.u64(FLAG_MULTIFD_FLUSH);
+            }
         }
         self.stream.u64(FLAG_EOS);
         self.stream.footer(RAM_SECTION);

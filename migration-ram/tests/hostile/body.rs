@@ -53,7 +53,7 @@ pub(crate) fn receive_any(choice: u8, inputs: &[&[u8]]) {
     }
     if choice & 16 != 0 {
         receiver = receiver.blocks_by(|_, len| match len {
-            0x1000..=0x10_0000 if len % 0x1000 == 0 => Target::Drop,
+            0..=0x10_0000 if len % 0x1000 == 0 => Target::Drop,
             _ => Target::Refuse,
         });
     }

@@ -78,7 +78,7 @@ pub(super) fn run(hub: &Hub, viewer: &Arc<Viewer>, seen: Frame) {
     }
     let _close = Close(viewer);
     let encoder = Encoder::new(PixelFormat::NATIVE);
-    let mut updater = Updater { hub, viewer, seen, encoder, out: Vec::new() };
+    let mut updater = Updater { hub, viewer, seen, encoder, out: Vec::new(), put_off: false };
     while let Some(work) = viewer.wait(&updater.seen.area(), Work::take) {
         if let Err(error) = updater.serve(work) {
             log::debug!("vnc: viewer {} does not read: {error}", viewer.id);
@@ -94,6 +94,8 @@ struct Updater<'a> {
     seen: Frame,
     encoder: Encoder,
     out: Vec<u8>,
+    /// The last answer had no pixels though there were some: the next one has.
+    put_off: bool,
 }
 
 impl Updater<'_> {
@@ -119,7 +121,11 @@ impl Updater<'_> {
             }
             picture = Arc::new(picture.fitted(self.seen.size()));
         }
-        if work.tell_keys || work.tell_size {
+        // A viewer that asks for all each time is to be told the size each time, and to see
+        // something all the same.
+        let put_off = std::mem::take(&mut self.put_off);
+        if work.tell_keys || work.tell_size && !put_off {
+            self.put_off = true;
             // That is the answer, by itself: to a viewer a request is answered by one update, and
             // one that has asked for another format uses it for the next. Pixels come with that.
             self.viewer.change(|state| {

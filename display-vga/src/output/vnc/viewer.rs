@@ -234,8 +234,15 @@ impl Held {
     fn note(&mut self, message: &Message) {
         match *message {
             Message::Input(InputEvent::Key { keysym, keycode, down }) => {
-                self.keys.retain(|key| *key != (keysym, keycode));
-                if down && self.keys.len() < KEYS {
+                // A key goes up as another symbol if Shift went up before it.
+                self.keys.retain(|(symbol, code)| match keycode {
+                    Some(_) => *code != keycode,
+                    None => code.is_some() || *symbol != keysym,
+                });
+                if down {
+                    if self.keys.len() == KEYS {
+                        self.keys.remove(0); // most likely one that went up as another symbol
+                    }
                     self.keys.push((keysym, keycode));
                 }
             }

@@ -67,13 +67,12 @@ impl Sections<'_, '_, '_> {
         block.check(at, offset, self.page)?;
         let page = self.page.bytes();
         // Most come in long runs: those that are here already are taken together.
-        let room = self.page.count((block.len - offset).saturating_sub(page));
+        // Whole pages: this one was checked to be one.
+        let room = (block.len - offset) / page - 1;
         let next = (offset + page) | FLAG_ZERO | FLAG_CONTINUE;
         let count = zero_run(self.stream.buffered(), next, page, room);
         self.stream.consume(count * ZERO_RECORD);
         let end = offset + page * (1 + count as u64);
-        // The last of them may stick out of the block.
-        block.check(self.stream.at(), end - page, self.page)?;
         block.zero(offset..end, self.page, &mut self.populated)
     }
 
