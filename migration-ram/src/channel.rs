@@ -188,7 +188,8 @@ impl<'a> Outgoing<'a> {
     /// Pages that have contents go over these connections as well, at the same time, in
     /// QEMU's multifd packets: 1 to 16, a thread for each; `main` carries the rest. The
     /// receiver must be prepared for as many (QEMU: capability `multifd`, parameter
-    /// `multifd-channels`).
+    /// `multifd-channels`). How QEMU waits for them depends on its version: see
+    /// [`Precopy::multifd_flush_after_each_section`](crate::Precopy::multifd_flush_after_each_section).
     #[must_use]
     pub fn channels(mut self, channels: impl IntoIterator<Item = &'a mut dyn Output>) -> Self {
         self.channels = channels.into_iter().collect();
