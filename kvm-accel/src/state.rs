@@ -71,7 +71,8 @@ impl Vcpu {
     /// # Errors
     ///
     /// [`KvmError::State`] if KVM does not hand out a part of it, or an access of the guest is
-    /// not complete: it is after [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked), and after a
+    /// not complete, or a device's panic came before the event that the next run returns. It is
+    /// whole after [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked), and after a
     /// halt.
     pub fn save(&self) -> Result<VcpuState, KvmError> {
         self.check_complete()?;
@@ -139,12 +140,16 @@ impl Vcpu {
         Ok(())
     }
 
-    /// What KVM would complete with the next run belongs to the state that it was begun in.
+    /// What KVM would complete with the next run, and what that would return, belong to the
+    /// state that it was begun in.
     fn check_complete(&self) -> Result<(), KvmError> {
-        match self.is_incomplete() {
-            true => Err(impossible(self.id(), "the access under way", "it is not complete")),
-            false => Ok(()),
+        if self.is_incomplete() {
+            return Err(impossible(self.id(), "the access under way", "it is not complete"));
         }
+        if self.owes_event() {
+            return Err(impossible(self.id(), "the last event", "no run has returned it"));
+        }
+        Ok(())
     }
 
     /// How many bytes KVM's extended state has here.

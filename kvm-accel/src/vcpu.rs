@@ -87,6 +87,12 @@ impl Vcpu {
         self.incomplete
     }
 
+    /// Whether the next run returns what the last one ended with.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn owes_event(&self) -> bool {
+        self.owed.is_some()
+    }
+
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn vm(&self) -> &KvmVm {
         &self.vm

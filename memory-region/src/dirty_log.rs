@@ -168,18 +168,9 @@ impl MemoryMap {
     /// [`MapError::Sync`].
     pub fn log_clear(&self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
         for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
-            let view = entry.space.view();
-            for section in view.sections().iter().filter(|section| shows(section, block)) {
-                let size = u64::try_from(section.size()).unwrap_or(u64::MAX);
-                let end = section.offset().saturating_add(size);
-                let part = bytes.start.max(section.offset())..bytes.end.min(end);
-                if section.log().is_empty() || part.is_empty() {
-                    continue;
-                }
-                for listener in &entry.listeners {
-                    let cleared = listener.log_clear(section, part.clone());
-                    cleared.map_err(|source| unsynced(&**listener, section.name(), source))?;
-                }
+            // What comes too, as a sync asked there: what was reported is to be watched again.
+            for view in entry.space.followed() {
+                clear_sections(&view, &entry.listeners, block, &bytes)?;
             }
         }
         Ok(())
@@ -260,6 +251,28 @@ fn sync_sections(
         for listener in listeners {
             let synced = listener.sync(section);
             synced.map_err(|source| unsynced(&**listener, section.name(), source))?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets `listeners` watch the `bytes` of a block again, in the sections that log it.
+fn clear_sections(
+    view: &FlatView,
+    listeners: &[Arc<dyn MemoryListener>],
+    block: &Arc<RamBlock>,
+    bytes: &Range<u64>,
+) -> Result<(), MapError> {
+    for section in view.sections().iter().filter(|section| shows(section, block)) {
+        let size = u64::try_from(section.size()).unwrap_or(u64::MAX);
+        let end = section.offset().saturating_add(size);
+        let part = bytes.start.max(section.offset())..bytes.end.min(end);
+        if section.log().is_empty() || part.is_empty() {
+            continue;
+        }
+        for listener in listeners {
+            let cleared = listener.log_clear(section, part.clone());
+            cleared.map_err(|source| unsynced(&**listener, section.name(), source))?;
         }
     }
     Ok(())

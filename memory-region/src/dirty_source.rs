@@ -125,7 +125,11 @@ impl<S: DirtySource> MemoryListener for DirtySourceListener<S> {
 
     fn sync(&self, section: &Section) -> Result<(), ListenerError> {
         let Known { ram, words } = &mut *self.lock();
-        self.collect(ram, words, section)
+        // Of one that is not known here, yet or any more, bits would be taken for nobody.
+        match ram.get(&section.start) {
+            Some(section) => self.collect(ram, words, section),
+            None => Ok(()),
+        }
     }
 
     fn sync_all(&self, _: bool) -> Result<bool, ListenerError> {

@@ -43,6 +43,8 @@ impl MapEdit<'_> {
 
     /// Memory that is read and written directly; as large as `block`.
     ///
+    /// A block logs for one map: of two that show it, the one that ends a log ends it for both.
+    ///
     /// # Errors
     ///
     /// [`MapError::DuplicateBlock`] if another block of the map has this one's id.

@@ -53,15 +53,27 @@ impl MemoryMap {
     }
 }
 
-/// Dropped after a turn, ends what could not end in it.
-pub(crate) struct AfterTurn<'a>(pub(crate) &'a MemoryMap);
+/// What could not end in a turn, and ends when this is dropped, after it.
+pub(crate) struct AfterTurn<'a> {
+    map: &'a MemoryMap,
+    left: Vec<Leaving>,
+}
+
+impl<'a> AfterTurn<'a> {
+    pub(crate) fn new(map: &'a MemoryMap) -> Self {
+        Self { map, left: Vec::new() }
+    }
+
+    /// Takes what was dropped in the turn, which is not over yet: others have theirs later.
+    pub(crate) fn gather(&mut self) {
+        self.left = std::mem::take(&mut *self.map.leaving());
+    }
+}
 
 impl Drop for AfterTurn<'_> {
     fn drop(&mut self) {
-        // All of them are off the list before the first ends, in a turn of its own.
-        let left = std::mem::take(&mut *self.0.leaving());
-        for leaving in left {
-            self.0.end(leaving);
+        for leaving in std::mem::take(&mut self.left) {
+            self.map.end(leaving);
         }
     }
 }

@@ -121,8 +121,9 @@ impl ViewChange {
 ///
 /// [`sync`](Self::sync), [`sync_all`](Self::sync_all) and [`log_clear`](Self::log_clear) may
 /// be called from any thread at any time, also during a commit and from within another
-/// listener, and with a section that was just removed, or that a commit under way has not
-/// brought here yet, which is then no error: there is nothing to merge.
+/// listener, and with a section that was just removed, or that a commit under way, or this
+/// listener's registration, has not brought here yet. That is no error: there is nothing to
+/// merge, and nothing may be taken from a log, as it would be lost.
 ///
 /// A listener follows one address space, and does not panic: nobody could say what it has
 /// followed then.

@@ -45,7 +45,13 @@ struct Turn<'a> {
     // Dropped in this order: the thread is in its turn until others can have theirs.
     clients: MutexGuard<'a, Clients>,
     _inside: Inside,
-    _after: AfterTurn<'a>,
+    after: AfterTurn<'a>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.after.gather();
+    }
 }
 
 impl MemoryMap {
@@ -65,7 +71,7 @@ impl MemoryMap {
         let inside = Inside::enter(std::ptr::from_ref(self).cast()).ok_or(MapError::Nested)?;
         // The map changes only after everything that can fail or panic has run.
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Turn { clients, _inside: inside, _after: AfterTurn(self) })
+        Ok(Turn { clients, _inside: inside, after: AfterTurn::new(self) })
     }
 
     /// The map as it is now. Others may change it, those with the turn excepted.

@@ -263,3 +263,34 @@ fn a_vhost_log_is_a_bit_for_each_4_kib_of_guest_address() {
     bits.read(0, &mut rest).unwrap();
     assert!(rest.iter().all(|byte| *byte == 0), "bits were not taken");
 }
+
+/// Others sync at any time, also while the source comes or goes: what it cannot resolve stays
+/// in its log.
+#[test]
+fn what_is_logged_while_nobody_knows_its_map_stays_logged() {
+    let memory = MemoryMap::new();
+    let block = RamBlock::anonymous("ram", LEN).unwrap();
+    let placed = memory.update(|map| {
+        let root = map.container("root", 1 << 32)?;
+        let ram = map.ram("ram", block.clone())?;
+        map.place(root, 0, ram)?;
+        map.set_log(ram, DirtyClient::MIGRATION, true)?;
+        Ok((root, ram))
+    });
+    let (root, ram) = placed.unwrap();
+    let space = memory.address_space("space", root).unwrap();
+    let source = DirtySourceListener::new(Engine::new(4096));
+    let section = space.view().at(0).unwrap().clone();
+    source.source().write(0x3000, 1);
+    source.sync(&section).unwrap();
+    memory.add_listener(&space, source.clone()).unwrap();
+    memory.sync_dirty_log(ram).unwrap();
+    let page = block.page_size().page_of(0x3000);
+    assert!(block.dirty().is_dirty(DirtyClient::MIGRATION, page));
+
+    let listener: Arc<dyn MemoryListener> = source.clone();
+    memory.remove_listener(&space, &listener).unwrap();
+    source.source().write(0x5000, 1);
+    source.sync(&section).unwrap();
+    assert_eq!(*source.source().dirty.lock().unwrap(), BTreeSet::from([5]));
+}

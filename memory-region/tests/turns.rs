@@ -1,6 +1,7 @@
 //! Who may call what from where: nothing waits for itself.
 
 use std::error::Error;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
@@ -369,4 +370,33 @@ fn claims_and_clients_that_are_dropped_in_a_turn_end_after_it() {
             }
         });
     }
+}
+
+/// After it, and not some time later: when the update returns, also while others change the
+/// map.
+#[test]
+fn what_was_dropped_in_a_turn_has_ended_when_the_update_returns() {
+    in_time(|| {
+        let Bus { map, .. } = bus();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        map.update(|_| Ok(())).unwrap();
+                    }
+                });
+            }
+            let names = (0..20_000).map(|_| {
+                let client = map.register_client("mine")?;
+                map.update(|_| {
+                    drop(client);
+                    Ok(())
+                })
+            });
+            let result = names.collect::<Result<(), MapError>>();
+            done.store(true, Ordering::Relaxed);
+            result.unwrap();
+        });
+    });
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
-use kvm_accel::DirtyTracking;
-use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
+use kvm_accel::{DirtyTracking, KvmVm, PauseGuard, VcpuThread};
+use memory_region::{ListenerError, MemoryListener, MemoryMap, RegionId, Section, ViewChange};
 use ram_block::{DirtyClient, RamBlock};
 
 use super::machine::{Machine, wait_until};
@@ -25,6 +25,10 @@ pub const TESTS: &[Test] = &[
     (
         "a_second_clear_takes_nothing_of_what_was_written_since_the_first",
         a_second_clear_takes_nothing_of_what_was_written_since_the_first,
+    ),
+    (
+        "what_is_taken_while_a_map_comes_is_watched_again",
+        what_is_taken_while_a_map_comes_is_watched_again,
     ),
     (
         "what_a_guest_writes_while_a_map_comes_is_in_the_harvest_of_that_moment",
@@ -311,54 +315,122 @@ impl<F: FnOnce() + Send> MemoryListener for Meanwhile<F> {
     }
 }
 
+/// A block that is shown by two regions, of which the second hides a part of the first when its
+/// window is enabled; a guest increments the first byte of each page through them, for ever.
+struct ShownTwice {
+    machine: Machine,
+    window: RegionId,
+    shown: Arc<Shown>,
+    running: VcpuThread,
+}
+
+/// What can be done with it from the middle of a commit, too.
+struct Shown {
+    memory: Arc<MemoryMap>,
+    vm: Arc<KvmVm>,
+    block: Arc<RamBlock>,
+    region: RegionId,
+}
+
+/// A page that the window shows.
+const IN_WINDOW: u64 = 8;
+
+impl ShownTwice {
+    fn new(clients: &[DirtyClient]) -> Self {
+        let machine = Machine::new(16 << 20);
+        let page = machine.block.page_size().bytes();
+        let block = RamBlock::anonymous("shown twice", 64 * page).unwrap();
+        let guest = 0x4000_0000;
+        let placed = machine.memory.update(|map| {
+            let region = map.ram("shown", block.clone())?;
+            map.place(machine.system, guest, region)?;
+            let other = map.ram("other", block.clone())?;
+            let window = map.alias("window", other, IN_WINDOW * page, u128::from(16 * page))?;
+            map.place_overlapping(machine.system, guest + IN_WINDOW * page, window, 1)?;
+            map.set_enabled(window, false)?;
+            clients.iter().try_for_each(|client| map.set_log(region, *client, true))?;
+            Ok((region, window))
+        });
+        let (region, window) = placed.unwrap();
+        let arguments = [guest, guest + block.len(), page, DATA];
+        let running = machine.start(&programs::increment_pages(), &arguments);
+        let (memory, vm) = (machine.memory.clone(), machine.vm.clone());
+        Self { machine, window, shown: Arc::new(Shown { memory, vm, block, region }), running }
+    }
+
+    /// Enables the window, with something done when KVM has its slot and the map is not
+    /// published.
+    fn show_the_window<T: Send + 'static>(
+        &self,
+        meanwhile: impl FnOnce(&Shown) -> T + Send + 'static,
+    ) -> T {
+        let (shown, done) = (self.shown.clone(), Arc::new(Mutex::new(None)));
+        let result = done.clone();
+        let work = move || *done.lock().unwrap() = Some(meanwhile(&shown));
+        let meanwhile = Arc::new(Meanwhile(Mutex::new(Some(work))));
+        let Machine { memory, space, .. } = &self.machine;
+        memory.add_listener(space, meanwhile).unwrap();
+        memory.update(|map| map.set_enabled(self.window, true)).unwrap();
+        result.lock().unwrap().take().expect("it was done in the middle of the commit")
+    }
+}
+
+impl Shown {
+    fn pause(&self) -> PauseGuard {
+        self.vm.pause(Duration::from_secs(10)).unwrap()
+    }
+
+    fn take(&self, client: DirtyClient) -> Vec<u64> {
+        let all = 0..self.block.len();
+        let harvest = self.memory.snapshot_and_clear(self.region, client, all).unwrap();
+        harvest.commit().pages().collect()
+    }
+
+    fn wait_for_a_store(&self) {
+        let byte = || {
+            let mut byte = [0];
+            self.block.read(IN_WINDOW * self.block.page_size().bytes(), &mut byte).unwrap();
+            byte
+        };
+        let before = byte();
+        wait_until("a store through the window", || byte() != before);
+    }
+}
+
 /// KVM has the slots of a map before the map is published: what a guest writes through them
 /// is in a harvest that begins after the write.
 fn what_a_guest_writes_while_a_map_comes_is_in_the_harvest_of_that_moment() {
-    let machine = Machine::new(16 << 20);
-    let page = machine.block.page_size().bytes();
-    let block = RamBlock::anonymous("shown twice", 64 * page).unwrap();
-    let (guest, len) = (0x4000_0000, block.len());
-    let shown = machine.memory.update(|map| {
-        let region = map.ram("shown", block.clone())?;
-        map.place(machine.system, guest, region)?;
-        let other = map.ram("other", block.clone())?;
-        let window = map.alias("window", other, 8 * page, u128::from(16 * page))?;
-        map.place_overlapping(machine.system, guest + 8 * page, window, 1)?;
-        map.set_enabled(window, false)?;
-        Ok((region, window))
+    let twice = ShownTwice::new(&[VGA]);
+    let found = twice.show_the_window(|shown| {
+        let paused = shown.pause();
+        shown.take(VGA);
+        drop(paused);
+        shown.wait_for_a_store();
+        let _paused = shown.pause();
+        shown.take(VGA)
     });
-    let (region, window) = shown.unwrap();
-    machine.memory.set_log(region, VGA, true).unwrap();
-    let arguments = [guest, guest + len, page, DATA];
-    let running = machine.start(&programs::increment_pages(), &arguments);
+    assert!(found.contains(&IN_WINDOW), "{found:?}");
+    twice.running.stop().unwrap();
+}
 
-    let found = Arc::new(Mutex::new(Vec::new()));
-    let meanwhile = {
-        let (memory, vm, found) = (machine.memory.clone(), machine.vm.clone(), found.clone());
-        move || {
-            let pause = || vm.pause(Duration::from_secs(10)).unwrap();
-            let harvest = || {
-                let harvest = memory.snapshot_and_clear(region, VGA, 0..len).unwrap();
-                harvest.commit().pages().collect::<Vec<_>>()
-            };
-            let first_word = || {
-                let mut bytes = [0; 8];
-                block.read(8 * page, &mut bytes).unwrap();
-                bytes
-            };
-            let paused = pause();
-            harvest();
-            let before = first_word();
-            drop(paused);
-            wait_until("a store through the window", || first_word() != before);
-            let _paused = pause();
-            *found.lock().unwrap() = harvest();
-        }
-    };
-    let meanwhile = Arc::new(Meanwhile(Mutex::new(Some(meanwhile))));
-    machine.memory.add_listener(&machine.space, meanwhile).unwrap();
-    machine.memory.update(|map| map.set_enabled(window, true)).unwrap();
-    let found = found.lock().unwrap();
-    assert!(found.contains(&8), "{found:?}");
-    running.stop().unwrap();
+/// What one client takes through a slot of a map that is not published is watched again before
+/// it reads the page: or another one's clear, later, takes what was written since.
+fn what_is_taken_while_a_map_comes_is_watched_again() {
+    let twice = ShownTwice::new(&[VGA, MIGRATION]);
+    let paused = twice.show_the_window(|shown| {
+        shown.wait_for_a_store();
+        let paused = shown.pause();
+        assert!(shown.take(VGA).contains(&IN_WINDOW));
+        drop(paused);
+        shown.wait_for_a_store();
+        shown.pause()
+    });
+    // The other one has the bit of the first store, and is about to read the page.
+    let Shown { memory, block, .. } = &*twice.shown;
+    assert!(block.dirty().is_dirty(MIGRATION, IN_WINDOW));
+    let page = block.page_size().bytes();
+    memory.log_clear(block, IN_WINDOW * page..(IN_WINDOW + 1) * page).unwrap();
+    assert!(twice.shown.take(VGA).contains(&IN_WINDOW), "the second store is lost");
+    drop(paused);
+    twice.running.stop().unwrap();
 }

@@ -406,6 +406,7 @@ fn a_panic_of_another_device_loses_no_exit() {
     // An event: it is what the next run returns.
     let mut vcpu = panicked(vcpu.spawn("vcpu").unwrap());
     assert_eq!(counter(&machine), 0x5a, "what the guest has read");
+    assert!(vcpu.save().is_err(), "a state without the event");
     assert_eq!(vcpu.run().unwrap(), VcpuEvent::Shutdown);
 }
 
