@@ -41,9 +41,11 @@ fn measure(
     options: &Options,
 ) -> Option<Value> {
     let client = DirtyClient::MIGRATION;
-    let max_slot_bytes = options.slot_gib.map_or(u64::MAX, |gib| gib << 30);
     let ring_staleness = Duration::MAX; // the guest stands still when it is looked at
-    let config = KvmConfig { tracking, max_slot_bytes, ring_staleness, ..KvmConfig::default() };
+    let mut config = KvmConfig { tracking, ring_staleness, ..KvmConfig::default() };
+    if let Some(gib) = options.slot_gib {
+        config.max_slot_bytes = if gib == 0 { u64::MAX } else { gib << 30 };
+    }
     let mut machine = Machine::new(gib, config)?;
     let [mut start, mut sync, mut calls, mut clear] = [(); 4].map(|()| Times::default());
     let [mut video, mut first] = [(); 2].map(|()| Times::default());

@@ -23,7 +23,7 @@ pub struct Options {
     /// Pages that the guest writes in each round: up to 10 % of a gibibyte
     #[arg(long, value_delimiter = ',', default_value = "0,26,262,2621,26214")]
     pub pages: Vec<u64>,
-    /// The largest slot, in GiB
+    /// The largest slot, in GiB; 0 for any size (as the accelerator has it unless given)
     #[arg(long)]
     pub slot_gib: Option<u64>,
     /// Passed by cargo
