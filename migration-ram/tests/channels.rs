@@ -96,7 +96,9 @@ fn send(
 
 #[test]
 fn pages_arrive_over_any_number_of_channels() {
-    for channels in [0, 1, 2, 5, 16] {
+    // Waited for where the stream says so, and at the end of each section.
+    let ways = [0, 1, 2, 5, 16].into_iter().flat_map(|n| [(n, false), (n, true)]);
+    for (channels, each_section) in ways {
         in_time(move || {
             let (memory, blocks) = machine();
             let (mut near, far) = connections(channels);
@@ -126,7 +128,10 @@ fn pages_arrive_over_any_number_of_channels() {
                 stop.store(true, Ordering::Relaxed);
                 writer.join().map_err(|_| "the writer panicked".into())
             };
-            let precopy = Precopy::new(memory).downtime(Duration::ZERO).max_rounds(40);
+            let precopy = Precopy::new(memory)
+                .downtime(Duration::ZERO)
+                .max_rounds(40)
+                .multifd_flush_after_each_section(each_section);
             let Migrated { stats, .. } = send(&mut near, &precopy, pause).unwrap();
             let received = receiver.join().unwrap().unwrap();
             // The first connection is still there, for whatever the two sides have to say.
