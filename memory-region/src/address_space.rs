@@ -64,8 +64,11 @@ impl AddressSpace {
 
     /// The views that listeners may follow at this moment.
     pub(crate) fn followed(&self) -> impl Iterator<Item = Arc<FlatView>> {
-        // In this order: the one that comes may become the current one in between, but what
-        // is not announced any more is the current one, or was taken back.
+        // Whoever knows of a write through what comes finds it here: it was announced (a swap,
+        // which releases) before a listener could follow it and a guest write, and what made
+        // the write known, a pause or a lock, comes after that and before this load.
+        // In this order: what is not announced any more is the current one by then, or was
+        // taken back, its writes merged.
         let coming = self.coming.load_full();
         coming.into_iter().chain([self.view()])
     }

@@ -71,6 +71,14 @@ impl Compression {
     }
 }
 
+/// Some bytes of a stream that goes on behind them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) compression: Compression,
+    /// In bytes.
+    pub(crate) len: u32,
+}
+
 /// The head of a packet.
 pub(crate) struct Packet {
     pub(crate) flags: u32,
@@ -80,8 +88,8 @@ pub(crate) struct Packet {
     pub(crate) pages: Vec<u64>,
     /// Those of pages that are zero.
     pub(crate) zero_pages: Vec<u64>,
-    /// How the contents are compressed, and into how many bytes, if they are.
-    pub(crate) compressed: Option<(Compression, u32)>,
+    /// What the contents come as, if they are compressed.
+    pub(crate) compressed: Option<Part>,
 }
 
 impl Packet {
@@ -147,7 +155,7 @@ impl Packet {
         number.copy_from_slice(&head[24..32]);
         Ok(Some(Self {
             flags,
-            compressed: compression.map(|compression| (compression, word(20))),
+            compressed: compression.map(|compression| Part { compression, len: word(20) }),
             number: u64::from_be_bytes(number),
             block,
             pages: (0..pages).map(offset).collect(),

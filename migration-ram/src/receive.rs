@@ -127,6 +127,7 @@ pub struct Receiver<'a> {
     by: Option<MakeBlock<'a>>,
     devices: Devices,
     settings: Settings,
+    acknowledges: bool,
 }
 
 /// What a receiver is told of the stream.
@@ -135,7 +136,6 @@ struct Settings {
     keep_unknown: bool,
     is_described: bool,
     fresh: bool,
-    acknowledges: bool,
 }
 
 impl fmt::Debug for Receiver<'_> {
@@ -153,12 +153,8 @@ impl<'a> Receiver<'a> {
             blocks: blocks.to_vec(),
             by: None,
             devices: Devices::default(),
-            settings: Settings {
-                keep_unknown: false,
-                is_described: true,
-                fresh: false,
-                acknowledges: false,
-            },
+            settings: Settings { keep_unknown: false, is_described: true, fresh: false },
+            acknowledges: false,
         }
     }
 
@@ -208,7 +204,7 @@ impl<'a> Receiver<'a> {
     /// one with `switchover-ack` (QEMU from 8.1 on) sends memory until it is. Others need no
     /// such answer, and older ones do not know it.
     pub fn acknowledge_switchover(mut self, acknowledge: bool) -> Self {
-        self.settings.acknowledges = acknowledge;
+        self.acknowledges = acknowledge;
         self
     }
 
@@ -226,8 +222,7 @@ impl<'a> Receiver<'a> {
     /// and the machine must not be started.
     pub fn run<'c>(self, from: impl Into<Incoming<'c>>) -> Result<Received, ReceiveError> {
         let Incoming { inputs, back } = from.into();
-        let acknowledges = self.settings.acknowledges;
-        let mut answers = Answers { back, acknowledges, asked: false };
+        let mut answers = Answers { back, acknowledges: self.acknowledges, asked: false };
         let result = self.receive(inputs, &mut answers);
         let told = answers.shut(result.is_ok());
         let received = result?;

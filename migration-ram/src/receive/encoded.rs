@@ -7,7 +7,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 use ram_block::PageSize;
 
 use crate::error::ReceiveError;
-use crate::multifd::Compression;
+use crate::multifd::{Compression, Part};
 
 use super::StreamReader;
 use super::ram::Block;
@@ -85,7 +85,7 @@ impl Decoder {
         offsets: &[u64],
     ) -> Result<(), ReceiveError> {
         let Part { compression, len } = part;
-        let end = stream.at() + len;
+        let end = stream.at() + u64::from(len);
         let page = self.page();
         for offset in offsets.iter().copied() {
             let mut left = page.clone();
@@ -128,14 +128,6 @@ impl Decoder {
         stream.consume(consumed);
         Ok((consumed > 0 || produced > 0).then_some(produced))
     }
-}
-
-/// Some bytes of a stream that goes on behind them.
-#[derive(Clone, Copy)]
-pub(super) struct Part {
-    pub(super) compression: Compression,
-    /// In bytes.
-    pub(super) len: u64,
 }
 
 impl Compression {
@@ -301,7 +293,7 @@ mod tests {
                 }
                 let part = source.part(&plain);
                 let offsets: Vec<_> = packet.iter().map(|(page, ..)| (page * PAGE) as u64).collect();
-                parts.push((Part { compression, len: part.len() as u64 }, offsets));
+                parts.push((Part { compression, len: u32::try_from(part.len()).unwrap() }, offsets));
                 bytes.extend(part);
             }
             let mut input = Pieces(&bytes, piece);
@@ -329,7 +321,7 @@ mod tests {
             ] {
                 let mut input = &bytes[..];
                 let mut stream = StreamReader::new(&mut input);
-                let part = Part { compression, len: len as u64 };
+                let part = Part { compression, len: u32::try_from(len).unwrap() };
                 let result = decoder().part(&mut stream, part, &block, offsets);
                 assert!(matches!(result, Err(ReceiveError::Encoding { .. })), "{what}: {result:?}");
             }
@@ -363,7 +355,8 @@ mod tests {
             let bytes = std::mem::take(encoder.get_mut());
             let mut input = &bytes[..];
             let mut stream = StreamReader::new(&mut input);
-            let part = Part { compression: Compression::Zstd, len: bytes.len() as u64 };
+            let part =
+                Part { compression: Compression::Zstd, len: u32::try_from(bytes.len()).unwrap() };
             let result = decoder().part(&mut stream, part, &block, &[0]);
             assert_eq!(result.is_ok(), fits, "{log}: {result:?}");
         }

@@ -14,7 +14,7 @@ use crate::format::default_page_size;
 use crate::multifd::{Packet, SYNC};
 
 use super::StreamReader;
-use super::encoded::{Decoder, Part};
+use super::encoded::Decoder;
 use super::ram::{Blocks, Populated};
 
 #[derive(Default)]
@@ -200,9 +200,8 @@ impl<'a> Shared<'a> {
         offsets.copied().try_for_each(|offset| block.check(at, offset, page))?;
         match packet.compressed {
             // Of no pages it is a number of an earlier packet.
-            Some((compression, len)) if !packet.pages.is_empty() => {
+            Some(part) if !packet.pages.is_empty() => {
                 let decoder = decoder.get_or_insert_with(|| Decoder::new(page));
-                let part = Part { compression, len: len.into() };
                 decoder.part(stream, part, &block, &packet.pages)?;
             }
             _ => block.pages(stream, &packet.pages, page)?,

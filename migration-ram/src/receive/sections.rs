@@ -64,7 +64,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         devices: &'p Devices,
         settings: Settings,
     ) -> Self {
-        let Settings { keep_unknown, is_described, fresh, .. } = settings;
+        let Settings { keep_unknown, is_described, fresh } = settings;
         Self {
             stream,
             shared,

@@ -105,6 +105,11 @@ impl Machine {
         })
     }
 
+    /// What a guest that counts has counted so far.
+    pub fn counter(&self) -> u64 {
+        self.words::<1>(DATA)[0]
+    }
+
     /// Runs a program to its end.
     pub fn run(&self, code: &[u8], arguments: &[u64]) {
         let (_, event) = self.start(code, arguments).join().unwrap();

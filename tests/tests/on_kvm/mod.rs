@@ -8,6 +8,7 @@ mod limits;
 mod machine;
 mod mini_pc;
 mod pam;
+mod panics;
 mod precopy;
 mod slots;
 mod states;
@@ -32,6 +33,7 @@ pub fn tests() -> Vec<Named> {
         tracking::TESTS,
         slots::TESTS,
         vcpus::TESTS,
+        panics::TESTS,
         states::TESTS,
         precopy::TESTS,
         limits::TESTS,

@@ -6,7 +6,6 @@ use kvm_accel::kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_accel::{VcpuEvent, VcpuState};
 
 use super::machine::{Machine, wait_until};
-use super::vcpus::counter;
 
 pub const TESTS: &[Test] = &[
     ("a_guest_goes_on_in_another_machine", a_guest_goes_on_in_another_machine),
@@ -25,11 +24,11 @@ fn a_guest_goes_on_in_another_machine() {
     let mut guest = machine.start(&code, &[DATA + page, DATA + 100 * page, page, DATA]);
     let mut before = 0;
     for _ in 0..5 {
-        wait_until("some passes", || counter(&machine) > before + 3);
+        wait_until("some passes", || machine.counter() > before + 3);
         let (vcpu, event) = guest.stop().unwrap();
         assert_eq!(event, VcpuEvent::Kicked);
         let state = serde_json::to_string(&vcpu.save().unwrap()).unwrap();
-        before = counter(&machine);
+        before = machine.counter();
 
         let next = Machine::new(16 << 20);
         let mut bytes = vec![0; 16 << 20];
@@ -45,7 +44,7 @@ fn a_guest_goes_on_in_another_machine() {
         guest = copy.spawn("copy").unwrap();
         machine = next;
     }
-    wait_until("the last machine to go on", || counter(&machine) > before + 3);
+    wait_until("the last machine to go on", || machine.counter() > before + 3);
     guest.stop().unwrap();
     // Every page was incremented in turn, across all machines.
     let mut bytes = vec![0; 16 << 20];
@@ -88,7 +87,7 @@ fn a_state_has_the_tasks_priority() {
     let mut vcpu = machine.privileged(&code, &[DATA + page, DATA + 2 * page, page, DATA]);
     vcpu.fd_mut().get_kvm_run().cr8 = 5;
     let guest = vcpu.spawn("vcpu").unwrap();
-    wait_until("a pass", || counter(&machine) > 0);
+    wait_until("a pass", || machine.counter() > 0);
     let (vcpu, _) = guest.stop().unwrap();
     let mut bytes = vec![0; 16 << 20];
     machine.block.read(0, &mut bytes).unwrap();
@@ -97,9 +96,9 @@ fn a_state_has_the_tasks_priority() {
     next.block.write(0, &bytes).unwrap();
     let mut copy = next.vcpu();
     copy.restore(&vcpu.save().unwrap()).unwrap();
-    let before = counter(&next);
+    let before = next.counter();
     let guest = copy.spawn("copy").unwrap();
-    wait_until("another pass", || counter(&next) > before);
+    wait_until("another pass", || next.counter() > before);
     let (copy, _) = guest.stop().unwrap();
     assert_eq!(copy.fd().get_sregs().unwrap().cr8, 5);
 }
