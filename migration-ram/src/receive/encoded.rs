@@ -341,6 +341,24 @@ mod tests {
         }
     }
 
+    /// A stream that ends within a part, and something behind it that is of no page.
+    #[test]
+    fn what_follows_the_end_of_a_stream_is_refused() {
+        let (_, block) = block();
+        let mut compress = Compress::new(flate2::Compression::fast(), true);
+        let mut bytes = Vec::with_capacity(2 * PAGE);
+        compress.compress_vec(&[7; PAGE], &mut bytes, FlushCompress::Finish).unwrap();
+        for (rest, fits) in [(&b""[..], true), (b"rest", false)] {
+            let bytes = [&bytes[..], rest].concat();
+            let mut input = &bytes[..];
+            let mut stream = StreamReader::new(&mut input);
+            let len = u32::try_from(bytes.len()).unwrap();
+            let part = Part { compression: Compression::Zlib, len };
+            let result = decoder().part(&mut stream, part, &block, &[0]);
+            assert_eq!(result.is_ok(), fits, "{result:?}");
+        }
+    }
+
     /// A frame that asks for 64 MiB of history.
     #[cfg(feature = "zstd")]
     #[test]
