@@ -76,13 +76,21 @@ pub(crate) trait SlotCalls {
     /// entries. Returns how many.
     fn reset_rings(&self) -> io::Result<u64>;
 
+    /// Does `work` while no vCPU runs guest code.
+    fn exclude<T>(&self, work: impl FnOnce() -> T) -> T;
+
     /// Creates, changes or deletes a slot that shows a part of `block`.
     ///
     /// The caller keeps `block` alive until the slot is deleted or the VM is gone.
     fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> io::Result<()>;
 }
 
+/// Of a machine without vCPUs; see [`GatedVm`](crate::gated_vm::GatedVm).
 impl SlotCalls for VmFd {
+    fn exclude<T>(&self, work: impl FnOnce() -> T) -> T {
+        work()
+    }
+
     /// Panics if `bitmap` has not at least `pages` bits.
     fn get_dirty_log(&self, slot: u32, pages: u64, bitmap: &mut [u64]) -> io::Result<()> {
         assert!(bitmap.len() as u64 >= pages.div_ceil(64), "bitmap too short for the slot");

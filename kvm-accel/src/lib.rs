@@ -72,6 +72,7 @@ mod coalesced_ring;
 mod dirty_limit;
 mod error;
 mod gate;
+mod gated_vm;
 mod io_events;
 mod ioctl;
 mod kick;

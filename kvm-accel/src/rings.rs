@@ -10,8 +10,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ioctl::SlotCalls;
-use crate::ring::{Entry, Ring, Taken};
+use crate::ring::{Entries, Ring};
 use crate::stats::DirtyLogStats;
+
+/// A vCPU's side of its ring.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RingOfVcpu {
+    /// Its number among the machine's; 0 if there are no rings.
+    pub(crate) number: usize,
+    moves: Arc<AtomicU64>,
+}
+
+impl RingOfVcpu {
+    /// A count that changes when KVM's reset index is about to move, and when it has moved. If
+    /// it is the same before the guest was let in and after the ring was called full, the
+    /// ring was full the whole time.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Acquire)
+    }
+}
 
 /// All rings, whose entries are in `E`, and what was last found in them.
 #[derive(Debug)]
@@ -19,26 +36,25 @@ pub(crate) struct Rings<E> {
     rings: Vec<Ring<E>>,
     /// (slot, page) of what was found; kept, so that nothing is allocated after a while.
     pub(crate) found: Vec<(u32, u64)>,
-    /// Entries that are flagged, and that KVM has refused to reset.
-    owed: u64,
-    /// Counts the beginnings and ends of walks over the rings.
-    pub(crate) walks: Arc<AtomicU64>,
 }
 
 impl<E> Default for Rings<E> {
     fn default() -> Self {
-        Self { rings: Vec::new(), found: Vec::new(), owed: 0, walks: Arc::default() }
+        Self { rings: Vec::new(), found: Vec::new() }
     }
 }
 
-impl<E: AsRef<[Entry]>> Rings<E> {
-    /// Adds the ring of a new vCPU, which is empty; returns the ring's number.
-    pub(crate) fn add(&mut self, entries: E) -> usize {
-        self.rings.push(Ring::new(entries));
-        self.rings.len() - 1
+impl<E: Entries> Rings<E> {
+    /// Adds the ring of a new vCPU, which is empty.
+    pub(crate) fn add(&mut self, entries: E) -> RingOfVcpu {
+        let ring = Ring::new(entries);
+        let handle = RingOfVcpu { number: self.rings.len(), moves: ring.moves().clone() };
+        self.rings.push(ring);
+        handle
     }
 
-    /// Takes the entries of all rings into `found`. Returns whether some may be lost.
+    /// Takes the entries of all rings into `found`, and has their pages write-protected. Returns
+    /// whether some may be lost: then the rings want to be [realigned](Self::realign).
     ///
     /// # Errors
     ///
@@ -48,33 +64,59 @@ impl<E: AsRef<[Entry]>> Rings<E> {
         vm: &impl SlotCalls,
         stats: &mut DirtyLogStats,
     ) -> io::Result<bool> {
-        self.found.clear();
-        // At both ends: whoever is let in before the end of this walk finds another count
-        // when he comes out.
-        self.walks.fetch_add(1, Ordering::AcqRel);
-        let result = self.walk(vm, stats);
-        self.walks.fetch_add(1, Ordering::AcqRel);
-        result
+        let Self { rings, found } = self;
+        found.clear();
+        stats.reaps.count(|| {
+            for ring in rings.iter_mut() {
+                ring.take(|slot, page| found.push((slot, page)));
+            }
+        });
+        self.reset(vm, stats)
     }
 
-    fn walk(&mut self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<bool> {
-        let Self { rings, found, owed, .. } = self;
-        let taken = stats.reaps.count(|| {
-            let mut all = Taken::default();
-            for ring in rings.iter_mut() {
-                all += ring.take(|slot, page| found.push((slot, page)));
-            }
-            all
-        });
-        // Those that an earlier call refused are not to be taken for these.
-        *owed += taken.flagged;
-        let complete = reset(vm, *owed, stats)?;
-        *owed = 0;
-        if !complete {
-            // Whose entries are left, nobody says.
-            rings.iter_mut().for_each(Ring::displace);
+    /// Resets what is flagged. Returns whether entries may be lost.
+    ///
+    /// A call that ends early, for a signal, may have freed entries whose pages it has not
+    /// write-protected. One that ends after the last entry looks complete: so signals are kept
+    /// off meanwhile ([`SlotCalls::reset_rings`]).
+    fn reset(&mut self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<bool> {
+        let flagged: usize = self.rings.iter().map(Ring::flagged).sum();
+        let complete = flagged == 0 || self.ask_for_reset(vm, stats)? == flagged as u64;
+        if complete {
+            self.rings.iter_mut().for_each(Ring::settle);
         }
-        Ok(taken.overrun || !complete)
+        Ok(!complete || self.rings.iter().any(Ring::is_overrun))
+    }
+
+    /// One call. Returns how many entries KVM has reset, as far as it says.
+    fn ask_for_reset(&self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<u64> {
+        self.rings.iter().for_each(Ring::count_move);
+        let count = stats.resets.count(|| vm.reset_rings());
+        self.rings.iter().for_each(Ring::count_move);
+        match count {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            count => count,
+        }
+    }
+
+    /// After a loss: finds KVM's places in the rings again. No vCPU runs guest code meanwhile,
+    /// and all pages are to be write-protected and marked after it. Returns whether all rings
+    /// are in order, or will be with the next entry; one into which somebody pushes all the
+    /// same is not.
+    pub(crate) fn realign(
+        &mut self,
+        vm: &impl SlotCalls,
+        stats: &mut DirtyLogStats,
+    ) -> io::Result<bool> {
+        self.rings.iter_mut().for_each(Ring::look_at_guard);
+        if self.rings.iter().any(|ring| ring.flagged() > 0) {
+            self.rings.iter().for_each(Ring::flag_again);
+            while self.ask_for_reset(vm, stats)? > 0 {}
+            self.rings.iter_mut().for_each(Ring::settle_again);
+        }
+        let overrun = |ring: &&mut Ring<E>| ring.is_overrun();
+        self.rings.iter_mut().filter(overrun).for_each(Ring::sweep);
+        Ok(!self.rings.iter().any(Ring::is_overrun))
     }
 
     /// How many entries ring `number` had so far.
@@ -82,51 +124,28 @@ impl<E: AsRef<[Entry]>> Rings<E> {
         self.rings.get(number).map_or(0, Ring::seen)
     }
 
-    /// After a loss: entries may be anywhere in ring `number`.
-    pub(crate) fn displace(&mut self, number: usize) {
-        self.rings.get_mut(number).into_iter().for_each(Ring::displace);
+    /// Whether ring `number` has free entries that KVM counts as used.
+    pub(crate) fn is_displaced(&self, number: usize) -> bool {
+        self.rings.get(number).is_some_and(Ring::is_displaced)
     }
 
-    /// For a ring that KVM calls full and in which there is nothing: frees a part of it. Its
-    /// vCPU is not in the guest.
-    pub(crate) fn unstick(
+    /// Entries of ring `number` were written over.
+    pub(crate) fn overrun(&mut self, number: usize) {
+        self.rings.get_mut(number).into_iter().for_each(Ring::overrun);
+    }
+
+    /// For a displaced ring that KVM calls full and in which there is nothing: lets KVM pass by a
+    /// quarter of it. Its vCPU is not in the guest. Returns whether entries may be lost.
+    pub(crate) fn skip_quarter(
         &mut self,
         number: usize,
         vm: &impl SlotCalls,
         stats: &mut DirtyLogStats,
-    ) {
-        let Some(ring) = self.rings.get_mut(number) else { return };
-        // KVM's place may be in any quarter.
-        for _ in 0..4 {
-            ring.flag_quarter();
-            let freed = stats.resets.count(|| vm.reset_rings());
-            ring.retract();
-            if !matches!(freed, Ok(0)) {
-                return;
-            }
+    ) -> io::Result<bool> {
+        match self.rings.get_mut(number) {
+            Some(ring) if ring.flagged() == 0 => ring.skip_quarter(),
+            _ => return Ok(false),
         }
+        self.reset(vm, stats)
     }
-}
-
-/// Resets the `flagged` entries; whether KVM found all of them in one call.
-///
-/// A call that ends early, for a signal, may have freed entries whose pages it has not
-/// write-protected: what is left is reset, but the call does not count as complete. One that
-/// ends after the last entry looks complete: so signals are kept off meanwhile.
-fn reset(vm: &impl SlotCalls, flagged: u64, stats: &mut DirtyLogStats) -> io::Result<bool> {
-    if flagged == 0 {
-        return Ok(true);
-    }
-    let mut calls = 0;
-    let mut left = flagged;
-    while left > 0 && calls < 4 {
-        calls += 1;
-        match stats.resets.count(|| vm.reset_rings()) {
-            Ok(0) => break,
-            Ok(count) => left = left.saturating_sub(count),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(left == 0 && calls == 1)
 }

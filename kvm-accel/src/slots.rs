@@ -21,7 +21,8 @@
 //! # Rings
 //!
 //! A ring is of a vCPU, not of a slot: whatever is asked for, all rings are taken. Where
-//! entries may be lost, every logged slot is watched anew and all its pages are marked.
+//! entries may be lost, every logged slot is watched anew and all its pages are marked, while
+//! no vCPU runs guest code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use ram_block::{PageSize, RamBlock};
 
 use crate::error::KvmError;
 use crate::ioctl::{MappedEntries, SlotCalls, SlotRegion};
-use crate::ring::Entry;
+use crate::ring::Entries;
 use crate::rings::Rings;
 use crate::stats::DirtyLogStats;
 use report::Report;
@@ -175,12 +176,13 @@ pub(crate) struct Slots<E = MappedEntries> {
     /// Pages of one block, to be marked; kept.
     pages: Vec<u64>,
     pub(crate) rings: Rings<E>,
-    /// Entries were lost, and not every slot could be watched anew.
+    /// Entries were lost, and not every slot could be watched anew, or not every ring be
+    /// realigned.
     unwatched: bool,
     pub(crate) stats: DirtyLogStats,
 }
 
-impl<E: AsRef<[Entry]>> Slots<E> {
+impl<E: Entries> Slots<E> {
     /// At most `limit` slots of at most `most` bytes.
     pub(crate) fn new(limit: usize, most: u64, mode: Mode) -> Self {
         Self {

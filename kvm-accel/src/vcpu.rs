@@ -12,6 +12,7 @@ use crate::error::{KvmError, io_error};
 use crate::gate::Gate;
 use crate::ioctl::{self, PortExit};
 use crate::kick::VcpuShared;
+use crate::rings::RingOfVcpu;
 use crate::run_state::Place;
 use crate::thread::VcpuThread;
 use crate::vm::KvmVm;
@@ -51,8 +52,8 @@ pub struct Vcpu {
     shared: Arc<VcpuShared>,
     vm: Arc<KvmVm>,
     buses: Buses,
-    /// The number of its dirty ring, if there are rings.
-    ring: usize,
+    /// Its dirty ring, if there are rings.
+    ring: RingOfVcpu,
     /// The last exit left an access that KVM completes at the next KVM_RUN.
     incomplete: bool,
     /// What the last run ended with, as a device's panic kept it from being returned.
@@ -65,7 +66,7 @@ impl Vcpu {
         shared: Arc<VcpuShared>,
         vm: Arc<KvmVm>,
         buses: Buses,
-        ring: usize,
+        ring: RingOfVcpu,
     ) -> Self {
         Self { fd, shared, vm, buses, ring, incomplete: false, owed: None }
     }
@@ -256,7 +257,7 @@ impl Vcpu {
         other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
         flushed: &mut std::thread::Result<()>,
     ) -> Result<Option<VcpuEvent>, KvmError> {
-        let ring_walks = self.vm.ring_walks();
+        let moves = self.ring.moves();
         let exit = self.fd.run();
         self.vm.gate().announce(&self.shared, Place::Host);
         *flushed = catch_unwind(AssertUnwindSafe(|| self.vm.flush_coalesced()));
@@ -283,7 +284,7 @@ impl Vcpu {
                 return Ok(None);
             }
             Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
-                self.vm.gate().hold_up(|| self.vm.ring_full(self.ring, ring_walks))?;
+                self.vm.gate().hold_up(|| self.vm.ring_full(&self.ring, moves))?;
                 return Ok(None);
             }
             Ok(VcpuExit::Intr) => return Ok(None),

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,9 +12,11 @@ use ram_block::PageSize;
 use crate::dirty_limit::DirtyLimit;
 use crate::error::{KvmError, io_error};
 use crate::gate::{Gate, PauseGuard};
+use crate::gated_vm::GatedVm;
 use crate::io_events::{self, Bus, Gathered};
 use crate::ioctl::MappedEntries;
 use crate::kick::VcpuShared;
+use crate::rings::RingOfVcpu;
 use crate::slots::{self, Mode, SlotInfo, Slots};
 use crate::stats::DirtyLogStats;
 use crate::tracking::{Chosen, DirtyTracking, KvmConfig, choose};
@@ -30,8 +31,6 @@ pub struct KvmVm {
     chosen: Chosen,
     ring_staleness: Duration,
     slots: Mutex<Slots>,
-    /// The slots' own count, to be read without their lock.
-    ring_walks: Arc<AtomicU64>,
     gate: Arc<Gate>,
     gathered: Gathered,
     limit: Arc<DirtyLimit>,
@@ -105,13 +104,11 @@ impl KvmVm {
             log::debug!("states of vCPUs cannot be saved yet: {error}");
         }
         let slots = Slots::new(limit, most, mode);
-        let ring_walks = slots.rings.walks.clone();
         Ok(Arc::new(Self {
             fd,
             chosen,
             ring_staleness: config.ring_staleness,
             slots: Mutex::new(slots),
-            ring_walks,
             gate: Arc::default(),
             gathered: Gathered::default(),
             limit: Arc::default(),
@@ -155,13 +152,13 @@ impl KvmVm {
         let shared = VcpuShared::new(id, &fd)?;
         let failed = |source| KvmError::CreateVcpu { id, source };
         self.gathered.attach(&self.fd, &fd, &buses).map_err(failed)?;
-        let mut ring = 0;
+        let mut ring = RingOfVcpu::default();
         if let DirtyTracking::Ring { entries } = self.chosen.tracking {
             let entries = MappedEntries::new(&fd, entries).map_err(failed)?;
             ring = self.lock().rings.add(entries);
         }
         self.gate.add(&shared);
-        self.limit.add(&shared, ring);
+        self.limit.add(&shared, ring.number);
         Ok(Vcpu::new(fd, shared, self.clone(), buses, ring))
     }
 
@@ -268,20 +265,20 @@ impl KvmVm {
         }
     }
 
-    /// A guest stopped because its dirty ring, of this number, is full; `walks` is what
-    /// [`ring_walks`](Self::ring_walks) said before it was let in.
-    pub(crate) fn ring_full(&self, ring: usize, walks: u64) -> Result<(), KvmError> {
-        self.lock().ring_full(&self.fd, ring, walks)
+    /// KVM's calls about slots.
+    fn calls(&self) -> GatedVm<'_> {
+        GatedVm { fd: &self.fd, gate: &self.gate }
+    }
+
+    /// A guest stopped because its dirty ring is full; `moves` is what the ring's count said
+    /// before it was let in.
+    pub(crate) fn ring_full(&self, ring: &RingOfVcpu, moves: u64) -> Result<(), KvmError> {
+        self.lock().ring_full(&self.calls(), ring, moves)
     }
 
     /// How many entries the ring of this number had so far.
     pub(crate) fn ring_seen(&self, ring: usize) -> u64 {
         self.lock().rings.seen(ring)
-    }
-
-    /// The count of walks over the rings: another one when a walk began or ended.
-    pub(crate) fn ring_walks(&self) -> u64 {
-        self.ring_walks.load(Ordering::Acquire)
     }
 
     /// With rings, gets guests out of the processor, which may hold back entries until then,
@@ -299,11 +296,11 @@ impl KvmVm {
 
     fn sync_section(&self, at: u64) -> Result<(), KvmError> {
         if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
-            return self.lock().harvest(&self.fd, at);
+            return self.lock().harvest(&self.calls(), at);
         }
         // Slot by slot, so that others get in between.
         let slots = self.lock().slots_of(at);
-        (0..slots).try_for_each(|n| self.lock().harvest_slot(&self.fd, at, n))
+        (0..slots).try_for_each(|n| self.lock().harvest_slot(&self.calls(), at, n))
     }
 
     /// What tracking has cost so far.
@@ -325,7 +322,7 @@ impl MemoryListener for KvmVm {
     }
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
-        let slots = || self.lock().commit(&self.fd, change);
+        let slots = || self.lock().commit(&self.calls(), change);
         Ok(self.follow(Bus::Memory, change, slots)?)
     }
 
@@ -339,7 +336,7 @@ impl MemoryListener for KvmVm {
     fn sync_all(&self, _: bool) -> Result<bool, ListenerError> {
         self.look_into_processors();
         if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) && !self.chosen.with_bitmap {
-            self.lock().take_rings(&self.fd)?;
+            self.lock().take_rings(&self.calls())?;
         } else {
             let sections = self.lock().sections();
             sections.into_iter().try_for_each(|at| self.sync_section(at))?;
@@ -348,7 +345,7 @@ impl MemoryListener for KvmVm {
     }
 
     fn log_clear(&self, section: &Section, bytes: Range<u64>) -> Result<(), ListenerError> {
-        Ok(self.lock().clear(&self.fd, section.start(), &bytes)?)
+        Ok(self.lock().clear(&self.calls(), section.start(), &bytes)?)
     }
 }
 

@@ -60,22 +60,26 @@ impl PaperRing {
         self.dirty = self.dirty.wrapping_add(self.size());
     }
 
-    /// Whether there is an entry to reset.
-    pub(crate) fn is_flagged(&self) -> bool {
-        self.entry(self.reset).flags.load(Ordering::Acquire) & RESET != 0
+    /// The entry at the reset index, if it is flagged to be reset: what KVM looks at first.
+    pub(crate) fn flagged(&self) -> Option<(u32, u64)> {
+        let entry = self.entry(self.reset);
+        let flagged = entry.flags.load(Ordering::Acquire) & RESET != 0;
+        flagged.then(|| (entry.slot.load(Ordering::Relaxed), entry.page.load(Ordering::Relaxed)))
+    }
+
+    /// Frees the entry at the reset index, whatever was pushed over it since KVM looked.
+    pub(crate) fn free(&mut self) {
+        self.entry(self.reset).flags.store(0, Ordering::Release);
+        self.reset = self.reset.wrapping_add(1);
     }
 
     /// KVM_RESET_DIRTY_RINGS, of `most` entries: the (slot, page) of those that were freed.
     pub(crate) fn reset(&mut self, most: u64) -> Vec<(u32, u64)> {
         let mut freed = Vec::new();
         while (freed.len() as u64) < most {
-            let entry = self.entry(self.reset);
-            if entry.flags.load(Ordering::Acquire) & RESET == 0 {
-                break;
-            }
-            freed.push((entry.slot.load(Ordering::Relaxed), entry.page.load(Ordering::Relaxed)));
-            entry.flags.store(0, Ordering::Release);
-            self.reset = self.reset.wrapping_add(1);
+            let Some(entry) = self.flagged() else { break };
+            freed.push(entry);
+            self.free();
         }
         freed
     }

@@ -1,16 +1,16 @@
 //! Harvesting and clearing the log of slots, in each of the ways in which KVM keeps it.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::report::index;
 use super::{Mode, Slot, Slots};
 use crate::error::KvmError;
 use crate::ioctl::SlotCalls;
-use crate::ring::Entry;
+use crate::ring::Entries;
+use crate::rings::RingOfVcpu;
 use crate::stats::DirtyLogStats;
 
-impl<E: AsRef<[Entry]>> Slots<E> {
+impl<E: Entries> Slots<E> {
     /// Merges what KVM knows of the slots of the section at `at` into their block, for every
     /// client that is on. Without a slot or a log there is nothing to do.
     pub(crate) fn harvest(&mut self, vm: &impl SlotCalls, at: u64) -> Result<(), KvmError> {
@@ -114,27 +114,33 @@ impl<E: AsRef<[Entry]>> Slots<E> {
         }
     }
 
-    /// A guest stopped because its ring, of this number, is full. When it was let in, the
-    /// count of walks was `walks`.
+    /// A guest stopped because its `ring` is full. When it was let in, the ring's count of
+    /// moves was `moves`.
     pub(crate) fn ring_full(
         &mut self,
         vm: &impl SlotCalls,
-        ring: usize,
-        walks: u64,
+        ring: &RingOfVcpu,
+        moves: u64,
     ) -> Result<(), KvmError> {
         self.stats.ring_full += 1;
-        let walked_since = self.rings.walks.load(Ordering::Acquire) != walks;
-        if self.take_rings(vm)? > 0 || walked_since {
-            // If it was emptied by somebody else and is full again, it comes back.
+        self.take_rings(vm)?;
+        if ring.moves() != moves {
+            // Emptied now or by another thread before; if it is full again, it comes back.
             return Ok(());
         }
-        // Full, but there is nothing: entries were written over.
-        self.rings.displace(ring);
-        self.recover(vm)?;
-        if self.take_rings(vm)? == 0 {
-            self.rings.unstick(ring, vm, &mut self.stats);
+        // Full all the time, but nothing is in it: entries were written over.
+        if !self.rings.is_displaced(ring.number) {
+            self.rings.overrun(ring.number);
+            self.recover(vm)?;
         }
-        Ok(())
+        match self.rings.skip_quarter(ring.number, vm, &mut self.stats) {
+            Ok(false) => Ok(()),
+            Ok(true) => self.recover(vm),
+            Err(source) => {
+                self.recover(vm)?;
+                Err(KvmError::ResetRings { source })
+            }
+        }
     }
 
     /// Marks the pages that were found in rings; says whether KVM has slots for all of them.
@@ -160,22 +166,28 @@ impl<E: AsRef<[Entry]>> Slots<E> {
         known
     }
 
-    /// Entries are lost: watches every page anew, then takes all as written. What is
-    /// stored between the two is marked; what is stored later is an entry. What fails is
-    /// tried again with the next sync.
+    /// Entries are lost: keeps guests out, finds KVM's places in the rings again, watches
+    /// every page anew, then takes all as written. What was stored before is marked; what is
+    /// stored later is an entry. What fails is tried again with the next sync.
     fn recover(&mut self, vm: &impl SlotCalls) -> Result<(), KvmError> {
         self.stats.losses += 1;
-        log::warn!("KVM lost entries of a dirty ring: all pages count as written");
+        // Guests can cause as many as they like.
+        let level = if self.stats.losses == 1 { log::Level::Warn } else { log::Level::Debug };
+        log::log!(level, "KVM lost entries of a dirty ring: all pages count as written");
         self.unwatched = true;
-        let mut result = Ok(());
-        for slot in self.used.values_mut().flatten().filter(|slot| slot.logged) {
-            let watched = slot.switch(vm, false).and_then(|()| slot.switch(vm, true));
-            slot.logged = true;
-            slot.block.dirty().mark(slot.offset, slot.size);
-            result = result.and(watched);
-        }
-        self.unwatched = result.is_err();
-        result
+        vm.exclude(|| {
+            let realigned = self.rings.realign(vm, &mut self.stats);
+            let mut result = Ok(());
+            for slot in self.used.values_mut().flatten().filter(|slot| slot.logged) {
+                let watched = slot.switch(vm, false).and_then(|()| slot.switch(vm, true));
+                slot.logged = true;
+                slot.block.dirty().mark(slot.offset, slot.size);
+                result = result.and(watched);
+            }
+            self.unwatched = result.is_err() || !matches!(realigned, Ok(true));
+            realigned.map_err(|source| KvmError::ResetRings { source })?;
+            result
+        })
     }
 }
 

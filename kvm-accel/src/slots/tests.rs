@@ -7,3 +7,4 @@ mod losses;
 mod paper;
 mod race;
 mod random;
+mod rings;

@@ -1,7 +1,6 @@
 //! Entries of rings that are lost: each way in which this is noticed takes all pages of all
 //! logged slots as written, watches them anew, and is counted.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use memory_region::{MemoryMap, RegionId};
@@ -9,6 +8,7 @@ use ram_block::{DirtyClient, PageSize, RamBlock};
 
 use super::follower::{Follower, Policy};
 use super::paper::Paper;
+use crate::rings::RingOfVcpu;
 use crate::slots::{Mode, Slots};
 
 const MODE: Mode = Mode::Rings { with_bitmap: false };
@@ -22,6 +22,7 @@ struct Machine {
     blocks: [Arc<RamBlock>; 3],
     region: RegionId,
     follower: Arc<Follower>,
+    rings: Vec<RingOfVcpu>,
 }
 
 impl Machine {
@@ -48,14 +49,12 @@ impl Machine {
             .unwrap();
         let kvm = Paper::new(MODE, 2);
         let mut slots = Slots::new(100, 100 * page, MODE);
-        for entries in kvm.mapped() {
-            slots.rings.add(entries);
-        }
+        let rings = kvm.mapped().into_iter().map(|entries| slots.rings.add(entries)).collect();
         let (kvm, slots, policy) = (Mutex::new(kvm), Mutex::new(slots), Policy::Held);
         let follower = Arc::new(Follower { kvm, slots, policy });
         let space = map.address_space("memory", system).unwrap();
         map.add_listener(&space, follower.clone()).unwrap();
-        let machine = Self { map, blocks, region, follower };
+        let machine = Self { map, blocks, region, follower, rings };
         machine.take();
         machine
     }
@@ -171,15 +170,14 @@ fn a_full_ring_that_yields_nothing() {
     let kvm = machine.follower.kvm.lock().unwrap();
     kvm.rings.borrow_mut()[0].go_round();
     let mut slots = machine.follower.slots.lock().unwrap();
-    let walks = slots.rings.walks.load(Ordering::Acquire);
-    slots.ring_full(&*kvm, 0, walks).unwrap();
+    let ring = &machine.rings[0];
+    slots.ring_full(&*kvm, ring, ring.moves()).unwrap();
     assert_eq!((slots.stats.losses, slots.stats.ring_full), (1, 1));
     let mut tries = 0;
     while kvm.is_full(0) {
         tries += 1;
         assert!(tries < 20, "the ring stays full");
-        let walks = slots.rings.walks.load(Ordering::Acquire);
-        slots.ring_full(&*kvm, 0, walks).unwrap();
+        slots.ring_full(&*kvm, ring, ring.moves()).unwrap();
     }
     drop((slots, kvm));
     assert_eq!(machine.take(), [[PAGES; 2]; 2]);
@@ -189,11 +187,12 @@ fn a_full_ring_that_yields_nothing() {
 #[test]
 fn a_full_ring_that_another_has_emptied_is_no_loss() {
     let machine = Machine::new();
-    let walks = machine.follower.slots.lock().unwrap().rings.walks.load(Ordering::Acquire);
+    let ring = &machine.rings[0];
+    let moves = ring.moves();
     machine.store(60);
     machine.sync();
     let kvm = machine.follower.kvm.lock().unwrap();
-    machine.follower.slots.lock().unwrap().ring_full(&*kvm, 0, walks).unwrap();
+    machine.follower.slots.lock().unwrap().ring_full(&*kvm, ring, moves).unwrap();
     drop(kvm);
     assert_eq!(machine.losses(), 0);
     assert_eq!(machine.take(), [[60; 2], [0; 2]]);
@@ -202,8 +201,9 @@ fn a_full_ring_that_another_has_emptied_is_no_loss() {
 /// What could not be watched anew is tried again with the next sync.
 #[test]
 fn a_loss_whose_answer_fails_is_answered_by_the_next_sync() {
-    // The reset is the first call; each slot is switched off and on.
-    for call in 1..9 {
+    // The reset is the first call; it is repeated until it finds nothing, and each slot is
+    // switched off and on.
+    for call in 1..11 {
         let machine = Machine::new();
         machine.store(20);
         let kvm = machine.follower.kvm.lock().unwrap();
@@ -225,21 +225,24 @@ fn a_loss_whose_answer_fails_is_answered_by_the_next_sync() {
 }
 
 /// A reset that KVM refuses leaves entries, and pages, as they were: a later one that ends
-/// early is seen all the same.
+/// early is seen all the same, whether the answer to the first loss was refused, too, or not.
 #[test]
 fn a_refused_reset_and_a_short_one() {
-    let machine = Machine::new();
-    machine.store(20);
-    machine.follower.kvm.lock().unwrap().calls_to_failure.set(Some(0));
-    machine.map.sync_dirty_log(machine.region).unwrap_err();
-    assert_eq!(machine.losses(), 1);
-    assert_eq!(machine.take(), [[PAGES; 2]; 2]);
-    machine.store(20);
-    machine.follower.kvm.lock().unwrap().signal_after.set(Some(30));
-    machine.sync();
-    assert_eq!(machine.losses(), 2);
-    assert_eq!(machine.take(), [[PAGES; 2]; 2]);
-    machine.store(10);
-    machine.sync();
-    assert_eq!(machine.take(), [[10; 2], [0; 2]]);
+    for refused in [1, 2] {
+        let machine = Machine::new();
+        machine.store(20);
+        machine.follower.kvm.lock().unwrap().refused_resets.set(refused);
+        machine.map.sync_dirty_log(machine.region).unwrap_err();
+        assert_eq!(machine.losses(), 1);
+        assert_eq!(machine.take(), [[PAGES; 2]; 2]);
+        machine.store(20);
+        // 20 entries are flagged, or 40.
+        machine.follower.kvm.lock().unwrap().signal_after.set(Some(20 * u64::from(refused) - 10));
+        machine.sync();
+        assert_eq!(machine.losses(), 2);
+        assert_eq!(machine.take(), [[PAGES; 2]; 2]);
+        machine.store(10);
+        machine.sync();
+        assert_eq!(machine.take(), [[10; 2], [0; 2]]);
+    }
 }

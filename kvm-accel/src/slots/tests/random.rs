@@ -1,7 +1,6 @@
 //! Random maps, stores, harvests and failing calls.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use memory_region::{MapError, MemoryMap, RegionId};
@@ -11,6 +10,7 @@ use ram_block::{DirtyClient, PageSize, RamBlock};
 
 use super::follower::{Follower, Policy};
 use super::paper::Paper;
+use crate::rings::RingOfVcpu;
 use crate::slots::{Mode, Slots};
 
 #[derive(Clone, Debug)]
@@ -107,6 +107,7 @@ struct Machine {
     region: RegionId,
     overlays: [RegionId; 3],
     follower: Arc<Follower>,
+    rings: Vec<RingOfVcpu>,
     /// How often each page was stored to, and what each client has read of that.
     memory: Vec<u64>,
     copies: [Vec<u64>; 2],
@@ -131,15 +132,13 @@ impl Machine {
         let (limit, most) = if split { (LIMIT_OF_SPLIT, 100) } else { (LIMIT, 1 << 20) };
         let kvm = Paper::new(mode, VCPUS);
         let mut slots = Slots::new(limit, most * page, mode);
-        for entries in kvm.mapped() {
-            slots.rings.add(entries);
-        }
+        let rings = kvm.mapped().into_iter().map(|entries| slots.rings.add(entries)).collect();
         let follower =
             Arc::new(Follower { kvm: Mutex::new(kvm), slots: Mutex::new(slots), policy });
         let memory = vec![0u64; usize::try_from(PAGES).unwrap()];
         let copies = [memory.clone(), memory.clone()];
         map.add_listener(&space, follower.clone()).unwrap();
-        Self { map, ram, region, overlays, follower, memory, copies }
+        Self { map, ram, region, overlays, follower, rings, memory, copies }
     }
 
     fn fail(&self, calls: Option<u32>) {
@@ -155,21 +154,21 @@ impl Machine {
         }
     }
 
-    /// What a vCPU does that cannot go on.
-    fn drain(&self, vcpu: usize, walks: u64) {
+    /// What a vCPU does that cannot go on; `moves` is of when it was let in.
+    fn drain(&self, vcpu: usize, mut moves: u64) {
         let kvm = self.follower.kvm.lock().unwrap();
         let mut slots = self.follower.slots.lock().unwrap();
-        let (mut tries, mut walks) = (0, walks);
+        let mut tries = 0;
         while kvm.is_full(vcpu) {
             tries += 1;
             assert!(tries < 50, "the ring stays full");
-            slots.ring_full(&*kvm, vcpu, walks).unwrap();
-            walks = slots.rings.walks.load(Ordering::Acquire);
+            slots.ring_full(&*kvm, &self.rings[vcpu], moves).unwrap();
+            moves = self.moves(vcpu);
         }
     }
 
-    fn walks(&self) -> u64 {
-        self.follower.slots.lock().unwrap().rings.walks.load(Ordering::Acquire)
+    fn moves(&self, vcpu: usize) -> u64 {
+        self.rings.get(vcpu).map_or(0, RingOfVcpu::moves)
     }
 
     fn commit(&mut self, shown: [bool; 3], log: bool, fail: Option<u32>) {
@@ -215,13 +214,13 @@ impl Machine {
         match step {
             Step::Commit { overlays, log, fail } => self.commit(overlays, log, fail),
             Step::Store { vcpu, page, count, unchecked } => {
-                let mut walks = self.walks();
+                let mut moves = vcpu.map_or(0, |vcpu| self.moves(vcpu));
                 for n in 0..count {
                     self.store(vcpu, (page + n) % PAGES);
                     if let Some(vcpu) = vcpu.filter(|_| (n + 1) % unchecked == 0 || n + 1 == count)
                     {
-                        self.drain(vcpu, walks);
-                        walks = self.walks();
+                        self.drain(vcpu, moves);
+                        moves = self.moves(vcpu);
                     }
                 }
             }
@@ -231,7 +230,7 @@ impl Machine {
                     ring.push(slot, page);
                 }
                 drop(kvm);
-                self.drain(0, self.walks());
+                self.drain(0, self.moves(0));
             }
             Step::Signal { after } => {
                 self.follower.kvm.lock().unwrap().signal_after.set(Some(after));

@@ -1,0 +1,419 @@
+//! Rings of a KVM of paper that pushes at every moment: between any two of our accesses to a
+//! ring, while KVM resets entries and before it has write-protected their pages, between rings,
+//! and while a loss is answered. A copy of memory that is kept by harvests equals memory
+//! whenever the vCPUs stand still.
+//!
+//! `RING_RUNS=1000` for more runs of each kind, and for the largest rings.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
+use ram_block::{DirtyClient, PageSize, RamBlock};
+
+use crate::ioctl::{SlotCalls, SlotRegion};
+use crate::ring::paper::PaperRing;
+use crate::ring::{Entries, Entry};
+use crate::rings::RingOfVcpu;
+use crate::slots::report::Report;
+use crate::slots::{Mode, Slot, Slots};
+
+const CLIENT: DirtyClient = DirtyClient::MIGRATION;
+
+/// What is done, and what goes wrong.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    vcpus: usize,
+    /// Entries of a ring, and those that KVM keeps free.
+    size: usize,
+    reserved: u32,
+    /// Whether guests store to random pages, or to one after another.
+    random: bool,
+    /// KVM looks whether a ring is full after so many stores at the most.
+    unchecked: u64,
+    /// Whether guests stand still while they are kept out, as they should.
+    kept_out: bool,
+    /// Whether the guard is seen: without it, losses are not.
+    guard: bool,
+}
+
+const KIND: Kind = Kind {
+    vcpus: 1,
+    size: 256,
+    reserved: 64,
+    random: false,
+    unchecked: 100,
+    kept_out: true,
+    guard: true,
+};
+
+struct PaperVcpu {
+    ring: PaperRing,
+    /// The next page, if not random.
+    next: usize,
+    /// Stores until KVM looks whether the ring is full.
+    budget: u64,
+    /// Out of the guest, as the ring is full.
+    stopped: bool,
+}
+
+/// A guest's memory, of which KVM has one slot.
+struct Memory {
+    kind: Kind,
+    vcpus: Vec<PaperVcpu>,
+    /// Pages that are not write-protected.
+    open: Vec<bool>,
+    /// Pages whose entries are freed, and that are about to be write-protected.
+    closing: Vec<usize>,
+    logged: bool,
+    /// How often each page was stored to.
+    version: Vec<u32>,
+    still: bool,
+    seed: u64,
+}
+
+impl Memory {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        self.seed % limit
+    }
+
+    /// A moment at which guests may have run.
+    fn moment(&mut self) {
+        if self.still {
+            return;
+        }
+        for vcpu in 0..self.vcpus.len() {
+            let stores = match self.below(64) {
+                0 => self.below(300),
+                1..4 => self.below(30),
+                4..16 => self.below(3),
+                _ => continue,
+            };
+            self.store(vcpu, stores);
+        }
+        if self.below(16) == 0 {
+            self.protect();
+        }
+    }
+
+    fn protect(&mut self) {
+        for page in self.closing.drain(..) {
+            self.open[page] = false;
+        }
+    }
+
+    fn store(&mut self, vcpu: usize, stores: u64) {
+        let pages = self.open.len();
+        for _ in 0..stores {
+            if self.vcpus[vcpu].stopped {
+                return;
+            }
+            let page = if self.kind.random {
+                usize::try_from(self.below(pages as u64)).unwrap()
+            } else {
+                let next = self.vcpus[vcpu].next;
+                self.vcpus[vcpu].next = (next + 1) % pages;
+                next
+            };
+            let vcpu = &mut self.vcpus[vcpu];
+            if self.logged && !std::mem::replace(&mut self.open[page], true) {
+                vcpu.ring.push(0, page as u64);
+            }
+            self.version[page] += 1;
+            vcpu.budget -= 1;
+            if vcpu.budget == 0 {
+                vcpu.stopped = vcpu.ring.is_full();
+                vcpu.budget = 1 + self.seed % self.kind.unchecked;
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Kvm(Rc<RefCell<Memory>>);
+
+impl Kvm {
+    /// Guests may run at this moment, unless KVM itself is in the middle of a store.
+    fn moment(&self) {
+        if let Ok(mut memory) = self.0.try_borrow_mut() {
+            memory.moment();
+        }
+    }
+}
+
+/// The entries of a ring, between two accesses to which guests may run.
+struct Moments {
+    kvm: Kvm,
+    entries: Arc<[Entry]>,
+    /// The next look is at the guard, and sees nothing.
+    blind: RefCell<bool>,
+}
+
+impl Entries for Moments {
+    fn count(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn flags(&self, at: usize) -> u32 {
+        self.kvm.moment();
+        if self.blind.replace(false) {
+            return 0;
+        }
+        self.entries.flags(at)
+    }
+
+    fn content(&self, at: usize) -> (u32, u64) {
+        self.kvm.moment();
+        self.entries.content(at)
+    }
+
+    fn set_flags(&self, at: usize, flags: u32) {
+        self.kvm.moment();
+        self.entries.set_flags(at, flags);
+    }
+
+    fn fence(&self) {
+        // Only the guard is looked at behind a fence.
+        self.blind.replace(!self.kvm.0.borrow().kind.guard);
+    }
+}
+
+impl SlotCalls for Kvm {
+    fn get_dirty_log(&self, _: u32, _: u64, _: &mut [u64]) -> io::Result<()> {
+        unreachable!("rings only")
+    }
+
+    fn clear_dirty_log(&self, _: u32, _: u64, _: u32, _: &[u64]) -> io::Result<()> {
+        unreachable!("rings only")
+    }
+
+    fn exclude<T>(&self, work: impl FnOnce() -> T) -> T {
+        let kept_out = self.0.borrow().kind.kept_out;
+        let before = std::mem::replace(&mut self.0.borrow_mut().still, kept_out);
+        let result = work();
+        self.0.borrow_mut().still = before;
+        result
+    }
+
+    fn reset_rings(&self) -> io::Result<u64> {
+        let (mut count, vcpus) = (0, self.0.borrow().vcpus.len());
+        for vcpu in 0..vcpus {
+            loop {
+                let flagged = self.0.borrow().vcpus[vcpu].ring.flagged();
+                let Some((_, page)) = flagged else { break };
+                self.moment();
+                self.0.borrow_mut().vcpus[vcpu].ring.free();
+                count += 1;
+                self.moment();
+                let mut memory = self.0.borrow_mut();
+                let page = usize::try_from(page).unwrap();
+                if page < memory.open.len() {
+                    memory.closing.push(page);
+                }
+            }
+            self.moment();
+        }
+        self.0.borrow_mut().protect();
+        Ok(count)
+    }
+
+    fn set_slot(&self, region: SlotRegion, _: &RamBlock) -> io::Result<()> {
+        self.moment();
+        let mut memory = self.0.borrow_mut();
+        memory.logged = region.flags & KVM_MEM_LOG_DIRTY_PAGES != 0;
+        memory.open.fill(false);
+        drop(memory);
+        self.moment();
+        Ok(())
+    }
+}
+
+struct Machine {
+    kvm: Kvm,
+    slots: Slots<Moments>,
+    rings: Vec<RingOfVcpu>,
+    /// What each ring's count of moves said when its vCPU was let in.
+    moves: Vec<u64>,
+    block: Arc<RamBlock>,
+    copy: Vec<u32>,
+}
+
+impl Machine {
+    fn new(kind: Kind, seed: u64) -> Self {
+        let pages = kind.size * 3 / 2;
+        let vcpu = |n: usize| PaperVcpu {
+            ring: PaperRing::new(kind.size, kind.reserved),
+            next: n * pages / kind.vcpus,
+            budget: 1,
+            stopped: false,
+        };
+        let kvm = Kvm(Rc::new(RefCell::new(Memory {
+            kind,
+            vcpus: (0..kind.vcpus).map(vcpu).collect(),
+            open: vec![false; pages],
+            closing: Vec::new(),
+            logged: false,
+            version: vec![0; pages],
+            still: true,
+            seed: (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        })));
+        let size = pages as u64 * PageSize::host().bytes();
+        let block = RamBlock::anonymous("ram", size).unwrap();
+        block.dirty().enable(CLIENT).unwrap();
+        let mut slots = Slots::new(1, size, Mode::Rings { with_bitmap: false });
+        let slot = Slot {
+            id: 0,
+            guest: 0,
+            size,
+            block: block.clone(),
+            offset: 0,
+            readonly: false,
+            logged: true,
+            held: Report::default(),
+        };
+        slot.create(&kvm).unwrap();
+        slots.enter(0, slot);
+        let mapped: Vec<_> = kvm.0.borrow().vcpus.iter().map(|vcpu| vcpu.ring.entries()).collect();
+        let moments = |entries| Moments { kvm: kvm.clone(), entries, blind: RefCell::default() };
+        let rings = mapped.into_iter().map(|entries| slots.rings.add(moments(entries))).collect();
+        let moves = vec![0; kind.vcpus];
+        Self { kvm, slots, rings, moves, block, copy: vec![0; pages] }
+    }
+
+    fn set_still(&self, still: bool) {
+        self.kvm.0.borrow_mut().still = still;
+    }
+
+    /// Guests run; those whose rings are full come back.
+    fn run(&mut self, most: u64) {
+        for vcpu in 0..self.rings.len() {
+            let mut memory = self.kvm.0.borrow_mut();
+            let stores = memory.below(most);
+            memory.store(vcpu, stores);
+            drop(memory);
+            self.come_back(vcpu);
+        }
+    }
+
+    /// What a vCPU does whose ring is full, until it is let in again.
+    fn come_back(&mut self, vcpu: usize) {
+        let mut tries = 0;
+        while self.kvm.0.borrow().vcpus[vcpu].stopped {
+            tries += 1;
+            assert!(tries < 200, "the ring stays full");
+            self.slots.ring_full(&self.kvm, &self.rings[vcpu], self.moves[vcpu]).unwrap();
+            self.moves[vcpu] = self.rings[vcpu].moves();
+            // KVM looks first of all.
+            let vcpu = &mut self.kvm.0.borrow_mut().vcpus[vcpu];
+            vcpu.stopped = vcpu.ring.is_full();
+        }
+    }
+
+    fn harvest(&mut self) {
+        self.slots.take_rings(&self.kvm).unwrap();
+        let dirty = self.block.dirty();
+        let harvest = dirty.snapshot_and_clear(CLIENT, 0..self.block.pages()).unwrap();
+        let memory = self.kvm.0.borrow();
+        for page in harvest.commit().pages() {
+            let page = usize::try_from(page).unwrap();
+            self.copy[page] = memory.version[page];
+        }
+    }
+
+    /// Whether the copy equals memory while the guests stand still.
+    fn is_whole(&mut self) -> bool {
+        self.set_still(true);
+        // Those whose rings became full at any moment since.
+        (0..self.rings.len()).for_each(|vcpu| self.come_back(vcpu));
+        self.harvest();
+        let whole = self.copy == self.kvm.0.borrow().version;
+        self.set_still(false);
+        whole
+    }
+}
+
+/// Whether pages were lost unseen, and how many losses were seen.
+fn run(kind: Kind, seed: u64) -> (bool, u64) {
+    let mut machine = Machine::new(kind, seed);
+    machine.set_still(false);
+    let stores = kind.size as u64 * 3 / 2;
+    // Fewer for large rings, which take longer.
+    for turn in 0..(100_000 / kind.size).clamp(12, 100) {
+        machine.run(stores);
+        machine.harvest();
+        if turn % 3 == 0 && !machine.is_whole() {
+            return (true, machine.slots.stats.losses);
+        }
+    }
+    // As good as any other again: few stores, KVM looks after each, and no loss any more.
+    let mut memory = machine.kvm.0.borrow_mut();
+    memory.kind.unchecked = 1;
+    memory.vcpus.iter_mut().for_each(|vcpu| vcpu.budget = 1);
+    drop(memory);
+    let mut losses = 0;
+    for turn in 0..40 {
+        machine.set_still(true);
+        machine.run(8);
+        if !machine.is_whole() {
+            return (true, machine.slots.stats.losses);
+        }
+        if turn == 20 {
+            losses = machine.slots.stats.losses;
+        }
+    }
+    assert_eq!(machine.slots.stats.losses, losses, "{kind:?}, seed {seed}: losses do not end");
+    (false, losses)
+}
+
+fn runs() -> u64 {
+    std::env::var("RING_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(4)
+}
+
+fn kinds() -> Vec<Kind> {
+    let sizes: &[usize] = if runs() > 100 { &[256, 1024, 4096, 65_536] } else { &[256, 1024] };
+    let mut kinds = Vec::new();
+    for &size in sizes {
+        for (vcpus, random) in [(1, false), (2, false), (1, true), (3, true)] {
+            for reserved in [64, 0] {
+                for unchecked in [100, 1100] {
+                    let kind = Kind { vcpus, size, reserved, random, unchecked, ..KIND };
+                    kinds.push(kind);
+                    if size == 256 {
+                        kinds.push(Kind { kept_out: false, ..kind });
+                    }
+                }
+            }
+        }
+    }
+    kinds
+}
+
+#[test]
+fn rings_that_are_overrun_at_any_moment_lose_nothing_unseen() {
+    let mut losses = 0;
+    for kind in kinds() {
+        let before = losses;
+        for seed in 0..runs() {
+            let (lost, seen) = run(kind, seed);
+            assert!(!lost, "{kind:?}, seed {seed}: pages are lost, {seen} losses seen");
+            losses += seen;
+        }
+        println!("{kind:?}: {} losses seen", losses - before);
+    }
+    assert!(losses > 0, "no ring was overrun");
+}
+
+/// The same runs lose pages if nobody looks at the guard.
+#[test]
+fn the_runs_show_what_a_guard_is_for() {
+    let kind = Kind { vcpus: 2, guard: false, unchecked: 1100, ..KIND };
+    // A ring may also stay full then, or its losses may not end.
+    let is_lost = |seed| std::panic::catch_unwind(|| run(kind, seed)).is_ok_and(|(lost, _)| lost);
+    let lost = (0..20).filter(|seed| is_lost(*seed)).count();
+    assert!(lost > 0, "the runs do not see the loss");
+}
