@@ -113,7 +113,7 @@ impl<T: AsRef<[Entry]>> Entries for T {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     /// DIRTY up to KVM's dirty index, free behind it.
-    InOrder,
+    Aligned,
     /// Free up to KVM's dirty index, which is not known; what is pushed from then on is DIRTY.
     Displaced,
     /// Some were written over, and nothing else is known.
@@ -142,7 +142,7 @@ pub(crate) struct Ring<E> {
 impl<E: Entries> Ring<E> {
     /// A ring that is still empty.
     pub(crate) fn new(entries: E) -> Self {
-        let order = Order::InOrder;
+        let order = Order::Aligned;
         Self { entries, next: 0, flagged: 0, order, handed_out: 0, moves: Arc::default() }
     }
 
@@ -181,7 +181,7 @@ impl<E: Entries> Ring<E> {
     /// [`settle`](Self::settle).
     pub(crate) fn take(&mut self, mut sink: impl FnMut(u32, u64)) -> u64 {
         let first = match self.order {
-            Order::InOrder => 0,
+            Order::Aligned => 0,
             Order::Displaced => match self.first_dirty() {
                 Some(first) => first,
                 None => return 0,
@@ -198,7 +198,7 @@ impl<E: Entries> Ring<E> {
             end += 1;
         }
         // KVM leaves some entries free; if it left none but the guard, it may have gone round.
-        self.order = if end == self.room() { Order::Overrun } else { Order::InOrder };
+        self.order = if end == self.room() { Order::Overrun } else { Order::Aligned };
         self.flag(end);
         let taken = (end - first) as u64;
         self.handed_out += taken;

@@ -42,10 +42,6 @@ impl PaperRing {
         self.used() >= self.size() - self.reserved
     }
 
-    pub(crate) fn is_overrun(&self) -> bool {
-        self.used() > self.size()
-    }
-
     /// Puts a page in, over whatever is there.
     pub(crate) fn push(&mut self, slot: u32, page: u64) {
         let entry = self.entry(self.dirty);

@@ -149,6 +149,25 @@ pub fn increment_pages() -> Vec<u8> {
     })
 }
 
+/// Fills memory from `rdi` up to `rsi` with a growing 64-bit number, by one string instruction
+/// a pass, over and over; counts passes in the 64-bit word at `rcx`.
+pub fn fill_memory() -> Vec<u8> {
+    assemble(|a| {
+        let mut pass = a.create_label();
+        a.mov(r8, rdi)?;
+        a.mov(r9, rcx)?;
+        a.sub(rsi, rdi)?;
+        a.shr(rsi, 3)?;
+        a.set_label(&mut pass)?;
+        a.mov(rdi, r8)?;
+        a.mov(rcx, rsi)?;
+        a.inc(rax)?;
+        a.rep().stosq()?;
+        a.inc(qword_ptr(r9))?;
+        a.jmp(pass)
+    })
+}
+
 /// At `address`, for ever: increments the first byte of each page of `rcx` bytes from `rdi`
 /// up to `rsi`, over and over; after each `r8` pages writes a growing number to port `rdx`.
 pub fn increment_pages_and_beat(address: u64) -> Vec<u8> {

@@ -7,6 +7,7 @@ mod io_events;
 mod limits;
 mod machine;
 mod mini_pc;
+mod overruns;
 mod pam;
 mod panics;
 mod precopy;
@@ -49,6 +50,7 @@ pub fn tests() -> Vec<Named> {
         .chain(named(
             &[
                 tracking::RINGS,
+                overruns::TESTS,
                 limits::ONCE,
                 converge::TESTS,
                 forecast::TESTS,

@@ -31,15 +31,15 @@ pub const RINGS: &[Test] = &[
 const RAM: u64 = 16 << 20;
 
 /// How long the random ones run: a few seconds, or as many as are asked for.
-fn duration() -> Duration {
+pub fn duration() -> Duration {
     let seconds = std::env::var("TRACKING_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(2))
 }
 
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -48,14 +48,14 @@ impl Random {
 }
 
 /// A copy of memory that one client keeps by its harvests.
-struct Mirror {
+pub struct Mirror {
     client: DirtyClient,
     bytes: Vec<u8>,
 }
 
 impl Mirror {
     /// Switched on, and all of memory read after that.
-    fn start(machine: &Machine, client: DirtyClient) -> Self {
+    pub fn start(machine: &Machine, client: DirtyClient) -> Self {
         machine.memory.set_log(machine.ram, client, true).unwrap();
         let mut bytes = vec![0; usize::try_from(machine.block.len()).unwrap()];
         machine.block.read(0, &mut bytes).unwrap();
@@ -63,7 +63,7 @@ impl Mirror {
     }
 
     /// Takes the bits of some pages, lets them be watched again, and reads them.
-    fn harvest(&mut self, machine: &Machine, pages: std::ops::Range<u64>) {
+    pub fn harvest(&mut self, machine: &Machine, pages: std::ops::Range<u64>) {
         let page = machine.block.page_size().bytes();
         let harvest = machine.block.dirty().snapshot_and_clear(self.client, pages.clone());
         let harvest = harvest.unwrap();
@@ -75,7 +75,7 @@ impl Mirror {
         }
     }
 
-    fn check(&mut self, machine: &Machine, seed: u64) {
+    pub fn check(&mut self, machine: &Machine, seed: u64) {
         machine.memory.sync_all_dirty_logs().unwrap();
         self.harvest(machine, 0..machine.block.pages());
         let mut now = vec![0; self.bytes.len()];
@@ -90,7 +90,7 @@ impl Mirror {
 }
 
 /// Another one for each run; TRACKING_SEED repeats one.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     let asked = std::env::var("TRACKING_SEED").ok().and_then(|text| text.parse().ok());
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     asked.unwrap_or_else(|| u64::try_from(now.as_nanos()).unwrap_or(1)) | 1
