@@ -56,6 +56,7 @@
 //! The tests at the end of this file check the argument with loom and shuttle, and
 //! check that wrong orders are caught.
 
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
@@ -129,15 +130,15 @@ fn take_upper<W: Word>(words: &[W], word: u64, wanted: &Range<u64>, whole: &Rang
 }
 
 impl<W: Word> Bitmap<W> {
-    /// A clean bitmap of `pages` pages.
-    pub(crate) fn new(pages: u64) -> Self {
+    /// A clean bitmap of `pages` pages, if the operating system has the addresses.
+    pub(crate) fn new(pages: u64) -> io::Result<Self> {
         let leaves = pages.div_ceil(BITS);
         let summary = leaves.div_ceil(BITS);
-        Self {
-            leaves: W::zeroed(index(leaves)),
-            summary: W::zeroed(index(summary)),
-            top: W::zeroed(index(summary.div_ceil(BITS))),
-        }
+        Ok(Self {
+            leaves: W::zeroed(index(leaves))?,
+            summary: W::zeroed(index(summary))?,
+            top: W::zeroed(index(summary.div_ceil(BITS)))?,
+        })
     }
 
     /// Sets `bits` in leaf `leaf`.
@@ -330,7 +331,7 @@ mod tests {
         /// Every sequence of marks and takes against a plain set of pages.
         #[test]
         fn behaves_as_a_set_of_pages(operations in operations()) {
-            let bitmap: Bitmap = Bitmap::new(PAGES);
+            let bitmap: Bitmap = Bitmap::new(PAGES).unwrap();
             let mut oracle = vec![false; index(PAGES)];
             for operation in operations {
                 match operation {

@@ -218,7 +218,8 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::Watched`] if somebody watches this block already.
+    /// [`DirtyError::Watched`] if somebody watches this block already, and
+    /// [`DirtyError::NoMemory`].
     pub fn watch_code(
         self: &Arc<Self>,
         invalidate: impl Fn(u64) + Send + Sync + 'static,
@@ -227,7 +228,7 @@ impl DirtyMemory {
         if hook.is_some() {
             return Err(DirtyError::Watched);
         }
-        self.code().pages.get_or_init(|| Bitmap::new(self.room()));
+        crate::dirty::reserve(&self.code().pages, self.room())?;
         *hook = Some(Arc::new(invalidate));
         self.switch_on(DirtyClient::CODE);
         Ok(CodeWatch { dirty: self.clone() })

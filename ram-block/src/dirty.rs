@@ -1,6 +1,7 @@
 //! The dirty bitmaps of one block, and the fan-out to all of them.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -25,6 +26,7 @@ mod switch;
 mod tests;
 
 pub use switch::ClientRegistration;
+pub(crate) use switch::reserve;
 
 /// A request that a block's bitmaps cannot serve.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -79,6 +81,15 @@ pub enum DirtyError {
         client: DirtyClient,
         /// The name of the client that is in the way.
         taken: String,
+    },
+    /// The operating system has no addresses for a bitmap, or the process may not lock as much
+    /// (`RLIMIT_MEMLOCK`, after `mlockall`).
+    #[error("There is no memory for a bitmap of {pages} pages: {kind}")]
+    NoMemory {
+        /// Pages that the bitmap should have room for.
+        pages: u64,
+        /// What the operating system said.
+        kind: io::ErrorKind,
     },
     /// The client logs nothing, so there is nothing to harvest.
     #[error("Client {client} is off, only {enabled} log here")]

@@ -5,8 +5,9 @@
 //! that what is checked is what ships.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, handle_alloc_error};
-use std::ops::Deref;
+use std::fmt;
+use std::io;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::backing::Mapping;
@@ -21,7 +22,7 @@ pub(crate) trait Word: Send + Sync + Sized + 'static {
     type Array: Deref<Target = [Self]> + Send + Sync;
 
     /// `len` zero words that take no memory until they are touched.
-    fn zeroed(len: usize) -> Self::Array;
+    fn zeroed(len: usize) -> io::Result<Self::Array>;
     /// Zeroes all words and gives their memory back.
     ///
     /// In no order, and not as an access of any thread: what others write to a word at
@@ -46,6 +47,14 @@ pub(crate) struct Mapped {
     len: usize,
 }
 
+impl Mapped {
+    /// `len` zero words.
+    fn new(len: usize) -> io::Result<Self> {
+        let bytes = len.max(1).checked_mul(size_of::<u64>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { memory: Mapping::anonymous(bytes)?, len })
+    }
+}
+
 impl Deref for Mapped {
     type Target = [AtomicU64];
 
@@ -57,17 +66,48 @@ impl Deref for Mapped {
     }
 }
 
+/// Words as those of [`Mapped`], of which nobody else has a reference.
+pub(crate) struct Owned(Mapped);
+
+impl Owned {
+    /// `len` zero words that take no memory until they are touched.
+    pub(crate) fn zeroed(len: usize) -> io::Result<Self> {
+        Mapped::new(len).map(Self)
+    }
+}
+
+impl Deref for Owned {
+    type Target = [u64];
+
+    #[inline]
+    fn deref(&self) -> &[u64] {
+        let Mapped { memory, len } = &self.0;
+        // SAFETY: the mapping holds `len` words, is aligned to a page, lives as long as
+        // `self`, starts zero (a valid u64), and is reached by borrows of `self` alone.
+        unsafe { std::slice::from_raw_parts(memory.start().as_ptr().cast(), *len) }
+    }
+}
+
+impl DerefMut for Owned {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u64] {
+        let Mapped { memory, len } = &self.0;
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(memory.start().as_ptr().cast(), *len) }
+    }
+}
+
+impl fmt::Debug for Owned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Owned").field("len", &self.0.len).finish_non_exhaustive()
+    }
+}
+
 impl Word for AtomicU64 {
     type Array = Mapped;
 
-    fn zeroed(len: usize) -> Mapped {
-        let out_of_memory = || -> ! {
-            let layout = Layout::array::<AtomicU64>(len);
-            handle_alloc_error(layout.unwrap_or(Layout::new::<AtomicU64>()))
-        };
-        let bytes = len.max(1).checked_mul(size_of::<AtomicU64>());
-        let memory = bytes.and_then(|bytes| Mapping::anonymous(bytes).ok());
-        Mapped { memory: memory.unwrap_or_else(|| out_of_memory()), len }
+    fn zeroed(len: usize) -> io::Result<Mapped> {
+        Mapped::new(len)
     }
 
     fn reset(words: &Mapped) {
@@ -122,7 +162,7 @@ impl Word for AtomicU64 {
 /// written as the access between two such fences.
 #[cfg(test)]
 pub(crate) mod model {
-    use super::Word;
+    use super::{Word, io};
     use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
     fn fenced<T>(operation: impl FnOnce() -> T) -> T {
@@ -135,8 +175,8 @@ pub(crate) mod model {
     impl Word for AtomicU64 {
         type Array = Box<[Self]>;
 
-        fn zeroed(len: usize) -> Box<[Self]> {
-            (0..len).map(|_| AtomicU64::new(0)).collect()
+        fn zeroed(len: usize) -> io::Result<Box<[Self]>> {
+            Ok((0..len).map(|_| AtomicU64::new(0)).collect())
         }
 
         fn reset(words: &Box<[Self]>) {
@@ -177,14 +217,14 @@ pub(crate) mod model {
 /// every access as sequentially consistent.
 #[cfg(test)]
 pub(crate) mod interleaved {
-    use super::Word;
+    use super::{Word, io};
     use shuttle::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     impl Word for AtomicU64 {
         type Array = Box<[Self]>;
 
-        fn zeroed(len: usize) -> Box<[Self]> {
-            (0..len).map(|_| AtomicU64::new(0)).collect()
+        fn zeroed(len: usize) -> io::Result<Box<[Self]>> {
+            Ok((0..len).map(|_| AtomicU64::new(0)).collect())
         }
 
         fn reset(words: &Box<[Self]>) {

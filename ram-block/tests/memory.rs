@@ -1,6 +1,29 @@
 //! What bitmaps take of the host's memory.
+#![allow(unsafe_code)] // an allocator
+
+use std::alloc::{GlobalAlloc, Layout, System};
 
 use ram_block::{DirtyMemory, PageSize};
+
+/// An allocator that has no `alloc_zeroed` of its own, so that zeros are written: many have
+/// none. A bitmap must not depend on it.
+struct WritesZeros;
+
+// SAFETY: passes all that it is asked to the system's allocator.
+unsafe impl GlobalAlloc for WritesZeros {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: WritesZeros = WritesZeros;
 
 /// Bytes of this process that are in memory.
 fn resident() -> u64 {

@@ -35,7 +35,7 @@ fn two_markers_and_a_harvester(
     mark: fn(&ModelBitmap, u64),
     take: fn(&ModelBitmap, Range<u64>) -> u64,
 ) {
-    let bitmap = Arc::new(ModelBitmap::new(64));
+    let bitmap = Arc::new(ModelBitmap::new(64).unwrap());
     let first = {
         let bitmap = bitmap.clone();
         thread::spawn(move || mark(&bitmap, 0))
@@ -68,7 +68,7 @@ fn marks_survive_a_concurrent_harvest() {
 #[test]
 fn a_mark_is_in_the_harvest_that_follows_it() {
     model(|| {
-        let bitmap = Arc::new(ModelBitmap::new(64));
+        let bitmap = Arc::new(ModelBitmap::new(64).unwrap());
         let other = {
             let bitmap = bitmap.clone();
             thread::spawn(move || mark_page(&bitmap, 0))
@@ -82,7 +82,7 @@ fn a_mark_is_in_the_harvest_that_follows_it() {
 #[test]
 fn a_range_mark_survives_a_concurrent_harvest_and_mark() {
     model(|| {
-        let bitmap = Arc::new(ModelBitmap::new(128));
+        let bitmap = Arc::new(ModelBitmap::new(128).unwrap());
         let ranger = {
             let bitmap = bitmap.clone();
             thread::spawn(move || bitmap.mark_range(&(0..128)))
@@ -106,7 +106,7 @@ fn a_range_mark_survives_a_concurrent_harvest_and_mark() {
 #[test]
 fn a_partial_harvest_leaves_the_rest_findable() {
     model(|| {
-        let bitmap = Arc::new(ModelBitmap::new(64));
+        let bitmap = Arc::new(ModelBitmap::new(64).unwrap());
         mark_page(&bitmap, 40);
         let marker = {
             let bitmap = bitmap.clone();
@@ -148,7 +148,7 @@ fn mark_trusting_the_summary(bitmap: &ModelBitmap, page: u64) {
 #[test]
 fn the_model_sees_a_mark_that_trusts_the_summary() {
     assert!(is_caught(|| {
-        let bitmap = Arc::new(ModelBitmap::new(64));
+        let bitmap = Arc::new(ModelBitmap::new(64).unwrap());
         let other = {
             let bitmap = bitmap.clone();
             thread::spawn(move || mark_trusting_the_summary(&bitmap, 0))
@@ -162,7 +162,7 @@ fn the_model_sees_a_mark_that_trusts_the_summary() {
 #[test]
 fn the_model_sees_a_mark_that_trusts_the_leaf() {
     assert!(is_caught(|| {
-        let bitmap = Arc::new(ModelBitmap::new(64));
+        let bitmap = Arc::new(ModelBitmap::new(64).unwrap());
         let other = {
             let bitmap = bitmap.clone();
             thread::spawn(move || mark_trusting_the_leaf(&bitmap, 0))
@@ -183,7 +183,7 @@ fn the_model_sees_a_harvest_that_takes_the_leaf_first() {
 fn the_model_sees_a_mark_without_the_total_order() {
     use loom::sync::atomic::Ordering::{Relaxed, Release};
     assert!(is_caught(|| {
-        let bitmap = Arc::new(ModelBitmap::new(64));
+        let bitmap = Arc::new(ModelBitmap::new(64).unwrap());
         mark_page(&bitmap, 7);
         let marker = {
             let bitmap = bitmap.clone();
@@ -210,7 +210,7 @@ fn stores_of_a_range_mark_survive_any_interleaving() {
     use shuttle::thread;
     shuttle::check_random(
         || {
-            let bitmap = std::sync::Arc::new(Bitmap::<AtomicU64>::new(128));
+            let bitmap = std::sync::Arc::new(Bitmap::<AtomicU64>::new(128).unwrap());
             let ranger = {
                 let bitmap = bitmap.clone();
                 thread::spawn(move || bitmap.mark_range(&(0..128)))

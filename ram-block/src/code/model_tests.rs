@@ -26,7 +26,7 @@ impl Machine {
         Arc::new(Self {
             page: AtomicU64::new(0),
             cache: Mutex::new(None),
-            watched: Bitmap::new(64),
+            watched: Bitmap::new(64).unwrap(),
             lock: Mutex::new(()),
             invalidations: AtomicU64::new(0),
         })

@@ -36,7 +36,7 @@ fn taken(bitmap: &Bitmap<AtomicU64>) -> u64 {
 /// A client is dropped and another gets its number, while one thread marks. What is
 /// marked for the second is in its harvest.
 fn a_number_is_given_again(reset: fn(&Client)) {
-    let client = Arc::new(Client { on: AtomicU64::new(1), bitmap: Bitmap::new(64) });
+    let client = Arc::new(Client { on: AtomicU64::new(1), bitmap: Bitmap::new(64).unwrap() });
     let marker = {
         let client = client.clone();
         thread::spawn(move || {
@@ -100,7 +100,10 @@ impl Parts {
 
 /// A merge, a mark and a harvest at the same time, then a last harvest.
 fn a_merge_and_a_mark_of_one_word(take: fn(&Parts) -> u64) {
-    let parts = Arc::new(Parts { marked: Bitmap::new(64), bulk: Mutex::new(Bulk::new(64)) });
+    let parts = Arc::new(Parts {
+        marked: Bitmap::new(64).unwrap(),
+        bulk: Mutex::new(Bulk::new(64).unwrap()),
+    });
     let merger = {
         let parts = parts.clone();
         thread::spawn(move || parts.merge(0b01))

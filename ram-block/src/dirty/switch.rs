@@ -1,8 +1,9 @@
 //! Who is on, and under which name.
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 
 use super::{DirtyError, DirtyMemory, Names, WRITERS_FENCE};
 use crate::barrier;
@@ -126,8 +127,8 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::Unregistered`], and [`DirtyError::Inverse`] for the code client,
-    /// which has a [`CodeWatch`](crate::CodeWatch) instead.
+    /// [`DirtyError::Unregistered`], [`DirtyError::NoMemory`], and [`DirtyError::Inverse`] for
+    /// the code client, which has a [`CodeWatch`](crate::CodeWatch) instead.
     pub fn enable(&self, client: DirtyClient) -> Result<(), DirtyError> {
         let names = self.lock_names();
         if client == DirtyClient::CODE {
@@ -136,8 +137,13 @@ impl DirtyMemory {
         if name_of(&names, client).is_none() {
             return Err(DirtyError::Unregistered { client });
         }
-        self.bitmaps[client.index()].get_or_init(|| Bitmap::new(self.room));
-        self.lock_bulk()[client.index()].get_or_insert_with(|| Bulk::new(self.room));
+        reserve(&self.bitmaps[client.index()], self.room)?;
+        let mut bulk = self.lock_bulk();
+        if bulk[client.index()].is_none() {
+            let new = Bulk::new(self.room).map_err(|error| no_memory(self.room, &error))?;
+            bulk[client.index()] = Some(new);
+        }
+        drop(bulk);
         self.switch_on(client);
         Ok(())
     }
@@ -220,6 +226,19 @@ impl DirtyMemory {
         drop(switching);
         self.code().written(&(pages.min(old)..old));
     }
+}
+
+/// Gives `bitmap` addresses for `room` pages, unless it has them.
+pub(crate) fn reserve(bitmap: &OnceLock<Bitmap>, room: u64) -> Result<&Bitmap, DirtyError> {
+    let new = match bitmap.get() {
+        Some(bitmap) => return Ok(bitmap),
+        None => Bitmap::new(room).map_err(|error| no_memory(room, &error))?,
+    };
+    Ok(bitmap.get_or_init(|| new))
+}
+
+fn no_memory(pages: u64, error: &io::Error) -> DirtyError {
+    DirtyError::NoMemory { pages, kind: error.kind() }
 }
 
 fn name_of(names: &Names, client: DirtyClient) -> Option<&str> {

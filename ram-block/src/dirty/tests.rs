@@ -213,3 +213,12 @@ fn a_harvest_that_a_switch_overtakes_takes_nothing_from_the_next() {
     assert!(matches!(overtaken, Err(DirtyError::ClientOff { .. })));
     assert_eq!(take(&memory, third.client(), 0..memory.pages()), [late]);
 }
+
+#[test]
+fn a_client_whose_bitmap_has_no_addresses_is_refused() {
+    let memory = memory(1 << 56);
+    let refused = memory.enable(VGA).unwrap_err();
+    assert!(matches!(refused, DirtyError::NoMemory { pages, .. } if pages == 1 << 56), "{refused}");
+    assert!(memory.enabled().is_empty());
+    assert!(matches!(memory.watch_code(|_| ()), Err(DirtyError::NoMemory { .. })));
+}
