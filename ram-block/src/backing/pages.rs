@@ -5,10 +5,13 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::{HUGE, HugePages, Kind, Mapping, check};
 use crate::page::{PageSize, index};
+
+/// `MADV_DONTNEED` for memory that may be locked, since Linux 5.18 (`madvise(2)`).
+const MADV_DONTNEED_LOCKED: libc::c_int = 24;
 
 impl Mapping {
     /// Makes the pages of `bytes`, whole pages of the mapping, writable without a fault.
@@ -72,9 +75,14 @@ impl Mapping {
             check(unsafe { libc::fallocate(file.as_raw_fd(), mode, from, count) })
         };
         match &self.kind {
-            // SAFETY: the range is our own private memory, of which no reference but
-            // atomic words and volatile slices exist; they may change at any time.
-            Kind::Anonymous => check(unsafe { libc::madvise(at.cast(), len, libc::MADV_DONTNEED) }),
+            Kind::Anonymous => match self.drop_pages(&bytes) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    log::debug!("{len} bytes are zeroed, but not given back: {error}");
+                    self.zero(bytes);
+                    Ok(())
+                }
+                result => result,
+            },
             Kind::Memory(file) => punch(file, bytes.start as u64),
             Kind::Shared(file, base) => punch(file, base + bytes.start as u64),
             Kind::Private => {
@@ -88,6 +96,42 @@ impl Mapping {
                 if new == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
             }
             Kind::Borrowed(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Drops the private pages of `bytes`: the next access finds what lies behind them, which
+    /// of anonymous memory is zeros.
+    fn drop_pages(&self, bytes: &Range<usize>) -> io::Result<()> {
+        // SAFETY: the range lies within the mapping.
+        let at = unsafe { self.start.as_ptr().add(bytes.start) };
+        let mut result = Ok(());
+        // Locked memory (`mlock`, `mlockall`) refuses the first advice with EINVAL, as pages of
+        // the pool do before Linux 5.18; older kernels do not know the second.
+        for advice in [libc::MADV_DONTNEED, MADV_DONTNEED_LOCKED] {
+            // SAFETY: the range is our own private memory, of which no reference but
+            // atomic words and volatile slices exist; they may change at any time.
+            result = check(unsafe { libc::madvise(at.cast(), bytes.len(), advice) });
+            match &result {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                _ => break,
+            }
+        }
+        result
+    }
+
+    /// Writes zeros over what is not zero of `bytes`. A page that is zero is only read, so that
+    /// it takes no memory.
+    fn zero(&self, bytes: Range<usize>) {
+        for at in bytes.step_by(size_of::<u64>()) {
+            // SAFETY: the word lies within the mapping, whose length is rounded up to whole
+            // pages by the kernel, and which lives as long as `self`.
+            let address = unsafe { self.start.as_ptr().add(at) };
+            // SAFETY: as above, aligned to a word, as the mapping is to a page; others access
+            // it by atomic or volatile accesses, or are guests.
+            let word = unsafe { AtomicU64::from_ptr(address.cast()) };
+            if word.load(Ordering::Relaxed) != 0 {
+                word.store(0, Ordering::Relaxed);
+            }
         }
     }
 }
