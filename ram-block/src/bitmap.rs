@@ -236,22 +236,23 @@ impl<W: Word> Bitmap<W> {
     /// Whether one of `pages` is marked.
     #[inline]
     pub(crate) fn any(&self, pages: &Range<u64>) -> bool {
-        let leaves = words_of(pages);
-        if leaves.end - leaves.start == 1 {
-            let leaf = self.leaves[index(leaves.start)].load_seq_cst();
-            return leaf & mask_within(leaves.start, pages) != 0;
+        if pages.is_empty() {
+            return false;
         }
+        // What a store costs beside a watch: a load, and as little around it as can be.
+        let last = pages.end - 1;
+        if pages.start / BITS == last / BITS {
+            let wanted = u64::MAX >> (BITS - 1 - (last - pages.start)) << (pages.start % BITS);
+            return self.leaves[index(pages.start / BITS)].load_seq_cst() & wanted != 0;
+        }
+        self.any_of_many(pages)
+    }
+
+    #[cold]
+    fn any_of_many(&self, pages: &Range<u64>) -> bool {
         let mut found = false;
         self.visit(pages, |_, _| found = true);
         found
-    }
-
-    /// Whether all of `pages` are marked, by their leaves alone.
-    pub(crate) fn contains_all(&self, pages: &Range<u64>) -> bool {
-        words_of(pages).all(|leaf| {
-            let wanted = mask_within(leaf, pages);
-            self.leaves[index(leaf)].load_seq_cst() & wanted == wanted
-        })
     }
 
     /// Drops all bits and gives their memory back, at the cost of what was touched.
@@ -284,6 +285,21 @@ impl Bitmap<loom::sync::atomic::AtomicU64> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn any_looks_at_exactly_the_pages() {
+        let bitmap: Bitmap = Bitmap::new(256).unwrap();
+        for page in [0, 1, 63, 64, 100, 127, 128, 255] {
+            bitmap.mark_range(&(page..page + 1));
+            for start in 0..=256 {
+                for end in start..=256 {
+                    let expected = (start..end).contains(&page);
+                    assert_eq!(bitmap.any(&(start..end)), expected, "{page} in {start}..{end}");
+                }
+            }
+            bitmap.take(&(0..256), |_, _| ());
+        }
+    }
 
     #[test]
     fn masks_are_exact() {

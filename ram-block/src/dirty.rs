@@ -126,7 +126,7 @@ pub struct DirtyMemory {
     /// How many there can be: what the bitmaps have room for.
     room: u64,
     /// The mask of clients that are on, and [`WRITERS_FENCE`]. The code client is in it
-    /// as long as somebody watches.
+    /// while a page is watched.
     enabled: AtomicU64,
     /// The names of registered clients. Held while a client is switched: the bits that
     /// switching off drops are not those of a client that somebody else has switched on
@@ -197,6 +197,11 @@ impl DirtyMemory {
         self.room
     }
 
+    /// The mask of clients that are on, for the code client's module.
+    pub(crate) fn switches(&self) -> &AtomicU64 {
+        &self.enabled
+    }
+
     /// The code client's pages, for its module.
     pub(crate) fn code(&self) -> &Watched {
         &self.code
@@ -233,9 +238,16 @@ impl DirtyMemory {
     #[inline]
     pub fn mark(&self, offset: u64, len: u64) {
         let clients = self.interested();
-        if !clients.is_empty() {
-            let touched = self.page_size.touched(offset, len);
-            self.mark_range(clients, &(touched.start..touched.end.min(self.room)));
+        if clients.is_empty() {
+            return;
+        }
+        let touched = self.page_size.touched(offset, len);
+        let touched = touched.start..touched.end.min(self.room);
+        if clients == ClientSet::EMPTY.with(DirtyClient::CODE) {
+            // A translator's guest stores all the time.
+            self.code_written(&touched);
+        } else {
+            self.mark_range(clients, &touched);
         }
     }
 
@@ -250,7 +262,7 @@ impl DirtyMemory {
         }
         // Last: a hook that panics takes no bits of others with it.
         if clients.contains(DirtyClient::CODE) {
-            self.code.written(pages);
+            self.code_written(pages);
         }
     }
 
@@ -267,7 +279,7 @@ impl DirtyMemory {
             }
         }
         if clients.contains(DirtyClient::CODE) {
-            pages.iter().filter(inside).for_each(|page| self.code.written(&(*page..page + 1)));
+            pages.iter().filter(inside).for_each(|page| self.code_written(&(*page..page + 1)));
         }
         let there = self.pages();
         pages.iter().filter(|page| **page < there).count() as u64
@@ -304,8 +316,7 @@ impl DirtyMemory {
     /// has no such page. For the code client a page is dirty unless it is watched.
     pub fn is_dirty(&self, client: DirtyClient, page: u64) -> bool {
         if client == DirtyClient::CODE {
-            let watches = self.enabled.load(Ordering::Acquire) & (1 << client.number()) != 0;
-            return watches && page < self.pages() && !self.code.contains(page);
+            return self.code.exists() && page < self.pages() && !self.code.contains(page);
         }
         let marked = || {
             let marked =

@@ -5,6 +5,7 @@ use std::thread;
 
 use super::*;
 use crate::block::RamBlock;
+use crate::client::DirtyClient;
 
 const MIB: u64 = 1 << 20;
 
@@ -170,4 +171,64 @@ fn what_is_no_longer_watched_is_not_current() {
     let watching = watch.watch(5..6).unwrap();
     watch.unwatch(5..6);
     assert!(!watch.is_current(watching));
+}
+
+/// A writer looks at the bits only while there are some.
+#[test]
+fn the_client_is_on_while_a_page_is_watched() {
+    let (ram, watch, reports) = watched(0..0);
+    let is_on = || ram.dirty().switches().load(Ordering::SeqCst) & 1 << DirtyClient::CODE.number();
+    assert_eq!(is_on(), 0, "a watch that watches nothing");
+    watch.watch(5..7).unwrap();
+    watch.watch(6..9).unwrap();
+    ram.write(5 * 4096, &[1; 3 * 4096]).unwrap();
+    assert_ne!(is_on(), 0, "page 8 is watched");
+    ram.write(8 * 4096, &[1]).unwrap();
+    assert_eq!(is_on(), 0, "the last one is reported");
+    watch.watch(5..7).unwrap();
+    watch.unwatch(0..6);
+    assert_ne!(is_on(), 0);
+    watch.unwatch(6..7);
+    assert_eq!(is_on(), 0, "the last one is not watched any more");
+    watch.watch(0..ram.pages()).unwrap();
+    ram.resize(MIB).unwrap();
+    assert_ne!(is_on(), 0);
+    ram.dirty().mark(0, MIB);
+    assert_eq!(is_on(), 0, "what goes with a resize is reported too");
+    assert_eq!(reported(&reports).len(), 4096);
+    watch.watch(5..7).unwrap();
+    drop(watch);
+    assert_eq!(is_on(), 0, "dropped");
+    let again = ram.dirty().watch_code(|_| ()).unwrap();
+    again.watch(1..2).unwrap();
+    assert_ne!(is_on(), 0, "the count starts anew");
+}
+
+/// A write of the hook to its own page ends, and is told if the page is watched anew.
+#[test]
+fn a_hook_may_write_the_page_that_it_is_told_of() {
+    let ram = RamBlock::anonymous("ram", MIB).unwrap();
+    let (told, watch) = (Arc::new(AtomicU64::new(0)), Arc::new(OnceLock::<CodeWatch>::new()));
+    let hook = {
+        let (block, told, watch) = (Arc::downgrade(&ram), told.clone(), watch.clone());
+        move |page| {
+            let block = block.upgrade().unwrap();
+            block.write(page * 4096, &[1]).unwrap();
+            // Another thread translates the page anew, once.
+            if page == 2 && told.fetch_add(1, Ordering::SeqCst) == 0 {
+                thread::scope(|scope| {
+                    scope.spawn(|| watch.get().unwrap().watch(2..3).unwrap());
+                });
+                block.write(page * 4096, &[2]).unwrap();
+            }
+        }
+    };
+    watch.set(ram.dirty().watch_code(hook).unwrap()).unwrap();
+    let watch = watch.get().unwrap();
+    watch.watch(1..3).unwrap();
+    ram.write(4096, &[1]).unwrap();
+    assert!(!watch.is_watched(1));
+    ram.write(2 * 4096, &[1]).unwrap();
+    assert_eq!(told.load(Ordering::SeqCst), 2, "once more for the new watch");
+    assert!(!watch.is_watched(2));
 }

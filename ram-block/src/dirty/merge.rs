@@ -35,7 +35,7 @@ impl DirtyMemory {
         let source = Shifted { words, first, count };
         let set = self.merge_chunks(&source);
         if self.interested().contains(DirtyClient::CODE) {
-            self.code().written_words(&source);
+            self.code_written_words(&source);
         }
         Ok(set)
     }

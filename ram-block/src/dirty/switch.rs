@@ -149,7 +149,7 @@ impl DirtyMemory {
     }
 
     /// Sets the client's bit, for every write that this thread has not seen.
-    pub(crate) fn switch_on(&self, client: DirtyClient) {
+    fn switch_on(&self, client: DirtyClient) {
         self.enabled.fetch_or(1 << client.number(), Ordering::SeqCst);
         self.order_writers();
     }
@@ -188,11 +188,6 @@ impl DirtyMemory {
         }
     }
 
-    /// Clears the code client's bit.
-    pub(crate) fn stop_watching(&self) {
-        self.enabled.fetch_and(!(1 << DirtyClient::CODE.number()), Ordering::SeqCst);
-    }
-
     /// How often `client` was switched off, or the block resized.
     ///
     /// Between two looks with the same result, no bits of the client were dropped and the
@@ -224,7 +219,7 @@ impl DirtyMemory {
         }
         self.resizes.fetch_add(1, Ordering::AcqRel);
         drop(switching);
-        self.code().written(&(pages.min(old)..old));
+        self.code_written(&(pages.min(old)..old));
     }
 }
 
