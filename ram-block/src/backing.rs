@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use crate::presence::{self, Pagemap};
 
@@ -27,7 +27,10 @@ pub enum HugePages {
     Pool,
 }
 
+mod holes;
 mod pages;
+
+use holes::Holes;
 
 /// The host's page size in bytes.
 pub(crate) fn host_page_bytes() -> u64 {
@@ -66,8 +69,9 @@ enum Kind {
     Memory(File),
     /// The file, and where in it the mapping begins; what is written is in the file.
     Shared(File, u64),
-    /// A copy of a file's bytes, made page by page as they are written.
-    Private,
+    /// A copy of a file's bytes, made page by page as they are written, and where it was
+    /// discarded.
+    Private(Mutex<Holes>),
     /// Memory of somebody else, and what keeps it alive.
     Borrowed(#[allow(dead_code)] Box<dyn Any + Send + Sync>),
 }
@@ -160,7 +164,13 @@ impl Mapping {
         len: usize,
         huge: HugePages,
     ) -> io::Result<Self> {
-        Self::map_fd(len, file.as_raw_fd(), offset, Kind::Private, or_transparent(huge))
+        Self::map_fd(
+            len,
+            file.as_raw_fd(),
+            offset,
+            Kind::Private(Mutex::default()),
+            or_transparent(huge),
+        )
     }
 
     /// The caller's memory, kept alive by `owner`.
@@ -203,7 +213,7 @@ impl Mapping {
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut flags = match kind {
             Kind::Memory(_) | Kind::Shared(..) => libc::MAP_SHARED,
-            Kind::Private => libc::MAP_PRIVATE,
+            Kind::Private(_) => libc::MAP_PRIVATE,
             _ => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         };
         match (huge, &kind) {
@@ -274,7 +284,7 @@ impl Mapping {
             Kind::Anonymous => return pagemap.map_or(Data::Unknown, Data::Pages),
             Kind::Memory(file) => (file, 0),
             Kind::Shared(file, offset) => (file, *offset),
-            Kind::Private | Kind::Borrowed(_) => return Data::Unknown,
+            Kind::Private(_) | Kind::Borrowed(_) => return Data::Unknown,
         };
         let open = || Some(file).filter(|file| presence::knows_its_data(file)).and_then(reopen);
         match self.own_file.get_or_init(open) {
@@ -286,7 +296,7 @@ impl Mapping {
     /// Whether somebody can take memory away from the mapping: a file that is not ours
     /// can be made shorter.
     pub(crate) fn may_vanish(&self) -> bool {
-        matches!(self.kind, Kind::Shared(..) | Kind::Private)
+        matches!(self.kind, Kind::Shared(..) | Kind::Private(_))
     }
 
     /// The file that the memory is shared through.

@@ -167,6 +167,11 @@ impl RamBlock {
     /// locked again as it is touched; before Linux 5.18 it is zeroed and kept. What a guest
     /// writes meanwhile may survive or not.
     ///
+    /// Of a [copy of a file](RamBlockBuilder::file_copy) 1,024 separate parts, and what adjoins
+    /// them, can be given back; what is discarded beyond these is zeroed and its memory kept, as
+    /// each part takes two of the process's mappings. So it is if it is locked, and before Linux
+    /// 6.12, where a part could not be replaced without a moment in which nothing is there.
+    ///
     /// # Errors
     ///
     /// [`RamBlockError::OutOfBounds`]; [`RamBlockError::Unaligned`] unless both are
