@@ -232,3 +232,29 @@ fn a_hook_may_write_the_page_that_it_is_told_of() {
     assert_eq!(told.load(Ordering::SeqCst), 2, "once more for the new watch");
     assert!(!watch.is_watched(2));
 }
+
+/// Also if the hook of another page of the block is what wrote it: another thread that finds
+/// its bit clear must know that the hook has returned.
+#[test]
+fn a_page_is_watched_until_its_hook_has_returned() {
+    let ram = RamBlock::anonymous("ram", MIB).unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let hook = {
+        let (block, seen) = (Arc::downgrade(&ram), seen.clone());
+        move |page| {
+            let block = block.upgrade().unwrap();
+            if page < 3 {
+                block.write((page + 1) * 4096, &[1]).unwrap();
+            }
+            let is_watched = |page| !block.dirty().is_dirty(DirtyClient::CODE, page);
+            seen.lock().unwrap().push((page, (1..5).filter(|page| is_watched(*page)).collect()));
+        }
+    };
+    let watch = ram.dirty().watch_code(hook).unwrap();
+    watch.watch(1..5).unwrap();
+    ram.write(4096, &[1]).unwrap();
+    let expected: [(u64, Vec<u64>); 3] =
+        [(3, vec![1, 2, 3, 4]), (2, vec![1, 2, 4]), (1, vec![1, 4])];
+    assert_eq!(*seen.lock().unwrap(), expected);
+    assert!(!watch.is_watched(1) && watch.is_watched(4));
+}
