@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ram_block::{ReceiveList, SendList, TransferError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 /// Where a stream goes.
 ///
@@ -41,6 +44,22 @@ pub trait Input: Send {
     ///
     /// What the descriptor or reader says.
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError>;
+
+    /// Waits for `limit` at most until [`receive`](Self::receive) would not wait: something has
+    /// come, or the end has. Says whether it is so. [`Deadlines`](crate::Deadlines) are kept by
+    /// this.
+    ///
+    /// Unless it is implemented it says yes at once, so that `receive` waits without a deadline:
+    /// as for memory, where that does not matter, and for [`Copied`], of which nobody knows how
+    /// to wait.
+    ///
+    /// # Errors
+    ///
+    /// What the descriptor says.
+    fn wait(&mut self, limit: Duration) -> io::Result<bool> {
+        let _ = limit;
+        Ok(true)
+    }
 
     /// What ends a transfer under way from another thread, if there is a way.
     fn hang_up(&self) -> Option<HangUp> {
@@ -87,6 +106,22 @@ impl<R: Read + Send> Input for Copied<R> {
     }
 }
 
+/// Waits until a descriptor can be read without waiting, for `limit` at most.
+fn wait_for_input(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let begin = Instant::now();
+    loop {
+        let left = limit.saturating_sub(begin.elapsed());
+        // What no timespec holds is for ever.
+        let left = Timespec::try_from(left).ok();
+        let mut descriptors = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+        match poll(&mut descriptors, left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 macro_rules! by_descriptor {
     ($($descriptor:ty $(, $shutdown:ident)?;)+) => {
         $(
@@ -100,6 +135,10 @@ macro_rules! by_descriptor {
             impl Input for $descriptor {
                 fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
                     list.read_from_fd(self.as_fd())
+                }
+
+                fn wait(&mut self, limit: Duration) -> io::Result<bool> {
+                    wait_for_input(self.as_fd(), limit)
                 }
                 $(by_descriptor!(@$shutdown Read);)?
             }
@@ -135,6 +174,10 @@ impl Input for ChildStdout {
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         list.read_from_fd(self.as_fd())
     }
+
+    fn wait(&mut self, limit: Duration) -> io::Result<bool> {
+        wait_for_input(self.as_fd(), limit)
+    }
 }
 
 impl Output for Vec<u8> {
@@ -162,6 +205,10 @@ impl<T: Output + ?Sized> Output for Box<T> {
 impl<T: Input + ?Sized> Input for Box<T> {
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         (**self).receive(list)
+    }
+
+    fn wait(&mut self, limit: Duration) -> io::Result<bool> {
+        (**self).wait(limit)
     }
 
     fn hang_up(&self) -> Option<HangUp> {

@@ -1,6 +1,7 @@
 //! What can go wrong on either side.
 
 use std::io;
+use std::time::Duration;
 
 use memory_region::MapError;
 use ram_block::{DirtyError, RamBlockError};
@@ -91,6 +92,14 @@ pub enum SendError {
         /// Which of several.
         instance: u32,
     },
+    /// A section that is to be sent on, of which the receiver kept no bytes.
+    #[error("Section \"{name}\" ({instance}) was not kept, and cannot be sent on")]
+    SectionNotKept {
+        /// The section's name.
+        name: String,
+        /// Which of several.
+        instance: u32,
+    },
     /// The receiver says that it could not take everything.
     #[error("The receiver failed, for reason {reason}")]
     Refused {
@@ -174,6 +183,17 @@ pub enum ReceiveError {
         /// What it said.
         #[source]
         source: io::Error,
+    },
+    /// The sender was silent for longer than the [deadlines](crate::Deadlines) allow, or sent
+    /// next to nothing.
+    #[error("Waited {waited:.1?} for {what}, after {at} bytes of the stream")]
+    TimedOut {
+        /// Bytes read before, of the connection that was waited for.
+        at: u64,
+        /// What was being read.
+        what: &'static str,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// Something other than what must stand here.
     #[error("At byte {at} of the stream: {what} is {found:#x}, expected {expected:#x}")]

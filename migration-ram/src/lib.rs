@@ -46,6 +46,7 @@
 mod auto_converge;
 mod channel;
 mod contents;
+mod deadline;
 mod device;
 mod dirty_limit;
 mod dirty_rate;
@@ -64,6 +65,7 @@ mod working_set;
 
 pub use auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
 pub use channel::{Copied, HangUp, Incoming, Input, Outgoing, Output};
+pub use deadline::Deadlines;
 pub use device::{Device, DeviceError, FnDevice, Framing, MAX_STATE};
 pub use dirty_limit::{DirtyLimit, DirtyLimitError, LimitChoice};
 pub use dirty_rate::{BlockDirtyRate, DirtyRate, DirtyRateError, DirtyRateReport, DirtySample};

@@ -6,7 +6,7 @@ mod multifd;
 mod ram;
 mod sections;
 mod stream;
-mod tail;
+mod unknown;
 #[cfg(feature = "zstd")]
 mod zstd;
 
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use ram_block::RamBlock;
 
 use crate::channel::{Incoming, Input, Output};
+use crate::deadline::{Clock, Deadlines};
 use crate::device::{Device, Devices};
 use crate::error::ReceiveError;
 use crate::format::{ANSWER_PONG, ANSWER_SHUT, ANSWER_SWITCHOVER_ACK, MAGIC};
@@ -25,6 +26,7 @@ use multifd::Shared;
 use ram::Blocks;
 use sections::Sections;
 pub(crate) use stream::StreamReader;
+use unknown::Body;
 
 /// What a stream brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +67,10 @@ pub struct BlockInfo {
 }
 
 /// A device's section of a stream.
+///
+/// One that no device took is kept as it came, if it can be told where it ends
+/// ([`Receiver::keep_unknown_sections`]): [`Precopy::section`](crate::Precopy::section) sends it
+/// on, and [`parts`](Self::parts) are its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SectionInfo {
     /// Its name.
@@ -75,10 +81,47 @@ pub struct SectionInfo {
     pub version: u32,
     /// Where the section begins in the stream, in bytes.
     pub at: u64,
-    /// Bytes of the state.
+    /// Bytes of the state, of all its parts together.
     pub len: u64,
     /// Whether a device took it.
     pub restored: bool,
+    /// Whether it began before RAM had come.
+    pub early: bool,
+    /// Whether it may have several parts, as RAM's section has.
+    pub iterable: bool,
+    kept: Parts,
+}
+
+/// The bytes of a section, of which an iterable one has several parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Parts {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    /// There were too many, or a part is missing.
+    dropped: bool,
+}
+
+impl SectionInfo {
+    /// The bytes that were kept: of a section that is whole one part; of an iterable one those of
+    /// its start, of each of its parts, and of its end. `None` if nothing was kept, as a device
+    /// took it, or as there were more than 256 MiB of unknown sections.
+    pub fn parts(&self) -> Option<impl ExactSizeIterator<Item = &[u8]>> {
+        let Parts { bytes, ends, dropped } = &self.kept;
+        let start = |n: usize| n.checked_sub(1).map_or(0, |before| ends[before]);
+        let parts = (0..ends.len()).map(move |n| &bytes[start(n)..ends[n]]);
+        (!dropped && !ends.is_empty()).then_some(parts)
+    }
+
+    fn add_part(&mut self, Body { len, bytes }: Body) {
+        self.len += len;
+        match bytes {
+            Some(bytes) if !self.kept.dropped => {
+                self.kept.bytes.extend(bytes);
+                self.kept.ends.push(self.kept.bytes.len());
+            }
+            _ => self.kept = Parts { dropped: true, ..Parts::default() },
+        }
+    }
 }
 
 /// What becomes of a block that the stream has.
@@ -127,6 +170,7 @@ pub struct Receiver<'a> {
     by: Option<MakeBlock<'a>>,
     devices: Devices,
     settings: Settings,
+    deadlines: Deadlines,
     acknowledges: bool,
 }
 
@@ -154,6 +198,7 @@ impl<'a> Receiver<'a> {
             by: None,
             devices: Devices::default(),
             settings: Settings { keep_unknown: false, is_described: true, fresh: false },
+            deadlines: Deadlines::default(),
             acknowledges: false,
         }
     }
@@ -172,10 +217,12 @@ impl<'a> Receiver<'a> {
         self
     }
 
-    /// Sections of devices that are not here are read and dropped, instead of refused: for a
-    /// stream of QEMU's of which only RAM is wanted. What begins with the first such section
-    /// is kept in memory, 256 MiB at most, and taken apart by the description at the end of
-    /// the stream.
+    /// Sections of devices that are not here are kept as they came, instead of refused: for a
+    /// stream of QEMU's of which RAM is wanted, or that is sent on. They may stand before, between
+    /// and behind the sections of RAM, and have parts as RAM's has.
+    ///
+    /// Where such a section ends is told from its footer and what follows that. 256 MiB of their
+    /// bytes are kept in memory at most; of what exceeds them only lengths are.
     pub fn keep_unknown_sections(mut self, keep: bool) -> Self {
         self.settings.keep_unknown = keep;
         self
@@ -193,10 +240,17 @@ impl<'a> Receiver<'a> {
     }
 
     /// Whether a description may follow the stream's end, as it does unless said otherwise. A
-    /// source that sends none (QEMU with `suppress-vmdesc=on`) and waits for an answer would be
-    /// waited for: nothing in the stream tells that nothing follows.
+    /// source that sends none (QEMU with `suppress-vmdesc=on`) and keeps the connection open is
+    /// waited for, as nothing in the stream tells that nothing follows: for a second, or as
+    /// [`Deadlines::description`] says. One that is there already is taken in any case.
     pub fn description_follows(mut self, follows: bool) -> Self {
         self.settings.is_described = follows;
+        self
+    }
+
+    /// How long the sender is waited for: as [`Deadlines::default`] says unless this is called.
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
         self
     }
 
@@ -235,7 +289,8 @@ impl<'a> Receiver<'a> {
         inputs: Vec<&mut dyn Input>,
         answers: &mut Answers<'_>,
     ) -> Result<Received, ReceiveError> {
-        let (mut main, channels) = classify(inputs)?;
+        let clock = Arc::new(Clock::new(self.deadlines));
+        let (mut main, channels) = classify(inputs, &clock)?;
         let blocks = Blocks::new(&self.blocks, self.by.take());
         let ends = channels.iter().filter_map(StreamReader::hang_up).collect();
         let shared = Shared::new(blocks, channels.len(), main.hang_up(), ends);
@@ -265,13 +320,14 @@ impl<'a> Receiver<'a> {
 /// Tells the stream from the channels.
 fn classify<'a>(
     inputs: Vec<&'a mut dyn Input>,
+    clock: &Arc<Clock>,
 ) -> Result<(StreamReader<'a>, Vec<StreamReader<'a>>), ReceiveError> {
     if inputs.len() > MAX_CHANNELS + 1 {
         return Err(ReceiveError::TooManyChannels { channels: inputs.len() - 1 });
     }
     let (mut main, mut channels) = (None, Vec::new());
     for input in inputs {
-        let mut stream = StreamReader::new(input);
+        let mut stream = StreamReader::new(input, clock.clone());
         let found = stream.u32("the magic number")?;
         match found {
             MULTIFD_MAGIC => {

@@ -297,7 +297,7 @@ mod tests {
                 bytes.extend(part);
             }
             let mut input = Pieces(&bytes, piece);
-            let mut stream = StreamReader::new(&mut input);
+            let mut stream = StreamReader::untimed(&mut input);
             let mut decoder = decoder();
             for (part, offsets) in &parts {
                 decoder.part(&mut stream, *part, &block, offsets).unwrap();
@@ -320,20 +320,20 @@ mod tests {
                 ("cut off", bytes.len() - 10, &[0, 4096]),
             ] {
                 let mut input = &bytes[..];
-                let mut stream = StreamReader::new(&mut input);
+                let mut stream = StreamReader::untimed(&mut input);
                 let part = Part { compression, len: u32::try_from(len).unwrap() };
                 let result = decoder().part(&mut stream, part, &block, offsets);
                 assert!(matches!(result, Err(ReceiveError::Encoding { .. })), "{what}: {result:?}");
             }
             let mut input = &bytes[..9];
-            let mut stream = StreamReader::new(&mut input);
+            let mut stream = StreamReader::untimed(&mut input);
             let part = Part { compression, len: 20 };
             let result = decoder().part(&mut stream, part, &block, &[0, 4096]);
             assert!(matches!(result, Err(ReceiveError::Truncated { at: 9, .. })), "{result:?}");
             // Another one's bytes, or nobody's.
             for bytes in [[0x55; 64], [0; 64]] {
                 let mut input = &bytes[..];
-                let mut stream = StreamReader::new(&mut input);
+                let mut stream = StreamReader::untimed(&mut input);
                 let part = Part { compression, len: 64 };
                 let result = decoder().part(&mut stream, part, &block, &[0]);
                 assert!(matches!(result, Err(ReceiveError::Encoding { .. })), "{result:?}");
@@ -351,7 +351,7 @@ mod tests {
         for (rest, fits) in [(&b""[..], true), (b"rest", false)] {
             let bytes = [&bytes[..], rest].concat();
             let mut input = &bytes[..];
-            let mut stream = StreamReader::new(&mut input);
+            let mut stream = StreamReader::untimed(&mut input);
             let len = u32::try_from(bytes.len()).unwrap();
             let part = Part { compression: Compression::Zlib, len };
             let result = decoder().part(&mut stream, part, &block, &[0]);
@@ -372,7 +372,7 @@ mod tests {
             encoder.flush().unwrap();
             let bytes = std::mem::take(encoder.get_mut());
             let mut input = &bytes[..];
-            let mut stream = StreamReader::new(&mut input);
+            let mut stream = StreamReader::untimed(&mut input);
             let part =
                 Part { compression: Compression::Zstd, len: u32::try_from(bytes.len()).unwrap() };
             let result = decoder().part(&mut stream, part, &block, &[0]);

@@ -230,7 +230,7 @@ mod tests {
                 assert!(Instant::now() < deadline, "the stream does not come to its sync");
                 std::thread::yield_now();
             }
-            shared.channel(StreamReader::new(&mut [].as_slice()));
+            shared.channel(StreamReader::untimed(&mut [].as_slice()));
             while !stream.is_finished() {
                 if Instant::now() > deadline {
                     shared.stop(); // or the scope would wait, too

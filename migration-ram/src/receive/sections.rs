@@ -1,10 +1,11 @@
 //! The stream itself: its beginning, sections, commands and end.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ram_block::PageSize;
 
-use crate::device::{Device, Devices, Framing, MAX_STATE};
+use crate::device::{Device, Devices};
 use crate::error::ReceiveError;
 use crate::format::*;
 
@@ -12,9 +13,10 @@ use super::ahead::Ahead;
 use super::encoded::Decoder;
 use super::multifd::Shared;
 use super::ram::{Block, Populated};
-use super::tail::Tail;
-use super::{Answers, Received, SectionInfo, Settings, StreamReader};
+use super::unknown::Kept;
+use super::{Answers, Received, Settings, StreamReader};
 
+mod devices;
 mod records;
 
 /// A device's state that has come, with its version.
@@ -53,6 +55,9 @@ pub(super) struct Sections<'p, 's, 'a> {
     /// RAM's last section has come.
     complete: bool,
     states: Vec<State>,
+    /// Sections that are not known and have not ended: their places in `received`.
+    unknown: HashMap<u32, usize>,
+    kept: Kept,
     received: Received,
 }
 
@@ -80,6 +85,8 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
             sync_at: SyncAt::Unknown,
             complete: false,
             states: Vec::new(),
+            unknown: HashMap::new(),
+            kept: Kept::default(),
             received: Received::default(),
         }
     }
@@ -96,6 +103,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         if part == CONFIGURATION {
             part = self.configuration()?;
         }
+        self.stream.clock().begun();
         if self.shared.has_channels() && self.page != default_page_size() {
             let (at, found) = (self.stream.at(), self.page.bytes());
             return Err(ReceiveError::Unsupported { at, what: "page size of channels", found });
@@ -106,11 +114,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
             let at = self.stream.at() - 1;
             match part {
                 SECTION_START => self.section_start(at)?,
-                SECTION_FULL => {
-                    if let Some(number) = self.section_full(at)? {
-                        return self.opaque(at, number);
-                    }
-                }
+                SECTION_FULL => self.section_full(at)?,
                 SECTION_PART | SECTION_END => self.section_part(part == SECTION_END)?,
                 COMMAND => self.command(at, answers)?,
                 EOF => break,
@@ -204,7 +208,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         let number = self.stream.u32("a section's number")?;
         let (name, instance, version) = self.section_head()?;
         if name != RAM_NAME {
-            return Err(ReceiveError::UnknownSection { at, name });
+            return self.unknown_section(at, number, (name, instance, version), true);
         }
         let what = "the instance of RAM";
         self.stream.expect(what, instance.into(), RAM_INSTANCE.into(), at)?;
@@ -228,6 +232,9 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
     fn section_part(&mut self, last: bool) -> Result<(), ReceiveError> {
         let at = self.stream.at();
         let number = self.stream.u32("a section's number")?;
+        if self.unknown.contains_key(&number) {
+            return self.unknown_part(number, last);
+        }
         if self.ram_section != Some(number) {
             return Err(ReceiveError::Unsupported { at, what: "section", found: number.into() });
         }
@@ -235,52 +242,6 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         self.footer(number)?;
         self.complete |= last;
         Ok(())
-    }
-
-    /// A device's section. If it is not known and to be kept, no more than its head is
-    /// consumed, and its number is returned.
-    fn section_full(&mut self, at: u64) -> Result<Option<u32>, ReceiveError> {
-        let number = self.stream.u32("a section's number")?;
-        let (name, instance, version) = self.section_head()?;
-        if name == RAM_NAME && self.devices.find(&name, instance).is_none() {
-            // RAM that is all in one section: old, and never sent alive.
-            let what = "RAM in a single section";
-            return Err(ReceiveError::Unsupported { at, what, found: number.into() });
-        }
-        let Some(device) = self.devices.find(&name, instance).cloned() else {
-            if !self.keep_unknown {
-                return Err(ReceiveError::UnknownSection { at, name });
-            }
-            let info = SectionInfo { name, instance, version, at, len: 0, restored: false };
-            self.received.sections.push(info);
-            return Ok(Some(number));
-        };
-        if version > device.version() {
-            let (found, known) = (version, device.version());
-            return Err(ReceiveError::DeviceVersion { at, name, found, known });
-        }
-        if self.states.iter().any(|(known, ..)| Arc::ptr_eq(known, &device)) {
-            return Err(ReceiveError::DuplicateSection { at, name, instance });
-        }
-        let len = match device.framing() {
-            Framing::Fixed(len) => len,
-            Framing::Counted => {
-                let at = self.stream.at();
-                let len = self.stream.u32("a state's length")?;
-                if len > MAX_STATE {
-                    let most = MAX_STATE.into();
-                    return Err(ReceiveError::TooLong { at, what: "a device's state", most });
-                }
-                len
-            }
-        };
-        let state = self.stream.counted(len.into(), "a device's state")?;
-        self.footer(number)?;
-        let len = state.len() as u64;
-        let info = SectionInfo { name, instance, version, at, len, restored: true };
-        self.received.sections.push(info);
-        self.states.push((device, version, state));
-        Ok(None)
     }
 
     fn footer(&mut self, number: u32) -> Result<(), ReceiveError> {
@@ -338,9 +299,18 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         Ok(())
     }
 
+    /// Whether something follows the end before a description is waited for no longer.
+    fn something_follows(&mut self) -> Result<bool, ReceiveError> {
+        let comes = !self.stream.buffered().is_empty() || self.stream.description_comes()?;
+        Ok(comes && !self.stream.is_at_end("the description")?)
+    }
+
     /// What follows the end: a description for people, which may be missing.
     fn description(&mut self) -> Result<(), ReceiveError> {
-        if !self.is_described || self.stream.is_at_end()? {
+        // One that is there is taken, whatever was expected.
+        let is_there = self.stream.buffered().first() == Some(&VMDESC);
+        let follows = is_there || (self.is_described && self.something_follows()?);
+        if !follows {
             return Ok(());
         }
         let at = self.stream.at();
@@ -357,20 +327,5 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         }
         self.received.description = self.stream.counted(len, "the description")?;
         Ok(())
-    }
-
-    /// Everything from an unknown section on, whose head was read.
-    fn opaque(mut self, at: u64, number: u32) -> Result<(Received, Vec<State>), ReceiveError> {
-        if !self.complete {
-            return Err(ReceiveError::Incomplete { at });
-        }
-        self.check_complete()?;
-        let Some(first) = self.received.sections.pop() else {
-            return Err(ReceiveError::Incomplete { at });
-        };
-        let tail = Tail::read(self.stream, first, number)?;
-        self.received.sections.extend(tail.sections);
-        self.received.description = tail.description;
-        Ok(self.finish())
     }
 }

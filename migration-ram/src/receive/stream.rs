@@ -1,10 +1,12 @@
 //! Reading a stream, with its place in every error.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ram_block::{RamBlock, ReceiveList};
 
 use crate::channel::{HangUp, Input};
+use crate::deadline::Clock;
 use crate::error::ReceiveError;
 
 /// What is read at once, in bytes.
@@ -12,6 +14,7 @@ pub(super) const BUFFER: usize = 1 << 18;
 
 pub(crate) struct StreamReader<'a> {
     input: &'a mut dyn Input,
+    clock: Arc<Clock>,
     buffer: Box<[u8]>,
     /// The part of the buffer that is not consumed.
     filled: Range<usize>,
@@ -20,8 +23,20 @@ pub(crate) struct StreamReader<'a> {
 }
 
 impl<'a> StreamReader<'a> {
-    pub(crate) fn new(input: &'a mut dyn Input) -> Self {
-        Self { input, buffer: vec![0; BUFFER].into(), filled: 0..0, at: 0 }
+    /// Reads `input`, by the deadlines of `clock`.
+    pub(crate) fn new(input: &'a mut dyn Input, clock: Arc<Clock>) -> Self {
+        Self { input, clock, buffer: vec![0; BUFFER].into(), filled: 0..0, at: 0 }
+    }
+
+    /// A reader that waits for ever.
+    #[cfg(test)]
+    pub(crate) fn untimed(input: &'a mut dyn Input) -> Self {
+        Self::new(input, Arc::new(Clock::new(crate::deadline::Deadlines::none())))
+    }
+
+    /// What measures the deadlines.
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// What ends a read under way.
@@ -45,24 +60,31 @@ impl<'a> StreamReader<'a> {
         self.at += len as u64;
     }
 
-    /// Reads more behind what is buffered; says how much, 0 at the end.
-    fn fill(&mut self) -> Result<usize, ReceiveError> {
+    /// Reads more of `what` behind what is buffered; says how much, 0 at the end.
+    pub(super) fn fill(&mut self, what: &'static str) -> Result<usize, ReceiveError> {
         if self.filled.start > 0 {
             self.buffer.copy_within(self.filled.clone(), 0);
             self.filled = 0..self.filled.len();
         }
+        let at = self.at + self.filled.len() as u64;
         let mut list = ReceiveList::new();
         list.bytes(&mut self.buffer[self.filled.end..]);
-        let got = self.input.receive(&mut list);
-        let got = got.map_err(|error| ReceiveError::Read { at: self.at, source: error.into() })?;
+        let got = receive(self.input, &self.clock, &mut list, at, what)?;
         self.filled.end += got;
         Ok(got)
+    }
+
+    /// Whether anything more comes as long as a description is waited for, be it the end.
+    pub(super) fn description_comes(&mut self) -> Result<bool, ReceiveError> {
+        let at = self.at;
+        let wait = self.input.wait(self.clock.description());
+        wait.map_err(|source| ReceiveError::Read { at, source })
     }
 
     /// Has `len` bytes of `what` in the buffer, at most as many as that holds.
     pub(crate) fn need(&mut self, len: usize, what: &'static str) -> Result<&[u8], ReceiveError> {
         while self.filled.len() < len {
-            if self.fill()? == 0 {
+            if self.fill(what)? == 0 {
                 let at = self.at + self.filled.len() as u64;
                 return Err(ReceiveError::Truncated { at, what });
             }
@@ -73,16 +95,16 @@ impl<'a> StreamReader<'a> {
     /// The next bytes, which are (a part of) `most` bytes of `what`; one at least, unless that
     /// is 0. They are not consumed.
     pub(super) fn some(&mut self, most: u64, what: &'static str) -> Result<&[u8], ReceiveError> {
-        if most > 0 && self.is_at_end()? {
+        if most > 0 && self.is_at_end(what)? {
             return Err(ReceiveError::Truncated { at: self.at, what });
         }
         let len = usize::try_from(most).unwrap_or(usize::MAX).min(self.filled.len());
         Ok(&self.buffered()[..len])
     }
 
-    /// Whether nothing follows any more.
-    pub(crate) fn is_at_end(&mut self) -> Result<bool, ReceiveError> {
-        Ok(self.filled.is_empty() && self.fill()? == 0)
+    /// Whether nothing follows any more, where `what` may.
+    pub(crate) fn is_at_end(&mut self, what: &'static str) -> Result<bool, ReceiveError> {
+        Ok(self.filled.is_empty() && self.fill(what)? == 0)
     }
 
     /// Fills `bytes`, which hold (a part of) `what`.
@@ -116,10 +138,7 @@ impl<'a> StreamReader<'a> {
             let mut list = ReceiveList::new();
             list.memory(block, left.clone())?;
             list.bytes(&mut self.buffer);
-            let got = self.input.receive(&mut list);
-            let got = got
-                .map_err(|error| ReceiveError::Read { at: self.at, source: error.into() })?
-                as u64;
+            let got = receive(self.input, &self.clock, &mut list, self.at, what)? as u64;
             if got == 0 {
                 return Err(ReceiveError::Truncated { at: self.at, what });
             }
@@ -149,8 +168,7 @@ impl<'a> StreamReader<'a> {
         list: &mut ReceiveList<'_>,
         what: &'static str,
     ) -> Result<u64, ReceiveError> {
-        let got = self.input.receive(list);
-        match got.map_err(|error| ReceiveError::Read { at: self.at, source: error.into() })? {
+        match receive(self.input, &self.clock, list, self.at, what)? {
             0 => Err(ReceiveError::Truncated { at: self.at, what }),
             got => Ok(got as u64),
         }
@@ -169,9 +187,7 @@ impl<'a> StreamReader<'a> {
         list.bytes(&mut bytes[buffered..]);
         let mut came = buffered > 0;
         while !list.is_empty() {
-            let got = self.input.receive(&mut list);
-            let got = got.map_err(|error| ReceiveError::Read { at: self.at, source: error.into() });
-            match got? {
+            match receive(self.input, &self.clock, &mut list, self.at, what)? {
                 0 if came => return Err(ReceiveError::Truncated { at: self.at, what }),
                 0 => return Ok(false),
                 got => self.at += got as u64,
@@ -317,25 +333,28 @@ impl<'a> StreamReader<'a> {
         }
         Ok(())
     }
+}
 
-    /// Everything up to the end, `most` bytes at most; stops early when `complete` says so
-    /// of what has come.
-    pub(crate) fn rest(
-        &mut self,
-        most: u64,
-        mut complete: impl FnMut(&[u8]) -> bool,
-    ) -> Result<Vec<u8>, ReceiveError> {
-        let start = self.at;
-        let mut bytes = Vec::new();
-        loop {
-            bytes.extend_from_slice(self.buffered());
-            self.consume(self.filled.len());
-            if bytes.len() as u64 > most {
-                return Err(ReceiveError::TooLong { at: start, what: "the devices", most });
-            }
-            if complete(&bytes) || self.is_at_end()? {
-                return Ok(bytes);
-            }
+/// Reads once, as soon as something is there, or says that nothing came in time.
+fn receive(
+    input: &mut dyn Input,
+    clock: &Clock,
+    list: &mut ReceiveList<'_>,
+    at: u64,
+    what: &'static str,
+) -> Result<usize, ReceiveError> {
+    while let Some(left) = clock.left() {
+        // Looked at even if no time is left: what came while this side was busy is there.
+        if input.wait(left).map_err(|source| ReceiveError::Read { at, source })? {
+            break;
+        }
+        // Perhaps other connections made progress meanwhile.
+        if clock.left().is_some_and(|left| left.is_zero()) {
+            return Err(ReceiveError::TimedOut { at, what, waited: clock.waited() });
         }
     }
+    let got = input.receive(list);
+    let got = got.map_err(|error| ReceiveError::Read { at, source: error.into() })?;
+    clock.received(got);
+    Ok(got)
 }

@@ -16,6 +16,7 @@ use crate::error::SendError;
 use crate::format::{RAM_NAME, default_page_size};
 use crate::multifd::MAX_CHANNELS;
 use crate::progress::Progress;
+use crate::receive::SectionInfo;
 use crate::stats::MigrationStats;
 
 use super::multifd::Channels;
@@ -42,6 +43,7 @@ pub struct Migrated<P> {
 pub struct Precopy {
     pub(super) memory: Arc<MemoryMap>,
     pub(super) devices: Devices,
+    pub(super) sections: Vec<Arc<SectionInfo>>,
     pub(super) downtime: Duration,
     pub(super) max_rounds: u32,
     pub(super) must_converge: bool,
@@ -61,6 +63,7 @@ impl Precopy {
         Self {
             memory,
             devices: Devices::default(),
+            sections: Vec::new(),
             downtime: Duration::from_millis(300),
             max_rounds: 30,
             must_converge: false,
@@ -77,6 +80,15 @@ impl Precopy {
     #[must_use]
     pub fn device(mut self, device: Arc<dyn Device>) -> Self {
         self.devices.0.push(device);
+        self
+    }
+
+    /// The section goes along as a receiver [kept](crate::Receiver::keep_unknown_sections) it,
+    /// behind the devices; before RAM, if it came whole before the end of RAM. So what is not
+    /// known here of a machine of QEMU's is sent on.
+    #[must_use]
+    pub fn section(mut self, section: SectionInfo) -> Self {
+        self.sections.push(Arc::new(section));
         self
     }
 
@@ -261,9 +273,14 @@ impl Precopy {
         if channels > 0 && self.page != default_page_size() {
             return Err(SendError::ChannelPageSize { page: self.page.bytes() });
         }
+        if let Some(section) = self.sections.iter().find(|section| section.parts().is_none()) {
+            let (name, instance) = (section.name.clone(), section.instance);
+            return Err(SendError::SectionNotKept { name, instance });
+        }
         let mut names = BTreeSet::new();
-        for device in &self.devices.0 {
-            let (name, instance) = (device.name(), device.instance());
+        let devices = self.devices.0.iter().map(|device| (device.name(), device.instance()));
+        let sections = self.sections.iter().map(|section| (&*section.name, section.instance));
+        for (name, instance) in devices.chain(sections) {
             let fits = (1..=255).contains(&name.len()) && name != RAM_NAME;
             if !fits || !names.insert((name, instance)) {
                 return Err(SendError::DeviceName { name: name.to_owned(), instance });

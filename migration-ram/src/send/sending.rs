@@ -19,6 +19,7 @@ use crate::stats::{DowntimeParts, Laps, MigrationStats, RoundStats, rate};
 use crate::trend::is_too_much;
 
 use super::answers::wait_for_the_end;
+use super::devices::encode_first;
 use super::multifd::Channels;
 use super::pace::Pace;
 use super::pages::Pages;
@@ -103,6 +104,10 @@ impl<'a> Sending<'a> {
         if back.is_some() {
             self.stream.command(COMMAND_OPEN_RETURN_PATH, &[]);
         }
+        let sections = &self.precopy.sections;
+        let devices = u32::try_from(self.precopy.devices.0.len() + sections.len()).unwrap_or(0);
+        // Numbers that no later section has.
+        encode_first(&mut self.stream, RAM_SECTION + 1 + devices, sections);
         self.block_list(blocks)?;
         self.progress.setup_time = self.begin.elapsed();
         self.progress.state = State::Active;
@@ -125,8 +130,8 @@ impl<'a> Sending<'a> {
         let mut round = self.round(true)?;
         round.paused = true;
         parts.pages = laps.lap();
-        let (devices, page) = (&self.precopy.devices, self.precopy.page);
-        let description = devices.encode(&mut self.stream, RAM_SECTION + 1, page)?;
+        let Precopy { devices, sections, page, .. } = self.precopy;
+        let description = devices.encode(&mut self.stream, RAM_SECTION + 1, sections, *page)?;
         self.stream.end(&description);
         self.stream.flush()?;
         parts.devices = laps.lap();

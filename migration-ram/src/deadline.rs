@@ -1,0 +1,149 @@
+//! How long one side of a migration waits for the other.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What has to come within an idle deadline, in bytes: a page. A peer that sends one byte a
+/// second is as good as one that sends nothing.
+const PROGRESS: u64 = 4096;
+
+/// How long a migration waits for the other side, before it ends with an error that says what
+/// was waited for: [`ReceiveError::TimedOut`](crate::ReceiveError::TimedOut),
+/// [`SendError::TimedOut`](crate::SendError::TimedOut), or, for the receiver's last word,
+/// [`SendError::NoAnswer`](crate::SendError::NoAnswer).
+///
+/// Each can be switched off by `None`: a source that may be held for long before it switches
+/// over (QEMU's `pause-before-switchover`) needs a receiver without an idle deadline. Sockets,
+/// pipes and files keep them; an [`Input`](crate::Input) of another kind does if it has a
+/// [`wait`](crate::Input::wait), and an [`Output`](crate::Output) if it has a
+/// [`hang_up`](crate::Output::hang_up).
+///
+/// # Example
+///
+/// ```
+/// use std::time::Duration;
+/// use migration_ram::{Deadlines, Receiver};
+///
+/// let deadlines = Deadlines::default().handshake(Duration::from_secs(5)).idle(None);
+/// let receiver = Receiver::new(&[]).deadlines(deadlines);
+/// # drop(receiver);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    pub(crate) handshake: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
+    pub(crate) answer: Option<Duration>,
+    pub(crate) description: Duration,
+}
+
+impl Default for Deadlines {
+    /// 30 seconds for the handshake, 60 of silence, 60 for the answer, 1 for a description.
+    fn default() -> Self {
+        Self {
+            handshake: Some(Duration::from_secs(30)),
+            idle: Some(Duration::from_secs(60)),
+            answer: Some(Duration::from_secs(60)),
+            description: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Deadlines {
+    /// Waits for ever, but for a description: one that is missing is no error.
+    pub fn none() -> Self {
+        Self { handshake: None, idle: None, answer: None, ..Self::default() }
+    }
+
+    /// How long the receiver waits for the beginning: what each connection says of itself, the
+    /// stream's version and its configuration, all together.
+    #[must_use]
+    pub fn handshake(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.handshake = limit.into();
+        self
+    }
+
+    /// How long nothing may happen on all connections together. For the receiver, less than
+    /// 4,096 bytes count as nothing; for the source, less than what it hands to a connection at
+    /// once: 512 KiB, and a quarter of a second's bytes under a lower
+    /// [limit of bandwidth](crate::Precopy::bandwidth).
+    #[must_use]
+    pub fn idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.idle = limit.into();
+        self
+    }
+
+    /// How long the source waits for the receiver to say that it has everything, from the last
+    /// byte that it sent on.
+    #[must_use]
+    pub fn answer(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.answer = limit.into();
+        self
+    }
+
+    /// How long the receiver waits for a description behind the end of the stream. Nothing in
+    /// the stream tells whether one follows, so on a connection that stays open a source that
+    /// sends none (QEMU with `suppress-vmdesc=on`) is waited for this long; its guest stands
+    /// still meanwhile, see [`Receiver::description_follows`](crate::Receiver::description_follows).
+    #[must_use]
+    pub fn description(mut self, limit: Duration) -> Self {
+        self.description = limit;
+        self
+    }
+}
+
+/// What a receiver measures its deadlines by: all connections of a migration have one.
+pub(crate) struct Clock {
+    deadlines: Deadlines,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The handshake is not over.
+    begins: bool,
+    /// When what is waited for last made progress.
+    since: Instant,
+    /// Bytes since then.
+    bytes: u64,
+}
+
+impl Clock {
+    pub(crate) fn new(deadlines: Deadlines) -> Self {
+        let state = State { begins: true, since: Instant::now(), bytes: 0 };
+        Self { deadlines, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The handshake is over: from now on silence is measured.
+    pub(crate) fn begun(&self) {
+        *self.lock() = State { begins: false, since: Instant::now(), bytes: 0 };
+    }
+
+    /// So many bytes have come on some connection.
+    pub(crate) fn received(&self, bytes: usize) {
+        let mut state = self.lock();
+        state.bytes = state.bytes.saturating_add(bytes as u64);
+        if state.bytes >= PROGRESS && !state.begins {
+            (state.since, state.bytes) = (Instant::now(), 0);
+        }
+    }
+
+    /// How long may still be waited; `None` if there is no deadline.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let state = self.lock();
+        let Deadlines { handshake, idle, .. } = self.deadlines;
+        let limit = if state.begins { handshake } else { idle };
+        limit.map(|limit| limit.saturating_sub(state.since.elapsed()))
+    }
+
+    /// How long has been waited.
+    pub(crate) fn waited(&self) -> Duration {
+        self.lock().since.elapsed()
+    }
+
+    pub(crate) fn description(&self) -> Duration {
+        self.deadlines.description
+    }
+}
