@@ -64,8 +64,9 @@ impl Deadlines {
 
     /// How long nothing may happen on all connections together. For the receiver, less than
     /// 4,096 bytes count as nothing; for the source, less than what it hands to a connection at
-    /// once: 512 KiB, and a quarter of a second's bytes under a lower
-    /// [limit of bandwidth](crate::Precopy::bandwidth).
+    /// once, which is half a MiB at most. A source with a lower
+    /// [limit of bandwidth](crate::Precopy::bandwidth) than 256 KiB in this time is silent for
+    /// longer between two of its transfers: the receiver has to allow that.
     #[must_use]
     pub fn idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.idle = limit.into();

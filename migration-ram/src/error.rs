@@ -33,6 +33,21 @@ pub enum SendError {
         #[source]
         source: io::Error,
     },
+    /// No connection took anything for longer than the [deadlines](crate::Deadlines) allow. A
+    /// channel that is waited for may mean that the receiver waits for channels in another way:
+    /// see [`Precopy::multifd_flush_after_each_section`](crate::Precopy::multifd_flush_after_each_section).
+    #[error(
+        "Waited {waited:.1?} for the receiver to take what was sent {}, after {sent} bytes",
+        by(.channel)
+    )]
+    TimedOut {
+        /// The number of the channel that was waited for first, from 0 on; `None` for the stream.
+        channel: Option<usize>,
+        /// Bytes written before, of the stream or of all channels.
+        sent: u64,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// A channel is gone, as was said before.
     #[error("A channel is gone")]
     ChannelsClosed,
@@ -161,6 +176,11 @@ pub enum SendError {
         /// Bytes of the host's pages.
         host: u64,
     },
+}
+
+fn by(channel: &Option<usize>) -> String {
+    let text = |n| format!("on channel {n} (does it wait for the channels where the stream says?)");
+    channel.map_or_else(|| "in the stream".to_owned(), text)
 }
 
 /// A stream that could not be received whole. The blocks hold a part of it: the

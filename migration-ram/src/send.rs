@@ -9,6 +9,7 @@ mod precopy;
 mod sending;
 mod slowing;
 mod stream;
+mod watch;
 
 pub use pace::Cancel;
 pub use precopy::{Migrated, Precopy};

@@ -358,3 +358,53 @@ fn receive(
     clock.received(got);
     Ok(got)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::time::Duration;
+
+    use ram_block::TransferError;
+
+    use super::*;
+    use crate::deadline::Deadlines;
+
+    /// Nothing comes here before other connections have brought so many pages.
+    struct Late {
+        clock: Arc<Clock>,
+        pages: usize,
+    }
+
+    impl Input for Late {
+        fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+            list.read_some_from(&mut &[7; 16][..])
+        }
+
+        fn wait(&mut self, _: Duration) -> io::Result<bool> {
+            let Some(left) = self.pages.checked_sub(1) else { return Ok(true) };
+            self.pages = left;
+            self.clock.received(4096);
+            Ok(false)
+        }
+    }
+
+    #[test]
+    fn what_comes_on_another_connection_is_no_silence() {
+        let deadlines = Deadlines::none().idle(Duration::from_secs(3600));
+        let clock = Arc::new(Clock::new(deadlines));
+        clock.begun();
+        let mut input = Late { clock: clock.clone(), pages: 5 };
+        let mut stream = StreamReader::new(&mut input, clock.clone());
+        assert_eq!(stream.u8("a byte").unwrap(), 7);
+        // No time at all: only what is there already is taken.
+        let clock = Arc::new(Clock::new(Deadlines::none().idle(Duration::ZERO)));
+        clock.begun();
+        let mut input = Late { clock: clock.clone(), pages: 0 };
+        let mut stream = StreamReader::new(&mut input, clock.clone());
+        assert_eq!(stream.u8("a byte").unwrap(), 7);
+        let mut input = Late { clock: clock.clone(), pages: 1 };
+        let mut stream = StreamReader::new(&mut input, clock);
+        let error = stream.u8("a byte").unwrap_err();
+        assert!(matches!(error, ReceiveError::TimedOut { at: 0, what: "a byte", .. }), "{error}");
+    }
+}

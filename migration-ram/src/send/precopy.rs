@@ -10,6 +10,7 @@ use ram_block::{DirtyClient, PageSize};
 
 use crate::auto_converge::AutoConverge;
 use crate::channel::{HangUp, Input, Outgoing, Output};
+use crate::deadline::Deadlines;
 use crate::device::{Device, DeviceError, Devices};
 use crate::dirty_limit::DirtyLimit;
 use crate::error::SendError;
@@ -24,6 +25,7 @@ use super::pace::Cancel;
 use super::sending::Sending;
 use super::slowing::Slowing;
 use super::stream::SendStream;
+use super::watch::{Watch, Watched};
 
 /// A migration that its source has completed.
 #[derive(Debug)]
@@ -51,6 +53,7 @@ pub struct Precopy {
     pub(super) slowing: Option<Slowing>,
     pub(super) machine: String,
     pub(super) page: PageSize,
+    pub(super) deadlines: Deadlines,
     flush_after_each_section: Option<bool>,
     pub(super) cancel: Cancel,
 }
@@ -71,6 +74,7 @@ impl Precopy {
             slowing: None,
             machine: "none".to_owned(),
             page: default_page_size(),
+            deadlines: Deadlines::default(),
             flush_after_each_section: None,
             cancel: Cancel::default(),
         }
@@ -199,6 +203,13 @@ impl Precopy {
         !self.flush_after_each_section.unwrap_or_else(by_version)
     }
 
+    /// How long the receiver is waited for: as [`Deadlines::default`] says unless this is called.
+    #[must_use]
+    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+
     /// What ends this migration, from another thread or from the observer.
     pub fn cancel(&self) -> Cancel {
         self.cancel.clone()
@@ -234,10 +245,24 @@ impl Precopy {
         let channel_ends: Vec<_> = channels.iter().filter_map(|to| to.hang_up()).collect();
         let back_end = back.as_ref().and_then(|back| back.hang_up());
         let ends = main.hang_up().into_iter().chain(back_end).chain(channel_ends.iter().cloned());
-        self.cancel.begin(ends.collect());
-        let migrated = self.send(begin, main, channels, channel_ends, back, pause, &mut observe);
+        let ends: Vec<_> = ends.collect();
+        let watch = Arc::new(Watch::new(self.deadlines.idle, ends.clone()));
+        self.cancel.begin(ends);
+        let watched = |(connection, output)| {
+            let watch = watch.clone();
+            Watched { output, connection, watch }
+        };
+        // Each transfer is watched, whoever makes it.
+        let mut channels: Vec<_> = (1..).zip(channels).map(watched).collect();
+        let channels = channels.iter_mut().map(|channel| channel as &mut dyn Output).collect();
+        let mut main = watched((0, main));
+        let migrated = std::thread::scope(|scope| {
+            let _over = watch.until_dropped();
+            scope.spawn(|| watch.run());
+            self.send(begin, &mut main, channels, channel_ends, back, pause, &mut observe)
+        });
         drop(logging);
-        self.cancel.end(migrated)
+        self.cancel.end(migrated.map_err(|error| watch.explain(error)))
     }
 
     #[allow(clippy::too_many_arguments)] // what `run` has, taken apart

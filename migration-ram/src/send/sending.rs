@@ -136,7 +136,7 @@ impl<'a> Sending<'a> {
         self.stream.flush()?;
         parts.devices = laps.lap();
         if let Some(back) = back {
-            wait_for_the_end(back)?;
+            wait_for_the_end(back, self.precopy.deadlines.answer)?;
             parts.answer = laps.lap();
         }
         self.stats.downtime_parts = parts;

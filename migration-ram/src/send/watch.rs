@@ -1,0 +1,127 @@
+//! A source's idle deadline: who takes nothing is not waited for.
+//!
+//! A transfer cannot be given a deadline by itself: the kernel copies straight from guest memory
+//! until it has taken all of a list. So a thread watches the transfers, and ends all connections
+//! if none was completed for too long.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ram_block::{SendList, TransferError};
+
+use crate::channel::{HangUp, Output};
+use crate::error::SendError;
+
+struct State {
+    /// Transfers under way: their connections.
+    under_way: Vec<usize>,
+    /// When the last one was completed, or the first of those under way began.
+    since: Instant,
+    /// The connection that took nothing, and for how long.
+    expired: Option<(usize, Duration)>,
+    over: bool,
+}
+
+/// Watches all connections of a migration.
+pub(super) struct Watch {
+    idle: Option<Duration>,
+    hang_ups: Vec<HangUp>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Watch {
+    pub(super) fn new(idle: Option<Duration>, hang_ups: Vec<HangUp>) -> Self {
+        let (under_way, since) = (Vec::new(), Instant::now());
+        let state = Mutex::new(State { under_way, since, expired: None, over: false });
+        Self { idle, hang_ups, state, changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A transfer over this connection begins.
+    fn begin(&self, connection: usize) {
+        let mut state = self.lock();
+        if state.under_way.is_empty() {
+            state.since = Instant::now();
+            // The watching thread sleeps as long as nothing is under way.
+            self.changed.notify_all();
+        }
+        state.under_way.push(connection);
+    }
+
+    /// It is over, well or not.
+    fn end(&self, connection: usize) {
+        let mut state = self.lock();
+        if let Some(place) = state.under_way.iter().position(|other| *other == connection) {
+            state.under_way.remove(place);
+        }
+        state.since = Instant::now();
+    }
+
+    /// Watches until the migration is over.
+    pub(super) fn run(&self) {
+        let Some(idle) = self.idle else { return };
+        let mut state = self.lock();
+        while !state.over {
+            let waited = state.since.elapsed();
+            let first = state.under_way.first().copied();
+            let wait = match first {
+                Some(connection) if waited >= idle => {
+                    state.expired = Some((connection, waited));
+                    drop(state);
+                    self.hang_ups.iter().for_each(HangUp::hang_up);
+                    return;
+                }
+                Some(_) => idle - waited,
+                None => Duration::MAX,
+            };
+            let waiting = self.changed.wait_timeout(state, wait);
+            state = waiting.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The migration is over as soon as the result is dropped.
+    pub(super) fn until_dropped(&self) -> impl Drop {
+        struct Over<'a>(&'a Watch);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.lock().over = true;
+                self.0.changed.notify_all();
+            }
+        }
+        Over(self)
+    }
+
+    /// What a migration fails with: not the end of a connection, if this has ended it.
+    pub(super) fn explain(&self, error: SendError) -> SendError {
+        let Some((connection, waited)) = self.lock().expired else { return error };
+        let sent = match error {
+            SendError::Write { sent, .. } | SendError::Channel { sent, .. } => sent,
+            other => return other,
+        };
+        SendError::TimedOut { channel: connection.checked_sub(1), sent, waited }
+    }
+}
+
+/// A connection that is watched: 0 is the stream's, the channels' follow.
+pub(super) struct Watched<'a> {
+    pub(super) output: &'a mut dyn Output,
+    pub(super) connection: usize,
+    pub(super) watch: Arc<Watch>,
+}
+
+impl Output for Watched<'_> {
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+        self.watch.begin(self.connection);
+        let sent = self.output.send(list);
+        self.watch.end(self.connection);
+        sent
+    }
+
+    fn hang_up(&self) -> Option<HangUp> {
+        self.output.hang_up()
+    }
+}
