@@ -16,19 +16,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What tests against QEMU need (Debian: `qemu-system-x86`).
 pub fn need() -> Need {
-    Need { name: "QEMU", required_by: "REQUIRE_QEMU", missing: version().err() }
+    let missing = Program::default().version().err();
+    Need { name: "QEMU", required_by: "REQUIRE_QEMU", missing }
 }
 
-/// The first line of what QEMU says of its version.
+/// What tests against a second QEMU of another version need: the variable `OTHER_QEMU` names it
+/// (`.ci/qemu-backports` makes one).
+pub fn need_other() -> Need {
+    let missing = Program::other().and_then(|other| other.version().map(drop)).err();
+    Need { name: "another QEMU", required_by: "REQUIRE_OTHER_QEMU", missing }
+}
+
+/// The first line of what the installed QEMU says of its version.
 ///
 /// # Errors
 ///
 /// Why it cannot be run.
 pub fn version() -> Result<String, String> {
-    let output = Command::new(PROGRAM).arg("--version").output();
-    let output = output.map_err(|error| format!("{PROGRAM} cannot be run: {error}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().next().unwrap_or_default().to_owned())
+    Program::default().version()
 }
 
 /// QEMU's version, as its machines have it in their names: 8.1.
@@ -37,7 +42,71 @@ pub fn version() -> Result<String, String> {
 ///
 /// Why it is not known.
 pub fn release() -> Result<(u32, u32), String> {
-    let text = version()?;
+    Program::default().release()
+}
+
+/// A QEMU that can be started; by default the one that is installed.
+#[derive(Clone, Debug)]
+pub struct Program(PathBuf);
+
+impl Default for Program {
+    fn default() -> Self {
+        Self(PROGRAM.into())
+    }
+}
+
+impl Program {
+    /// The one that `OTHER_QEMU` names.
+    ///
+    /// # Errors
+    ///
+    /// That the variable is not set.
+    pub fn other() -> Result<Self, String> {
+        match std::env::var_os("OTHER_QEMU") {
+            Some(path) if !path.is_empty() => Ok(Self(path.into())),
+            _ => Err("OTHER_QEMU is not set".to_owned()),
+        }
+    }
+
+    /// The first line of what it says of its version.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be run.
+    pub fn version(&self) -> Result<String, String> {
+        let program = &self.0;
+        let output = Command::new(program).arg("--version").output();
+        let failed = |error| format!("{} cannot be run: {error}", program.display());
+        let output = output.map_err(failed)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// Its version, as its machines have it in their names: 8.1.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not known.
+    pub fn release(&self) -> Result<(u32, u32), String> {
+        release_in(&self.version()?)
+    }
+
+    /// Starts it, as [`Qemu::start_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Qemu::start_with`].
+    pub fn start_with(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        files: &[(&str, &[u8])],
+    ) -> io::Result<Qemu> {
+        Qemu::start_program(self, name, arguments, files)
+    }
+}
+
+fn release_in(text: &str) -> Result<(u32, u32), String> {
     let number = text.split_whitespace().nth(3).unwrap_or_default();
     let mut parts = number.split('.').map(str::parse::<u32>);
     match (parts.next(), parts.next()) {
@@ -84,6 +153,15 @@ impl Qemu {
     ///
     /// As [`start`](Self::start), and if a file cannot be written.
     pub fn start_with(name: &str, arguments: &[&str], files: &[(&str, &[u8])]) -> io::Result<Self> {
+        Self::start_program(&Program::default(), name, arguments, files)
+    }
+
+    fn start_program(
+        program: &Program,
+        name: &str,
+        arguments: &[&str],
+        files: &[(&str, &[u8])],
+    ) -> io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = format!("qemu-{name}-{}-{count}", std::process::id());
@@ -94,7 +172,7 @@ impl Qemu {
         }
         let socket = folder.join("qmp");
         let place = folder.display().to_string();
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(&program.0);
         command
             .args(["-display", "none", "-nodefaults", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", socket.display()))

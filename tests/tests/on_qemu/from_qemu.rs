@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use iced_x86::code_asm::{CodeAssembler, ax, byte_ptr, ds};
 use integration_tests::harness::Test;
-use integration_tests::qemu::Qemu;
+use integration_tests::qemu::{Program, Qemu};
 use migration_ram::{Incoming, Input, Received, Receiver, Target};
 use ram_block::RamBlock;
 use serde_json::{Value, json};
@@ -25,13 +25,13 @@ pub(crate) const TESTS: &[Test] = &[
 
 const LEN: u64 = 64 << 20;
 /// Where random, zero and repeated pages lie, which the guest leaves alone.
-const FILLED: u64 = 16 << 20;
+pub(super) const FILLED: u64 = 16 << 20;
 const FILLED_LEN: u64 = 12 << 20;
 /// The guest increments the first byte of each of these pages, in order, for ever.
-const COUNTED: std::ops::Range<u64> = 0x2_0000..0x9_0000;
+pub(super) const COUNTED: std::ops::Range<u64> = 0x2_0000..0x9_0000;
 
 /// The first sector of a disk: a real-mode program that counts.
-fn boot_sector() -> Vec<u8> {
+pub(super) fn boot_sector() -> Vec<u8> {
     let mut code = CodeAssembler::new(16).unwrap();
     let segment = |address: u64| i32::try_from(address >> 4).unwrap();
     let (mut round, mut next) = (code.create_label(), code.create_label());
@@ -52,23 +52,36 @@ fn boot_sector() -> Vec<u8> {
 
 /// A PC whose BIOS has booted the program, which is at work.
 fn running_pc(name: &str, accelerator: &str) -> std::io::Result<Qemu> {
+    let arguments = ["-machine", "pc", "-accel", accelerator, "-m", "64"];
+    running(&Program::default(), name, &arguments)
+}
+
+/// As `running_pc`, of any QEMU and machine.
+pub(super) fn running(program: &Program, name: &str, arguments: &[&str]) -> std::io::Result<Qemu> {
+    let mut qemu = start(program, name, arguments)?;
+    wait_until("the guest counts", || qemu.memory(COUNTED.end - PAGE as u64, 1).unwrap() != [0]);
+    Ok(qemu)
+}
+
+/// A PC with the program on its disk.
+pub(super) fn start(program: &Program, name: &str, arguments: &[&str]) -> std::io::Result<Qemu> {
     let mut disk = boot_sector();
     disk.resize(1 << 20, 0);
     let pages = (0..FILLED_LEN / PAGE as u64)
         .flat_map(|number| Fill::Mixed.page(3, number).unwrap_or([0; PAGE]));
     let files = [("disk", &disk[..]), ("pages", &pages.collect::<Vec<_>>())];
     let loader = format!("loader,force-raw=on,addr={FILLED},file={{dir}}/pages");
-    let arguments = ["-machine", "pc", "-accel", accelerator, "-m", "64", "-vga", "std"];
-    let drive = ["-drive", "if=ide,format=raw,file={dir}/disk", "-device", &loader];
-    let mut qemu = Qemu::start_with(name, &[&arguments[..], &drive].concat(), &files)?;
-    wait_until("the guest counts", || qemu.memory(COUNTED.end - PAGE as u64, 1).unwrap() != [0]);
-    Ok(qemu)
+    let drive = "driver=file,node-name=file,filename={dir}/disk";
+    let raw = "driver=raw,node-name=disk,file=file";
+    let disk = ["-blockdev", drive, "-blockdev", raw, "-device", "ide-hd,drive=disk"];
+    let rest = ["-vga", "std", "-device", &loader];
+    program.start_with(name, &[arguments, &disk, &rest].concat(), &files)
 }
 
-type Arrived = (Received, Vec<Arc<RamBlock>>);
+pub(super) type Arrived = (Received, Vec<Arc<RamBlock>>);
 
 /// Takes what comes over `connections` connections, in a thread.
-fn receive(qemu: &Qemu, connections: usize, answers: bool) -> JoinHandle<Arrived> {
+pub(super) fn receive(qemu: &Qemu, connections: usize, answers: bool) -> JoinHandle<Arrived> {
     let listener = UnixListener::bind(qemu.path("out")).unwrap();
     std::thread::spawn(move || {
         let accept = |_| listener.accept().unwrap().0;
@@ -81,7 +94,7 @@ fn receive(qemu: &Qemu, connections: usize, answers: bool) -> JoinHandle<Arrived
 }
 
 /// Every block of the stream.
-fn take<'a>(from: impl Into<Incoming<'a>>) -> Arrived {
+pub(super) fn take<'a>(from: impl Into<Incoming<'a>>) -> Arrived {
     let blocks = Mutex::default();
     let make = |id: &str, len: u64| {
         let block = RamBlock::anonymous(id, len).unwrap();
@@ -94,7 +107,7 @@ fn take<'a>(from: impl Into<Incoming<'a>>) -> Arrived {
     (received, blocks.into_inner().unwrap())
 }
 
-fn parameters(qemu: &mut Qemu, parameters: Value) {
+pub(super) fn parameters(qemu: &mut Qemu, parameters: Value) {
     qemu.execute("migrate-set-parameters", parameters).unwrap();
 }
 
@@ -116,14 +129,14 @@ fn migrate(qemu: &mut Qemu) {
 
 /// Sends it while it stands still: with TCG, QEMU 7.2 misses what its guest writes from the
 /// second round on. Another QEMU does not get these pages either.
-fn migrate_stopped(qemu: &mut Qemu) {
+pub(super) fn migrate_stopped(qemu: &mut Qemu) {
     qemu.execute("stop", json!({})).unwrap();
     qemu.migrate(&format!("unix:{}", qemu.path("out").display())).unwrap();
     qemu.wait_migrated().unwrap();
 }
 
 /// RAM is what the source, which stands still, has.
-fn check(qemu: &mut Qemu, (received, blocks): &Arrived) {
+pub(super) fn check(qemu: &mut Qemu, (received, blocks): &Arrived) {
     let ram = blocks.iter().find(|block| block.id() == "pc.ram").unwrap();
     assert_eq!(ram.len(), LEN);
     let read = |start: u64, len: u64| {

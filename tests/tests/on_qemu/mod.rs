@@ -2,14 +2,20 @@
 
 use std::time::{Duration, Instant};
 
+use integration_tests::qemu::Program;
+
 pub(crate) mod from_qemu;
 pub(crate) mod to_qemu;
+pub(crate) mod unknown;
 
 #[path = "../../examples/qemu_stream/describe.rs"]
 mod describe;
 #[path = "../../examples/qemu_stream/fill.rs"]
 #[allow(dead_code)] // some of it is for the example alone
 mod fill;
+
+/// A test of any version of QEMU, and its name.
+pub(crate) type TestOf = (&'static str, fn(&Program));
 
 /// Waits until something is so.
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {

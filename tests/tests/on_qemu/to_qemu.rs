@@ -2,15 +2,16 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use integration_tests::harness::Test;
-use integration_tests::qemu::{Qemu, connect, release};
+use integration_tests::qemu::{Program, Qemu, connect, release};
 use memory_region::MemoryMap;
-use migration_ram::{Migrated, Outgoing, Output, Precopy};
+use migration_ram::{Deadlines, Migrated, Outgoing, Output, Precopy, SendError};
 use ram_block::RamBlock;
 
-use super::assert_same;
 use super::fill::{Fill, PAGE};
+use super::{TestOf, assert_same};
 
 pub(crate) const TESTS: &[Test] = &[
     ("to_qemu::one_stream_arrives", one_stream_arrives),
@@ -19,6 +20,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("to_qemu::a_pc_takes_its_ram", a_pc_takes_its_ram),
     ("to_qemu::what_it_refuses_is_an_error", what_it_refuses_is_an_error),
 ];
+
+/// Those that each version of QEMU has to pass.
+pub(crate) const TESTS_OF_ANY: &[TestOf] =
+    &[("to_qemu::channels_waited_for_in_another_way_end", channels_waited_for_in_another_way_end)];
 
 const LEN: u64 = 64 << 20;
 
@@ -102,6 +107,37 @@ fn two_channels_arrive() {
     send(&precopy.multifd_flush_after_each_section(release().unwrap() < (8, 1)), &ram, to);
     qemu.wait_migrated().unwrap();
     assert_same("RAM", &qemu.memory(0, LEN).unwrap(), &contents(&ram));
+}
+
+/// From 8.1 on QEMU waits for the channels where the stream says so, and for ever if that never
+/// does; earlier ones refuse to be told.
+fn channels_waited_for_in_another_way_end(program: &Program) {
+    let arguments = ["-machine", "none", "-m", "64", "-incoming", "defer"];
+    let mut qemu = program.start_with("wrong", &arguments, &[]).unwrap();
+    qemu.capabilities(&["multifd", "return-path"]).unwrap();
+    qemu.incoming(&format!("unix:{}", qemu.path("in").display())).unwrap();
+    let mut out = connect(&qemu.path("in")).unwrap();
+    let mut back = out.try_clone().unwrap();
+    let mut channels: Vec<UnixStream> =
+        (0..2).map(|_| connect(&qemu.path("in")).unwrap()).collect();
+    let to = Outgoing::new(&mut out)
+        .channels(channels.iter_mut().map(|channel| channel as &mut dyn Output))
+        .answers(&mut back);
+    let (memory, ram) = machine("ram");
+    let waits_by_itself = program.release().unwrap() < (8, 1);
+    let limit = Duration::from_secs(2);
+    let error = Precopy::new(memory)
+        .multifd_flush_after_each_section(!waits_by_itself)
+        .deadlines(Deadlines::none().idle(limit).answer(limit))
+        .run(to, || Ok(()), |_| ())
+        .unwrap_err();
+    if !waits_by_itself {
+        let SendError::TimedOut { channel: Some(_), waited, .. } = &error else {
+            panic!("{error}");
+        };
+        assert!(*waited >= limit && error.to_string().contains("on channel"), "{error}");
+    }
+    assert!(ram.dirty().enabled().is_empty());
 }
 
 fn a_pc_takes_its_ram() {
