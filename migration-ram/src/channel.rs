@@ -107,7 +107,7 @@ impl<R: Read + Send> Input for Copied<R> {
 }
 
 /// Waits until a descriptor can be read without waiting, for `limit` at most.
-fn wait_for_input(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+pub(crate) fn wait_for_input(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
     let begin = Instant::now();
     loop {
         let left = limit.saturating_sub(begin.elapsed());

@@ -5,148 +5,16 @@
 //! does unless the connection breaks in just that one: then the source has let go, and the
 //! destination, which has everything, says that it was not told.
 
-use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
-use migration_ram::{HangUp, Incoming, Input, Outgoing, Output};
-use ram_block::{ReceiveList, SendList, TransferError};
+pub use migration_ram::{Address, Listener, Socket, SocketError};
+use migration_ram::{Incoming, Input, Outgoing, Output};
 
-/// How long a source tries to reach a destination that is about to listen.
+/// How long one side of a connection that is to be made waits for the other.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Where a destination listens: `HOST:PORT`, or `unix:PATH`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// A host's name or address, and a port.
-    Tcp(String),
-    /// A socket in the file system.
-    Unix(PathBuf),
-}
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match (text.strip_prefix("unix:"), text.rsplit_once(':')) {
-            (Some(path), _) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            (None, Some((host, port))) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Self::Tcp(text.to_owned()))
-            }
-            _ => Err(format!("\"{text}\" is neither HOST:PORT nor unix:PATH")),
-        }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => f.write_str(address),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// One connection.
-#[derive(Debug)]
-pub enum Socket {
-    /// Over TCP, without delay.
-    Tcp(TcpStream),
-    /// Within this machine.
-    Unix(UnixStream),
-}
-
-impl Socket {
-    /// Connects to a destination that listens, or is about to.
-    ///
-    /// # Errors
-    ///
-    /// If nobody listens there within ten seconds.
-    pub fn connect(address: &Address) -> io::Result<Self> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let socket = match address {
-                Address::Tcp(address) => TcpStream::connect(address).and_then(Self::tcp),
-                Address::Unix(path) => UnixStream::connect(path).map(Self::Unix),
-            };
-            match socket {
-                Err(error) if Instant::now() > deadline => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
-                socket => return socket,
-            }
-        }
-    }
-
-    fn tcp(socket: TcpStream) -> io::Result<Self> {
-        socket.set_nodelay(true)?;
-        Ok(Self::Tcp(socket))
-    }
-
-    fn try_clone(&self) -> io::Result<Self> {
-        Ok(match self {
-            Self::Tcp(socket) => Self::Tcp(socket.try_clone()?),
-            Self::Unix(socket) => Self::Unix(socket.try_clone()?),
-        })
-    }
-}
-
-impl Read for Socket {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.read(bytes),
-            Self::Unix(socket) => socket.read(bytes),
-        }
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.write(bytes),
-            Self::Unix(socket) => socket.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Output for Socket {
-    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
-        match self {
-            Self::Tcp(socket) => socket.send(list),
-            Self::Unix(socket) => socket.send(list),
-        }
-    }
-
-    fn hang_up(&self) -> Option<HangUp> {
-        match self {
-            Self::Tcp(socket) => Output::hang_up(socket),
-            Self::Unix(socket) => Output::hang_up(socket),
-        }
-    }
-}
-
-impl Input for Socket {
-    fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
-        match self {
-            Self::Tcp(socket) => socket.receive(list),
-            Self::Unix(socket) => socket.receive(list),
-        }
-    }
-
-    fn hang_up(&self) -> Option<HangUp> {
-        match self {
-            Self::Tcp(socket) => Input::hang_up(socket),
-            Self::Unix(socket) => Input::hang_up(socket),
-        }
-    }
-}
+/// How long a word is waited for: memory may be compared before it is said.
+const WORD: Duration = Duration::from_secs(120);
 
 /// All connections of a migration.
 #[derive(Debug)]
@@ -158,7 +26,7 @@ pub struct Link {
 }
 
 impl Link {
-    fn new(main: Socket, channels: Vec<Socket>) -> io::Result<Self> {
+    fn new(main: Socket, channels: Vec<Socket>) -> Result<Self, SocketError> {
         Ok(Self { answers: main.try_clone()?, main, channels })
     }
 
@@ -166,11 +34,23 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// If nobody listens there.
-    pub fn connect(address: &Address, channels: usize) -> io::Result<Self> {
-        let main = Socket::connect(address)?;
-        let channels = (0..channels).map(|_| Socket::connect(address)).collect::<Result<_, _>>()?;
+    /// If nobody listens there within ten seconds.
+    pub fn connect(address: &Address, channels: usize) -> Result<Self, SocketError> {
+        let connect = || Socket::connect(address, PATIENCE);
+        let main = connect()?;
+        let channels = (0..channels).map(|_| connect()).collect::<Result<_, _>>()?;
         Self::new(main, channels)
+    }
+
+    /// Waits for a source, as long as it takes, and then for so many channels.
+    ///
+    /// # Errors
+    ///
+    /// If a connection cannot be accepted, or a channel does not come within ten seconds.
+    pub fn accept(listener: &Listener, channels: usize) -> Result<Self, SocketError> {
+        let main = listener.accept(None)?;
+        let channels = (0..channels).map(|_| listener.accept(PATIENCE));
+        Self::new(main, channels.collect::<Result<_, _>>()?)
     }
 
     /// For [`Precopy::run`](migration_ram::Precopy::run).
@@ -195,84 +75,28 @@ impl Link {
         self.main.write_all(format!("{line}\n").as_bytes())
     }
 
-    /// Waits for what the other side says, a line of at most 64 KiB.
+    /// Waits for what the other side says, a line of at most 64 KiB, for two minutes at most.
     ///
     /// # Errors
     ///
-    /// If it is gone, or says something else than text.
+    /// If it is gone, says nothing, or something else than a line of text.
     pub fn hear(&mut self) -> io::Result<String> {
-        // Nothing is said before the last was answered: no more than a line is buffered.
-        let mut line = String::new();
-        BufReader::new((&mut self.main).take(1 << 16)).read_line(&mut line)?;
-        match line.strip_suffix('\n') {
-            Some(line) => Ok(line.to_owned()),
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        let (begin, mut line) = (Instant::now(), Vec::new());
+        // Byte by byte: what follows the line is none of it.
+        while line.len() < 1 << 16 {
+            if !self.main.wait(WORD.saturating_sub(begin.elapsed()))? {
+                let text = format!("The other side said nothing within {WORD:.1?}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            let mut byte = [0];
+            match (self.main.read(&mut byte)?, byte) {
+                (0, _) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                (_, [b'\n']) => {
+                    return String::from_utf8(line).map_err(|_| io::ErrorKind::InvalidData.into());
+                }
+                (_, [byte]) => line.push(byte),
+            }
         }
-    }
-}
-
-/// A destination that listens.
-#[derive(Debug)]
-pub enum Listener {
-    /// Over TCP.
-    Tcp(TcpListener),
-    /// Within this machine; the socket's file goes with it.
-    Unix(UnixListener, PathBuf),
-}
-
-impl Listener {
-    /// Listens at an address; port 0 is a free one.
-    ///
-    /// # Errors
-    ///
-    /// If it is taken, or not ours.
-    pub fn bind(address: &Address) -> io::Result<Self> {
-        Ok(match address {
-            Address::Tcp(address) => Self::Tcp(TcpListener::bind(address)?),
-            Address::Unix(path) => Self::Unix(UnixListener::bind(path)?, path.clone()),
-        })
-    }
-
-    /// Where it listens.
-    ///
-    /// # Errors
-    ///
-    /// If the operating system does not say.
-    pub fn address(&self) -> io::Result<Address> {
-        Ok(match self {
-            Self::Tcp(listener) => Address::Tcp(listener.local_addr()?.to_string()),
-            Self::Unix(_, path) => Address::Unix(path.clone()),
-        })
-    }
-
-    /// Waits for one connection.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be accepted.
-    pub fn accept_one(&self) -> io::Result<Socket> {
-        match self {
-            Self::Tcp(listener) => Socket::tcp(listener.accept()?.0),
-            Self::Unix(listener, _) => Ok(Socket::Unix(listener.accept()?.0)),
-        }
-    }
-
-    /// Waits for a source with so many channels.
-    ///
-    /// # Errors
-    ///
-    /// If a connection cannot be accepted.
-    pub fn accept(&self, channels: usize) -> io::Result<Link> {
-        let main = self.accept_one()?;
-        let channels = (0..channels).map(|_| self.accept_one()).collect::<Result<_, _>>()?;
-        Link::new(main, channels)
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            let _ = std::fs::remove_file(path);
-        }
+        Err(io::ErrorKind::InvalidData.into())
     }
 }

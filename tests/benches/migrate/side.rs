@@ -48,7 +48,7 @@ pub(crate) fn run(side: &str, memory: &Memory) -> Result<(), AnyError> {
                     }
                     (false, "copy", [bytes]) => {
                         let listener = listen(transport)?;
-                        let sockets = (0..channels).map(|_| listener.accept_one());
+                        let sockets = (0..channels).map(|_| listener.accept(None));
                         let sockets = sockets.collect::<Result<_, _>>()?;
                         copy_in(sockets, &copied, bytes.parse()?)?;
                         "done".to_owned()
@@ -79,11 +79,13 @@ fn millis(time: Duration) -> String {
 
 fn connect(to: &str, count: usize) -> Result<Vec<Socket>, AnyError> {
     let to: Address = to.parse()?;
-    Ok((0..count).map(|_| Socket::connect(&to)).collect::<Result<_, _>>()?)
+    Ok((0..count)
+        .map(|_| Socket::connect(&to, Duration::from_secs(10)))
+        .collect::<Result<_, _>>()?)
 }
 
 /// Says where, then waits for connections.
-fn listen(transport: Transport) -> io::Result<Listener> {
+fn listen(transport: Transport) -> Result<Listener, AnyError> {
     let listener = Listener::bind(&transport.address())?;
     say(&listener.address()?.to_string())?;
     Ok(listener)
@@ -180,7 +182,7 @@ fn migrate(block: &Arc<RamBlock>, channels: usize, to: &str) -> Result<String, A
 }
 
 fn receive(block: &Arc<RamBlock>, transport: Transport, channels: usize) -> Result<(), AnyError> {
-    let mut link = listen(transport)?.accept(besides(channels))?;
+    let mut link = Link::accept(&listen(transport)?, besides(channels))?;
     Receiver::new(std::slice::from_ref(block)).fresh(true).run(link.incoming())?;
     Ok(())
 }

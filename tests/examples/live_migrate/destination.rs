@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use display_vga::{Screen, write_png};
 use integration_tests::demo::AnyError;
-use integration_tests::link::{Address, Listener};
+use integration_tests::link::{Address, Link, Listener};
 use integration_tests::live::Live;
 use integration_tests::scene::Scene;
 use migration_ram::Receiver;
@@ -24,7 +24,7 @@ pub fn run(options: &Options, address: &Address) -> Result<(), AnyError> {
     // For who started this, and waits for it.
     println!("{}", listener.address()?);
     let live = Live::new(&options.shape())?;
-    let mut link = listener.accept(options.channels.into())?;
+    let mut link = Link::accept(&listener, options.channels.into())?;
     drop(listener);
     let mut receiver = Receiver::new(&live.board.memory.ram_blocks());
     for device in live.devices() {

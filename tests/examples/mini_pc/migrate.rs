@@ -40,7 +40,7 @@ pub fn send(machine: &Machine, address: &Address) -> Result<(), AnyError> {
 pub fn receive(machine: &mut Machine, address: &Address) -> Result<(), AnyError> {
     let listener = Listener::bind(address)?;
     eprintln!("a machine is awaited at {}", listener.address()?);
-    let mut link = listener.accept(0)?;
+    let mut link = Link::accept(&listener, 0)?;
     let mut receiver = Receiver::new(&machine.memory().ram_blocks());
     for device in machine.devices() {
         receiver = receiver.device(device.clone());

@@ -147,7 +147,7 @@ impl Source {
 fn receive(blocks: &[Arc<RamBlock>], at: &Address, channels: usize) {
     let listener = Listener::bind(at).unwrap();
     println!("listens {at}");
-    let mut link = listener.accept(channels).unwrap();
+    let mut link = Link::accept(&listener, channels).unwrap();
     drop(listener);
     let twins = blocks.to_vec();
     let restore = move |_, state: &[u8]| -> Result<(), DeviceError> {
