@@ -20,5 +20,6 @@ pub mod qtest;
 pub mod queue;
 pub mod riscv;
 pub mod scene;
+pub mod size;
 pub mod software;
 pub mod viewers;

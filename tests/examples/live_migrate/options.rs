@@ -1,11 +1,13 @@
 //! What can be asked for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use integration_tests::demo::AnyError;
 use integration_tests::link::Address;
 use integration_tests::live::Shape;
+use integration_tests::size;
 use kvm_accel::{DirtyTracking, KvmConfig};
 
 /// Moves a KVM guest from one process to another while it draws on a VGA and writes memory.
@@ -34,16 +36,16 @@ pub struct Options {
     #[arg(long, value_name = "MS", default_value_t = 300)]
     pub downtime: u64,
     /// At most so many bytes a second (K, M and G are understood)
-    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
     pub bandwidth: Option<u64>,
-    /// The guest's RAM in bytes (K, M and G are understood)
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    /// The guest's RAM in bytes, a multiple of 4096 (K, M and G are understood)
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size::pages)]
     pub ram: u64,
-    /// How much of it the guest writes over and over
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
+    /// How much of it the guest writes over and over, a multiple of 4096
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::pages)]
     pub dirty: u64,
     /// Bytes of pages that the guest writes in a second, at most
-    #[arg(long, value_name = "BYTES", default_value = "128M", value_parser = parse_size)]
+    #[arg(long, value_name = "BYTES", default_value = "128M", value_parser = size::bytes)]
     pub dirty_rate: u64,
     /// Slow the guest down if it writes faster than what it writes can be sent
     #[arg(long)]
@@ -96,6 +98,19 @@ impl Options {
         Duration::from_millis(self.downtime)
     }
 
+    /// Where a destination that this process starts is to listen; `folder` is for its socket.
+    ///
+    /// The address is an argument of the destination, which says it again as a line: an error
+    /// if it cannot be both.
+    pub fn own_address(&self, folder: &Path) -> Result<Address, AnyError> {
+        if self.tcp {
+            return Ok(Address::Tcp("127.0.0.1:0".to_owned()));
+        }
+        let socket = folder.join(format!("live_migrate-{}", std::process::id()));
+        let path = socket.to_str().ok_or_else(|| format!("{socket:?} is no text"))?;
+        Ok(format!("unix:{path}").parse()?)
+    }
+
     /// What the destination of this source is started with.
     pub fn for_child(&self, address: &Address) -> Vec<String> {
         let mut arguments = vec![
@@ -110,20 +125,5 @@ impl Options {
         arguments.extend(self.png.as_ref().map(|path| format!("--png={}", path.display())));
         arguments.extend(self.verify.then(|| "--verify".to_owned()));
         arguments
-    }
-}
-
-/// A number of bytes, perhaps with K, M or G for powers of 1,024.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.to_ascii_uppercase() {
-        text if text.ends_with('K') => (text.len() - 1, 10),
-        text if text.ends_with('M') => (text.len() - 1, 20),
-        text if text.ends_with('G') => (text.len() - 1, 30),
-        text => (text.len(), 0),
-    };
-    let number: u64 = text.get(..digits).and_then(|digits| digits.parse().ok()).unwrap_or(0);
-    match number.checked_mul(1 << shift) {
-        Some(bytes) if bytes > 0 => Ok(bytes / 4096 * 4096).map(|whole| whole.max(1)),
-        _ => Err(format!("\"{text}\" is no number of bytes, such as 1048576, 1024K or 1M")),
     }
 }

@@ -36,11 +36,7 @@ impl Drop for Destination {
 
 /// Starts a destination here, and migrates to it.
 pub fn with_child(options: &Options) -> Result<(), AnyError> {
-    let socket = std::env::temp_dir().join(format!("live_migrate-{}", std::process::id()));
-    let address = match options.tcp {
-        true => Address::Tcp("127.0.0.1:0".to_owned()),
-        false => Address::Unix(socket),
-    };
+    let address = options.own_address(&std::env::temp_dir())?;
     let child = Command::new(std::env::current_exe()?)
         .args(options.for_child(&address))
         .stdin(Stdio::null())

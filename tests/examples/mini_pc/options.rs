@@ -9,6 +9,7 @@ use integration_tests::demo::AnyError;
 use integration_tests::firmware::{SEABIOS, STDVGA};
 use integration_tests::link::Address;
 use integration_tests::mini_pc::{Boot, Config};
+use integration_tests::size;
 use kvm_accel::DirtyTracking;
 
 /// Runs a small PC on KVM.
@@ -31,7 +32,7 @@ pub struct Options {
     /// the firmware is SeaBIOS unless said
     #[arg(long, value_name = "FILE")]
     boot_sector: Option<PathBuf>,
-    /// Bytes of RAM, with M or G
+    /// Bytes of RAM, a whole number of MiB (M and G are understood)
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_size)]
     ram: u64,
     /// How KVM tracks the pages that the guest writes
@@ -83,14 +84,10 @@ enum Serial {
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
-    let (number, shift) = match text.char_indices().last() {
-        Some((at, 'M' | 'm')) => (&text[..at], 20),
-        Some((at, 'G' | 'g')) => (&text[..at], 30),
-        _ => (text, 0),
-    };
-    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    let fits = |bytes: &u64| *bytes >= Config::MIN_RAM && bytes.is_multiple_of(1 << 20);
-    bytes.filter(fits).ok_or_else(|| "a size is a whole number of MiB, at least 2M".to_owned())
+    let bytes = size::multiple(text, 1 << 20)?;
+    let least = Config::MIN_RAM;
+    let few = || format!("{bytes} bytes are asked for, {least} are needed at least");
+    if bytes < least { Err(few()) } else { Ok(bytes) }
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use integration_tests::size;
 use memory_region::MemoryMap;
 use migration_ram::Precopy;
 use ram_block::RamBlock;
 use serde_json::json;
 
+use crate::create;
 use crate::error::Error;
 use crate::fill::{Fill, PAGE};
-use crate::{create, parse_size};
 
 #[derive(Args)]
 pub(crate) struct Export {
@@ -25,8 +26,8 @@ pub(crate) struct Export {
     /// A block's id; once for each block
     #[arg(long = "block", value_name = "ID", default_value = "ram")]
     blocks: Vec<String>,
-    /// Its length, as 64M; once for each block, or the length of its file
-    #[arg(long = "size", value_name = "SIZE", value_parser = parse_size)]
+    /// Its length, as 64M, a multiple of 4096; once for each block, or the length of its file
+    #[arg(long = "size", value_name = "SIZE", value_parser = size::pages)]
     sizes: Vec<u64>,
     /// A file with its contents; once for each block
     #[arg(long = "from", value_name = "FILE")]

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use integration_tests::size;
 use migration_ram::{BlockInfo, Received, Receiver, Target};
 use ram_block::RamBlock;
 use serde_json::json;
 
 use crate::error::Error;
 use crate::fill::{Fill, PAGE};
-use crate::{open, parse_size};
+use crate::open;
 
 #[derive(Args)]
 pub(crate) struct Import {
@@ -21,7 +22,7 @@ pub(crate) struct Import {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// What all blocks may have together: their lengths are the stream's word
-    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "1T", value_parser = size::bytes)]
     most: u64,
     /// Fail unless each block holds what `export --fill` puts there
     #[arg(long, value_enum, value_name = "FILL")]

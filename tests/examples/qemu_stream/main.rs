@@ -78,20 +78,3 @@ fn create(path: &str) -> Result<File, Error> {
     };
     file.map_err(|source| Error::Open { path: path.to_owned(), source })
 }
-
-/// A number of bytes: "64M", "0x1000", "4096".
-fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("a size is a number of bytes, with K, M, G or T behind it: {text}");
-    let (number, shift) = match text.char_indices().last() {
-        Some((end, 'K' | 'k')) => (&text[..end], 10),
-        Some((end, 'M' | 'm')) => (&text[..end], 20),
-        Some((end, 'G' | 'g')) => (&text[..end], 30),
-        Some((end, 'T' | 't')) => (&text[..end], 40),
-        _ => (text, 0),
-    };
-    let number = match number.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => number.parse(),
-    };
-    number.ok().and_then(|number| number.checked_mul(1 << shift)).ok_or_else(wrong)
-}
