@@ -1,4 +1,5 @@
-//! A VNC viewer whose machine goes without a word: its cable is pulled, or its battery empty.
+//! A VNC viewer, or the other side of a migration, whose machine goes without a word: its cable
+//! is pulled, or its battery empty.
 //!
 //! Each test is a process in a network of its own, whose only link is cut.
 
@@ -9,15 +10,21 @@ use std::time::{Duration, Instant};
 
 use display_vga::{Screen, VncServer};
 use integration_tests::harness::{self, Named, Need, Test};
+use integration_tests::link::{Listener, Socket};
+use memory_region::MemoryMap;
+use migration_ram::{Deadlines, Precopy, ReceiveError, Receiver, SendError};
+use ram_block::RamBlock;
 
 #[path = "../../display-vga/tests/common/mod.rs"]
 mod common;
 
 use common::{BASE, Board, Pc};
 
-const TESTS: [Test; 2] = [
+const TESTS: [Test; 4] = [
     ("who_is_idle_and_gone_leaves_a_place", idle),
     ("who_is_sent_something_and_gone_leaves_a_place", sent_something),
+    ("a_source_that_is_gone_is_not_waited_for", source_is_gone),
+    ("a_destination_that_is_gone_is_not_waited_for", destination_is_gone),
 ];
 
 fn main() -> ExitCode {
@@ -143,4 +150,34 @@ fn sent_something() {
     set_link("down");
     stage.publish(2);
     stage.wait_for_place();
+}
+
+/// Both ends of a connection over the link.
+fn connection() -> (Socket, Socket) {
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let source = Socket::connect(&listener.address().unwrap(), LIMIT).unwrap();
+    (source, listener.accept(LIMIT).unwrap())
+}
+
+/// Without any deadline of the migration's own, as for a source that may be held for long.
+fn source_is_gone() {
+    let (mut source, mut destination) = connection();
+    source.write_all(b"QEVM\0\0\0\x03").unwrap();
+    set_link("down");
+    let ram = [RamBlock::anonymous("ram", 1 << 20).unwrap()];
+    let receiver = Receiver::new(&ram).deadlines(Deadlines::none());
+    let error = receiver.run(&mut destination).unwrap_err();
+    assert!(matches!(error, ReceiveError::Read { .. }), "{error}");
+}
+
+fn destination_is_gone() {
+    let (mut source, _destination) = connection();
+    let memory = MemoryMap::new();
+    let ram = RamBlock::anonymous("ram", 64 << 20).unwrap();
+    memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+    ram.write(0, &vec![7; 64 << 20]).unwrap();
+    set_link("down");
+    let precopy = Precopy::new(memory).deadlines(Deadlines::none());
+    let error = precopy.run(&mut source, || Ok(()), |_| ()).unwrap_err();
+    assert!(matches!(error, SendError::Write { .. }), "{error}");
 }
