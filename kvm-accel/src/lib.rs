@@ -79,6 +79,8 @@ mod kick;
 mod mapping;
 mod ring;
 mod rings;
+#[cfg(target_arch = "x86_64")]
+mod run_page;
 mod run_state;
 mod slots;
 mod standstill;
@@ -89,9 +91,12 @@ mod thread;
 mod tracking;
 mod vcpu;
 mod vm;
+mod vm_ioctls;
 
 pub use error::KvmError;
 pub use gate::PauseGuard;
+#[cfg(target_arch = "x86_64")]
+pub use run_page::RunPage;
 pub use slots::SlotInfo;
 #[cfg(target_arch = "x86_64")]
 pub use state::VcpuState;
@@ -100,5 +105,6 @@ pub use thread::{VcpuThread, VcpuThreadError};
 pub use tracking::{Chosen, DirtyTracking, KvmConfig};
 pub use vcpu::{Buses, Vcpu, VcpuEvent, VcpuKicker};
 pub use vm::KvmVm;
+pub use vm_ioctls::VmIoctls;
 /// The versions of the KVM crates whose types appear here.
 pub use {kvm_bindings, kvm_ioctls};

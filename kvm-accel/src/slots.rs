@@ -39,6 +39,7 @@ use crate::stats::DirtyLogStats;
 use report::Report;
 
 mod dirty_log;
+mod removal;
 mod report;
 
 /// A memory slot as KVM has it; see [`KvmVm::slots`](crate::KvmVm::slots).

@@ -136,7 +136,7 @@ impl Vcpu {
         }
         failed(id, "events", fd.set_vcpu_events(&state.events))?;
         // Without a local APIC in KVM, KVM_RUN takes the task's priority from here.
-        self.fd_mut().get_kvm_run().cr8 = state.special.cr8;
+        self.run_page().set_cr8(state.special.cr8);
         Ok(())
     }
 

@@ -13,6 +13,8 @@ use crate::gate::Gate;
 use crate::ioctl::{self, PortExit};
 use crate::kick::VcpuShared;
 use crate::rings::RingOfVcpu;
+#[cfg(target_arch = "x86_64")]
+use crate::run_page::RunPage;
 use crate::run_state::Place;
 use crate::thread::VcpuThread;
 use crate::vm::KvmVm;
@@ -72,14 +74,30 @@ impl Vcpu {
     }
 
     /// KVM's descriptor of the vCPU, for its registers.
+    ///
+    /// Shared only: with the descriptor itself, or exclusive access to it, safe code could run
+    /// the guest past the machine, while its slots change, or put another vCPU's in its place:
+    ///
+    /// ```compile_fail,E0596
+    /// fn swap(vcpu: &mut kvm_accel::Vcpu, other: &mut kvm_accel::kvm_ioctls::VcpuFd) {
+    ///     std::mem::swap(vcpu.fd(), other);
+    /// }
+    /// ```
+    /// ```compile_fail,E0596
+    /// fn run(vcpu: &mut kvm_accel::Vcpu) {
+    ///     let _ = vcpu.fd().run();
+    /// }
+    /// ```
+    ///
+    /// [`run_page`](Self::run_page) has what is set in the page that it shares with KVM.
     pub fn fd(&self) -> &VcpuFd {
         &self.fd
     }
 
-    /// KVM's descriptor of the vCPU, for what needs it exclusively: the page that it
-    /// shares with KVM. Not to be run through it.
-    pub fn fd_mut(&mut self) -> &mut VcpuFd {
-        &mut self.fd
+    /// The fields of the page shared with KVM that the owner of a vCPU sets between two runs.
+    #[cfg(target_arch = "x86_64")]
+    pub fn run_page(&mut self) -> RunPage<'_> {
+        RunPage::new(&mut self.fd)
     }
 
     /// Whether KVM has an access of the guest to complete.

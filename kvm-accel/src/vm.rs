@@ -21,11 +21,15 @@ use crate::slots::{self, Mode, SlotInfo, Slots};
 use crate::stats::DirtyLogStats;
 use crate::tracking::{Chosen, DirtyTracking, KvmConfig, choose};
 use crate::vcpu::{Buses, Vcpu};
+use crate::vm_ioctls::VmIoctls;
 
 /// A virtual machine of KVM: memory slots that follow a flat view, and vCPUs.
 ///
 /// Register it with [`MemoryMap::add_listener`](memory_region::MemoryMap::add_listener)
 /// on the address space that its vCPUs see as memory; on one only.
+///
+/// Dropped, it takes its slots away: what KVM had logged is merged, and a vCPU that somebody
+/// else has open finds no memory any more. A [`Vcpu`] keeps its machine.
 pub struct KvmVm {
     fd: VmFd,
     chosen: Chosen,
@@ -41,7 +45,10 @@ pub struct KvmVm {
 impl KvmVm {
     /// Takes over a virtual machine that has no memory slots and no vCPUs yet.
     ///
-    /// What else it needs (an interrupt controller, a TSS address) is set through
+    /// A vCPU that it has all the same is not stopped while slots change, so that stores of
+    /// its guest may be missed; it reaches no memory that has been freed.
+    ///
+    /// What else the machine needs (an interrupt controller, a TSS address) is set through
     /// [`fd`](Self::fd), before or after.
     ///
     /// # Errors
@@ -121,14 +128,10 @@ impl KvmVm {
         &self.chosen
     }
 
-    /// KVM's descriptor of the machine, for what this crate does not do: interrupt
-    /// controllers, clocks, irqfds.
-    ///
-    /// Not to be used for memory slots; for `get_dirty_log`, which would take bits that
-    /// no client then gets; or for `create_vcpu`, as such a vCPU would run on while
-    /// slots change.
-    pub fn fd(&self) -> &VmFd {
-        &self.fd
+    /// The ioctls of the machine for what this crate does not do: interrupt controllers,
+    /// clocks, irqfds.
+    pub fn fd(&self) -> VmIoctls<'_> {
+        VmIoctls::new(&self.fd)
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -313,6 +316,13 @@ impl KvmVm {
     /// The memory slots, in the order of their addresses.
     pub fn slots(&self) -> Vec<SlotInfo> {
         self.lock().list()
+    }
+}
+
+impl Drop for KvmVm {
+    fn drop(&mut self) {
+        let slots = self.slots.get_mut().unwrap_or_else(PoisonError::into_inner);
+        slots.remove_all(&self.fd);
     }
 }
 

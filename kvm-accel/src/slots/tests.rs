@@ -7,4 +7,5 @@ mod losses;
 mod paper;
 mod race;
 mod random;
+mod removal;
 mod rings;

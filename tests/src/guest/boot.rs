@@ -2,6 +2,7 @@
 
 use kvm_accel::Vcpu;
 use kvm_accel::kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
+use kvm_accel::kvm_ioctls::VcpuFd;
 use ram_block::RamBlock;
 
 use super::CODE;
@@ -36,6 +37,21 @@ pub fn boot(vcpu: &Vcpu, ram: &RamBlock, code: &[u8], arguments: &[u64]) {
 ///
 /// As [`boot`].
 pub fn boot_at(vcpu: &Vcpu, ram: &RamBlock, address: u64, code: &[u8], arguments: &[u64]) {
+    boot_descriptor(vcpu.fd(), ram, address, code, arguments);
+}
+
+/// As [`boot_at`], for a vCPU that is not of this project's making.
+///
+/// # Panics
+///
+/// As [`boot`].
+pub fn boot_descriptor(
+    vcpu: &VcpuFd,
+    ram: &RamBlock,
+    address: u64,
+    code: &[u8],
+    arguments: &[u64],
+) {
     let table = PRESENT | WRITABLE | USER | ACCESSED;
     let entry = |address: u64, value: u64| ram.write(address, &value.to_le_bytes()).unwrap();
     entry(PAGE_MAP, DIRECTORY_POINTERS | table);
@@ -49,7 +65,7 @@ pub fn boot_at(vcpu: &Vcpu, ram: &RamBlock, address: u64, code: &[u8], arguments
     }
     ram.write(address, code).unwrap();
 
-    let mut sregs = vcpu.fd().get_sregs().unwrap();
+    let mut sregs = vcpu.get_sregs().unwrap();
     let code_segment = kvm_segment {
         base: 0,
         limit: 0xffff_ffff,
@@ -72,7 +88,7 @@ pub fn boot_at(vcpu: &Vcpu, ram: &RamBlock, address: u64, code: &[u8], arguments
     sregs.cr4 = 1 << 5; // physical address extension
     sregs.cr0 = 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31; // PE, ET, NE, WP, PG
     sregs.efer = 1 << 8 | 1 << 10; // long mode enabled and active
-    vcpu.fd().set_sregs(&sregs).unwrap();
+    vcpu.set_sregs(&sregs).unwrap();
 
     let mut arguments = arguments.iter().copied().chain(std::iter::repeat(0));
     let mut next = || arguments.next().unwrap_or(0);
@@ -88,5 +104,5 @@ pub fn boot_at(vcpu: &Vcpu, ram: &RamBlock, address: u64, code: &[u8], arguments
         r9: next(),
         ..Default::default()
     };
-    vcpu.fd().set_regs(&regs).unwrap();
+    vcpu.set_regs(&regs).unwrap();
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use integration_tests::guest::{DATA, boot};
 use kvm_accel::kvm_bindings::kvm_sregs;
-use kvm_accel::kvm_ioctls::Kvm;
+use kvm_accel::kvm_ioctls::{Kvm, VmFd};
 use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuEvent, VcpuKicker, VcpuThread};
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
@@ -42,6 +42,12 @@ impl Machine {
 
     /// A machine with the tracking of the test that runs.
     pub fn with_config(ram_size: u64, config: KvmConfig) -> Self {
+        let fd = Kvm::new().unwrap().create_vm().unwrap();
+        Self::over(fd, ram_size, config)
+    }
+
+    /// As [`with_config`](Self::with_config), over a machine of KVM that is there already.
+    pub fn over(fd: VmFd, ram_size: u64, config: KvmConfig) -> Self {
         let config = KvmConfig { tracking: TRACKING.get(), ..config };
         let memory = MemoryMap::new();
         let block = RamBlock::anonymous("ram", ram_size).unwrap();
@@ -56,7 +62,6 @@ impl Machine {
             .unwrap();
         let space = memory.address_space("memory", system).unwrap();
         let port_space = memory.address_space("io", ports).unwrap();
-        let fd = Kvm::new().unwrap().create_vm().unwrap();
         let vm = KvmVm::with_config(fd, config).unwrap();
         memory.add_listener(&space, vm.clone()).unwrap();
         Self { memory, system, ports, ram, block, space, port_space, vm, vcpus: 0.into() }

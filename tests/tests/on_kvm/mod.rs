@@ -4,6 +4,7 @@ mod display;
 mod flash;
 mod forecast;
 mod io_events;
+mod lifetimes;
 mod limits;
 mod machine;
 mod mini_pc;
@@ -33,6 +34,7 @@ pub fn tests() -> Vec<Named> {
         dirty_log::TESTS,
         tracking::TESTS,
         slots::TESTS,
+        lifetimes::TESTS,
         vcpus::TESTS,
         panics::TESTS,
         states::TESTS,
@@ -52,6 +54,7 @@ pub fn tests() -> Vec<Named> {
                 tracking::RINGS,
                 overruns::TESTS,
                 limits::ONCE,
+                lifetimes::ONCE,
                 converge::TESTS,
                 forecast::TESTS,
                 io_events::TESTS,

@@ -85,7 +85,7 @@ fn a_state_has_the_tasks_priority() {
     let code = programs::increment_pages();
     let page = machine.block.page_size().bytes();
     let mut vcpu = machine.privileged(&code, &[DATA + page, DATA + 2 * page, page, DATA]);
-    vcpu.fd_mut().get_kvm_run().cr8 = 5;
+    vcpu.run_page().set_cr8(5);
     let guest = vcpu.spawn("vcpu").unwrap();
     wait_until("a pass", || machine.counter() > 0);
     let (vcpu, _) = guest.stop().unwrap();

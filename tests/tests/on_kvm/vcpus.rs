@@ -306,7 +306,7 @@ fn a_window_for_interrupts_is_told_of() {
         a.jmp(again)
     });
     let mut vcpu = machine.privileged(&code, &[DATA]);
-    vcpu.fd_mut().get_kvm_run().request_interrupt_window = 1;
+    vcpu.run_page().request_interrupt_window(true);
     let told = || VcpuEvent::Unhandled("the window".to_owned());
     // Kicked, if it is not told in time.
     let (in_time, wait) = mpsc::channel::<()>();
@@ -321,7 +321,7 @@ fn a_window_for_interrupts_is_told_of() {
     drop(in_time);
     // There is nothing to complete.
     vcpu.save().unwrap();
-    vcpu.fd_mut().get_kvm_run().request_interrupt_window = 0;
+    vcpu.run_page().request_interrupt_window(false);
     let before = machine.counter();
     let guest = vcpu.spawn("vcpu").unwrap();
     wait_until("the guest to go on", || machine.counter() > before);

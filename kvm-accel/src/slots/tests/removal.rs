@@ -1,0 +1,134 @@
+//! All slots go: nothing that was logged is lost, and no block that KVM still has is freed.
+
+use std::sync::{Arc, Weak};
+
+use memory_region::MemoryMap;
+use ram_block::{DirtyClient, PageSize, RamBlock};
+
+use super::follower::{Follower, PaperSlots, Policy};
+use super::paper::Paper;
+use crate::ioctl::{SlotCalls, SlotRegion};
+use crate::slots::{Mode, Slots};
+
+const MODES: [Mode; 3] =
+    [Mode::Bitmap, Mode::ManualProtect { chunk: 64 }, Mode::Rings { with_bitmap: false }];
+
+const PAGES: u64 = 10;
+
+/// The slots of a block of `PAGES` pages that is logged, in slots of three pages.
+fn slots(mode: Mode) -> (Paper, PaperSlots, Arc<RamBlock>) {
+    let page = PageSize::host().bytes();
+    let block = RamBlock::anonymous("ram", PAGES * page).unwrap();
+    let map = MemoryMap::new();
+    let system = map
+        .update(|map| {
+            let system = map.container("system", 1 << 40)?;
+            let ram = map.ram("ram", block.clone())?;
+            map.place(system, 0, ram)?;
+            map.set_log(ram, DirtyClient::VGA, true)?;
+            Ok(system)
+        })
+        .unwrap();
+    let kvm = Paper::new(mode, 1);
+    let mut slots = Slots::new(100, 3 * page, mode);
+    for entries in kvm.mapped() {
+        slots.rings.add(entries);
+    }
+    let follower =
+        Arc::new(Follower { kvm: kvm.into(), slots: slots.into(), policy: Policy::Held });
+    let space = map.address_space("memory", system).unwrap();
+    map.add_listener(&space, follower.clone()).unwrap();
+    // The table as it is when the machine goes before the map.
+    let mut kvm = follower.kvm.lock().unwrap();
+    let kvm = std::mem::replace(&mut *kvm, Paper::new(mode, 0));
+    let mut slots = follower.slots.lock().unwrap();
+    let slots = std::mem::replace(&mut *slots, Slots::new(0, page, mode));
+    block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..PAGES).unwrap().commit();
+    (kvm, slots, block)
+}
+
+/// How many pages the client has.
+fn dirty(block: &RamBlock) -> u64 {
+    block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..PAGES).unwrap().commit().count()
+}
+
+#[test]
+fn what_was_logged_is_merged_and_the_block_is_freed() {
+    for mode in MODES {
+        let (kvm, mut slots, block) = slots(mode);
+        slots.harvest(&kvm, 0).unwrap();
+        dirty(&block);
+        kvm.store(5 * PageSize::host().bytes(), Some(0)).unwrap();
+        slots.remove_all(&kvm);
+        assert!(kvm.slots.borrow().is_empty(), "{mode:?}");
+        assert!(slots.list().is_empty());
+        assert!(dirty(&block) >= 1, "{mode:?}");
+        let block = gone_with(slots, block);
+        assert!(block.upgrade().is_none(), "{mode:?}: the block is kept");
+    }
+}
+
+/// Drops all that the test has of the block.
+fn gone_with(slots: PaperSlots, block: Arc<RamBlock>) -> Weak<RamBlock> {
+    drop(slots);
+    Arc::downgrade(&block)
+}
+
+#[test]
+fn if_the_log_cannot_be_fetched_all_counts_as_written() {
+    for mode in MODES {
+        let (kvm, mut slots, block) = slots(mode);
+        kvm.store(5 * PageSize::host().bytes(), Some(0)).unwrap();
+        kvm.calls_to_failure.set(Some(0));
+        slots.remove_all(&kvm);
+        assert!(kvm.slots.borrow().is_empty(), "{mode:?}");
+        assert_eq!(dirty(&block), PAGES, "{mode:?}");
+    }
+}
+
+/// A KVM that deletes no slots.
+struct Stubborn(Paper);
+
+impl SlotCalls for Stubborn {
+    fn get_dirty_log(&self, slot: u32, pages: u64, bitmap: &mut [u64]) -> std::io::Result<()> {
+        self.0.get_dirty_log(slot, pages, bitmap)
+    }
+
+    fn clear_dirty_log(
+        &self,
+        slot: u32,
+        first: u64,
+        count: u32,
+        bitmap: &[u64],
+    ) -> std::io::Result<()> {
+        self.0.clear_dirty_log(slot, first, count, bitmap)
+    }
+
+    fn exclude<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.0.exclude(work)
+    }
+
+    fn reset_rings(&self) -> std::io::Result<u64> {
+        self.0.reset_rings()
+    }
+
+    fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> std::io::Result<()> {
+        match region.size {
+            0 => Err(std::io::ErrorKind::OutOfMemory.into()),
+            _ => self.0.set_slot(region, block),
+        }
+    }
+}
+
+#[test]
+fn a_block_that_kvm_keeps_is_never_freed() {
+    for mode in MODES {
+        let (kvm, mut slots, block) = slots(mode);
+        let kvm = Stubborn(kvm);
+        slots.remove_all(&kvm);
+        assert!(!kvm.0.slots.borrow().is_empty());
+        assert!(slots.list().is_empty());
+        let block = gone_with(slots, block);
+        assert!(block.upgrade().is_some(), "{mode:?}: KVM writes to freed memory");
+    }
+}
