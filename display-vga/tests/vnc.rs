@@ -1,6 +1,8 @@
 //! The VNC server as a viewer sees it, with a viewer of our own that keeps to the letter.
 
 mod common;
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
 #[path = "common/rfb.rs"]
 mod rfb;
 #[path = "common/rfb_decoder.rs"]
@@ -90,7 +92,7 @@ impl Stage {
     }
 
     fn wait_viewers(&self, count: usize) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         while self.server.viewers() != count {
             assert!(Instant::now() < deadline, "{} viewers", self.server.viewers());
             std::thread::sleep(Duration::from_millis(1));
@@ -413,7 +415,7 @@ fn a_scroll_is_a_copy() {
 
 #[test]
 fn who_does_not_read_stops_nobody() {
-    let mut stage = Stage::with(|server| server.patience(Duration::from_secs(2)));
+    let mut stage = Stage::with(|server| server.patience(deadline::seconds(4)));
     stage.board.vga.set_mode(1000, 1000, 32).unwrap();
     stage.publish();
     let mut stalled = stage.viewer();
@@ -432,7 +434,7 @@ fn who_does_not_read_stops_nobody() {
         viewer.follow(stage.screen.surface());
     }
     // Far below the patience with the stalled one: it was not waited for.
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert!(slowest < deadline::seconds(2), "{slowest:?}");
     stage.wait_viewers(1);
     assert!(stalled.is_closed());
 }
@@ -452,7 +454,7 @@ fn who_breaks_the_protocol_is_alone_with_it() {
     unknown(&[&[0; 4][..], &Format { shift: [0; 3], ..Format::BGRX }.bytes()].concat());
     for greeting in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"RFB 003.008\n\x13", &[0; 12]] {
         let mut breaker = TcpStream::connect(stage.address()).unwrap();
-        breaker.set_read_timeout(Some(PATIENCE)).unwrap();
+        breaker.set_read_timeout(Some(patience())).unwrap();
         breaker.write_all(greeting).unwrap();
         let mut rest = Vec::new();
         let end = breaker.read_to_end(&mut rest).map_err(|error| error.kind());
@@ -497,11 +499,11 @@ fn there_is_room_for_so_many() {
     let mut greeting = [0; 12];
     silent.read_exact(&mut greeting).unwrap();
     let second = stage.viewer();
-    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    silent.set_read_timeout(Some(patience())).unwrap();
     assert!(matches!(silent.read(&mut greeting), Ok(0)), "it was let go");
     stage.wait_viewers(2);
     let mut third = TcpStream::connect(address).unwrap();
-    third.set_read_timeout(Some(PATIENCE)).unwrap();
+    third.set_read_timeout(Some(patience())).unwrap();
     assert!(matches!(third.read(&mut greeting), Ok(0)), "nobody is let in");
     drop(first);
     stage.wait_viewers(1);
@@ -514,7 +516,7 @@ fn there_is_room_for_so_many() {
 fn a_handshake_has_to_be_over_in_time() {
     let stage = Stage::with(|server| server.handshake_timeout(Duration::from_millis(300)));
     let mut slow = TcpStream::connect(stage.address()).unwrap();
-    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    slow.set_read_timeout(Some(patience())).unwrap();
     let begin = Instant::now();
     let mut rest = [0; 100];
     // It never stops to say something.
@@ -523,7 +525,7 @@ fn a_handshake_has_to_be_over_in_time() {
             break;
         }
         std::thread::sleep(Duration::from_millis(40));
-        assert!(begin.elapsed() < PATIENCE);
+        assert!(begin.elapsed() < patience());
     }
     while slow.read(&mut rest).is_ok_and(|read| read > 0) {}
     assert_eq!(stage.server.viewers(), 0);
@@ -560,7 +562,7 @@ fn each_version_and_a_password_get_in() {
 #[test]
 fn input_arrives_and_what_was_held_is_released() {
     let stage = Stage::new();
-    let next = || stage.events.recv_timeout(PATIENCE).unwrap();
+    let next = || stage.events.recv_timeout(patience()).unwrap();
     let mut viewer = stage.viewer();
     assert_eq!(next(), VncEvent::Viewers(1));
     viewer.send(&[4, 1, 0, 0, 0, 0, 0xff, 0xe1]);
@@ -604,7 +606,7 @@ fn a_server_on_a_path_ends_its_connections() {
     let server = VncServer::on(listener).start().unwrap();
     assert_eq!(server.local_addr(), None);
     let mut viewer = UnixStream::connect(&path).unwrap();
-    viewer.set_read_timeout(Some(PATIENCE)).unwrap();
+    viewer.set_read_timeout(Some(patience())).unwrap();
     viewer.write_all(b"RFB 003.008\n\x01\x01").unwrap();
     let mut said = [0; 12 + 2 + 4 + 24];
     viewer.read_exact(&mut said).unwrap();
@@ -652,7 +654,7 @@ fn a_viewer_that_asks_for_all_each_time_gets_pixels() {
 /// down as one symbol and up as the other.
 fn told_at_the_end(key: impl Fn(bool, u8) -> Vec<u8>, control: &[u8]) -> Vec<VncEvent> {
     let stage = Stage::new();
-    let next = || stage.events.recv_timeout(PATIENCE).unwrap();
+    let next = || stage.events.recv_timeout(patience()).unwrap();
     let mut viewer = stage.viewer();
     assert_eq!(next(), VncEvent::Viewers(1));
     for n in 0..100 {

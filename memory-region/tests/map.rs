@@ -1,5 +1,8 @@
 //! Accesses, transactions, listeners and the dirty log, through the public API.
 
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
+
 use std::sync::{Arc, Mutex};
 
 use memory_region::{
@@ -574,7 +577,7 @@ fn readers_go_on_while_a_commit_waits_for_them() {
             let count = || self.0.load(std::sync::atomic::Ordering::Acquire);
             let (begin, before) = (std::time::Instant::now(), count());
             while count() < before + 1000 {
-                if begin.elapsed().as_secs() > 30 {
+                if begin.elapsed() > deadline::seconds(30) {
                     return Err("readers wait for the commit".into());
                 }
                 std::thread::yield_now();

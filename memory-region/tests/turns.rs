@@ -1,9 +1,11 @@
 //! Who may call what from where: nothing waits for itself.
 
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
+
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::time::Duration;
 
 use memory_region::{
     AccessSizes, AddressSpace, ListenerError, MapEdit, MapError, MemoryListener, MemoryMap,
@@ -18,7 +20,7 @@ const SIZE: u64 = 1 << 20;
 fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, wait) = mpsc::channel();
     let thread = std::thread::spawn(move || done.send(body()));
-    match wait.recv_timeout(Duration::from_secs(60)) {
+    match wait.recv_timeout(deadline::seconds(60)) {
         Ok(value) => value,
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("it waits for itself"),
         Err(mpsc::RecvTimeoutError::Disconnected) => {
@@ -280,7 +282,7 @@ fn looks_do_not_wait_for_a_commit() {
 
         fn commit(&self, _: &ViewChange) -> Result<(), ListenerError> {
             self.1.send(())?;
-            Ok(self.0.lock().unwrap().recv_timeout(Duration::from_secs(60))?)
+            Ok(self.0.lock().unwrap().recv_timeout(deadline::seconds(60))?)
         }
 
         fn sync(&self, _: &Section) -> Result<(), ListenerError> {
@@ -297,7 +299,7 @@ fn looks_do_not_wait_for_a_commit() {
             map.update(|map| map.set_enabled(ram, false))
         });
         for enabled in [true, true] {
-            commits.recv_timeout(Duration::from_secs(60)).unwrap();
+            commits.recv_timeout(deadline::seconds(60)).unwrap();
             space.write(5, &[1]).unwrap();
             let harvest = map.snapshot_and_clear(ram, VGA, 0..SIZE).unwrap();
             assert_eq!(harvest.commit().count(), 1);

@@ -60,6 +60,9 @@ mod receive;
 mod send;
 mod socket;
 mod stats;
+#[cfg(test)]
+#[path = "../../tests/src/deadline.rs"]
+mod test_deadline;
 mod throttle;
 mod trend;
 mod working_set;

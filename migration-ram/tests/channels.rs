@@ -1,5 +1,8 @@
 //! Several connections, devices, answers, and migrations that are ended.
 
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,7 +67,7 @@ fn still() -> Result<(), DeviceError> {
 fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = mpsc::channel();
     let thread = std::thread::spawn(move || done.send(body()).unwrap());
-    match result.recv_timeout(Duration::from_secs(60)) {
+    match result.recv_timeout(deadline::seconds(60)) {
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
         Err(_) => std::panic::resume_unwind(thread.join().unwrap_err()),
         Ok(value) => value,

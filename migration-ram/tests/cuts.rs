@@ -1,6 +1,9 @@
 //! Connections that are cut, and sides that are killed, at any byte: the survivor's state is
 //! right, and a second try succeeds.
 
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
+
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -262,7 +265,7 @@ fn in_time(body: impl FnOnce() + Send + 'static) {
         body();
         let _ = done.send(());
     });
-    match is_done.recv_timeout(Duration::from_secs(120)) {
+    match is_done.recv_timeout(deadline::seconds(120)) {
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
         _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
     }

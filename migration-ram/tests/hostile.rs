@@ -3,7 +3,6 @@
 
 use std::sync::mpsc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use peak_alloc::PeakAlloc;
 use proptest::prelude::*;
@@ -11,6 +10,8 @@ use proptest::test_runner::TestRunner;
 
 #[path = "hostile/body.rs"]
 mod body;
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
 #[path = "hostile/grammar.rs"]
 mod grammar;
 
@@ -42,7 +43,7 @@ fn survives(_: &MutexGuard<'static, ()>, choice: u8, inputs: Vec<Vec<u8>>) {
         body::receive_any(choice, &slices);
         done.send(()).unwrap();
     });
-    if let Err(mpsc::RecvTimeoutError::Timeout) = is_done.recv_timeout(Duration::from_secs(60)) {
+    if let Err(mpsc::RecvTimeoutError::Timeout) = is_done.recv_timeout(deadline::seconds(60)) {
         panic!("it hangs");
     }
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -1,5 +1,8 @@
 //! Guests that write more than the link carries, and what is done about it.
 
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -28,7 +31,7 @@ fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
         let _ = done.send(());
         result
     });
-    match is_done.recv_timeout(Duration::from_secs(60)) {
+    match is_done.recv_timeout(deadline::seconds(60)) {
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
         _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
     }
@@ -338,6 +341,8 @@ fn a_link_that_becomes_slow_is_not_trusted() {
         let Migrated { stats, .. } =
             Precopy::new(memory).run(&mut link, || Ok(()), |_| ()).unwrap();
         assert!(stats.converged);
-        assert!(stats.downtime < Duration::from_millis(800), "{:?}", stats.downtime);
+        // By what was left to send, as a busy host may take longer for it: 800 ms' worth.
+        let left = stats.rounds.last().unwrap().bytes;
+        assert!(left < 4_800_000, "{left} bytes at the end");
     });
 }

@@ -57,3 +57,17 @@ fn trials(arguments: &Arguments, need: &Need, tests: Vec<Named>) -> Vec<Trial> {
     });
     trials.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::deadline::factor;
+
+    #[test]
+    fn a_scale_of_deadlines_is_a_factor() {
+        assert_eq!(factor(None), Ok(1.0));
+        assert_eq!(factor(Some("2.5")), Ok(2.5));
+        for text in ["", "0", "-1", "x", "inf", "NaN", "1e9"] {
+            factor(Some(text)).unwrap_err();
+        }
+    }
+}

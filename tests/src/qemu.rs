@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::deadline::seconds;
 use crate::harness::Need;
 
 const PROGRAM: &str = "qemu-system-x86_64";
-const PATIENCE: Duration = Duration::from_secs(60);
+fn patience() -> Duration {
+    seconds(60)
+}
 
 /// What tests against QEMU need (Debian: `qemu-system-x86`).
 pub fn need() -> Need {
@@ -183,7 +186,7 @@ impl Qemu {
         }
         let process = Process { child: command.spawn()?, folder };
         let stream = connect(&socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience()))?;
         let mut qemu = Self { process, monitor: BufReader::new(stream) };
         qemu.line()?; // its greeting
         qemu.execute("qmp_capabilities", json!({}))?;
@@ -265,7 +268,7 @@ impl Qemu {
     ///
     /// If it fails, or takes longer than a minute.
     pub fn wait_migrated(&mut self) -> io::Result<Value> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             let state = self.execute("query-migrate", json!({}))?;
             match state["status"].as_str() {
@@ -295,7 +298,7 @@ impl Qemu {
 ///
 /// If it is not there within a minute.
 pub fn connect(socket: &Path) -> io::Result<UnixStream> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         match UnixStream::connect(socket) {
             Err(error) if Instant::now() > deadline => return Err(error),

@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::deadline::seconds;
 use crate::demo::AnyError;
 use crate::harness::Need;
 
 /// How long a viewer may take for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub fn patience() -> Duration {
+    seconds(60)
+}
 const TIGERVNC: &str = "xtigervncviewer";
 const SIDE: (u32, u32) = (1280, 1024);
 
@@ -152,7 +155,7 @@ impl TigerVnc {
             .stderr(Stdio::null())
             .spawn()?;
         let screen = Running(screen);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         let display = loop {
             match std::fs::read_to_string(&number) {
                 Ok(text) if text.ends_with('\n') => break text.trim().to_owned(),
@@ -210,7 +213,7 @@ impl TigerVnc {
         near: impl Fn([u8; 3], [u8; 3]) -> bool,
     ) -> Result<(), AnyError> {
         let width = width as usize;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             if let Some((across, pixels)) = self.screenshot() {
                 let line = |x: usize, y: usize| pixels.get(y * across + x..)?.get(..width);

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use integration_tests::deadline::seconds;
 use integration_tests::riscv::assemble::{ECALL, add, addi, beq, bne, jal, jalr, lui, lw, sw};
 use integration_tests::riscv::{Cpu, Invalidation, Stop};
 use proptest::prelude::*;
@@ -151,7 +152,7 @@ fn stale_answers(invalidation: Invalidation, questions: u32) -> u32 {
             scope.spawn(move || Cpu::caching(ram, invalidation).unwrap().run(u64::MAX))
         };
         let device = ram.as_slice();
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + seconds(60);
         let at = |address: u64| usize::try_from(address).unwrap();
         for question in 1..=questions {
             let value = i32::try_from(question % 2000).unwrap();

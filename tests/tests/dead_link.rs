@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use display_vga::{Screen, VncServer};
+use integration_tests::deadline::scaled;
 use integration_tests::harness::{self, Named, Need, Test};
 use integration_tests::link::{Listener, Socket};
 use memory_region::MemoryMap;
@@ -129,7 +130,7 @@ impl Stage {
     fn wait_for_place(&self) {
         let begin = Instant::now();
         while self.server.viewers() > 0 {
-            assert!(begin.elapsed() < 10 * LIMIT, "the viewer is gone and keeps its place");
+            assert!(begin.elapsed() < scaled(10 * LIMIT), "the viewer is gone and keeps its place");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

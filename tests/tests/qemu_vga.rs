@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use integration_tests::deadline::seconds;
 use integration_tests::qtest::{Picture, Qtest};
 use integration_tests::{harness, qemu};
 
@@ -335,7 +336,7 @@ fn what_a_bios_leaves_looks_as_on_qemu() {
     let theirs = Qtest::start("bios", &["-machine", "pc", "-vga", "std", "-m", "64"]).unwrap();
     let ours = Board::new(16 << 20);
     theirs.run_state("cont").unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + seconds(60);
     let printed = || {
         let cells = theirs.read_memory(0xb8000, 4000).unwrap();
         String::from_utf8_lossy(&cells.iter().copied().step_by(2).collect::<Vec<_>>()).into_owned()

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 #[cfg(target_arch = "x86_64")]
 use std::time::{Duration, Instant};
 
+use integration_tests::deadline::seconds;
 use integration_tests::{harness, kvm, qemu};
 
 #[cfg(target_arch = "x86_64")]
@@ -114,7 +115,7 @@ fn guests_draw_on_qemu() {
         let arguments = ["-machine", "pc", "-vga", "std", "-m", "64", "-kernel", "{dir}/kernel"];
         let machine = Qtest::start_with("guest", &arguments, &[("kernel", &kernel)]).unwrap();
         machine.run_state("cont").unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + seconds(60);
         while machine.read_memory(MARK, 4).unwrap() != DONE.to_le_bytes() {
             assert!(Instant::now() < deadline, "{name}: the guest does not come to the end");
             std::thread::sleep(Duration::from_millis(5));

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use integration_tests::deadline::seconds;
 use integration_tests::queue::Driver;
 use memory_region::{DirtySourceListener, MapError, MemoryMap, VhostLog};
 use ram_block::{DirtyClient, RamBlock};
@@ -197,7 +198,7 @@ fn writes_of_a_back_end_reach_every_client() {
             taken(client);
         }
         kick.write(1).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + seconds(30);
         while usize::from(driver.used_count()) <= round {
             assert!(Instant::now() < deadline, "the back end does not answer");
             std::thread::sleep(Duration::from_millis(1));

@@ -7,9 +7,10 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use display_vga::{InputEvent, Screen, VncEvent, VncServer, write_png};
+use integration_tests::deadline::seconds;
 use integration_tests::harness::{self, named};
 use integration_tests::scene::Scene;
-use integration_tests::viewers::{self, Folder, PATIENCE, TigerVnc, read_png};
+use integration_tests::viewers::{self, Folder, TigerVnc, patience, read_png};
 
 #[path = "../../display-vga/tests/common/mod.rs"]
 mod common;
@@ -132,7 +133,7 @@ impl Stage {
     fn events_until(&self, keysym: u32) -> Vec<VncEvent> {
         let mut events = Vec::new();
         loop {
-            let event = self.events.recv_timeout(PATIENCE).unwrap();
+            let event = self.events.recv_timeout(patience()).unwrap();
             let found = matches!(event, VncEvent::Input(InputEvent::Key { keysym: key, .. }) if key == keysym);
             events.push(event);
             if found {
@@ -305,7 +306,7 @@ fn many_look_and_some_misbehave() {
         stage.server.update(stage.screen.surface(), &[stage.screen.surface().area()]);
         slowest = slowest.max(begin.elapsed());
     }
-    assert!(slowest < Duration::from_secs(1), "an update took {slowest:?}");
+    assert!(slowest < seconds(5), "an update took {slowest:?}");
     let (width, picture) = stage.picture();
     for viewer in &viewers {
         viewer.wait_shows(width, &picture, |a, b| a == b).unwrap();
@@ -313,7 +314,7 @@ fn many_look_and_some_misbehave() {
     if viewers::need_gvnccapture().missing.is_none() {
         gvnccapture(&stage, "many");
     }
-    breaker.set_read_timeout(Some(PATIENCE)).unwrap();
+    breaker.set_read_timeout(Some(patience())).unwrap();
     let mut rest = Vec::new();
     let ended = breaker.read_to_end(&mut rest).map_err(|error| error.kind());
     assert!(matches!(ended, Ok(_) | Err(std::io::ErrorKind::ConnectionReset)), "{ended:?}");

@@ -9,10 +9,13 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use display_vga::{InputEvent, Screen, Surface, Vga, WindowView};
+use integration_tests::deadline::seconds;
 use integration_tests::harness::{self, Need};
 use memory_region::MemoryMap;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+fn patience() -> Duration {
+    seconds(30)
+}
 const TITLE: &str = "what a window shows";
 /// Set for the process that runs the tests, which has the server's display.
 const INSIDE: &str = "WINDOW_TEST_INSIDE";
@@ -112,7 +115,7 @@ fn wait(
     what: &str,
     mut done: impl FnMut(&Screen, Vec<InputEvent>) -> bool,
 ) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         screen.refresh().unwrap();
         let events = window.show(screen.surface(), &screen.last().damage).unwrap();

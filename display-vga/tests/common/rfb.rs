@@ -23,7 +23,9 @@ pub const EXTENDED_DESKTOP_SIZE: i32 = -308;
 pub const ENCODINGS: [i32; 5] = [RAW, HEXTILE, ZLIB, TIGHT, ZRLE];
 
 /// Longer than any answer takes.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub fn patience() -> Duration {
+    crate::deadline::seconds(30)
+}
 
 pub struct Viewer {
     pub stream: TcpStream,
@@ -58,7 +60,7 @@ impl Viewer {
         password: Option<&str>,
     ) -> Result<Self, String> {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(patience())).unwrap();
         let mut viewer = Self {
             stream,
             decoder: Decoder::default(),

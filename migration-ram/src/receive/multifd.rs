@@ -215,7 +215,7 @@ impl<'a> Shared<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 
@@ -225,7 +225,7 @@ mod tests {
         before(&shared);
         std::thread::scope(|scope| {
             let stream = scope.spawn(|| shared.sync_all(7, last).unwrap_err());
-            let deadline = Instant::now() + Duration::from_secs(30);
+            let deadline = Instant::now() + crate::test_deadline::seconds(30);
             while shared.lock().waiting == 0 {
                 assert!(Instant::now() < deadline, "the stream does not come to its sync");
                 std::thread::yield_now();

@@ -12,6 +12,9 @@ const DIRECTORY_POINTERS: u64 = 0x2000;
 /// Four pages, of 512 entries of 2 MiB each: the first 4 GiB.
 const DIRECTORIES: u64 = 0x3000;
 const STACK_TOP: u64 = 0xf000;
+/// Pages of the guest's page tables. With nested paging the processor may mark them as written
+/// whenever it walks them.
+pub const TABLE_PAGES: u64 = 6;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;

@@ -17,7 +17,7 @@ pub mod scene;
 pub mod script;
 
 #[cfg(target_arch = "x86_64")]
-pub use boot::{boot, boot_at, boot_descriptor};
+pub use boot::{TABLE_PAGES, boot, boot_at, boot_descriptor};
 
 /// Guest-physical address of the programs' code.
 pub const CODE: u64 = 0x1_0000;

@@ -8,6 +8,7 @@
 mod proxy;
 mod side;
 
+use integration_tests::deadline::seconds;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -19,7 +20,9 @@ use proxy::{Proxy, SocketPath};
 use side::{Numbers, SIDE};
 
 /// The longest that nothing is heard of a side: a hang is a fault.
-const PATIENCE: Duration = Duration::from_secs(20);
+fn patience() -> Duration {
+    seconds(20)
+}
 
 /// What is lost.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,7 +83,7 @@ impl Side {
     /// The rest of the next line that begins with `word`; `None` if it ends before.
     fn hear(&mut self, word: &str) -> Option<String> {
         loop {
-            match self.said.recv_timeout(PATIENCE) {
+            match self.said.recv_timeout(patience()) {
                 Ok(line) => self.lines.push(line),
                 Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => panic!("it hangs after {:?}", self.lines),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use integration_tests::link::Address;
 
-use crate::PATIENCE;
+use crate::patience;
 
 /// How long the last bytes before the end are given to pass.
 const LAST: Duration = Duration::from_millis(100);
@@ -68,7 +68,7 @@ impl Proxy {
         let (left, end) = end.map_or((u64::MAX, None), |(bytes, end)| (bytes, Some(end)));
         let state = Mutex::new(State { passed: 0, left, end });
         let ends: Vec<_> = near.iter().chain(&self.far).collect();
-        ends.iter().for_each(|end| end.set_read_timeout(Some(PATIENCE)).unwrap());
+        ends.iter().for_each(|end| end.set_read_timeout(Some(patience())).unwrap());
         let (state, ends) = (&state, ends.as_slice());
         std::thread::scope(|scope| {
             for (near, far) in near.iter().zip(&self.far) {

@@ -8,7 +8,7 @@ use kvm_accel::DirtyTracking;
 use migration_ram::{DirtyLimit, Migrated, Precopy, SendError, receive};
 use ram_block::RamBlock;
 
-use super::machine::{Machine, tracked_by, wait_until};
+use super::machine::{Machine, seconds, tracked_by, wait_until};
 
 /// Of rings, and of what has none.
 pub const TESTS: &[Test] = &[
@@ -45,7 +45,7 @@ fn a_guest_that_is_limited_converges() {
             let guest = machine.start(&programs::increment_pages(), &arguments);
             let passes = || machine.words::<1>(DATA)[0];
             wait_until("the first pass", || passes() > 0);
-            let pause = || Ok(machine.vm.pause(Duration::from_secs(5))?);
+            let pause = || Ok(machine.vm.pause(seconds(5))?);
 
             let free = precopy(&machine).max_rounds(2);
             let refused = free.run(&mut Vec::new(), pause, |_| ()).unwrap_err();

@@ -1,7 +1,6 @@
 //! From a guest's store to its clients' bitmaps.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
@@ -9,7 +8,7 @@ use kvm_accel::{DirtyTracking, KvmVm, PauseGuard, VcpuThread};
 use memory_region::{ListenerError, MemoryListener, MemoryMap, RegionId, Section, ViewChange};
 use ram_block::{DirtyClient, RamBlock};
 
-use super::machine::{Machine, wait_until};
+use super::machine::{Machine, seconds, wait_until};
 
 pub const TESTS: &[Test] = &[
     ("a_guests_pages_reach_every_client_that_is_on", a_guests_pages_reach_every_client_that_is_on),
@@ -377,7 +376,7 @@ impl ShownTwice {
 
 impl Shown {
     fn pause(&self) -> PauseGuard {
-        self.vm.pause(Duration::from_secs(10)).unwrap()
+        self.vm.pause(seconds(10)).unwrap()
     }
 
     fn take(&self, client: DirtyClient) -> Vec<u64> {

@@ -9,7 +9,7 @@ use integration_tests::demo::{Board, FRAME_BUFFER};
 use integration_tests::harness::Test;
 use integration_tests::scene::Scene;
 
-use super::machine::Machine;
+use super::machine::{Machine, seconds};
 
 pub const TESTS: &[Test] = &[
     (
@@ -138,7 +138,9 @@ fn the_low_window_is_logged_in_every_mode() {
     }
 }
 
-const PATIENCE: Duration = Duration::from_secs(30);
+fn patience() -> Duration {
+    seconds(30)
+}
 
 fn a_scene_drawn_by_a_guest_is_as_defined() {
     for (width, height) in [(640, 480), (800, 600), (333, 217)] {
@@ -146,11 +148,11 @@ fn a_scene_drawn_by_a_guest_is_as_defined() {
         let board = Board::new().unwrap();
         let guest = board.start_on_kvm(&scene).unwrap();
         let mut screen = Screen::new(board.memory.clone(), board.vga.clone(), board.vram).unwrap();
-        assert!(board.frames.wait_done(0, PATIENCE));
+        assert!(board.frames.wait_done(0, patience()));
         for frame in 0..80 {
             board.frames.allow(frame);
             if frame % 8 == 7 {
-                assert!(board.frames.wait_done(frame, PATIENCE), "frame {frame} was not drawn");
+                assert!(board.frames.wait_done(frame, patience()), "frame {frame} was not drawn");
             }
             screen.refresh().unwrap();
             if frame % 8 == 7 {
@@ -172,7 +174,7 @@ fn a_migrating_guest_keeps_its_picture() {
     let board = Board::new().unwrap();
     let guest = board.start_on_kvm(&scene).unwrap();
     let mut screen = Screen::new(board.memory.clone(), board.vga.clone(), board.vram).unwrap();
-    assert!(board.frames.wait_done(0, PATIENCE));
+    assert!(board.frames.wait_done(0, patience()));
     for round in 0..10 {
         let twin = Board::new().unwrap();
         std::thread::scope(|scope| {

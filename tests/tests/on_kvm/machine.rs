@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
+pub use integration_tests::deadline::{seconds, wait_until};
 use integration_tests::guest::{DATA, boot};
 use kvm_accel::kvm_bindings::kvm_sregs;
 use kvm_accel::kvm_ioctls::{Kvm, VmFd};
@@ -176,15 +176,6 @@ impl Obedient {
         let list: Vec<u8> = addresses.iter().flat_map(|address| address.to_le_bytes()).collect();
         machine.block.write(Self::LIST, &list).unwrap();
         assert_eq!(self.vcpu.run().unwrap(), VcpuEvent::Kicked);
-    }
-}
-
-/// Waits until `condition` holds.
-pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not happen within 30 s");
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

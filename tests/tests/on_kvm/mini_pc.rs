@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use display_vga::Screen;
 use iced_x86::code_asm::*;
+use integration_tests::deadline::seconds;
 use integration_tests::firmware::{BOCHS_VGABIOS, MEMTEST, SEABIOS, STDVGA};
 use integration_tests::guest::boot_sector::BootSector;
 use integration_tests::harness::{Named, Test};
@@ -35,7 +36,9 @@ pub fn firmware_tests() -> Vec<Named> {
 }
 
 /// A guest that is emulated takes seconds to start; under load more.
-const PATIENCE: Duration = Duration::from_secs(120);
+fn patience() -> Duration {
+    seconds(120)
+}
 
 fn firmware() -> Config {
     let (bios, vga_bios) = (std::fs::read(SEABIOS).unwrap(), std::fs::read(STDVGA).unwrap());
@@ -70,7 +73,7 @@ impl Watched {
 
     /// Waits until the picture's text is as `condition` wants it, and returns that.
     fn wait(&mut self, what: &str, condition: impl Fn(&[String]) -> bool) -> Vec<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             let rows = self.text();
             if condition(&rows) {
@@ -103,7 +106,7 @@ fn seabios_finds_nothing_to_boot(tracking: DirtyTracking) {
     assert!(rows[0].starts_with("SeaBIOS (version "), "{rows:?}");
     assert_eq!(Some(rows), pc.machine.vga().text().unwrap());
     // A cursor that blinks may do so between the two looks.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     loop {
         pc.screen.refresh().unwrap();
         let picture = pc.machine.vga().picture().unwrap();
@@ -215,7 +218,7 @@ fn a_boot_sector_draws_by_banks() {
             pc.machine.vga().vram().read(offset, &mut bytes).unwrap();
             bytes
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         // Nothing else writes to the last one: text is in the first four.
         while told(BANKS - 1)[0] == 0 {
             assert_eq!(pc.machine.ended(), None, "{path}");
@@ -315,7 +318,7 @@ fn anything_may_be_written_to_ports() {
         noise
     };
     let pick = |random: u64, len: usize| usize::try_from(random >> 8).unwrap() % len;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     let (mut slots, mut changes) = (Vec::new(), 0);
     for _ in 0..20_000 {
         // The registers that change the map are worth more than chance would give them.

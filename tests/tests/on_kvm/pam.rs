@@ -1,7 +1,5 @@
 //! A PC's shadow RAM, under the feet of a guest that runs from it.
 
-use std::time::Duration;
-
 use integration_tests::frame_port::FramePort;
 use integration_tests::guest::{DATA, boot, programs};
 use integration_tests::harness::Test;
@@ -10,7 +8,7 @@ use kvm_accel::kvm_ioctls::Kvm;
 use kvm_accel::{Buses, KvmVm};
 use ram_block::{DirtyClient, RamBlock};
 
-use super::machine::wait_until;
+use super::machine::{seconds, wait_until};
 
 pub const TESTS: &[Test] =
     &[("a_guest_runs_in_shadow_ram_that_toggles", a_guest_runs_in_shadow_ram_that_toggles)];
@@ -50,7 +48,7 @@ fn a_guest_runs_in_shadow_ram_that_toggles() {
     };
     // A still guest's last store, and what it read back before that.
     let still = || {
-        let paused = vm.pause(Duration::from_secs(10)).unwrap();
+        let paused = vm.pause(seconds(10)).unwrap();
         let seen = (word(&pc.ram, CELL), word(&pc.ram, DATA + 8), rounds());
         drop(paused);
         seen

@@ -10,8 +10,8 @@ use integration_tests::harness::Test;
 use kvm_accel::{KvmError, VcpuEvent, VcpuThread};
 use memory_region::MmioDevice;
 
-use super::machine::{Machine, wait_until};
-use super::vcpus::{SECOND, place_ports};
+use super::machine::{Machine, seconds, wait_until};
+use super::vcpus::place_ports;
 
 pub const TESTS: &[Test] = &[
     ("a_device_that_panics_ends_its_processor_only", a_device_that_panics_ends_its_processor_only),
@@ -34,7 +34,7 @@ fn a_device_that_panics_ends_its_processor_only() {
     let guest = machine.start(&programs::count_port_reads(), &[DATA, 0, 0x310]);
     wait_until("the panic", || guest.is_finished());
     // The thread is gone, its handle is not: a pause does not wait for it.
-    drop(machine.vm.pause(10 * SECOND).unwrap());
+    drop(machine.vm.pause(seconds(10)).unwrap());
     let (vcpu, error) = guest.join().unwrap_err().into_parts();
     assert_eq!(error.to_string(), "The thread of vCPU 0 panicked: a fault in the device");
     // The vCPU goes on, if it is let.
@@ -66,7 +66,7 @@ fn what_a_panic_left_waits_for_the_pause() {
     let (vcpu, _) = guest.join().unwrap_err().into_parts();
     let words = || machine.words::<8>(place);
     let before = words();
-    let paused = machine.vm.pause(10 * SECOND).unwrap();
+    let paused = machine.vm.pause(seconds(10)).unwrap();
     // Not even its state may be changed under it.
     assert!(vcpu.save().is_err());
     let guest = vcpu.spawn("vcpu").unwrap();

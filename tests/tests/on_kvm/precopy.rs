@@ -11,7 +11,7 @@ use kvm_accel::PauseGuard;
 use migration_ram::{DeviceError, Migrated, Output, Precopy, Progress, SendError, receive};
 use ram_block::{DirtyClient, RamBlock, SendList, TransferError};
 
-use super::machine::{Machine, Recorder, wait_until};
+use super::machine::{Machine, Recorder, seconds, wait_until};
 
 pub const TESTS: &[Test] = &[
     (
@@ -61,7 +61,7 @@ impl<O: Output> Busy<O> {
         let (vm, stands_still) = (machine.vm.clone(), self.stands_still.clone());
         move || {
             stands_still.store(true, Ordering::Relaxed); // the sending thread calls both
-            Ok(vm.pause(Duration::from_secs(5))?)
+            Ok(vm.pause(seconds(5))?)
         }
     }
 }
@@ -148,7 +148,7 @@ fn a_guest_outlives_a_migration_that_fails() {
     let (mut output, input) = UnixStream::pair().unwrap();
     drop(input);
     let precopy = Precopy::new(machine.memory.clone());
-    let pause = || Ok(machine.vm.pause(Duration::from_secs(5))?);
+    let pause = || Ok(machine.vm.pause(seconds(5))?);
     let error = precopy.run(&mut output, pause, |_| ()).unwrap_err();
     assert!(matches!(error, SendError::Write { .. }), "{error}");
     assert!(machine.vm.slots().iter().all(|slot| !slot.logged));
@@ -244,7 +244,7 @@ fn a_block_that_goes_in_mid_migration_fails_it() {
     let arguments = [DATA + page, DATA + 1000 * page, page, DATA];
     let guest = machine.start(&programs::increment_pages(), &arguments);
     let precopy = Precopy::new(machine.memory.clone()).downtime(Duration::ZERO).max_rounds(5);
-    let pause = || Ok(machine.vm.pause(Duration::from_secs(5))?);
+    let pause = || Ok(machine.vm.pause(seconds(5))?);
     let mut gone = false;
     let result = precopy.run(&mut Vec::new(), pause, |_| {
         if !std::mem::replace(&mut gone, true) {

@@ -11,7 +11,7 @@ use kvm_accel::{DirtyTracking, KvmConfig, KvmError};
 use ram_block::DirtyClient;
 use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
-use super::machine::{Machine, Obedient, tracked_by, wait_until};
+use super::machine::{Machine, Obedient, seconds, tracked_by, wait_until};
 
 /// In every way of tracking.
 pub const TESTS: &[Test] = &[
@@ -120,12 +120,15 @@ fn random_clients() {
     let mut mirrors: Vec<Option<Mirror>> = clients[..count].iter().map(|_| None).collect();
     let deadline = Instant::now() + duration();
     let mut checks = 0;
-    while Instant::now() < deadline {
+    // A slow host comes to no check within that time.
+    while Instant::now() < deadline || checks == 0 {
         // What is lost shows until the guest writes it again: so look often, while it stands.
         if random.below(30) == 0 {
-            let still = machine.vm.pause(Duration::from_secs(5)).unwrap();
-            mirrors.iter_mut().flatten().for_each(|mirror| mirror.check(&machine, seed));
-            checks += 1;
+            let still = machine.vm.pause(seconds(5)).unwrap();
+            for mirror in mirrors.iter_mut().flatten() {
+                mirror.check(&machine, seed);
+                checks += 1;
+            }
             drop(still);
         }
         let n = usize::try_from(random.below(count as u64)).unwrap();
@@ -159,7 +162,6 @@ fn random_clients() {
     for mirror in mirrors.iter_mut().flatten() {
         mirror.check(&machine, seed);
     }
-    assert!(checks > 0);
 }
 
 /// A guest stores only when it is asked to, so that what one step loses no later store mends:

@@ -13,7 +13,7 @@ use memory_region::MmioDevice;
 use ram_block::DirtyClient;
 
 use super::machine::Access::{Read, Write};
-use super::machine::{Machine, Recorder, wait_until};
+use super::machine::{Machine, Recorder, seconds, wait_until};
 
 pub const TESTS: &[Test] = &[
     ("accesses_reach_devices_in_their_sizes", accesses_reach_devices_in_their_sizes),
@@ -29,8 +29,6 @@ pub const TESTS: &[Test] = &[
     ("a_device_may_drop_the_thread_that_calls_it", a_device_may_drop_the_thread_that_calls_it),
     ("string_input_completes_while_slots_change", string_input_completes_while_slots_change),
 ];
-
-pub const SECOND: Duration = Duration::from_secs(1);
 
 fn place_device(machine: &Machine, at: u64, device: Arc<dyn MmioDevice>) {
     machine
@@ -117,7 +115,7 @@ fn a_kick_is_never_lost() {
             std::hint::spin_loop();
         }
         kicker.kick();
-        let deadline = Instant::now() + 10 * SECOND;
+        let deadline = Instant::now() + seconds(10);
         while returned.load(Ordering::Acquire) == kick {
             assert!(Instant::now() < deadline, "kick {kick} was lost");
             std::hint::spin_loop();
@@ -138,8 +136,8 @@ fn a_paused_guest_stands_still() {
     for _ in 0..200 {
         let beat = machine.words::<1>(DATA);
         wait_until("a pass", || machine.words::<1>(DATA) != beat);
-        let first = machine.vm.pause(10 * SECOND).unwrap();
-        let second = machine.vm.pause(10 * SECOND).unwrap();
+        let first = machine.vm.pause(seconds(10)).unwrap();
+        let second = machine.vm.pause(seconds(10)).unwrap();
         let stopped = machine.words::<1>(DATA);
         drop(first);
         for _ in 0..2000 {
@@ -148,7 +146,7 @@ fn a_paused_guest_stands_still() {
         drop(second);
     }
     // A kick ends the run of a paused processor too.
-    let paused = machine.vm.pause(10 * SECOND).unwrap();
+    let paused = machine.vm.pause(seconds(10)).unwrap();
     assert_eq!(guest.stop().unwrap().1, VcpuEvent::Kicked);
     drop(paused);
 }
@@ -173,9 +171,9 @@ fn what_stands_still_is_counted() {
     let (mut least, mut most) = (Duration::ZERO, Duration::ZERO);
     for _ in 0..20 {
         let asked = Instant::now();
-        let first = machine.vm.pause(10 * SECOND).unwrap();
+        let first = machine.vm.pause(seconds(10)).unwrap();
         let still = Instant::now();
-        let second = machine.vm.pause(10 * SECOND).unwrap();
+        let second = machine.vm.pause(seconds(10)).unwrap();
         wait_until("a moment", || still.elapsed() > Duration::from_millis(5));
         drop(first);
         // Those that still stand are in it.
@@ -196,7 +194,7 @@ fn what_stands_still_is_counted() {
         guest.stop().unwrap();
     }
     let idle = machine.vm.dirty_log_stats();
-    drop(machine.vm.pause(10 * SECOND).unwrap());
+    drop(machine.vm.pause(seconds(10)).unwrap());
     let now = machine.vm.dirty_log_stats();
     assert_eq!((now.kicks, now.stood_still), (idle.kicks, idle.stood_still), "nobody runs");
 }
@@ -267,7 +265,7 @@ fn a_pause_that_takes_too_long_is_given_up() {
     device.go.store(true, Ordering::Release);
     let count = machine.words::<2>(DATA);
     wait_until("the guest to go on", || machine.words::<2>(DATA) != count);
-    drop(machine.vm.pause(10 * SECOND).unwrap());
+    drop(machine.vm.pause(seconds(10)).unwrap());
     guest.stop().unwrap();
 }
 
@@ -275,7 +273,7 @@ fn a_device_cannot_wait_for_its_own_processor() {
     struct Pauses(OnceLock<Arc<KvmVm>>, OnceLock<String>);
     impl MmioDevice for Pauses {
         fn read(&self, _: u64, _: usize) -> u64 {
-            let refused = self.0.get().unwrap().pause(10 * SECOND).unwrap_err();
+            let refused = self.0.get().unwrap().pause(seconds(10)).unwrap_err();
             let _ = self.1.set(refused.to_string());
             0
         }
@@ -312,7 +310,7 @@ fn a_window_for_interrupts_is_told_of() {
     let (in_time, wait) = mpsc::channel::<()>();
     let kicker = vcpu.kicker();
     std::thread::spawn(move || {
-        if wait.recv_timeout(10 * SECOND) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if wait.recv_timeout(seconds(10)) == Err(mpsc::RecvTimeoutError::Timeout) {
             kicker.kick();
         }
     });
@@ -349,7 +347,7 @@ fn a_device_may_drop_the_thread_that_calls_it() {
     *device.0.lock().unwrap() = Some(guest);
     wait_until("the reset", || device.1.load(Ordering::Acquire));
     // It was kicked: it is gone, and no pause waits for it.
-    drop(machine.vm.pause(10 * SECOND).unwrap());
+    drop(machine.vm.pause(seconds(10)).unwrap());
     let end = machine.counter();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(machine.counter(), end);
@@ -377,7 +375,7 @@ fn string_input_completes_while_slots_change() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
-                drop(machine.vm.pause(10 * SECOND).unwrap());
+                drop(machine.vm.pause(seconds(10)).unwrap());
                 paused.fetch_add(1, Ordering::Relaxed);
             }
         });

@@ -1,5 +1,6 @@
 //! Tests whose peer is a QEMU, and what they share.
 
+use integration_tests::deadline::seconds;
 use std::time::{Duration, Instant};
 
 use integration_tests::qemu::Program;
@@ -19,7 +20,7 @@ pub(crate) type TestOf = (&'static str, fn(&Program));
 
 /// Waits until something is so.
 fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + seconds(60);
     while !is_so() {
         assert!(Instant::now() < deadline, "{what}: not within a minute");
         std::thread::sleep(Duration::from_millis(10));
