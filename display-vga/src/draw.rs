@@ -11,6 +11,7 @@ use crate::damage::Damage;
 use crate::mode::{Kind, Mode};
 use crate::registers::retrace::Blink;
 use crate::surface::Surface;
+use crate::text_screen::TextScreen;
 
 /// Which part of a picture to draw.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +65,14 @@ impl Painter {
     /// What blinks of the picture of `mode` that was drawn last.
     pub(crate) fn blinks(&self, mode: &Mode) -> Blinks {
         if mode.is_text() { self.text.blinks } else { Blinks::default() }
+    }
+
+    /// The characters of the picture of `mode` that was drawn last, if it is a text.
+    pub(crate) fn characters(&self, mode: &Mode) -> Option<TextScreen> {
+        match &mode.kind {
+            Kind::Text(text) => Some(self.text.characters(text, mode.height)),
+            Kind::Planes(_) | Kind::Linear(_) => None,
+        }
     }
 
     /// Draws into a surface of the mode's size with memory of its own, and adds what

@@ -77,6 +77,7 @@ mod registers;
 mod state;
 mod surface;
 mod text_mode;
+mod text_screen;
 mod vga;
 mod window;
 
@@ -95,4 +96,5 @@ pub use pace::{Pace, Watch};
 pub use refresh::{Refresh, RefreshError, Screen};
 pub use state::StateError;
 pub use surface::{Rect, Surface, SurfaceError};
+pub use text_screen::{TextCell, TextCursor, TextScreen};
 pub use vga::{Vga, VgaError, VgaRegions};

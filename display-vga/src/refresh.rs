@@ -19,6 +19,7 @@ use crate::draw::{Painter, Part, linear};
 use crate::mode::{Kind, Mode};
 use crate::registers::retrace::Timing;
 use crate::surface::{Rect, Surface};
+use crate::text_screen::TextScreen;
 use crate::vga::{Shown, Vga};
 
 /// A refresh that could not be made; the next one draws what it would have.
@@ -146,6 +147,16 @@ impl Screen {
     /// The picture as of the last refresh; empty before the first mode.
     pub fn surface(&self) -> &Surface {
         &self.surface
+    }
+
+    /// The characters of the picture as of the last refresh; `None` if it is no text, or
+    /// blank. Costs a look at every cell; nothing new is in it if the last refresh's damage is
+    /// empty.
+    pub fn text(&self) -> Option<TextScreen> {
+        match &self.drawn {
+            Drawn::Mode(mode, _) => self.painter.characters(mode),
+            Drawn::Blank | Drawn::Unknown => None,
+        }
     }
 
     /// What the last refresh did.

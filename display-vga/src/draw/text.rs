@@ -10,6 +10,7 @@ use crate::mode::raster::Row;
 use crate::mode::text::{BLINKING, Look, Text, UNDERLINED};
 use crate::registers::retrace::Blink;
 use crate::surface::{Rect, Surface};
+use crate::text_screen::{TextCell, TextCursor, TextScreen};
 
 /// The most pixels that a character is wide: nine dots of two.
 const WIDEST: usize = 18;
@@ -205,12 +206,64 @@ impl TextPainter {
         self.memory[at * 4 + 2]
     }
 
+    /// The characters of the picture that was drawn last, which `text` describes.
+    pub(super) fn characters(&self, text: &Text, height: u32) -> TextScreen {
+        let row_lines = text.raster.row_scans << u32::from(text.raster.doubled);
+        let columns = text.columns;
+        let mut screen = TextScreen { columns, row_lines, ..TextScreen::default() };
+        let drawn = text.rows(height).zip(self.cells.chunks(columns as usize + 1));
+        for (row, cells) in drawn.filter(|(row, _)| row.lines * 2 >= row_lines) {
+            let panned = u32::from(row.pan * 2 > text.look.width());
+            let number = screen.rows();
+            for (column, cell) in (0..columns).zip(cells.iter().skip(panned as usize)) {
+                let address = row.address.wrapping_add(column + panned) & text.raster.mask;
+                if let Some(cursor) = text.cursor.filter(|_| text.has_cursor(address)) {
+                    let last = cursor.last.min(text.raster.row_scans - 1);
+                    screen.cursor.get_or_insert(TextCursor {
+                        column,
+                        row: number,
+                        shown: cell.cursor.is_some(),
+                        is_block: (last - cursor.first + 1) * 2 > text.raster.row_scans,
+                    });
+                }
+                screen.cells.push(self.text_cell(text, cell));
+            }
+        }
+        screen
+    }
+
+    fn text_cell(&self, text: &Text, cell: &Cell) -> TextCell {
+        let (foreground, background) = colours(text, cell.attribute);
+        let rgb = |[blue, green, red, _]: [u8; 4]| [red, green, blue];
+        let slot = usize::from(cell.attribute >> 3 & 1);
+        let rows = || {
+            (0..text.raster.row_scans).map(|row| self.glyph_row(text, slot, cell.character, row))
+        };
+        let character = match self.loaded[slot] {
+            true if rows().all(|row| row == 0) => ' ',
+            true if rows().all(|row| row == 0xff) => '█',
+            _ => font::character(cell.character),
+        };
+        TextCell {
+            character,
+            code: cell.character,
+            font: u8::from(slot == 1 && text.look.fonts[0] != text.look.fonts[1]),
+            foreground: rgb(foreground),
+            background: rgb(background),
+            underlined: text
+                .look
+                .underline
+                .is_some_and(|row_scan| row_scan < text.raster.row_scans)
+                && cell.attribute & 0x77 == UNDERLINED
+                && !cell.hidden,
+            hidden: cell.hidden,
+        }
+    }
+
     fn draw_cell(&self, text: &Text, cell: &Cell, row: &Row, column: u32, surface: &mut Surface) {
         let look = &text.look;
-        let colour = |number: u8| look.palette[usize::from(number & 0xf)].to_le_bytes();
         let slot = usize::from(cell.attribute >> 3 & 1);
-        let background = colour(cell.attribute >> 4 & if text.blinks { 7 } else { 0xf });
-        let foreground = colour(cell.attribute);
+        let (foreground, background) = colours(text, cell.attribute);
         let ninth = look.line_graphics && (0xc0..=0xdf).contains(&cell.character);
         // The pixels of the cell that the picture shows.
         let left = column * look.width();
@@ -243,6 +296,13 @@ impl TextPainter {
             }
         }
     }
+}
+
+/// What an attribute chooses for the character and for what is behind it, as a surface has it.
+fn colours(text: &Text, attribute: u8) -> ([u8; 4], [u8; 4]) {
+    let colour = |number: u8| text.look.palette[usize::from(number & 0xf)].to_le_bytes();
+    let background = attribute >> 4 & if text.blinks { 7 } else { 0xf };
+    (colour(attribute), colour(background))
 }
 
 /// What cells of a row take of the picture.

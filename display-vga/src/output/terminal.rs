@@ -3,25 +3,51 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use crossterm::style::{Color, Print, ResetColor, SetBackgroundColor, SetForegroundColor};
+use crossterm::cursor::SetCursorStyle;
+use crossterm::style::ResetColor;
 use crossterm::{cursor, queue, terminal};
 
+use crate::refresh::Screen;
 use crate::surface::{Rect, Surface};
+use crate::text_screen::{TextCursor, TextScreen};
 
-type Rgb = [u8; 3];
+mod pen;
+#[cfg(test)]
+mod tests;
 
-/// Shows a surface in a terminal, two pixels a character cell, and writes only the
-/// cells that change.
+use pen::{Glyph, Pen};
+
+/// Rows of fewer lines cannot hold characters that can be read: such texts are pictures made
+/// of blocks, as those of 160x100 pixels are.
+const READABLE_LINES: u32 = 4;
+
+/// Shows a screen in a terminal, and writes only the cells that change: the characters of a
+/// text mode with their colours, and two pixels a cell of other modes.
 ///
-/// The terminal's alternate screen is used until this is dropped.
+/// A text larger than the terminal is cut off on the right and below, except that the part
+/// with the guest's cursor stays in view. The terminal's own cursor is where the guest's is, and
+/// blinks with it; so do characters that blink. The terminal's alternate screen is used until
+/// this is dropped.
 pub struct TerminalView<W: Write> {
     out: W,
     columns: u16,
     rows: u16,
-    /// Upper and lower colour of each cell, as last written.
-    cells: Vec<Option<(Rgb, Rgb)>>,
-    /// The picture's size when it was last shown.
-    size: (u32, u32),
+    /// What each cell shows, as last written.
+    cells: Vec<Option<Glyph>>,
+    shown: Shown,
+    /// The terminal's cursor, if it is shown: where, and whether as a block.
+    cursor: Option<(u16, u16, bool)>,
+}
+
+/// What the terminal shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    /// Nothing that can be relied on.
+    Unknown,
+    /// A picture of so many pixels.
+    Picture(u32, u32),
+    /// A text of so many columns and rows, from this one on.
+    Text { size: (u32, u32), from: (u32, u32) },
 }
 
 impl<W: Write> TerminalView<W> {
@@ -31,7 +57,8 @@ impl<W: Write> TerminalView<W> {
     ///
     /// If `out` refuses.
     pub fn new(out: W, columns: u16, rows: u16) -> io::Result<Self> {
-        let mut view = Self { out, columns: 0, rows: 0, cells: Vec::new(), size: (0, 0) };
+        let (cells, shown, cursor) = (Vec::new(), Shown::Unknown, None);
+        let mut view = Self { out, columns: 0, rows: 0, cells, shown, cursor };
         view.resize(columns, rows);
         queue!(view.out, terminal::EnterAlternateScreen, cursor::Hide)?;
         view.out.flush()?;
@@ -44,7 +71,7 @@ impl<W: Write> TerminalView<W> {
         if (columns, rows) != (self.columns, self.rows) {
             (self.columns, self.rows) = (columns, rows);
             self.cells = vec![None; usize::from(columns) * usize::from(rows)];
-            self.size = (0, 0);
+            self.shown = Shown::Unknown;
         }
     }
 
@@ -54,17 +81,59 @@ impl<W: Write> TerminalView<W> {
         terminal::size().ok().filter(|(columns, rows)| *columns > 0 && *rows > 0)
     }
 
-    /// Brings the cells up to date that show a part of `damage`.
+    /// Shows what the last refresh of `screen` made of it: the characters in a text mode whose
+    /// rows have four lines or more, else the picture. To be called after every refresh: it
+    /// relies on the damage of the last one.
+    ///
+    /// # Errors
+    ///
+    /// If the terminal refuses; the next call shows everything again.
+    pub fn show_screen(&mut self, screen: &Screen) -> io::Result<()> {
+        let damage = &screen.last().damage;
+        if damage.is_empty() && self.shown != Shown::Unknown {
+            return Ok(());
+        }
+        match screen.text().filter(|text| text.row_lines() >= READABLE_LINES) {
+            Some(text) => self.show_text(&text),
+            None => self.show(screen.surface(), damage),
+        }
+    }
+
+    /// Brings the cells up to date that show a part of `damage`, two pixels a cell whatever
+    /// the mode.
     ///
     /// # Errors
     ///
     /// If the terminal refuses; the next call shows everything again.
     pub fn show(&mut self, surface: &Surface, damage: &[Rect]) -> io::Result<()> {
         let shown = self.try_show(surface, damage);
+        self.forget_if_failed(shown)
+    }
+
+    /// Prints `text` where it is not on the terminal already.
+    ///
+    /// # Errors
+    ///
+    /// If the terminal refuses; the next call shows everything again.
+    pub fn show_text(&mut self, text: &TextScreen) -> io::Result<()> {
+        let shown = self.try_show_text(text);
+        self.forget_if_failed(shown)
+    }
+
+    fn forget_if_failed(&mut self, shown: io::Result<()>) -> io::Result<()> {
         if shown.is_err() {
-            self.size = (0, 0);
+            self.shown = Shown::Unknown;
         }
         shown
+    }
+
+    /// Clears the terminal, which is about to show something else.
+    fn begin(&mut self, shown: Shown) -> io::Result<()> {
+        self.cells.fill(None);
+        queue!(self.out, ResetColor, terminal::Clear(terminal::ClearType::All))?;
+        queue!(self.out, cursor::Hide)?;
+        (self.cursor, self.shown) = (None, shown);
+        Ok(())
     }
 
     fn try_show(&mut self, surface: &Surface, damage: &[Rect]) -> io::Result<()> {
@@ -72,48 +141,92 @@ impl<W: Write> TerminalView<W> {
         if size.0 == 0 || size.1 == 0 || self.cells.is_empty() {
             return Ok(());
         }
+        let shown = Shown::Picture(size.0, size.1);
         let all = [surface.area()];
-        let damage = if self.size == size { damage } else { &all };
-        if self.size != size {
-            self.cells.fill(None);
-            queue!(self.out, ResetColor, terminal::Clear(terminal::ClearType::All))?;
-            self.size = size;
+        let damage = if self.shown == shown { damage } else { &all };
+        if self.shown != shown {
+            self.begin(shown)?;
         }
         let (columns, rows) = self.fit(size);
-        for row in 0..rows {
-            // Where the terminal's cursor is, if the last cell was written.
-            let mut at = None;
-            for column in 0..columns {
+        let mut pen = Pen::new(&mut self.out);
+        for (row, cells) in (0..rows).zip(self.cells.chunks_mut(self.columns.into())) {
+            for (column, cell) in (0..columns).zip(cells) {
                 let area = cell_area(size, (columns, rows), (column, row));
                 if !damage.iter().any(|damage| damage.intersects(&area)) {
                     continue;
                 }
                 let x = area.x + area.width / 2;
-                let colours = (
-                    surface.pixel(x, area.y + area.height / 4),
-                    surface.pixel(x, area.y + area.height * 3 / 4),
-                );
-                let cell = &mut self.cells
-                    [usize::from(row) * usize::from(self.columns) + usize::from(column)];
-                if *cell == Some(colours) {
-                    continue;
+                let new = Glyph {
+                    character: '▀',
+                    foreground: surface.pixel(x, area.y + area.height / 4),
+                    background: surface.pixel(x, area.y + area.height * 3 / 4),
+                    underlined: false,
+                };
+                if cell.replace(new) != Some(new) {
+                    pen.put(column, row, new)?;
                 }
-                *cell = Some(colours);
-                if at != Some(column) {
-                    queue!(self.out, cursor::MoveTo(column, row))?;
-                }
-                let colour = |[r, g, b]: Rgb| Color::Rgb { r, g, b };
-                queue!(
-                    self.out,
-                    SetForegroundColor(colour(colours.0)),
-                    SetBackgroundColor(colour(colours.1)),
-                    Print('▀')
-                )?;
-                at = Some(column + 1);
             }
         }
-        queue!(self.out, ResetColor)?;
+        pen.lift()?;
         self.out.flush()
+    }
+
+    fn try_show_text(&mut self, text: &TextScreen) -> io::Result<()> {
+        if self.cells.is_empty() {
+            return Ok(());
+        }
+        let size = (text.columns(), text.rows());
+        let from = match self.shown {
+            Shown::Text { size: before, from } if before == size => from,
+            _ => (0, 0),
+        };
+        let from = self.window_from(from, text.cursor());
+        match &mut self.shown {
+            Shown::Text { size: before, from: scrolled } if *before == size => *scrolled = from,
+            _ => self.begin(Shown::Text { size, from })?,
+        }
+        let place = |cursor: TextCursor| {
+            let column = u16::try_from(cursor.column.checked_sub(from.0)?).ok()?;
+            let row = u16::try_from(cursor.row.checked_sub(from.1)?).ok()?;
+            Some((column, row, cursor.is_block))
+        };
+        let cursor = text.cursor().filter(|cursor| cursor.shown).and_then(place);
+        let mut pen = Pen::new(&mut self.out);
+        for (row, cells) in (0..self.rows).zip(self.cells.chunks_mut(self.columns.into())) {
+            for (column, cell) in (0..self.columns).zip(cells) {
+                let shown = text.cell(u32::from(column) + from.0, u32::from(row) + from.1);
+                let Some(new) = shown.map(Glyph::from) else { break };
+                if cell.replace(new) != Some(new) {
+                    pen.put(column, row, new)?;
+                }
+            }
+        }
+        let has_written = pen.lift()?;
+        // Writing moves the terminal's cursor.
+        if cursor != self.cursor || cursor.is_some() && has_written {
+            self.cursor = cursor;
+            match cursor {
+                Some((column, row, is_block)) => {
+                    let style = match is_block {
+                        true => SetCursorStyle::SteadyBlock,
+                        false => SetCursorStyle::SteadyUnderScore,
+                    };
+                    queue!(self.out, cursor::MoveTo(column, row), style, cursor::Show)?;
+                }
+                None => queue!(self.out, cursor::Hide)?,
+            }
+        }
+        self.out.flush()
+    }
+
+    /// The column and row of a text that the terminal's first ones show: those before, unless
+    /// the cursor would not be seen, whether it is lit at the moment or not.
+    fn window_from(&self, before: (u32, u32), cursor: Option<TextCursor>) -> (u32, u32) {
+        let Some(cursor) = cursor else { return before };
+        let follow = |before: u32, at: u32, cells: u16| {
+            before.clamp((at + 1).saturating_sub(cells.into()), at)
+        };
+        (follow(before.0, cursor.column, self.columns), follow(before.1, cursor.row, self.rows))
     }
 
     /// The largest number of columns and rows with the picture's proportions; a cell is
@@ -148,7 +261,9 @@ fn cell_area(
 
 impl<W: Write> Drop for TerminalView<W> {
     fn drop(&mut self) {
-        let restored = queue!(self.out, ResetColor, cursor::Show, terminal::LeaveAlternateScreen);
+        let style = SetCursorStyle::DefaultUserShape;
+        let restored =
+            queue!(self.out, ResetColor, style, cursor::Show, terminal::LeaveAlternateScreen);
         if let Err(error) = restored.and_then(|()| self.out.flush()) {
             log::warn!("The terminal cannot be restored: {error}");
         }
@@ -161,33 +276,5 @@ impl<W: Write> fmt::Debug for TerminalView<W> {
             .field("columns", &self.columns)
             .field("rows", &self.rows)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_cells_that_change_are_written() {
-        let mut surface = Surface::new(80, 48);
-        let mut out = Vec::new();
-        let mut view = TerminalView::new(&mut out, 80, 24).unwrap();
-        view.show(&surface, &[]).unwrap();
-        surface.line_mut(10)[4 * 7..4 * 7 + 4].copy_from_slice(&[3, 2, 1, 0]);
-        view.show(&surface, &[Rect { x: 0, y: 10, width: 80, height: 1 }]).unwrap();
-        drop(view);
-        let text = String::from_utf8(out).unwrap();
-        assert_eq!(text.matches('▀').count(), 80 * 24 + 1);
-        assert!(text.contains("\u{1b}[6;8H\u{1b}[38;2;1;2;3m"), "{text:?}");
-        assert!(text.ends_with("\u{1b}[?1049l"));
-    }
-
-    #[test]
-    fn a_picture_keeps_its_proportions() {
-        let view = TerminalView::new(Vec::new(), 200, 50).unwrap();
-        assert_eq!(view.fit((640, 480)), (133, 50));
-        assert_eq!(view.fit((1920, 480)), (200, 25));
-        assert_eq!(view.fit((1, 10_000)), (1, 50));
     }
 }

@@ -67,7 +67,7 @@ impl<'a> View<'a> {
             if let Some((columns, rows)) = TerminalView::<io::Stdout>::terminal_size() {
                 terminal.resize(columns, rows);
             }
-            terminal.show(self.screen.surface(), &refresh.damage)?;
+            terminal.show_screen(&self.screen)?;
         }
         if let Some(viewers) = &self.viewers {
             viewers.update(self.screen.surface(), &refresh.damage);

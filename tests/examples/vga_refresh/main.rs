@@ -142,13 +142,12 @@ impl View {
 
     /// Shows what the last refresh changed; says whether somebody wants to see more.
     fn show(&mut self, screen: &Screen) -> Result<bool, AnyError> {
-        let damage = &screen.last().damage;
         match self {
             Self::Terminal(view) => {
                 if let Some((columns, rows)) = TerminalView::<io::Stdout>::terminal_size() {
                     view.resize(columns, rows);
                 }
-                view.show(screen.surface(), damage)?;
+                view.show_screen(screen)?;
                 Ok(true)
             }
             Self::Progress(bar) => {
@@ -160,7 +159,7 @@ impl View {
                 let escape = |event: &InputEvent| {
                     matches!(event, InputEvent::Key { keysym: 0xff1b, down: true, .. })
                 };
-                let events = window.show(screen.surface(), damage)?;
+                let events = window.show(screen.surface(), &screen.last().damage)?;
                 events.iter().for_each(|event| log::info!("{event:?}"));
                 Ok(window.is_open() && !events.iter().any(escape))
             }

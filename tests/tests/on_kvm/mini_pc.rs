@@ -1,9 +1,10 @@
 //! The small PC: firmware and programs of others, a boot sector, resets, a state that moves,
 //! and guests that mean harm.
 
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
-use display_vga::Screen;
+use display_vga::{Screen, TerminalView};
 use iced_x86::code_asm::*;
 use integration_tests::deadline::seconds;
 use integration_tests::firmware::{BOCHS_VGABIOS, MEMTEST, SEABIOS, STDVGA};
@@ -85,6 +86,19 @@ impl Watched {
         }
     }
 
+    /// What a terminal of 80x25 characters shows of the screen as of the last refresh.
+    fn in_terminal(&self) -> Vec<String> {
+        let [columns, rows] = [80, 25].map(|cells| NonZeroU16::new(cells).unwrap());
+        let mut bytes = Vec::new();
+        let mut view = TerminalView::new(&mut bytes, columns.get(), rows.get()).unwrap();
+        view.show_screen(&self.screen).unwrap();
+        // Dropped, it would give the terminal back.
+        std::mem::forget(view);
+        let mut terminal = vt100::Parser::new(rows, columns, 0);
+        terminal.process(&bytes);
+        terminal.screen().rows(0, columns.get()).map(|row| format!("{row:80}")).collect()
+    }
+
     fn wait_for(&mut self, text: &str) -> Vec<String> {
         self.wait(text, |rows| rows.iter().any(|row| row.contains(text)))
     }
@@ -104,6 +118,7 @@ fn seabios_finds_nothing_to_boot(tracking: DirtyTracking) {
     let paused = pc.machine.pause();
     let rows = pc.text();
     assert!(rows[0].starts_with("SeaBIOS (version "), "{rows:?}");
+    assert_eq!(pc.in_terminal(), rows);
     assert_eq!(Some(rows), pc.machine.vga().text().unwrap());
     // A cursor that blinks may do so between the two looks.
     let deadline = Instant::now() + patience();
@@ -290,6 +305,7 @@ fn memtest_finds_no_error_here_nor_there() {
     receiver.run(&mut stream.as_slice()).unwrap();
     let before = pc.text();
     assert_eq!(twin.text(), before);
+    assert_eq!(pc.in_terminal(), before);
     assert_eq!(twin.screen.surface(), pc.screen.surface());
     paused.for_good();
     twin.machine.start().unwrap();
