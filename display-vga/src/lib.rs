@@ -72,6 +72,7 @@ mod graphics_controller;
 mod mode;
 mod output;
 mod pace;
+mod rare_log;
 mod refresh;
 mod registers;
 mod state;

@@ -1,10 +1,12 @@
 //! The low window in the memory map: an alias of video memory where the mode allows it.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use memory_region::{MapError, MemoryMap, RegionId};
 
 use crate::graphics_controller::Direct;
+use crate::rare_log::RareLog;
 
 /// The low window's regions, and what of it is an alias now.
 #[derive(Debug)]
@@ -17,14 +19,16 @@ pub(crate) struct Window {
     alias: Option<(RegionId, Direct)>,
     /// What was asked for last, if the map did not show it.
     refused: Option<Option<Direct>>,
-    /// A refusal was told.
-    warned: bool,
+    /// A guest can bring refusals about again and again.
+    refusals: RareLog,
+    stale: RareLog,
 }
 
 impl Window {
     pub(crate) fn new(memory: &Arc<MemoryMap>, container: RegionId, vram: RegionId) -> Self {
         let (memory, alias, refused) = (Arc::downgrade(memory), None, None);
-        Self { memory, container, vram, alias, refused, warned: false }
+        let (refusals, stale) = (RareLog::default(), RareLog::default());
+        Self { memory, container, vram, alias, refused, refusals, stale }
     }
 
     /// What of the window is an alias.
@@ -42,12 +46,15 @@ impl Window {
     pub(crate) fn follow(&mut self, wanted: Option<Direct>) {
         self.refused = None;
         if let Err(error) = self.try_follow(wanted) {
-            // A guest can bring this about again and again.
-            let level = if self.warned { log::Level::Debug } else { log::Level::Warn };
-            self.warned = true;
-            log::log!(level, "vga: the low window goes without an alias of video memory: {error}");
+            if let Some(more) = self.refusals.pass(Instant::now()) {
+                log::warn!(
+                    "vga: the low window goes without an alias of video memory: {error}{more}"
+                );
+            }
             if let Err(error) = self.try_follow(None) {
-                log::error!("vga: the low window keeps a former mode's alias: {error}");
+                if let Some(more) = self.stale.pass(Instant::now()) {
+                    log::error!("vga: the low window keeps a former mode's alias: {error}{more}");
+                }
             }
         }
         if self.direct() != wanted {

@@ -1,5 +1,7 @@
 //! The chipset: Intel's 440FX host bridge, and the PIIX3's bridge to ISA with its IDE.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use memory_region::MapError;
 
 use super::layout::{SEGMENTS, Segment, Shadow};
@@ -15,10 +17,14 @@ pub fn host_bridge(shadow: Shadow) -> Function {
     let identity =
         Identity { vendor: INTEL, device: 0x1237, class: 0x06_0000, multifunction: false };
     let attributes = [0x33; PAM_REGISTERS as usize];
+    let told = AtomicBool::new(false);
     Function::new(identity).register(PAM, &[0; PAM_REGISTERS as usize], &attributes).followed_by(
         move |config| {
             follow(&shadow, config).unwrap_or_else(|error| {
-                log::error!("The attribute map: {error}");
+                // A guest can bring this about again and again.
+                let again = told.swap(true, Ordering::Relaxed);
+                let level = if again { log::Level::Debug } else { log::Level::Error };
+                log::log!(level, "The attribute map: {error}");
             })
         },
     )

@@ -3,6 +3,7 @@
 //! ISA's places (the low window and the ports) are the VGA's for good; the memory of its
 //! BARs is where the firmware puts it. Guests know this card as QEMU's "standard VGA".
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use display_vga::{Vga, VgaRegions};
@@ -56,10 +57,14 @@ pub fn graphics(
     }
     let (memory, pci) = (layout.memory.clone(), layout.pci);
     let bars = Mutex::new(bars);
+    let told = AtomicBool::new(false);
     let function = function.followed_by(move |config| {
         for bar in bars.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
             if let Err(error) = bar.follow(config, &memory, pci) {
-                log::error!("The BAR at {:#x}: {error}", bar.register);
+                // A guest can bring this about again and again.
+                let again = told.swap(true, Ordering::Relaxed);
+                let level = if again { log::Level::Debug } else { log::Level::Error };
+                log::log!(level, "The BAR at {:#x}: {error}", bar.register);
             }
         }
     });

@@ -208,6 +208,7 @@ fn run(
     at_reset: &VcpuState,
     on_reset: &OnReset,
 ) -> Result<(), AnyError> {
+    let (mut shutdowns, mut resets) = (0u64, 0u64);
     loop {
         control.wait_to_run();
         let mut vcpu = lock(vcpu);
@@ -226,7 +227,9 @@ fn run(
             match vcpu.run()? {
                 VcpuEvent::Kicked => {}
                 VcpuEvent::Shutdown => {
-                    log::warn!("The processor has shut down (a triple fault): reset");
+                    let level = log_level(shutdowns, log::Level::Warn);
+                    log::log!(level, "The processor has shut down (a triple fault): reset");
+                    shutdowns += 1;
                     reset = true;
                 }
                 VcpuEvent::InternalError(KVM_INTERNAL_ERROR_EMULATION) => {
@@ -236,11 +239,17 @@ fn run(
             }
         }
         if reset {
-            log::info!("The machine is reset");
+            log::log!(log_level(resets, log::Level::Info), "The machine is reset");
+            resets += 1;
             vcpu.restore(at_reset)?;
             on_reset(&vcpu)?;
         }
     }
+}
+
+/// The level for what a guest can do without end: the first time counts.
+fn log_level(before: u64, first: log::Level) -> log::Level {
+    if before == 0 { first } else { log::Level::Debug }
 }
 
 /// Goes on behind an instruction that KVM does not know, if it is `fwait`.

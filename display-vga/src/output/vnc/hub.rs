@@ -8,7 +8,7 @@ use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::VncEvent;
 use super::frame::Frame;
@@ -16,6 +16,7 @@ use super::listener::{Stream, VncListener};
 use super::password::Password;
 use super::region::Region;
 use super::viewer::{Viewer, serve};
+use crate::rare_log::RareLog;
 use crate::surface::{Rect, Surface};
 
 /// All that a viewer can be shown, in pixels of a side: the protocol has 16 bits.
@@ -23,6 +24,14 @@ const LARGEST: u32 = 65535;
 const EVERYTHING: Rect = Rect { x: 0, y: 0, width: LARGEST, height: LARGEST };
 /// How long to wait when there are no descriptors or threads for a viewer.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Warnings that whoever can connect can cause as often as he likes.
+#[derive(Default)]
+struct Logs {
+    refused: RareLog,
+    no_thread: RareLog,
+    not_accepted: RareLog,
+}
 
 pub(super) type Handler = Box<dyn Fn(VncEvent) + Send + Sync>;
 
@@ -138,12 +147,15 @@ impl Hub {
 
     /// Takes a viewer in. If there are too many, the eldest makes room that is still in the
     /// handshake; if there is none, the new one has to go.
-    fn admit(self: &Arc<Self>, id: u64, stream: Stream) {
+    fn admit(self: &Arc<Self>, id: u64, stream: Stream, logs: &mut Logs) {
         let viewer = Arc::new(Viewer::new(id, stream));
         let mut viewers = self.viewers();
         if viewers.len() >= self.settings.viewers {
             let Some(at) = viewers.iter().position(|viewer| !viewer.watches()) else {
-                log::warn!("vnc: viewer {id} is one too many");
+                drop(viewers);
+                if let Some(more) = logs.refused.pass(Instant::now()) {
+                    log::warn!("vnc: viewer {id} is one too many{more}");
+                }
                 return;
             };
             viewers.remove(at).close();
@@ -153,7 +165,9 @@ impl Hub {
         let hub = self.clone();
         let thread = thread::Builder::new().name(format!("vnc-in-{id}"));
         if let Err(error) = thread.spawn(move || serve(&hub, &viewer)) {
-            log::warn!("vnc: no thread for viewer {id}: {error}");
+            if let Some(more) = logs.no_thread.pass(Instant::now()) {
+                log::warn!("vnc: no thread for viewer {id}: {error}{more}");
+            }
             self.remove(id);
             thread::sleep(PAUSE);
         }
@@ -161,12 +175,15 @@ impl Hub {
 
     /// Takes viewers in until the other end of `stop` is closed: the body of a thread.
     pub(super) fn accept(self: &Arc<Self>, listener: &VncListener, stop: &UnixStream) {
+        let mut logs = Logs::default();
         for id in 1.. {
             match listener.accept(stop) {
-                Ok(Some(stream)) => self.admit(id, stream),
+                Ok(Some(stream)) => self.admit(id, stream, &mut logs),
                 Ok(None) => return,
                 Err(error) => {
-                    log::warn!("vnc: no viewer can be taken in: {error}");
+                    if let Some(more) = logs.not_accepted.pass(Instant::now()) {
+                        log::warn!("vnc: no viewer can be taken in: {error}{more}");
+                    }
                     thread::sleep(PAUSE);
                 }
             }
