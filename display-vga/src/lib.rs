@@ -54,6 +54,12 @@
 //! way to the planes. Not modelled are: the CRTC's choice of byte, word or doubleword
 //! addresses (planes are addressed as the mode's accesses are), counting by two or four, a
 //! skewed cursor, borders, sequencer resets, vertical interrupts, and blinking in graphics.
+//! The start-of-blanking registers (CRTC 0x02 and 0x15, with their bits in 0x07 and 0x09) are
+//! kept and change nothing: the picture is as large as display enable says, and a guest that
+//! begins to blank earlier, to hide a line or the last columns, sees them all the same, as it
+//! does on QEMU. A picture is that of one moment: changes within a frame (a palette, start
+//! address, panning or mode that is written as the beam goes down, for raster effects) show
+//! either before or after them, on the whole picture.
 //! Where the low window is an alias of video memory, reads do not load the latches; CGA's
 //! interleave replaces the bit of a line's first address only; and in 256-colour modes the
 //! attribute controller's palette and plane enable have no effect.
