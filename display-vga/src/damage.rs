@@ -82,17 +82,20 @@ mod tests {
         fn nothing_is_left_out(
             areas in prop::collection::vec((0..40u32, 0..30u32, 0..9u32, 0..4u32), 0..40),
         ) {
-            let mut areas: Vec<Rect> = areas.into_iter().map(|(x, y, w, h)| rect(x, y, w, h)).collect();
+            let mut areas: Vec<Rect> = areas.into_iter().map(|(x, y, w, h)| rect(x, y, w, h))
+                .collect();
             areas.sort_by_key(|area| area.y);
             let mut damage = Damage::default();
             areas.iter().for_each(|area| damage.add(*area));
             let (rects, lines) = damage.finish();
             for area in areas {
-                for (x, y) in (area.x..area.right()).flat_map(|x| (area.y..area.bottom()).map(move |y| (x, y))) {
+                for (x, y) in (area.x..area.right())
+                    .flat_map(|x| (area.y..area.bottom()).map(move |y| (x, y))) {
                     prop_assert!(rects.iter().any(|rect| rect.contains(x, y)));
                 }
             }
-            let touched = (0..40).filter(|y| rects.iter().any(|rect| (rect.y..rect.bottom()).contains(y)));
+            let touched = (0..40)
+                .filter(|y| rects.iter().any(|rect| (rect.y..rect.bottom()).contains(y)));
             prop_assert_eq!(lines as usize, touched.count());
         }
     }

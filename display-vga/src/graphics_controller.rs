@@ -327,7 +327,8 @@ mod tests {
                 g[4].into()
             };
             let compared = (0..8).fold(0, |byte, bit| {
-                let equal = (0..4).all(|p| g[7] >> p & 1 == 0 || planes[p] >> bit & 1 == g[2] >> p & 1);
+                let equal = (0..4)
+                    .all(|p| g[7] >> p & 1 == 0 || planes[p] >> bit & 1 == g[2] >> p & 1);
                 byte | u8::from(equal) << bit
             });
             let expected =

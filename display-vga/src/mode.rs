@@ -55,7 +55,8 @@ pub enum VbeError {
     },
     /// The visible part reaches past the end of video memory.
     #[error(
-        "{width}x{height} pixels from ({x}, {y}) in lines of {virtual_width} need {needed} bytes of video memory, there are {vram}"
+        "{width}x{height} pixels from ({x}, {y}) in lines of {virtual_width} need {needed} bytes \
+            of video memory, there are {vram}"
     )]
     TooLarge {
         /// Width in pixels.

@@ -313,9 +313,11 @@ mod tests {
             (from, len) in (0..60u32, 0..60u32),
         ) {
             let new: Vec<u8> = if sparse {
-                old.iter().zip(&new).enumerate().map(|(n, (old, new))| if n % 17 == 0 { *new } else { *old }).collect()
+                old.iter().zip(&new).enumerate()
+                    .map(|(n, (old, new))| if n % 17 == 0 { *new } else { *old }).collect()
             } else { new };
-            let bytes = |pixels: &[u8]| -> Vec<u8> { pixels.iter().flat_map(|p| [*p, 0, 0, 0]).collect() };
+            let bytes =
+                |pixels: &[u8]| -> Vec<u8> { pixels.iter().flat_map(|p| [*p, 0, 0, 0]).collect() };
             let mut surface = Surface::new(60, 2);
             surface.line_mut(1).copy_from_slice(&bytes(&old));
             let range = from as usize..(from + len).min(60) as usize;

@@ -29,7 +29,8 @@ use crate::window::Window;
 pub enum VgaError {
     /// The size is not one that the registers can speak of.
     #[error(
-        "{bytes} bytes of video memory were asked for: a multiple of 64 KiB from {} to {} is needed",
+        "{bytes} bytes of video memory were asked for: a multiple of 64 KiB from {} to {} is \
+            needed",
         Vga::MIN_VRAM,
         Vga::MAX_VRAM
     )]

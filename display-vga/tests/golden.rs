@@ -331,7 +331,10 @@ prop_compose! {
         mode in 0..modes::ALL.len(),
         tweaks in prop::collection::vec(
             prop_oneof![
-                (Just(0x3d4u16), prop::sample::select(vec![7u8, 8, 9, 0xa, 0xb, 0xc, 0xd, 0xe, 0xf, 0x13, 0x14, 0x17, 0x18]), any::<u8>()),
+                (Just(0x3d4u16),
+                    prop::sample::select(
+                        vec![7u8, 8, 9, 0xa, 0xb, 0xc, 0xd, 0xe, 0xf, 0x13, 0x14, 0x17, 0x18]),
+                            any::<u8>()),
                 (Just(0x3c4), prop::sample::select(vec![1u8, 3, 4]), any::<u8>()),
                 (Just(0x3ce), prop::sample::select(vec![5u8, 6]), any::<u8>()),
                 (Just(0x3c0), 0..0x15u8, any::<u8>()),

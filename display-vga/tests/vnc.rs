@@ -470,7 +470,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn noise_from_a_viewer_harms_nobody(
-        messages in prop::collection::vec((0..10usize, prop::collection::vec(any::<u8>(), 0..40)), 1..20),
+        messages in prop::collection::vec((0..10usize, prop::collection::vec(any::<u8>(), 0..40)),
+            1..20),
     ) {
         thread_local! { static STAGE: Stage = Stage::new(); }
         STAGE.with(|stage| {

@@ -64,8 +64,9 @@
 //!
 //! # Where the unsafe code is
 //!
-//! `ioctl` passes memory to KVM and reads what it answers, `kick` maps a vCPU's
-//! shared page and sends signals, `coalesced_ring` maps the ring of gathered writes.
+//! `ioctl` passes memory to KVM and reads what it answers, `mapping` maps what KVM shares
+//! through a vCPU's descriptor, `kick` writes a byte of that and sends signals, and
+//! `coalesced_ring` maps the ring of gathered writes.
 //! Everything else is safe Rust.
 
 mod coalesced_ring;

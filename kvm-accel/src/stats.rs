@@ -22,7 +22,8 @@ impl Cost {
     }
 }
 
-/// What the dirty log has cost so far; see [`KvmVm::dirty_log_stats`](crate::KvmVm::dirty_log_stats).
+/// What the dirty log has cost so far; see
+/// [`KvmVm::dirty_log_stats`](crate::KvmVm::dirty_log_stats).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirtyLogStats {
     /// Calls of KVM_GET_DIRTY_LOG.
@@ -52,7 +53,8 @@ pub struct DirtyLogStats {
     /// all added up. It is a part of `stood_still`, but for the way of the signal.
     pub limited: Duration,
     /// For how long vCPUs stood still that would have run: while slots changed, while they
-    /// were paused, while their full rings were emptied, while they waited for their limit. That of all vCPUs is added up, so it
+    /// were paused, while their full rings were emptied, while they waited for their limit. That of
+    /// all vCPUs is added up, so it
     /// may grow faster than time does; who stands still at this moment counts up to now. The
     /// way of a signal to a guest, and the exit, are not in it.
     pub stood_still: Duration,

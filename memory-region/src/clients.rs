@@ -221,7 +221,10 @@ mod tests {
     fn who_cannot_log_is_refused_at_once() {
         let memory = MemoryMap::new();
         let number = DirtyClient::registrable().next().unwrap();
-        let unregistered = |error: &MapError| matches!(error, MapError::Dirty(DirtyError::Unregistered { client }) if *client == number);
+        let unregistered = |error: &MapError| {
+            matches!(error,
+                MapError::Dirty(DirtyError::Unregistered { client }) if *client == number)
+        };
         let inverse = |error: &MapError| matches!(error, MapError::Dirty(DirtyError::Inverse));
         // Without any RAM, and with some.
         for id in ["one", "other"] {

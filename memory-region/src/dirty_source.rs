@@ -4,8 +4,9 @@
 //! They follow an address space as listeners do. A log by address means the map as it was
 //! when the write was made: so a source is asked for what a commit removes while it still
 //! resolves addresses in the former map. The writer must be off what is removed by then,
-//! which its own listener sees to in `prepare`, and on what is added in `commit`, later. One page of a log may show parts of several
-//! sections; a bit can be taken once, so it is resolved to all of them.
+//! which its own listener sees to in `prepare`, and on what is added in `commit`, later. One page
+//! of a log may show parts of several sections; a bit can be taken once, so it is resolved to all
+//! of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,7 +51,8 @@ pub trait DirtySource: Send + Sync {
 ///
 /// ```
 /// # use memory_region::{AddressSpace, DirtySourceListener, MapError, MemoryMap, VhostLog};
-/// # fn example(memory: &MemoryMap, space: &AddressSpace) -> Result<(), Box<dyn std::error::Error>> {
+/// # fn example(memory: &MemoryMap, space: &AddressSpace) -> Result<(), Box<dyn std::error::Error>>
+/// {
 /// let log = VhostLog::new("net0", space.view().ram())?;
 /// // ... hand log.block().file() to the back end (SET_LOG_BASE) ...
 /// memory.add_listener(space, DirtySourceListener::new(log))?;

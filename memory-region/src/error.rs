@@ -59,7 +59,8 @@ pub enum MapError {
     },
     /// The region would reach past the end of its container.
     #[error(
-        "\"{child}\" of {size:#x} bytes at {offset:#x} reaches past the end of \"{parent}\" of {parent_size:#x} bytes"
+        "\"{child}\" of {size:#x} bytes at {offset:#x} reaches past the end of \"{parent}\" of \
+            {parent_size:#x} bytes"
     )]
     OutsideContainer {
         /// What should be placed.
@@ -75,7 +76,8 @@ pub enum MapError {
     },
     /// Two regions want the same addresses, and neither was placed as overlapping.
     #[error(
-        "\"{child}\" at {offset:#x} with {size:#x} bytes overlaps \"{other}\" at {other_offset:#x} with {other_size:#x} bytes"
+        "\"{child}\" at {offset:#x} with {size:#x} bytes overlaps \"{other}\" at {other_offset:#x} \
+            with {other_size:#x} bytes"
     )]
     Overlap {
         /// What should be placed.
@@ -93,7 +95,8 @@ pub enum MapError {
     },
     /// An alias would show what its target does not have.
     #[error(
-        "Alias \"{name}\" wants {size:#x} bytes from {offset:#x} of \"{target}\", which has {target_size:#x}"
+        "Alias \"{name}\" wants {size:#x} bytes from {offset:#x} of \"{target}\", which has \
+            {target_size:#x}"
     )]
     AliasOutside {
         /// The alias's name.
@@ -185,7 +188,8 @@ pub enum MapError {
     },
     /// Writes that should be gathered are not the region's.
     #[error(
-        "Writes to {start:#x}..{end:#x} of \"{name}\", which has {size:#x} bytes, cannot be gathered"
+        "Writes to {start:#x}..{end:#x} of \"{name}\", which has {size:#x} bytes, cannot be \
+            gathered"
     )]
     Coalescing {
         /// The region's name.

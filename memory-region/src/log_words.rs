@@ -198,16 +198,20 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+        #![proptest_config(
+            ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
 
         /// Wherever the sections and the words are, and whatever the log's pages.
         #[test]
         fn words_arrive_as_their_pages_one_by_one(
-            log in prop_oneof![2 => Just(PageSize::host().bytes()), 1 => Just(512u64), 1 => Just(65536)],
+            log in prop_oneof![2 => Just(PageSize::host().bytes()), 1 => Just(512u64),
+                1 => Just(65536)],
             unit in prop_oneof![Just(512u64), Just(4096), Just(65536)],
             high in any::<bool>(),
             windows in prop::collection::vec((0..64u64, 0..64u64, 1..64u64), 1..4),
-            runs in prop::collection::vec((0..40u64, prop_oneof![4 => Just(0), 1 => 0..64u64], prop::collection::vec(word(), 1..12)), 1..6),
+            runs in prop::collection::vec(
+                (0..40u64, prop_oneof![4 => Just(0), 1 => 0..64u64],
+                    prop::collection::vec(word(), 1..12)), 1..6),
         ) {
             let log = PageSize::new(log).unwrap();
             // Near the beginning of the space, or up to its end.

@@ -96,7 +96,8 @@ mod tests {
         /// With and without a table, everywhere near an end.
         #[test]
         fn a_look_up_is_a_search(
-            lasts in prop::collection::btree_set((any::<u64>(), 0..64u32).prop_map(|(at, by)| at >> by), 0..600),
+            lasts in prop::collection::btree_set((any::<u64>(), 0..64u32)
+                .prop_map(|(at, by)| at >> by), 0..600),
             extra in any::<u64>(),
         ) {
             let lasts: Box<[u64]> = lasts.into_iter().collect();

@@ -6,7 +6,8 @@
 /// lock of this crate held: a handler may access the bus, or change the map. To change it,
 /// it waits for other changes, and these for their listeners: a handler that does so holds
 /// no lock that a listener takes. Writes that an accelerator has gathered come from the
-/// thread that asks for them, which may be another than the processor's. An access by which a handler reaches its own device again, directly or by way of another one,
+/// thread that asks for them, which may be another than the processor's. An access by which a
+/// handler reaches its own device again, directly or by way of another one,
 /// does not arrive: it reads as all ones, or is dropped, and the handler is told
 /// [`AccessError::Reentered`](crate::AccessError::Reentered). So a device may hold a
 /// lock while it uses the bus, as long as no two devices use each other.

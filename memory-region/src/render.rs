@@ -220,11 +220,13 @@ mod tests {
                     free.extend((from - base..=to - base).rev());
                 });
                 let expected: Vec<u64> =
-                    (first..=last).rev().filter(|at| !places[usize::try_from(*at).unwrap()]).collect();
+                    (first..=last).rev().filter(|at| !places[usize::try_from(*at).unwrap()])
+                        .collect();
                 prop_assert_eq!(free, expected);
                 (first..=last).for_each(|at| places[usize::try_from(at).unwrap()] = true);
                 let ranges: Vec<_> = filled.0.iter().collect();
-                prop_assert!(ranges.windows(2).all(|pair| *pair[0].1 + 1 < *pair[1].0), "{ranges:?}");
+                prop_assert!(ranges.windows(2).all(|pair| *pair[0].1 + 1 < *pair[1].0),
+                    "{ranges:?}");
             }
         }
     }

@@ -70,12 +70,14 @@ fn bus(at: u64) -> Bus {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+    #![proptest_config(
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
 
     /// Each byte is where its page is, or nowhere; and what was written is dirty there.
     #[test]
     fn bytes_go_where_their_pages_are(
-        pages in prop::collection::vec(prop::option::weighted(0.8, (0..LEN / PAGE, any::<bool>())), PAGES),
+        pages in prop::collection::vec(prop::option::weighted(0.8, (0..LEN / PAGE, any::<bool>())),
+            PAGES),
         (start, len) in (0..PAGE * PAGES as u64, 1..1200usize),
         top in any::<bool>(),
     ) {
@@ -84,7 +86,8 @@ proptest! {
         for (entry, page) in table.pages.lock().unwrap().iter_mut().zip(&pages) {
             *entry = page.map(|(to, writable)| (0x10_0000 + to * PAGE, writable));
         }
-        let before: Vec<u8> = (0..LEN).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1]).collect();
+        let before: Vec<u8> = (0..LEN).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1])
+            .collect();
         ram.write(0, &before).unwrap();
         ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..ram.pages()).unwrap().commit();
         let place = |n: usize| {
@@ -109,11 +112,13 @@ proptest! {
                 dirty.push(ram.page_size().page_of(at as u64));
             }
         }
-        prop_assert_eq!(written.is_ok(), (0..len).all(|n| place(n).is_some_and(|(_, writable)| writable)));
+        prop_assert_eq!(written.is_ok(), (0..len)
+            .all(|n| place(n).is_some_and(|(_, writable)| writable)));
         let mut after = vec![0; expected.len()];
         ram.read(0, &mut after).unwrap();
         prop_assert!(after == expected);
-        let found = ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..ram.pages()).unwrap().commit();
+        let found = ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..ram.pages()).unwrap()
+            .commit();
         prop_assert!((0..ram.pages()).all(|page| found.is_dirty(page) == dirty.contains(&page)));
         // A fault is for a page, not for each byte of it.
         prop_assert!(table.faults.lock().unwrap().len() <= 2 * (len / 0x100 + 2));

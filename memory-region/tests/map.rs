@@ -150,7 +150,8 @@ fn impossible_maps_are_refused_by_name() {
             let other = map.ram("other", block("other"))?;
             map.place_overlapping(small, (2 << 20) + 1, other, 9)
         })),
-        "\"other\" of 0x100000 bytes at 0x200001 reaches past the end of \"small\" of 0x300000 bytes"
+        "\"other\" of 0x100000 bytes at 0x200001 reaches past the end of \"small\" of 0x300000 \
+            bytes"
     );
     assert_eq!(
         says(map.update(|map| map.container("none", 0).map(drop))),

@@ -80,7 +80,8 @@ fn sizes() -> impl Strategy<Value = AccessSizes> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+    #![proptest_config(
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
     /// The device is memory: whatever it declares, an access moves the bytes that it
     /// names, or none of a piece that is not valid.
@@ -103,7 +104,9 @@ proptest! {
         let mut read = vec![0x5c; data.len()];
         let was_read = space.read(address, &mut read);
         prop_assert_eq!(written.is_ok(), was_read.is_ok());
-        let too_small = |error: &AccessError| matches!(error, AccessError::TooSmall { size, .. } if *size < valid.min);
+        let too_small =
+            |error: &AccessError| matches!(error,
+                AccessError::TooSmall { size, .. } if *size < valid.min);
         prop_assert!(written.as_ref().err().is_none_or(too_small), "{written:?}");
         if valid.min == 1 {
             prop_assert!(written.is_ok());
@@ -197,7 +200,8 @@ fn impossible_sizes_are_refused() {
             assert_eq!(
                 refused.to_string(),
                 format!(
-                    "The device of \"odd\" wants accesses of {min} to {max} bytes; both are 1, 2, 4 or 8"
+                    "The device of \"odd\" wants accesses of {min} to {max} bytes; both are 1, 2, \
+                        4 or 8"
                 )
             );
         }
@@ -246,7 +250,8 @@ fn a_device_that_reaches_itself_is_answered() {
     assert_eq!(seen.len(), 2);
     for result in seen {
         assert!(
-            matches!(&result, Err(AccessError::Reentered { address: 0x104, len: 1, name }) if name == "device"),
+            matches!(&result,
+                Err(AccessError::Reentered { address: 0x104, len: 1, name }) if name == "device"),
             "{result:?}"
         );
     }
@@ -494,7 +499,8 @@ enum Tell {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+    #![proptest_config(
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
     /// Whatever the ranges and the eventfds, and whichever come first: what accelerators are
     /// told is each byte once, none of an eventfd's, and nothing that was not asked for.
@@ -503,7 +509,8 @@ proptest! {
         steps in prop::collection::vec(prop_oneof![
             prop::collection::vec((0..SIZE as u64, 1..20u64), 0..6).prop_map(|ranges| Tell::Gather(
                 ranges.into_iter().map(|(at, len)| at..(at + len).min(SIZE as u64)).collect())),
-            (0..SIZE as u64, 0..5usize).prop_map(|(at, size)| Tell::Ring(at, [0, 1, 2, 4, 8][size])),
+            (0..SIZE as u64, 0..5usize)
+                .prop_map(|(at, size)| Tell::Ring(at, [0, 1, 2, 4, 8][size])),
         ], 1..8),
     ) {
         let (map, region, space) = space_of(Arc::new(Calls::default()));
@@ -524,7 +531,8 @@ proptest! {
             let pairs = || view.coalesced().windows(2);
             prop_assert!(pairs().all(|pair| pair[0].last < pair[1].start), "{view:?}");
             for byte in 0..SIZE as u64 {
-                let is_in = |ranges: &[std::ops::Range<u64>]| ranges.iter().any(|range| range.contains(&byte));
+                let is_in = |ranges: &[std::ops::Range<u64>]| ranges.iter()
+                    .any(|range| range.contains(&byte));
                 let at = 0x100 + byte;
                 let told = view.coalesced().iter().any(|r| (r.start..=r.last).contains(&at));
                 prop_assert_eq!(told, is_in(&gathered) && !is_in(&bells), "byte {}", byte);

@@ -105,10 +105,12 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+    #![proptest_config(
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
     /// Whatever the log's grain, and however the map changes: each store is found, once,
-    /// by every client, in the block that was there when it was made; while the map stays, no other page is.
+    /// by every client, in the block that was there when it was made; while the map stays, no other
+    /// page is.
     #[test]
     fn stores_reach_every_client_in_the_map_that_they_were_made_in(
         page in prop_oneof![Just(512u64), Just(4096), Just(65536), Just(2 << 20)],
@@ -154,7 +156,8 @@ proptest! {
             match step {
                 Step::Store { address, len } => {
                     engine.write(address, len);
-                    expected.extend(changed(&space.view(), &blocks, engine.page, address..address + len));
+                    expected.extend(
+                        changed(&space.view(), &blocks, engine.page, address..address + len));
                 }
                 Step::Show { window, shown } => {
                     map.update(|map| map.set_enabled(windows[window], shown)).unwrap();

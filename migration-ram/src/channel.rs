@@ -236,7 +236,7 @@ impl<'a> Outgoing<'a> {
     /// QEMU's multifd packets: 1 to 16, a thread for each; `main` carries the rest. The
     /// receiver must be prepared for as many (QEMU: capability `multifd`, parameter
     /// `multifd-channels`). How QEMU waits for them depends on its version: see
-    /// [`Precopy::multifd_flush_after_each_section`](crate::Precopy::multifd_flush_after_each_section).
+    /// [`Precopy`](crate::Precopy)'s `multifd_flush_after_each_section`.
     #[must_use]
     pub fn channels(mut self, channels: impl IntoIterator<Item = &'a mut dyn Output>) -> Self {
         self.channels = channels.into_iter().collect();

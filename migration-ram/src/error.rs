@@ -74,7 +74,8 @@ pub enum SendError {
     Throttle(#[source] io::Error),
     /// The guest writes faster than what is written can be sent.
     #[error(
-        "After {rounds} rounds {remaining} bytes are left, more than fit the downtime: the guest writes {dirty_rate:.0} bytes a second, the connection takes {bandwidth:.0}"
+        "After {rounds} rounds {remaining} bytes are left, more than fit the downtime: the guest \
+            writes {dirty_rate:.0} bytes a second, the connection takes {bandwidth:.0}"
     )]
     NotConverging {
         /// Rounds that were sent.
@@ -99,7 +100,8 @@ pub enum SendError {
     },
     /// A name that no section can have, or two devices of one name.
     #[error(
-        "A device's name has 1 to 255 bytes, is not \"ram\", and its own: \"{name}\" ({instance}) was given"
+        "A device's name has 1 to 255 bytes, is not \"ram\", and its own: \"{name}\" ({instance}) \
+            was given"
     )]
     DeviceName {
         /// The name given.
@@ -261,7 +263,8 @@ pub enum ReceiveError {
     },
     /// A block of another length.
     #[error(
-        "At byte {at} of the stream: block \"{id}\" has {found:#x} bytes there and {expected:#x} here"
+        "At byte {at} of the stream: block \"{id}\" has {found:#x} bytes there and {expected:#x} \
+            here"
     )]
     BlockLength {
         /// Where it stands.

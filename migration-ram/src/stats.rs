@@ -47,7 +47,8 @@ impl fmt::Display for RoundStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "round {}{}: {} pages ({} zero), {} bytes in {:.1?}, {:.0} MiB/s; {} dirtied, {:.0} pages/s",
+            "round {}{}: {} pages ({} zero), {} bytes in {:.1?}, {:.0} MiB/s; {} dirtied, {:.0} \
+                pages/s",
             self.round,
             if self.paused { " (paused)" } else { "" },
             self.pages,

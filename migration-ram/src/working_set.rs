@@ -143,13 +143,15 @@ mod tests {
             let set = WorkingSet { bytes: 1 << size, rate: 1 << rate };
             let time = Duration::from_secs_f64(turns * float(set.bytes) / float(set.rate));
             let fit = WorkingSet::fit(&curve(set, time), 1 << 42);
-            prop_assert!(near(fit.bytes, set.bytes, 0.01) && near(fit.rate, set.rate, 0.02), "{:?}", fit);
+            prop_assert!(near(fit.bytes, set.bytes, 0.01) && near(fit.rate, set.rate, 0.02), "{:?}",
+                fit);
         }
 
         /// Whatever was measured, a fit runs through its end and is within memory.
         #[test]
         fn any_curve_has_a_fit(
-            parts in prop::collection::vec((0u64..1 << 40, 0u64..1 << 40), 0..8), more in 0u64..1 << 40,
+            parts in prop::collection::vec((0u64..1 << 40, 0u64..1 << 40), 0..8),
+                more in 0u64..1 << 40,
         ) {
             let (mut time, mut bytes) = (Duration::ZERO, 0);
             let curve: Vec<_> = parts.iter().map(|(nanoseconds, new)| {

@@ -88,13 +88,15 @@ proptest! {
         }
     }
 
-    /// Of a guest that nothing slows down: more bandwidth, more downtime and fewer writes are never worse.
+    /// Of a guest that nothing slows down: more bandwidth, more downtime and fewer writes are never
+    /// worse.
     #[test]
     fn more_is_never_worse(plan in any_plan(), more in 1.0f64..3.0) {
         let plan = MigrationPlan { throttle: None, dirty_limit: None, ..plan };
         let faster = |set: &WorkingSet| WorkingSet { rate: times(set.rate, more), ..*set };
         let better = [
-            (plan.clone(), MigrationPlan { bandwidth: times(plan.bandwidth, more), ..plan.clone() }),
+            (plan.clone(),
+                MigrationPlan { bandwidth: times(plan.bandwidth, more), ..plan.clone() }),
             (plan.clone(), MigrationPlan { downtime: plan.downtime.mul_f64(more), ..plan.clone() }),
             (
                 MigrationPlan { writes: plan.writes.iter().map(faster).collect(), ..plan.clone() },

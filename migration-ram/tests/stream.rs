@@ -127,13 +127,15 @@ fn damage_is_named_with_its_place() {
     assert_eq!(
         damage(zero, b"\0\0\0\0\x04\0\0\x22"),
         format!(
-            "At byte {zero} of the stream: block \"ram\" of 0x4000000 bytes has no page at 0x4000000"
+            "At byte {zero} of the stream: block \"ram\" of 0x4000000 bytes has no page at \
+                0x4000000"
         )
     );
     assert_eq!(
         damage(zero, b"\xff\xff\xff\xff\xff\xff\xf0\x22"),
         format!(
-            "At byte {zero} of the stream: block \"ram\" of 0x4000000 bytes has no page at 0xfffffffffffff000"
+            "At byte {zero} of the stream: block \"ram\" of 0x4000000 bytes has no page at \
+                0xfffffffffffff000"
         )
     );
     assert_eq!(

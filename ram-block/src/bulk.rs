@@ -356,7 +356,9 @@ mod tests {
                 let range = start..start + len;
                 if merge {
                     let words: Vec<u64> = (0..len.div_ceil(64))
-                        .map(|n| if seed % 4 == 0 { u64::MAX } else { (seed ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15) & seed.rotate_left(7) })
+                        .map(|n| if seed % 4 == 0 { u64::MAX }
+                            else { (seed ^ n)
+                                .wrapping_mul(0x9e37_79b9_7f4a_7c15) & seed.rotate_left(7) })
                         .collect();
                     let source = Shifted { words: &words, first: start, count: len };
                     for chunk in words_of(&source.destination()) {

@@ -47,9 +47,10 @@
 //!
 //! # Where the unsafe code is
 //!
-//! `backing` maps memory, its `pages` come and go there, `builder` takes the caller's, `block`
-//! lends it to vm-memory, `compare` looks at it in place, `word` makes arrays of words of it,
-//! `wide` and `zero::scan` choose instructions at run time; `barrier`, `io::vectored` and `presence` issue system calls.
+//! `backing` maps memory, `backing::pages` populates and gives back its pages, `builder` takes
+//! the caller's, `block` lends it to vm-memory, `compare` looks at it in place, `word` makes
+//! arrays of words of it, `wide` and `zero::scan` choose instructions at run time; `barrier`,
+//! `io::vectored` and `presence` issue system calls.
 //! Everything else is safe Rust.
 
 #[cfg(not(target_pointer_width = "64"))]

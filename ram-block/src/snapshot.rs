@@ -154,7 +154,8 @@ impl fmt::Debug for DirtySnapshot {
 /// lines drawn, the pages sent or noted in a private bitmap). Dropped without
 /// that, by an early return or a panic, it **gives the bits back**, so that the
 /// next harvest finds them again.
-#[must_use = "a harvest that is dropped gives its bits back; commit it when its pages are dealt with"]
+#[must_use = "a harvest that is dropped gives its bits back; commit it when its pages are dealt \
+    with"]
 pub struct Harvest {
     /// Empty once committed.
     owner: Option<Arc<DirtyMemory>>,
@@ -234,12 +235,14 @@ mod tests {
                 prop_assert_eq!(snapshot.count(), pages.len() as u64);
                 prop_assert_eq!(snapshot.is_empty(), pages.is_empty());
                 let runs: Vec<_> = snapshot.runs().collect();
-                prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start), "runs touch: {:?}", runs);
+                prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start), "runs touch: \
+                    {:?}", runs);
                 prop_assert_eq!(runs.into_iter().flatten().collect::<BTreeSet<_>>(), pages.clone());
                 for page in 0..start + len + 70 {
                     prop_assert_eq!(snapshot.is_dirty(page), pages.contains(&page));
                     let some = page..page + 5;
-                    prop_assert_eq!(snapshot.any_dirty(some.clone()), pages.range(some).next().is_some());
+                    prop_assert_eq!(snapshot.any_dirty(some.clone()), pages.range(some).next()
+                        .is_some());
                 }
             }
         }

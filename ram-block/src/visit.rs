@@ -289,7 +289,8 @@ mod tests {
                         std::panic::resume_unwind(Box::new("stopped"));
                     }
                     seen.push(run);
-                    if stop == Some(seen.len() - 1) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                    if stop == Some(seen.len() - 1) { ControlFlow::Break(()) }
+                        else { ControlFlow::Continue(()) }
                 })
             }));
             prop_assert_eq!(&seen[..], &expected[..seen.len()]);
@@ -297,7 +298,8 @@ mod tests {
                 prop_assert_eq!(seen.len(), expected.len());
             }
             let unseen: BTreeSet<u64> =
-                pages.into_iter().filter(|page| !seen.iter().any(|run| run.contains(page))).collect();
+                pages.into_iter().filter(|page| !seen.iter().any(|run| run.contains(page)))
+                    .collect();
             let left = left(&dirty);
             prop_assert!(left.is_superset(&unseen), "pages are lost");
             // A run that was given back may bring the clean pages in its gaps along.

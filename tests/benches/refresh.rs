@@ -166,7 +166,8 @@ fn measure_size(
         let [copying, sharing, copy, page_copy] = times.map(median);
         let name = scenario.name;
         println!(
-            "{name:<12}{copying:>10.1}{sharing:>10.1}{copy:>12.1}{page_copy:>12.1}{read:>10}{redraw:>12.1}"
+            "{name:<12}{copying:>10.1}{sharing:>10.1}{copy:>12.1}{page_copy:>12.1}{read:>10}\
+            {redraw:>12.1}"
         );
         results.push(json!({
             "width": size.0, "height": size.1, "scenario": name,

@@ -75,7 +75,8 @@ impl Live {
         let needed = BEAT_DATA + shape.working_set;
         if shape.ram < needed || shape.ram > FRAME_BUFFER || shape.working_set < PAGE {
             return Err(format!(
-                "RAM of {} bytes: a working set of {} needs {needed}, and {FRAME_BUFFER} is the most",
+                "RAM of {} bytes: a working set of {} needs {needed}, and {FRAME_BUFFER} is the \
+                    most",
                 shape.ram, shape.working_set
             )
             .into());

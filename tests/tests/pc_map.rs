@@ -16,45 +16,7 @@ fn the_tree_is_printed_as_it_was_built() {
     let pc = pc();
     pc.set_pam(1, Pam::ReadOnly).unwrap();
     pc.memory.set_log(pc.vram_region, DirtyClient::VGA, true).unwrap();
-    assert_eq!(
-        pc.memory.tree().to_string(),
-        "\
-address-space: memory
-  0000000000000000-0000ffffffffffff (prio 0, container): system [256 TiB]
-    0000000000000000-00000000dfffffff (prio 0, ram): alias lomem @ram 0000000000000000-00000000dfffffff [3584 MiB]
-    00000000000a0000-00000000000bffff (prio 1, container): alias vga-window @pci 00000000000a0000-00000000000bffff [128 KiB]
-    00000000000c0000-00000000000c7fff (prio 1, container): alias pam-pci @pci 00000000000c0000-00000000000c7fff [32 KiB]
-    00000000000c0000-00000000000c7fff (prio 1, ram): alias pam-ram @ram 00000000000c0000-00000000000c7fff [32 KiB] [disabled]
-    00000000000c8000-00000000000cffff (prio 1, container): alias pam-pci @pci 00000000000c8000-00000000000cffff [32 KiB] [disabled]
-    00000000000c8000-00000000000cffff (prio 1, rom): alias pam-ram @ram 00000000000c8000-00000000000cffff [32 KiB]
-    00000000000d0000-00000000000effff (prio 1, container): alias pam-pci @pci 00000000000d0000-00000000000effff [128 KiB]
-    00000000000d0000-00000000000effff (prio 1, ram): alias pam-ram @ram 00000000000d0000-00000000000effff [128 KiB] [disabled]
-    00000000000f0000-00000000000fffff (prio 1, container): alias pam-pci @pci 00000000000f0000-00000000000fffff [64 KiB]
-    00000000000f0000-00000000000fffff (prio 1, ram): alias pam-ram @ram 00000000000f0000-00000000000fffff [64 KiB] [disabled]
-    00000000e0000000-00000000ffffffff (prio 0, container): alias pci-hole @pci 00000000e0000000-00000000ffffffff [512 MiB]
-    0000000100000000-000000011fffffff (prio 0, ram): alias himem @ram 00000000e0000000-00000000ffffffff [512 MiB]
-
-memory-region: pci
-  0000000000000000-00000000ffffffff (prio 0, container): pci [4 GiB]
-    00000000000a0000-00000000000bffff (prio 0, container): vga-area [128 KiB]
-      00000000000a0000-00000000000a7fff (prio 0, ram): alias bank @vram 0000000000010000-0000000000017fff [32 KiB]
-      00000000000a8000-00000000000affff (prio 0, ram): alias bank @vram 0000000000020000-0000000000027fff [32 KiB]
-    00000000000f0000-00000000000fffff (prio 0, rom): alias isa-bios @bios 0000000000000000-000000000000ffff [64 KiB]
-    00000000e1000000-00000000e1ffffff (prio 0, ram): vram [16 MiB] log vga
-    00000000e2000000-00000000e200ffff (prio 0, i/o): vga-mmio [64 KiB]
-    00000000ffff0000-00000000ffffffff (prio 0, rom): bios [64 KiB]
-
-memory-region: ram
-  0000000000000000-00000000ffffffff (prio 0, ram): ram [4 GiB]
-
-memory-region: vram
-  0000000000000000-0000000000ffffff (prio 0, ram): vram [16 MiB] log vga
-
-memory-region: bios
-  0000000000000000-000000000000ffff (prio 0, rom): bios [64 KiB]
-
-"
-    );
+    assert_eq!(pc.memory.tree().to_string(), include_str!("pc_map.txt"));
 }
 
 #[test]

@@ -134,7 +134,8 @@ impl Stage {
         let mut events = Vec::new();
         loop {
             let event = self.events.recv_timeout(patience()).unwrap();
-            let found = matches!(event, VncEvent::Input(InputEvent::Key { keysym: key, .. }) if key == keysym);
+            let found = matches!(event,
+                    VncEvent::Input(InputEvent::Key { keysym: key, .. }) if key == keysym);
             events.push(event);
             if found {
                 return events;

@@ -215,7 +215,8 @@ mod tests {
         let refused = Linear::new((640, 480, 32), 640, (0, 1), vram).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "640x480 pixels from (0, 1) in lines of 640 need 1231360 bytes of video memory, there are 1228800"
+            "640x480 pixels from (0, 1) in lines of 640 need 1231360 bytes of video memory, there \
+                are 1228800"
         );
         assert_eq!(
             Linear::new((0, 480, 32), 0, (0, 0), vram),

@@ -32,7 +32,8 @@ pub struct WindowError {
 /// Shows a surface in a window of the desktop (X11 on Unix), and tells what is done there.
 ///
 /// The window has the picture's size; for a picture of another one it is opened anew. One
-/// whose size somebody changed keeps it, and stretches the picture. It belongs to the thread that opened it.
+/// whose size somebody changed keeps it, and stretches the picture. It belongs to the thread that
+/// opened it.
 ///
 /// ```no_run
 /// use display_vga::{InputEvent, Screen, WindowView};

@@ -292,8 +292,10 @@ mod tests {
                     plain.extend(contents);
                 }
                 let part = source.part(&plain);
-                let offsets: Vec<_> = packet.iter().map(|(page, ..)| (page * PAGE) as u64).collect();
-                parts.push((Part { compression, len: u32::try_from(part.len()).unwrap() }, offsets));
+                let offsets: Vec<_> = packet.iter().map(|(page, ..)| (page * PAGE) as u64)
+                    .collect();
+                parts.push(
+                    (Part { compression, len: u32::try_from(part.len()).unwrap() }, offsets));
                 bytes.extend(part);
             }
             let mut input = Pieces(&bytes, piece);

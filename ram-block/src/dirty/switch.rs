@@ -159,7 +159,8 @@ impl DirtyMemory {
     pub(crate) fn order_writers(&self) {
         if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !barrier::every_thread() {
             log::warn!(
-                "membarrier is refused since the start: each mark of guest memory fences from now on"
+                "membarrier is refused since the start: each mark of guest memory fences from now \
+                    on"
             );
             self.enabled.fetch_or(WRITERS_FENCE, Ordering::SeqCst);
         }

@@ -113,7 +113,8 @@ proptest! {
                 let has = |at: u64| parts.iter().any(|part| part.contains(&at));
                 prop_assert!(expected.iter().all(|n| has(n * page())), "{}: {:x?}", kind, parts);
                 if file_is_asked(&ram) {
-                    let at_edges = |n: u64| !touched.contains(&n) && (has(n * page()) || has((n + 1) * page() - 1));
+                    let at_edges = |n: u64| !touched.contains(&n)
+                        && (has(n * page()) || has((n + 1) * page() - 1));
                     prop_assert!(!(0..pages).any(at_edges), "{}: {:x?}", kind, parts);
                 }
             }

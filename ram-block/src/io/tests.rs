@@ -186,7 +186,8 @@ proptest! {
         }
         // Sending bytes one by one takes its time.
         let wants = if most < 10 { &wants[..wants.len().min(6)] } else { &wants[..] };
-        let own: Vec<_> = wants.iter().enumerate().map(|(n, want)| pattern(want.len(), n)).collect();
+        let own: Vec<_> = wants.iter().enumerate().map(|(n, want)| pattern(want.len(), n))
+            .collect();
         let mut expected = Vec::new();
         let mut list = SendList::new();
         for _ in 0..=usize::from(twice) {

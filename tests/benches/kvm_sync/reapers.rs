@@ -75,7 +75,8 @@ fn measure(entries: u32, pages: u64, every: Option<Duration>) -> Option<Value> {
         still * 1e6 / full.max(1) as f64,
     ];
     println!(
-        "{entries:<10} {pages:>7} {name:>9} {rate:>10.0} {full_rate:>6.1}/s {:>10.2} % {each:>7.0} us {reap_rate:>9.0}",
+        "{entries:<10} {pages:>7} {name:>9} {rate:>10.0} {full_rate:>6.1}/s {:>10.2} % {each:>7.0} \
+            us {reap_rate:>9.0}",
         still / time * 100.0
     );
     Some(json!({

@@ -14,7 +14,8 @@ use kvm_accel::DirtyTracking;
 
 /// Runs a small PC on KVM.
 #[derive(Parser)]
-#[command(group = ArgGroup::new("boot").required(true).multiple(true).args(["kernel", "bios", "boot_sector"]))]
+#[command(group = ArgGroup::new("boot").required(true).multiple(true)
+    .args(["kernel", "bios", "boot_sector"]))]
 pub struct Options {
     /// Start this kernel (a bzImage, memtest86+ for example) without firmware
     #[arg(long, value_name = "FILE", conflicts_with_all = ["bios", "boot_sector"])]

@@ -195,11 +195,14 @@ mod tests {
         use super::Alu as Op;
         use Instruction::*;
         for (word, expected) in [
-            (0xfff0_0093, AluImmediate { alu: Op::Add, rd: 1, rs1: 0, value: u32::MAX }), // li ra, -1
+            // li ra, -1
+            (0xfff0_0093, AluImmediate { alu: Op::Add, rd: 1, rs1: 0, value: u32::MAX }),
             (0x1234_52b7, Immediate { rd: 5, value: 0x1234_5000 }), // lui t0, 0x12345
-            (0x4020_d093, AluImmediate { alu: Op::ShiftRightSigned, rd: 1, rs1: 1, value: 0x402 }), // srai ra, ra, 2
+            // srai ra, ra, 2
+            (0x4020_d093, AluImmediate { alu: Op::ShiftRightSigned, rd: 1, rs1: 1, value: 0x402 }),
             (0x4031_00b3, Alu { alu: Op::Subtract, rd: 1, rs1: 2, rs2: 3 }), // sub ra, sp, gp
-            (0xfe11_2e23, Store { width: Width::Word, source: 1, base: 2, offset: 0xffff_fffc }), // sw ra, -4(sp)
+            // sw ra, -4(sp)
+            (0xfe11_2e23, Store { width: Width::Word, source: 1, base: 2, offset: 0xffff_fffc }),
             (
                 0xffc1_2083,
                 Load { width: Width::Word, signed: false, rd: 1, base: 2, offset: 0xffff_fffc },
@@ -235,12 +238,10 @@ mod tests {
         }
         for offset in [-2048, -1, 0, 1, 2047] {
             let bits = i32::cast_unsigned(offset);
-            assert!(
-                matches!(decode(asm::sw(1, 2, offset)), Instruction::Store { source: 1, base: 2, offset, .. } if offset == bits)
-            );
-            assert!(
-                matches!(decode(asm::lw(1, 2, offset)), Instruction::Load { rd: 1, base: 2, offset, .. } if offset == bits)
-            );
+            assert!(matches!(decode(asm::sw(1, 2, offset)),
+                    Instruction::Store { source: 1, base: 2, offset, .. } if offset == bits));
+            assert!(matches!(decode(asm::lw(1, 2, offset)),
+                    Instruction::Load { rd: 1, base: 2, offset, .. } if offset == bits));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A small RV32I emulator whose translator watches the pages that it has decoded.
 //!
-//! Instructions are decoded a block at a time and kept. [`CodeWatch`](ram_block::CodeWatch) tells when a page
+//! Instructions are decoded a block at a time and kept. [`CodeWatch`](ram_block::CodeWatch) tells
+//! when a page
 //! with decoded blocks is written, by the program itself or by anybody else; without the
 //! cache every instruction is decoded when it is executed, which is what the cache is
 //! tested against.

@@ -255,7 +255,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_sixteen_bytes_are_a_format_or_refused(bytes: [u8; 16], bits in prop::sample::select(vec![8u8, 16, 32]), plausible: bool) {
+        fn any_sixteen_bytes_are_a_format_or_refused(bytes: [u8; 16],
+            bits in prop::sample::select(vec![8u8, 16, 32]), plausible: bool) {
             let mut bytes = bytes;
             if plausible {
                 bytes[0] = bits;

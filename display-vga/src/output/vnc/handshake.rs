@@ -175,7 +175,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_let_in_or_refused(tail in prop::collection::vec(any::<u8>(), 0..40), greets: bool) {
+        fn any_bytes_are_let_in_or_refused(tail in prop::collection::vec(any::<u8>(), 0..40),
+            greets: bool) {
             let says = if greets { [b"RFB 003.008\n", &tail[..]].concat() } else { tail };
             let let_in = talk(&says, None).0.is_ok();
             prop_assert_eq!(let_in, greets && says.len() >= 14 && says[12] == NONE);

@@ -262,7 +262,8 @@ mod tests {
         #[test]
         fn any_bytes_are_messages_or_errors(
             bytes in prop::collection::vec(any::<u8>(), 0..600),
-            kinds in prop::collection::vec(prop::sample::select(vec![0u8, 2, 3, 4, 5, 6, 251, 255]), 1..8),
+            kinds in prop::collection::vec(prop::sample::select(vec![0u8, 2, 3, 4, 5, 6, 251, 255]),
+                1..8),
         ) {
             let mut streams = vec![bytes.clone()];
             for kind in kinds {

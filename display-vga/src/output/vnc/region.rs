@@ -145,8 +145,12 @@ mod tests {
             let taken = region.take(&area);
             let (left, taken) = (pixels(region.rects()), pixels(taken.rects()));
             prop_assert!(taken.iter().all(|(x, y)| area.contains(*x, *y)));
-            prop_assert!(taken.is_superset(&all.iter().copied().filter(|(x, y)| area.contains(*x, *y)).collect()));
-            prop_assert!(left.is_superset(&all.iter().copied().filter(|(x, y)| !area.contains(*x, *y)).collect()));
+            prop_assert!(
+                taken.is_superset(&all.iter().copied().filter(|(x, y)| area.contains(*x, *y))
+                    .collect()));
+            prop_assert!(
+                left.is_superset(&all.iter().copied().filter(|(x, y)| !area.contains(*x, *y))
+                    .collect()));
             prop_assert!(region.rects().len() <= LIMIT);
         }
     }

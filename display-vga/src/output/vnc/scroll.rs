@@ -112,7 +112,8 @@ mod tests {
             noise in 0..64usize,
         ) {
             let area = Rect { x: 9, y: 5, width: 40, height: 50 };
-            let numbered: Vec<u8> = (0u8..).zip(&lines).map(|(n, line)| if *line == 0 { 0 } else { n }).collect();
+            let numbered: Vec<u8> = (0u8..).zip(&lines)
+                .map(|(n, line)| if *line == 0 { 0 } else { n }).collect();
             let mut moved = numbered.clone();
             if up { moved.rotate_left(shift) } else { moved.rotate_right(shift) }
             moved[noise] = 99;

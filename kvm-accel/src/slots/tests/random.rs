@@ -65,11 +65,13 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (prop::option::weighted(0.9, 0..VCPUS), 0..PAGES, 1..4u64).prop_map(
             |(vcpu, page, count)| Step::Store { vcpu, page, count, unchecked: 1 }),
         1 => (0..VCPUS, 0..PAGES, 1..PAGES, prop_oneof![Just(1), 1..120u64]).prop_map(
-            |(vcpu, page, count, unchecked)| Step::Store { vcpu: Some(vcpu), page, count, unchecked }),
+            |(vcpu, page, count, unchecked)| Step::Store { vcpu: Some(vcpu), page, count,
+                unchecked }),
         1 => (0..20u32, 0..2 * PAGES).prop_map(|(slot, page)| Step::Wrong { slot, page }),
         1 => (0..20u64).prop_map(|after| Step::Signal { after }),
         1 => prop::bool::weighted(0.3).prop_map(|fail| Step::Sync { fail }),
-        3 => (any::<bool>(), any::<bool>(), (0..PAGES, 1..PAGES), prop::option::weighted(0.2, 0..3u32))
+        3 => (any::<bool>(), any::<bool>(), (0..PAGES, 1..PAGES),
+            prop::option::weighted(0.2, 0..3u32))
             .prop_map(|(vga, sync, pages, fail)| Step::Take { vga, sync, pages, fail }),
     ]
 }

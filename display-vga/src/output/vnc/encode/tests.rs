@@ -99,21 +99,25 @@ proptest! {
                     .flat_map(|y| (area.x..area.right()).map(move |x| (x, y)))
                     .map(|(x, y)| format.value(surface.pixel(x, y)))
                     .collect();
-                prop_assert!(pixels == expected, "{encoding:?} in {format:?}, pixels of kind {kind}");
+                prop_assert!(pixels == expected, "{encoding:?} in {format:?}, pixels of kind \
+                    {kind}");
                 whole.extend(out);
             }
             // Nobody is worse off than with pixels as they are, but for a few bytes a tile.
             let raw = (width * height) as usize * usize::from(format.bits / 8);
-            prop_assert!(whole.len() <= raw + raw / 50 + 200, "{encoding:?}: {} of {raw}", whole.len());
+            prop_assert!(whole.len() <= raw + raw / 50 + 200, "{encoding:?}: {} of {raw}",
+                whole.len());
         }
     }
 
     #[test]
-    fn pieces_cover_an_area_once(x in 0..9u32, y in 0..9u32, width in 1..9000u32, height in 1..5000u32) {
+    fn pieces_cover_an_area_once(x in 0..9u32, y in 0..9u32, width in 1..9000u32,
+        height in 1..5000u32) {
         let area = Rect { x, y, width, height };
         let mut pixels = 0;
         for piece in pieces(&area) {
-            prop_assert!(piece.width <= PIECE_WIDTH && piece.pixels() <= u64::from(PIECE_WIDTH * TILE));
+            prop_assert!(piece.width <= PIECE_WIDTH
+                && piece.pixels() <= u64::from(PIECE_WIDTH * TILE));
             prop_assert!(area.hull(&piece) == area);
             pixels += piece.pixels();
         }
@@ -148,7 +152,8 @@ fn plain_pictures_are_small() {
 
 proptest! {
     #[test]
-    fn each_part_of_a_stream_is_whole(parts in prop::collection::vec((0..2usize, 1..90_000usize), 1..6), level in 0..10u8) {
+    fn each_part_of_a_stream_is_whole(
+        parts in prop::collection::vec((0..2usize, 1..90_000usize), 1..6), level in 0..10u8) {
         let mut stream = Zlib::new(level);
         let mut inflate = decoder::Inflate::default();
         let mut out = Vec::new();
