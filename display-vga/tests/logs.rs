@@ -1,6 +1,8 @@
 //! What guests and viewers can do without end fills no log. One test: a process has one logger.
 
 mod common;
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
 #[path = "common/rfb.rs"]
 mod rfb;
 #[path = "common/rfb_decoder.rs"]

@@ -15,8 +15,17 @@
 //! clients, the first takes a bit, clears it in KVM and reads the page; the guest writes the
 //! page again, and KVM sets its bit; the second clears it with the copy that it still has,
 //! and the second write is lost. The held bit is gone after the first clear, until a look has
-//! given the second write's bit to every client. For the same reason nothing is held any more
-//! when a client comes to log: it was not given what was reported before.
+//! given the second write's bit to every client.
+//!
+//! For the same reason nothing is held any more once a client is switched on: it was not given
+//! what was reported before. The map that the slots follow, another map that shows the block, or
+//! a caller at the block itself may switch one on at any moment. So the block counts them
+//! (`DirtyMemory::switch_ons`), and a slot keeps the count from before the merge of its report.
+//! A clear looks at the count twice. If it differs before the ioctl, the bits stay in KVM. If
+//! it differs after the ioctl, the client may have read a page just before a write that found
+//! KVM's bit still set and was cleared with it: what was cleared is merged again, for all
+//! clients. A code watch has no such count for each page that it comes to watch: it is told of
+//! all that was cleared.
 //!
 //! # Rings
 //!
@@ -68,6 +77,8 @@ struct Slot {
     logged: bool,
     /// With manual protection, the bits that KVM has reported and not cleared.
     held: Report,
+    /// The block's count of clients switched on, from before `held` was merged.
+    held_since: u64,
 }
 
 impl Slot {
@@ -132,6 +143,7 @@ fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
             readonly: section.readonly(),
             logged: !section.log().is_empty(),
             held: Report::default(),
+            held_since: 0,
         })
     };
     let step = usize::try_from(most).unwrap_or(usize::MAX);

@@ -134,6 +134,8 @@ pub struct DirtyMemory {
     names: Mutex<Names>,
     /// How often each client was switched off.
     epochs: [AtomicU64; DirtyClient::COUNT],
+    /// How often a client, whichever, was switched on.
+    switch_ons: AtomicU64,
     /// How often the length was changed.
     resizes: AtomicU64,
     /// What the synchronizer merged, under this lock; of clients that are on.
@@ -169,6 +171,7 @@ impl DirtyMemory {
             enabled: AtomicU64::new(fence),
             names: Mutex::default(),
             epochs: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
+            switch_ons: AtomicU64::new(0),
             resizes: AtomicU64::new(0),
             bulk: Mutex::default(),
             bitmaps: [const { OnceLock::new() }; DirtyClient::COUNT],

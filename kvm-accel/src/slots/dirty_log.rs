@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use ram_block::PageSize;
+
 use super::report::index;
 use super::{Mode, Slot, Slots};
 use crate::error::KvmError;
@@ -43,7 +45,9 @@ impl<E: Entries> Slots<E> {
         let slot = used.get_mut(&at).and_then(|slots| slots.get_mut(n));
         let Some(slot) = slot.filter(|slot| slot.logged) else { return Ok(()) };
         let pages = page.count(slot.size);
-        let Slot { id, block, offset, size, held, .. } = slot;
+        let Slot { id, block, offset, size, held, held_since, .. } = slot;
+        // Before the merge: a client that comes later may not be given all of it.
+        *held_since = block.dirty().switch_ons();
         // With manual protection KVM reports what it still holds again, with what is new: the
         // report is what is held now.
         let report = if manual { held } else { report };
@@ -205,10 +209,17 @@ impl Slot {
         let words = index(pages.start / 64)..index(pages.end.min(count).div_ceil(64));
         let step = index(chunk / 64);
         let mut from = words.start;
+        let dirty = self.block.dirty();
+        let page_at_start = PageSize::host().page_of(self.offset);
         // Only what lies between the first and the last held bit of each chunk.
         while let Some(first) = self.held.first(&(from..words.end)) {
             from = (first / step + 1) * step;
             let range = self.held.up_to_last(first, from.min(words.end));
+            if dirty.switch_ons() != self.held_since {
+                // Somebody is new and was not given what is held.
+                self.held.forget();
+                break;
+            }
             let (first, bits) = (range.start as u64 * 64, range.len() as u64 * 64);
             let number = bits.min(count - first);
             let bitmap = self.held.words(range.clone());
@@ -216,7 +227,17 @@ impl Slot {
             let asked = u32::try_from(number).unwrap_or(u32::MAX);
             let cleared = stats.clears.count(|| vm.clear_dirty_log(self.id, first, asked, bitmap));
             // After a failure too: KVM may have cleared some, and reports the others again.
+            let at = page_at_start + first;
+            let told = match dirty.switch_ons() == self.held_since {
+                true => dirty.report_to_code(at, number, bitmap),
+                // Somebody came after the first look: a write that he is promised may have
+                // been cleared.
+                false => dirty.merge(at, number, bitmap).map(drop),
+            };
             self.held.clear(range);
+            if told.is_err() {
+                dirty.mark(self.offset, self.size);
+            }
             cleared.map_err(|source| {
                 let (slot, block) = (self.id, self.block.id().to_owned());
                 KvmError::ClearDirtyLog { slot, first, count: number, block, source }

@@ -4,6 +4,7 @@
 
 mod follower;
 mod losses;
+mod newcomers;
 mod paper;
 mod race;
 mod random;

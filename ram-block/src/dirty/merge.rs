@@ -23,6 +23,38 @@ impl DirtyMemory {
     /// [`DirtyError::ShortBitmap`] if `words` does not hold `count` bits; nothing
     /// is marked then.
     pub fn merge(&self, first: u64, count: u64, words: &[u64]) -> Result<u64, DirtyError> {
+        let source = self.source(first, count, words)?;
+        let set = self.merge_chunks(&source);
+        if self.interested().contains(DirtyClient::CODE) {
+            self.code_written_words(&source);
+        }
+        Ok(set)
+    }
+
+    /// Reports the pages of a bitmap, as [`merge`](Self::merge) takes it, to the
+    /// [`CodeWatch`](crate::CodeWatch) of the block, and to no other client.
+    ///
+    /// For a synchronizer that clears pages in a log such as KVM's after it has merged them:
+    /// a page that came to be watched between the merge and the clear may have been written
+    /// since, and the log does not say so any more. Call it after the clear. Costs a load and
+    /// a branch when nobody watches.
+    ///
+    /// # Errors
+    ///
+    /// As [`merge`](Self::merge).
+    pub fn report_to_code(&self, first: u64, count: u64, words: &[u64]) -> Result<(), DirtyError> {
+        if self.interested().contains(DirtyClient::CODE) {
+            self.code_written_words(&self.source(first, count, words)?);
+        }
+        Ok(())
+    }
+
+    fn source<'a>(
+        &self,
+        first: u64,
+        count: u64,
+        words: &'a [u64],
+    ) -> Result<Shifted<'a>, DirtyError> {
         let end = first.checked_add(count).filter(|end| *end <= self.room);
         if end.is_none() {
             let end = first.saturating_add(count);
@@ -32,12 +64,7 @@ impl DirtyMemory {
         if (words.len() as u64) < needed {
             return Err(DirtyError::ShortBitmap { words: words.len(), pages: count, needed });
         }
-        let source = Shifted { words, first, count };
-        let set = self.merge_chunks(&source);
-        if self.interested().contains(DirtyClient::CODE) {
-            self.code_written_words(&source);
-        }
-        Ok(set)
+        Ok(Shifted { words, first, count })
     }
 
     /// Merges granule by granule, so that the lock is held for a short time.

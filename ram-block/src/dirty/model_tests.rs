@@ -154,3 +154,86 @@ fn the_model_sees_a_mask_that_is_read_before_the_store() {
         assert!(writer.join().unwrap() == 1 || seen == 1, "neither marked nor seen");
     }));
 }
+
+/// A page in a log that is looked at and cleared in two steps, as KVM's with manual protection:
+/// whether its bit is set, and whether a store would set it.
+struct Logged {
+    bit: bool,
+    watched: bool,
+}
+
+impl Logged {
+    fn store(&mut self) {
+        if self.watched {
+            *self = Self { bit: true, watched: false };
+        }
+    }
+}
+
+/// Which steps the two sides take.
+#[derive(Clone, Copy, Debug)]
+struct Steps {
+    /// A client is on before it is counted.
+    counted_last: bool,
+    /// The count is read before the report is merged.
+    read_first: bool,
+    /// Whether the count is looked at before the clear, and after it.
+    looks: [bool; 2],
+}
+
+/// A page that a guest wrote is reported, merged and cleared, while a client is switched on
+/// and reads the page, before the guest stores to it again.
+fn a_client_comes_while_a_page_is_cleared(steps: Steps) {
+    let log = Arc::new(Mutex::new(Logged { bit: true, watched: false }));
+    let (on, count) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let clears = {
+        let (log, on, count) = (log.clone(), on.clone(), count.clone());
+        thread::spawn(move || {
+            let early = count.load(SeqCst);
+            assert!(log.lock().unwrap().bit);
+            let given = on.load(Acquire) != 0;
+            let since = if steps.read_first { early } else { count.load(SeqCst) };
+            if steps.looks[0] && count.load(SeqCst) != since {
+                return given;
+            }
+            *log.lock().unwrap() = Logged { bit: false, watched: true };
+            // Merged again: for the client, if it is on.
+            given || steps.looks[1] && count.load(SeqCst) != since && on.load(Acquire) != 0
+        })
+    };
+    if steps.counted_last {
+        on.fetch_or(1, SeqCst);
+        count.fetch_add(1, SeqCst);
+    } else {
+        count.fetch_add(1, SeqCst);
+        on.fetch_or(1, SeqCst);
+    }
+    // It is on now, and reads the page. Then comes the store, by whoever knows of that.
+    log.lock().unwrap().store();
+    let given = clears.join().unwrap();
+    // What the last sync finds.
+    let reported = log.lock().unwrap().bit;
+    assert!(given || reported, "the store is lost");
+}
+
+#[test]
+fn a_client_that_comes_while_a_page_is_cleared_gets_its_store() {
+    model(|| {
+        let steps = Steps { counted_last: true, read_first: true, looks: [true; 2] };
+        a_client_comes_while_a_page_is_cleared(steps);
+    });
+}
+
+/// Wrong: each step of the protocol that is left out.
+#[test]
+fn the_model_sees_each_look_at_the_count_that_is_missing() {
+    let right = Steps { counted_last: true, read_first: true, looks: [true; 2] };
+    for wrong in [
+        Steps { looks: [true, false], ..right },
+        Steps { looks: [false; 2], ..right },
+        Steps { counted_last: false, ..right },
+        Steps { read_first: false, ..right },
+    ] {
+        assert!(is_caught(move || a_client_comes_while_a_page_is_cleared(wrong)), "{wrong:?}");
+    }
+}

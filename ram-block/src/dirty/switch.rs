@@ -150,8 +150,31 @@ impl DirtyMemory {
 
     /// Sets the client's bit, for every write that this thread has not seen.
     fn switch_on(&self, client: DirtyClient) {
-        self.enabled.fetch_or(1 << client.number(), Ordering::SeqCst);
+        let bit = 1 << client.number();
+        if self.enabled.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
+            // After the bit: a merge that follows a look at the new count reaches the client.
+            // Before the caller's next step: a page that the client reads, or a write that
+            // it is promised, comes after the count has changed.
+            self.switch_ons.fetch_add(1, Ordering::SeqCst);
+        }
         self.order_writers();
+    }
+
+    /// How often a client was switched on, by whichever map or caller. A code watch is not
+    /// counted; see [`report_to_code`](Self::report_to_code).
+    ///
+    /// For a synchronizer that keeps pages that it has merged, to clear them later in a log
+    /// such as KVM's: a client that was switched on since was not given those pages, and
+    /// may need them. Read the count before the [`merge`](Self::merge) and again before and
+    /// *after* the clear. If it differs before, keep the pages in the log. If it differs
+    /// after, merge what was cleared once more: the client may have come in between. The
+    /// count changes after [`enable`](Self::enable) has switched the client on and before it
+    /// returns.
+    pub fn switch_ons(&self) -> u64 {
+        // SeqCst: ordered after the caller's clear, which has its own barriers where it
+        // interrupts other processors.
+        fence(Ordering::SeqCst);
+        self.switch_ons.load(Ordering::SeqCst)
     }
 
     /// Parts every write of this process in two: it is in memory when this returns, or

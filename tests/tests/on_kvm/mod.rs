@@ -8,6 +8,7 @@ mod lifetimes;
 mod limits;
 mod machine;
 mod mini_pc;
+mod newcomers;
 mod overruns;
 mod pam;
 mod panics;
@@ -32,6 +33,7 @@ const MODES: [(&str, DirtyTracking); 3] = [
 pub fn tests() -> Vec<Named> {
     let in_all = [
         dirty_log::TESTS,
+        newcomers::TESTS,
         tracking::TESTS,
         slots::TESTS,
         lifetimes::TESTS,

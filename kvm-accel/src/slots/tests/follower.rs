@@ -22,6 +22,9 @@ pub(super) enum Policy {
     /// Those that the client has, however long: what loses pages. Kept to show that the
     /// tests see it.
     Own,
+    /// Those that the slot holds, even if a client was switched on since they were reported.
+    /// Kept to show that the tests see it.
+    Deaf,
 }
 
 /// The slots as a listener of a map, on a KVM of paper or on a real one.
@@ -52,6 +55,12 @@ impl<K: SlotCalls + Send> MemoryListener for Follower<K> {
         let mut slots = self.slots.lock().unwrap();
         match self.policy {
             Policy::Held => Ok(slots.clear(&*kvm, section.start(), &bytes)?),
+            Policy::Deaf => {
+                for slot in slots.used.values_mut().flatten() {
+                    slot.held_since = slot.block.dirty().switch_ons();
+                }
+                Ok(slots.clear(&*kvm, section.start(), &bytes)?)
+            }
             Policy::Own => Ok(clear_own(&*kvm, &slots, section.start(), &bytes)?),
         }
     }

@@ -21,6 +21,21 @@ const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 const PAGE: u64 = 5;
 const PAGES: u64 = 256;
 
+/// Where a client is switched on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    /// At the map that the slots follow.
+    Map,
+    /// At another map that shows the block.
+    OtherMap,
+    /// At the block.
+    Block,
+    /// At the block, after it was on and off.
+    Again,
+}
+
+const ANYWHERE: [From; 4] = [From::Map, From::OtherMap, From::Block, From::Again];
+
 /// A guest's memory, of which KVM has one slot, and its clients.
 struct Machine<K> {
     map: Arc<MemoryMap>,
@@ -87,11 +102,24 @@ impl<K: SlotCalls + Send + 'static> Machine<K> {
 
     /// Whether a client that comes gets a write to a page whose bit was reported, and not
     /// cleared, before.
-    fn who_comes_gets_a_write(&self, store: impl Fn(&Follower<K>, u8)) -> bool {
-        self.start(&[MIGRATION]);
+    fn who_comes_gets_a_write(&self, from: From, store: impl Fn(&Follower<K>, u8)) -> bool {
+        let again = from == From::Again;
+        self.start(if again { &[MIGRATION, VGA] } else { &[MIGRATION] });
         store(&self.follower, 1);
         self.sync();
-        self.map.set_log(self.ram, VGA, true).unwrap();
+        let other = MemoryMap::new();
+        match from {
+            From::Map => self.map.set_log(self.ram, VGA, true).unwrap(),
+            From::OtherMap => {
+                let ram = other.update(|map| map.ram("ram", self.block.clone())).unwrap();
+                other.set_log(ram, VGA, true).unwrap();
+            }
+            From::Block => self.block.dirty().enable(VGA).unwrap(),
+            From::Again => {
+                self.block.dirty().disable(VGA);
+                self.block.dirty().enable(VGA).unwrap();
+            }
+        }
         // VGA reads the page here, and has no bit of it.
         store(&self.follower, 2);
         assert!(self.take(MIGRATION));
@@ -119,10 +147,17 @@ fn on_paper_the_second_write_is_kept_by_held_bits_alone() {
 
 #[test]
 fn on_paper_a_client_that_comes_is_not_robbed() {
-    let (machine, store) = paper(Policy::Held);
-    assert!(machine.who_comes_gets_a_write(store));
-    let (machine, store) = paper(Policy::Own);
-    assert!(!machine.who_comes_gets_a_write(store), "the steps do not see the loss");
+    for from in ANYWHERE {
+        let (machine, store) = paper(Policy::Held);
+        assert!(machine.who_comes_gets_a_write(from, store), "{from:?}");
+        let (machine, store) = paper(Policy::Own);
+        assert!(!machine.who_comes_gets_a_write(from, store), "the steps do not see the loss");
+    }
+    // The map's own commit tells the slots, too.
+    for from in [From::OtherMap, From::Block, From::Again] {
+        let (machine, store) = paper(Policy::Deaf);
+        assert!(!machine.who_comes_gets_a_write(from, store), "{from:?}: no loss is seen");
+    }
 }
 
 /// A machine of KVM without slots, if there is KVM with manual protection.
@@ -184,8 +219,15 @@ fn on_kvm_writes_are_kept_by_held_bits_alone() {
         let Some(vm) = machine() else { return };
         let (race, store) = real(vm, policy);
         assert_eq!(race.migration_gets_the_second_write(store), kept, "{policy:?}");
+        for from in ANYWHERE {
+            let Some(vm) = machine() else { return };
+            let (race, store) = real(vm, policy);
+            assert_eq!(race.who_comes_gets_a_write(from, store), kept, "{policy:?}, {from:?}");
+        }
+    }
+    for from in [From::OtherMap, From::Block, From::Again] {
         let Some(vm) = machine() else { return };
-        let (race, store) = real(vm, policy);
-        assert_eq!(race.who_comes_gets_a_write(store), kept, "{policy:?}");
+        let (race, store) = real(vm, Policy::Deaf);
+        assert!(!race.who_comes_gets_a_write(from, store), "{from:?}: no loss is seen");
     }
 }

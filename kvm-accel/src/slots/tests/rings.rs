@@ -275,6 +275,7 @@ impl Machine {
             readonly: false,
             logged: true,
             held: Report::default(),
+            held_since: 0,
         };
         slot.create(&kvm).unwrap();
         slots.enter(0, slot);

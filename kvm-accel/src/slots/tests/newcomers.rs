@@ -1,0 +1,188 @@
+//! A client that is switched on at the block, and a page that comes to be watched for code, at
+//! each point of a sync and a clear; then a guest's store, at each later point.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use memory_region::MemoryMap;
+use ram_block::{CodeWatch, DirtyClient, PageSize, RamBlock};
+
+use super::follower::{Follower, Policy};
+use super::paper::Paper;
+use crate::ioctl::{SlotCalls, SlotRegion};
+use crate::slots::{Mode, Slots};
+
+const VGA: DirtyClient = DirtyClient::VGA;
+const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
+const PAGES: u64 = 256;
+/// The page that the guest writes.
+const PAGE: u64 = 70;
+
+/// What comes.
+#[derive(Clone, Copy, Debug)]
+enum Newcomer {
+    Client,
+    Watch,
+}
+
+/// A newcomer that has come, and the guest.
+struct Script {
+    block: Arc<RamBlock>,
+    newcomer: Newcomer,
+    /// At which points it comes, and the guest stores.
+    points: Range<u32>,
+    /// How many points have passed.
+    now: u32,
+    vcpu: Option<usize>,
+    /// Made before any point, as it is on from then on: only its pages come later.
+    watch: Option<CodeWatch>,
+}
+
+impl Script {
+    fn pass(&mut self, kvm: &Paper) {
+        if self.now == self.points.start {
+            match (self.newcomer, &self.watch) {
+                (Newcomer::Watch, Some(watch)) => drop(watch.watch(PAGE..PAGE + 1).unwrap()),
+                _ => self.block.dirty().enable(VGA).unwrap(),
+            }
+            // It reads the page here: what is stored from now on it has to be told.
+        }
+        if self.now == self.points.end {
+            kvm.store(PAGE * PageSize::host().bytes(), self.vcpu).unwrap();
+        }
+        self.now += 1;
+    }
+}
+
+/// A KVM around whose calls the script goes on.
+struct Stepping {
+    kvm: Paper,
+    script: Arc<Mutex<Script>>,
+}
+
+impl Stepping {
+    fn around<T>(&self, call: impl FnOnce(&Paper) -> T) -> T {
+        let pass = || self.script.lock().unwrap().pass(&self.kvm);
+        pass();
+        let result = call(&self.kvm);
+        pass();
+        result
+    }
+}
+
+impl SlotCalls for Stepping {
+    fn get_dirty_log(&self, slot: u32, pages: u64, bitmap: &mut [u64]) -> io::Result<()> {
+        self.around(|kvm| kvm.get_dirty_log(slot, pages, bitmap))
+    }
+
+    fn clear_dirty_log(&self, slot: u32, first: u64, count: u32, bitmap: &[u64]) -> io::Result<()> {
+        self.around(|kvm| kvm.clear_dirty_log(slot, first, count, bitmap))
+    }
+
+    fn exclude<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.kvm.exclude(work)
+    }
+
+    fn reset_rings(&self) -> io::Result<u64> {
+        self.around(SlotCalls::reset_rings)
+    }
+
+    fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> io::Result<()> {
+        self.kvm.set_slot(region, block)
+    }
+}
+
+/// Whether the newcomer is told of the store; `None` if the points lie behind the end.
+fn is_told(mode: Mode, policy: Policy, newcomer: Newcomer, points: Range<u32>) -> Option<bool> {
+    let page = PageSize::host().bytes();
+    let block = RamBlock::anonymous("ram", PAGES * page).unwrap();
+    let map = MemoryMap::new();
+    let (system, ram) = map
+        .update(|map| {
+            let (system, ram) = (map.container("system", 1 << 40)?, map.ram("ram", block.clone())?);
+            map.place(system, 0, ram)?;
+            map.set_log(ram, MIGRATION, true)?;
+            Ok((system, ram))
+        })
+        .unwrap();
+    let rings = matches!(mode, Mode::Rings { .. });
+    let watch = matches!(newcomer, Newcomer::Watch).then(|| block.dirty().watch_code(|_| ()));
+    let script = Arc::new(Mutex::new(Script {
+        block: block.clone(),
+        newcomer,
+        points: points.clone(),
+        now: u32::MAX / 2, // no point yet
+        vcpu: rings.then_some(0),
+        watch: watch.map(Result::unwrap),
+    }));
+    let kvm = Stepping { kvm: Paper::new(mode, 1), script: script.clone() };
+    let mut slots = Slots::new(4, 1 << 30, mode);
+    for entries in kvm.kvm.mapped() {
+        slots.rings.add(entries);
+    }
+    let follower = Arc::new(Follower { kvm: Mutex::new(kvm), slots: Mutex::new(slots), policy });
+    let space = map.address_space("memory", system).unwrap();
+    map.add_listener(&space, follower.clone()).unwrap();
+    let store = || {
+        let stepping = follower.kvm.lock().unwrap();
+        let vcpu = rings.then_some(0);
+        stepping.kvm.store(PAGE * page, vcpu).unwrap();
+    };
+    let pass = || {
+        let stepping = follower.kvm.lock().unwrap();
+        let mut script = stepping.script.lock().unwrap();
+        script.pass(&stepping.kvm);
+    };
+    // What the log starts with.
+    map.snapshot_and_clear(ram, MIGRATION, 0..block.len()).unwrap().commit();
+    store();
+    script.lock().unwrap().now = 0;
+    pass();
+    map.sync_dirty_log(ram).unwrap();
+    pass();
+    map.log_clear(&block, 0..block.len()).unwrap();
+    pass();
+    let all_passed = points.end < script.lock().unwrap().now;
+    script.lock().unwrap().now = u32::MAX / 2;
+    map.sync_dirty_log(ram).unwrap();
+    let told = match (newcomer, &script.lock().unwrap().watch) {
+        (Newcomer::Watch, Some(watch)) => !watch.is_watched(PAGE),
+        _ => block.dirty().is_dirty(VGA, PAGE),
+    };
+    all_passed.then_some(told)
+}
+
+/// At how many pairs of points the newcomer is told, and at how many it is not.
+fn at_each_point(mode: Mode, policy: Policy, newcomer: Newcomer) -> (u32, u32) {
+    let (mut told, mut lost) = (0, 0);
+    for comes in 0.. {
+        let stores = (comes..).map_while(|at| is_told(mode, policy, newcomer, comes..at));
+        let before = told + lost;
+        stores.for_each(|is_told| if is_told { told += 1 } else { lost += 1 });
+        if told + lost == before {
+            return (told, lost);
+        }
+    }
+    unreachable!("the points come to an end")
+}
+
+const MANUAL: Mode = Mode::ManualProtect { chunk: 64 };
+
+#[test]
+fn a_newcomer_is_told_of_each_store_whenever_it_comes() {
+    let rings = [true, false].map(|with_bitmap| Mode::Rings { with_bitmap });
+    for mode in [MANUAL, Mode::Bitmap, rings[0], rings[1]] {
+        for newcomer in [Newcomer::Client, Newcomer::Watch] {
+            let (told, lost) = at_each_point(mode, Policy::Held, newcomer);
+            assert!(told > 10 && lost == 0, "{mode:?}, {newcomer:?}: {told} told, {lost} lost");
+        }
+    }
+}
+
+/// Without the looks at the count before and after a clear.
+#[test]
+fn the_points_show_a_clear_that_does_not_see_the_newcomer() {
+    let (_, lost) = at_each_point(MANUAL, Policy::Deaf, Newcomer::Client);
+    assert!(lost > 0);
+}
