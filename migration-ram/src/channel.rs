@@ -26,6 +26,20 @@ pub trait Output: Send {
     /// With the number of bytes that were taken before.
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError>;
 
+    /// Waits for `limit` at most until a few bytes can be sent without waiting, or an error can
+    /// be had; says whether it is so. The receiver keeps its deadline by this when it answers: a
+    /// sender that never reads would hold it.
+    ///
+    /// Unless it is implemented it says yes at once.
+    ///
+    /// # Errors
+    ///
+    /// What the descriptor says.
+    fn wait_for_room(&mut self, limit: Duration) -> io::Result<bool> {
+        let _ = limit;
+        Ok(true)
+    }
+
     /// What ends a transfer under way from another thread, if there is a way.
     fn hang_up(&self) -> Option<HangUp> {
         None
@@ -108,12 +122,16 @@ impl<R: Read + Send> Input for Copied<R> {
 
 /// Waits until a descriptor can be read without waiting, for `limit` at most.
 pub(crate) fn wait_for_input(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    wait_for(descriptor, PollFlags::IN, limit)
+}
+
+fn wait_for(descriptor: BorrowedFd<'_>, event: PollFlags, limit: Duration) -> io::Result<bool> {
     let begin = Instant::now();
     loop {
         let left = limit.saturating_sub(begin.elapsed());
         // What no timespec holds is for ever.
         let left = Timespec::try_from(left).ok();
-        let mut descriptors = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+        let mut descriptors = [PollFd::from_borrowed_fd(descriptor, event)];
         match poll(&mut descriptors, left.as_ref()) {
             Ok(ready) => return Ok(ready > 0),
             Err(Errno::INTR) => {}
@@ -128,6 +146,10 @@ macro_rules! by_descriptor {
             impl Output for $descriptor {
                 fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
                     list.write_to_fd(self.as_fd())
+                }
+
+                fn wait_for_room(&mut self, limit: Duration) -> io::Result<bool> {
+                    wait_for(self.as_fd(), PollFlags::OUT, limit)
                 }
                 $(by_descriptor!(@$shutdown Write);)?
             }
@@ -168,6 +190,10 @@ impl Output for ChildStdin {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         list.write_to_fd(self.as_fd())
     }
+
+    fn wait_for_room(&mut self, limit: Duration) -> io::Result<bool> {
+        wait_for(self.as_fd(), PollFlags::OUT, limit)
+    }
 }
 
 impl Input for ChildStdout {
@@ -195,6 +221,10 @@ impl Input for &[u8] {
 impl<T: Output + ?Sized> Output for Box<T> {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         (**self).send(list)
+    }
+
+    fn wait_for_room(&mut self, limit: Duration) -> io::Result<bool> {
+        (**self).wait_for_room(limit)
     }
 
     fn hang_up(&self) -> Option<HangUp> {

@@ -92,6 +92,9 @@ impl Deadlines {
     }
 }
 
+/// The longest wait without a look at whether the migration is over.
+const SLICE: Duration = Duration::from_millis(100);
+
 /// What a receiver measures its deadlines by: all connections of a migration have one.
 pub(crate) struct Clock {
     deadlines: Deadlines,
@@ -105,11 +108,20 @@ struct State {
     since: Instant,
     /// Bytes since then.
     bytes: u64,
+    /// Nothing is waited for any more.
+    over: bool,
+}
+
+impl Default for Clock {
+    /// Without deadlines.
+    fn default() -> Self {
+        Self::new(Deadlines::none())
+    }
 }
 
 impl Clock {
     pub(crate) fn new(deadlines: Deadlines) -> Self {
-        let state = State { begins: true, since: Instant::now(), bytes: 0 };
+        let state = State { begins: true, since: Instant::now(), bytes: 0, over: false };
         Self { deadlines, state: Mutex::new(state) }
     }
 
@@ -119,7 +131,8 @@ impl Clock {
 
     /// The handshake is over: from now on silence is measured.
     pub(crate) fn begun(&self) {
-        *self.lock() = State { begins: false, since: Instant::now(), bytes: 0 };
+        let mut state = self.lock();
+        (state.begins, state.since, state.bytes) = (false, Instant::now(), 0);
     }
 
     /// So many bytes have come on some connection.
@@ -131,20 +144,37 @@ impl Clock {
         }
     }
 
-    /// How long may still be waited; `None` if there is no deadline.
-    pub(crate) fn left(&self) -> Option<Duration> {
+    /// The migration is over: waiting ends.
+    pub(crate) fn end(&self) {
+        self.lock().over = true;
+    }
+
+    /// How long to wait before this is asked again.
+    pub(crate) fn next(&self) -> Wait {
         let state = self.lock();
         let Deadlines { handshake, idle, .. } = self.deadlines;
         let limit = if state.begins { handshake } else { idle };
-        limit.map(|limit| limit.saturating_sub(state.since.elapsed()))
-    }
-
-    /// How long has been waited.
-    pub(crate) fn waited(&self) -> Duration {
-        self.lock().since.elapsed()
+        let waited = state.since.elapsed();
+        match limit.map(|limit| limit.saturating_sub(waited)) {
+            _ if state.over => Wait::Over,
+            Some(Duration::ZERO) => Wait::Last(waited),
+            Some(left) => Wait::Within(left.min(SLICE)),
+            None => Wait::Within(SLICE),
+        }
     }
 
     pub(crate) fn description(&self) -> Duration {
         self.deadlines.description
     }
+}
+
+/// How long a receiver waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wait {
+    /// For so long, then it asks again.
+    Within(Duration),
+    /// Not any more: it has waited for so long.
+    Last(Duration),
+    /// Nothing matters that comes.
+    Over,
 }

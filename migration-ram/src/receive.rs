@@ -11,7 +11,9 @@ mod unknown;
 mod zstd;
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ram_block::RamBlock;
 
@@ -276,7 +278,8 @@ impl<'a> Receiver<'a> {
     /// and the machine must not be started.
     pub fn run<'c>(self, from: impl Into<Incoming<'c>>) -> Result<Received, ReceiveError> {
         let Incoming { inputs, back } = from.into();
-        let mut answers = Answers { back, acknowledges: self.acknowledges, asked: false };
+        let (acknowledges, limit) = (self.acknowledges, self.deadlines.idle);
+        let mut answers = Answers { back, acknowledges, limit, asked: false };
         let result = self.receive(inputs, &mut answers);
         let told = answers.shut(result.is_ok());
         let received = result?;
@@ -293,7 +296,7 @@ impl<'a> Receiver<'a> {
         let (mut main, channels) = classify(inputs, &clock)?;
         let blocks = Blocks::new(&self.blocks, self.by.take());
         let ends = channels.iter().filter_map(StreamReader::hang_up).collect();
-        let shared = Shared::new(blocks, channels.len(), main.hang_up(), ends);
+        let shared = Shared::new(blocks, channels.len(), main.hang_up(), ends, clock);
         let came = std::thread::scope(|scope| {
             for channel in channels {
                 scope.spawn(|| shared.channel(channel));
@@ -349,6 +352,8 @@ fn classify<'a>(
 struct Answers<'a> {
     back: Option<&'a mut dyn Output>,
     acknowledges: bool,
+    /// How long the sender may take nothing.
+    limit: Option<Duration>,
     asked: bool,
 }
 
@@ -360,6 +365,16 @@ impl Answers<'_> {
         list.copy(&kind.to_be_bytes());
         list.copy(&len.to_be_bytes());
         list.copy(value);
+        // A few bytes: they go out at once if any do.
+        if let Some(limit) = self.limit {
+            let takes =
+                back.wait_for_room(limit).map_err(|source| ReceiveError::Answer { source })?;
+            if !takes {
+                let text = format!("It took nothing for {limit:.1?}");
+                let source = io::Error::new(io::ErrorKind::TimedOut, text);
+                return Err(ReceiveError::Answer { source });
+            }
+        }
         back.send(&mut list).map_err(|error| ReceiveError::Answer { source: error.into() })
     }
 

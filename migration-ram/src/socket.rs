@@ -275,6 +275,10 @@ impl Output for Socket {
         of_either!(self, socket => socket.send(list))
     }
 
+    fn wait_for_room(&mut self, limit: Duration) -> io::Result<bool> {
+        of_either!(self, socket => socket.wait_for_room(limit))
+    }
+
     fn hang_up(&self) -> Option<HangUp> {
         of_either!(self, socket => Output::hang_up(socket))
     }

@@ -4,11 +4,12 @@
 //! keeps them apart: no connection goes past its nth sync before all have come to theirs,
 //! the stream with its zero pages among them.
 
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ram_block::PageSize;
 
 use crate::channel::HangUp;
+use crate::deadline::Clock;
 use crate::error::ReceiveError;
 use crate::format::default_page_size;
 use crate::multifd::{Packet, SYNC};
@@ -44,6 +45,8 @@ pub(super) struct Shared<'a> {
     /// Of the connection of the stream, and of the others.
     main_end: Option<HangUp>,
     channel_ends: Vec<HangUp>,
+    /// Of all connections.
+    clock: Arc<Clock>,
 }
 
 impl<'a> Shared<'a> {
@@ -52,9 +55,10 @@ impl<'a> Shared<'a> {
         channels: usize,
         main_end: Option<HangUp>,
         channel_ends: Vec<HangUp>,
+        clock: Arc<Clock>,
     ) -> Self {
         let (page, state, changed) = Default::default();
-        Self { blocks, page, channels, state, changed, main_end, channel_ends }
+        Self { blocks, page, channels, state, changed, main_end, channel_ends, clock }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -126,6 +130,8 @@ impl<'a> Shared<'a> {
     fn stop(&self) {
         self.lock().over = true;
         self.changed.notify_all();
+        // Not every connection can be shut down.
+        self.clock.end();
         self.channel_ends.iter().for_each(HangUp::hang_up);
     }
 
@@ -221,7 +227,7 @@ mod tests {
 
     /// The stream comes to a sync, and then a channel ends without having come there.
     fn a_channel_ends(last: bool, before: impl FnOnce(&Shared<'_>)) -> ReceiveError {
-        let shared = Shared::new(Blocks::new(&[], None), 1, None, Vec::new());
+        let shared = Shared::new(Blocks::new(&[], None), 1, None, Vec::new(), Arc::default());
         before(&shared);
         std::thread::scope(|scope| {
             let stream = scope.spawn(|| shared.sync_all(7, last).unwrap_err());

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ram_block::{RamBlock, ReceiveList};
 
 use crate::channel::{HangUp, Input};
-use crate::deadline::Clock;
+use crate::deadline::{Clock, Wait};
 use crate::error::ReceiveError;
 
 /// What is read at once, in bytes.
@@ -31,7 +32,7 @@ impl<'a> StreamReader<'a> {
     /// A reader that waits for ever.
     #[cfg(test)]
     pub(crate) fn untimed(input: &'a mut dyn Input) -> Self {
-        Self::new(input, Arc::new(Clock::new(crate::deadline::Deadlines::none())))
+        Self::new(input, Arc::default())
     }
 
     /// What measures the deadlines.
@@ -343,14 +344,18 @@ fn receive(
     at: u64,
     what: &'static str,
 ) -> Result<usize, ReceiveError> {
-    while let Some(left) = clock.left() {
-        // Looked at even if no time is left: what came while this side was busy is there.
-        if input.wait(left).map_err(|source| ReceiveError::Read { at, source })? {
+    loop {
+        let (limit, waited) = match clock.next() {
+            Wait::Within(limit) => (limit, None),
+            // Looked at once more: what came while this side was busy is there.
+            Wait::Last(waited) => (Duration::ZERO, Some(waited)),
+            Wait::Over => return Ok(0),
+        };
+        if input.wait(limit).map_err(|source| ReceiveError::Read { at, source })? {
             break;
         }
-        // Perhaps other connections made progress meanwhile.
-        if clock.left().is_some_and(|left| left.is_zero()) {
-            return Err(ReceiveError::TimedOut { at, what, waited: clock.waited() });
+        if let Some(waited) = waited {
+            return Err(ReceiveError::TimedOut { at, what, waited });
         }
     }
     let got = input.receive(list);
@@ -362,7 +367,6 @@ fn receive(
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::time::Duration;
 
     use ram_block::TransferError;
 

@@ -13,6 +13,8 @@ use super::sections::MAX_DESCRIPTION;
 
 /// The most bytes that are kept of all unknown sections.
 const MOST: u64 = 256 << 20;
+/// Bytes that a part takes beside its own.
+const PART_COST: u64 = 16;
 /// Bytes of a footer: its mark and the section's number.
 const FOOTER_LEN: usize = 5;
 const WHAT: &str = "the end of an unknown section";
@@ -106,7 +108,7 @@ impl Body {
     /// Consumes the next `count` bytes of the stream.
     fn take(&mut self, stream: &mut StreamReader<'_>, count: usize, kept: &mut Kept) {
         if let Some(bytes) = &mut self.bytes {
-            if kept.0 + bytes.len() as u64 + count as u64 <= MOST {
+            if kept.0 + bytes.len() as u64 + PART_COST + count as u64 <= MOST {
                 bytes.extend_from_slice(&stream.buffered()[..count]);
             } else {
                 self.bytes = None;
@@ -161,7 +163,8 @@ impl Kept {
             if verdict == Verdict::Part {
                 body.take(stream, at, self);
                 stream.consume(FOOTER_LEN);
-                self.0 += body.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+                // A part of no bytes is not free either.
+                self.0 += body.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64 + PART_COST);
                 return Ok(body);
             }
             scanned = at + 1;

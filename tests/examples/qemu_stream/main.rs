@@ -23,8 +23,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use migration_ram::Input;
 
 use error::Error;
 
@@ -61,13 +63,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// The stream named `path`, to be read.
+/// The stream named `path`, to be read, as soon as it begins: whoever starts a migration into a
+/// pipe may take his time, and has deadlines only then.
 fn open(path: &str) -> Result<File, Error> {
     let file = match path {
         "-" => io::stdin().as_fd().try_clone_to_owned().map(File::from),
         path => File::open(path),
     };
-    file.map_err(|source| Error::Open { path: path.to_owned(), source })
+    let begun = file.and_then(|mut file| file.wait(Duration::MAX).map(|_| file));
+    begun.map_err(|source| Error::Open { path: path.to_owned(), source })
 }
 
 /// The stream named `path`, to be written.

@@ -51,6 +51,7 @@ impl Show {
                 json!({
                     "name": section.name, "instance": section.instance, "at": section.at,
                     "version": section.version, "bytes": section.len,
+                    "early": section.early, "iterable": section.iterable,
                     "described_bytes": described(&section.name, section.instance),
                 })
             });
