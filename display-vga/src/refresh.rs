@@ -87,11 +87,10 @@ enum Drawn {
 /// Logs video memory for [`DirtyClient::VGA`] as long as it lives. A VGA has one screen:
 /// two would eat each other's bits.
 pub struct Screen {
-    memory: Arc<MemoryMap>,
     vga: Arc<Vga>,
     vram: RegionId,
     /// Logs video memory, and keeps others from harvesting it.
-    _log: LogClaim,
+    log: LogClaim,
     shares: bool,
     shown: Option<Shown>,
     drawn: Drawn,
@@ -121,10 +120,9 @@ impl Screen {
         }
         let log = memory.claim_log(vram, DirtyClient::VGA)?;
         Ok(Self {
-            memory,
             vga,
             vram,
-            _log: log,
+            log,
             shares: false,
             shown: None,
             drawn: Drawn::Unknown,
@@ -234,9 +232,7 @@ impl Screen {
             Drawn::Blank | Drawn::Unknown => (true, true, true),
         };
         let buffer = std::mem::take(&mut self.buffer);
-        let client = DirtyClient::VGA;
-        let harvest =
-            self.memory.snapshot_and_clear_into(self.vram, client, mode.bytes(), buffer)?;
+        let harvest = self.log.snapshot_and_clear_into(self.vram, mode.bytes(), buffer)?;
         let synced = Instant::now();
         self.report.sync_time = synced - begin;
         self.report.lines_total = mode.height();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ram_block::{ClientRegistration, DirtyClient, DirtyError, RamBlock};
+use ram_block::{ClientRegistration, DirtyClaim, DirtyClient, DirtyError, RamBlock};
 
 use crate::error::MapError;
 use crate::leaving::Leaving;
@@ -134,12 +134,25 @@ impl Clients {
             let registration = block.dirty().register_as(client, name)?;
             self.registrations.push((block.clone(), registration));
         }
-        block.dirty().enable(client).inspect_err(|_| self.switch_off(block, client))
+        block.dirty().enable(client).inspect_err(|_| self.switch_off(block, client, None))
     }
 
-    /// Switches `client` off in `block`.
-    pub(crate) fn switch_off(&mut self, block: &Arc<RamBlock>, client: DirtyClient) {
-        block.dirty().disable(client);
+    /// Switches `client` off in `block`, which the map may have claimed.
+    pub(crate) fn switch_off(
+        &mut self,
+        block: &Arc<RamBlock>,
+        client: DirtyClient,
+        claim: Option<Arc<DirtyClaim>>,
+    ) {
+        match claim {
+            Some(claim) => claim.disable(),
+            None => {
+                if let Err(error) = block.dirty().disable(client) {
+                    // Of another map, or at the block: it goes on there.
+                    log::debug!("{client} stays on in {}: {error}", block.id());
+                }
+            }
+        }
         self.registrations.retain(|(other, registration)| {
             !Arc::ptr_eq(other, block) || registration.client() != client
         });

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ram_block::{ClientSet, DirtyError};
 
 use crate::address_space::AddressSpace;
+use crate::claims::{Claimed, Claims};
 use crate::clients::Clients;
 use crate::diff::diff;
 use crate::edit::Newcomers;
@@ -82,8 +83,10 @@ impl Current {
     pub(crate) fn commit(
         &self,
         clients: &mut Clients,
+        claims: &Mutex<Claims>,
         retired: &mut Retired,
     ) -> Result<Self, MapError> {
+        let claims = || claims.lock().unwrap_or_else(PoisonError::into_inner);
         let topology = &retired.topology;
         let logged = topology.logged();
         let (before, after) = (&self.logged, &logged);
@@ -102,6 +105,7 @@ impl Current {
             }
             views.push(view.clone());
         }
+        claims().check_blocks(after)?;
         // A client is on in the block before a listener starts to log for it, and
         // off only after: no page is logged that its bitmap would not take.
         let clients_before =
@@ -118,7 +122,10 @@ impl Current {
             Ok(())
         };
         let result: Result<(), DirtyError> = switch_on();
-        let mut result = result.map_err(MapError::from);
+        // Now that the client has its number there, and before anybody writes for it.
+        let mut claimed = Claimed::default();
+        let mut claim = || claims().claim_blocks(after).map(|new| claimed = new);
+        let mut result = result.map_err(MapError::from).and_then(|()| claim());
         if result.is_ok() {
             // From the first listener on that follows, guests may write through what comes.
             for (entry, view) in self.spaces.iter().zip(&views) {
@@ -129,8 +136,9 @@ impl Current {
         if let Err(error) = result {
             self.end_announcements(retired);
             for (ram, client) in switched_on {
-                clients.switch_off(ram, client);
+                clients.switch_off(ram, client, claims().of_client(client, ram));
             }
+            claims().give_up(&claimed);
             return Err(error);
         }
 
@@ -148,8 +156,11 @@ impl Current {
         for (block, (ram, logging)) in before {
             let still = after.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
             for client in logging.iter().filter(|client| !still.contains(*client)) {
-                clients.switch_off(ram, client);
+                clients.switch_off(ram, client, claims().of_client(client, ram));
             }
+        }
+        if before.keys().any(|block| !after.contains_key(block)) {
+            claims().leave_blocks(after);
         }
         let (topology, spaces) = (std::mem::take(&mut retired.topology), self.spaces.clone());
         Ok(Self { topology, logged, spaces })

@@ -3,90 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ram_block::{DirtyClient, DirtySnapshot, Harvest, RamBlock};
+use ram_block::{DirtyClient, DirtyError, DirtySnapshot, Harvest, RamBlock};
 
-use crate::claims::Claim;
 use crate::error::MapError;
 use crate::flat_view::FlatView;
-use crate::leaving::Leaving;
 use crate::listener::{ListenerError, MemoryListener};
 use crate::map::MemoryMap;
 use crate::region::RegionId;
 use crate::section::Section;
 
-/// A client's log that is on, and that nobody else harvests, as long as this is kept.
-///
-/// Each client's bits can be taken once. Whoever harvests a log claims it, so that a
-/// second migration, or a second screen of the same display, is an error and not a
-/// loss of pages. Dropped within an update's closure or by a listener, it ends after that
-/// update.
-#[must_use = "the log is switched off when this is dropped"]
-#[derive(Debug)]
-pub struct LogClaim {
-    map: Arc<MemoryMap>,
-    /// The region that is logged; all RAM if there is none.
-    region: Option<RegionId>,
-    claim: Claim,
-}
-
-impl Drop for LogClaim {
-    fn drop(&mut self) {
-        self.map.end(Leaving::Log(self.region, self.claim.clone()));
-    }
-}
-
 impl MemoryMap {
-    /// Switches on the dirty log of one RAM region for `client`, and keeps others from
-    /// claiming it, until the claim is dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::Claimed`], and as [`set_log`](Self::set_log).
-    pub fn claim_log(
-        self: &Arc<Self>,
-        region: RegionId,
-        client: DirtyClient,
-    ) -> Result<LogClaim, MapError> {
-        let (name, block) = self.ram_of(region)?;
-        let not_ram = || MapError::NotRam { name: name.to_string(), client };
-        let claim = Claim { block: Some(block.ok_or_else(not_ram)?), client, number: 0 };
-        let what = format!("\"{name}\"");
-        self.claim(Some(region), claim, what, || self.set_log(region, client, true))
-    }
-
-    /// Switches on the dirty log of all RAM for `client`, and keeps others from claiming
-    /// it, until the claim is dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::Claimed`], and as [`set_global_log`](Self::set_global_log).
-    pub fn claim_global_log(self: &Arc<Self>, client: DirtyClient) -> Result<LogClaim, MapError> {
-        let claim = Claim { block: None, client, number: 0 };
-        self.claim(None, claim, "all RAM".to_owned(), || self.set_global_log(client, true))
-    }
-
-    fn claim(
-        self: &Arc<Self>,
-        region: Option<RegionId>,
-        mut claim: Claim,
-        what: String,
-        switch_on: impl FnOnce() -> Result<(), MapError>,
-    ) -> Result<LogClaim, MapError> {
-        if !self.claims().take(&mut claim) {
-            return Err(MapError::Claimed { client: claim.client, what });
-        }
-        if let Err(error) = switch_on() {
-            self.drop_claim(&claim);
-            return Err(error);
-        }
-        Ok(LogClaim { map: self.clone(), region, claim })
-    }
-
-    pub(crate) fn drop_claim(&self, claim: &Claim) {
-        let ended = self.claims().end(|other| other.number == claim.number);
-        drop(ended); // no longer locked
-    }
-
     /// Switches the dirty log of one RAM region on or off for `client`.
     ///
     /// Everything written from the return of this call on is logged. The map
@@ -96,6 +22,7 @@ impl MemoryMap {
     ///
     /// [`MapError::NotRam`], [`MapError::UnknownRegion`], [`MapError::Dirty`] if nobody can
     /// log for the client (see [`MapEdit::set_log`](crate::MapEdit::set_log)),
+    /// [`MapError::Claimed`] if a log that is claimed is to be switched off,
     /// [`MapError::Refused`], [`MapError::Nested`].
     ///
     /// [`DirtyMemory::enable`]: ram_block::DirtyMemory::enable
@@ -108,6 +35,7 @@ impl MemoryMap {
     /// # Errors
     ///
     /// [`MapError::Dirty`] if nobody can log for the client, or a block cannot,
+    /// [`MapError::Claimed`] if a log that is claimed is to be switched off,
     /// [`MapError::Refused`], [`MapError::Nested`].
     pub fn set_global_log(&self, client: DirtyClient, on: bool) -> Result<(), MapError> {
         self.update(|map| map.set_global_log(client, on))
@@ -197,9 +125,12 @@ impl MemoryMap {
     /// Read the pages after this call, not before: what is written later is in the
     /// next harvest.
     ///
+    /// For a log that nobody has claimed. Two that harvest the same log eat each other's bits:
+    /// [`claim_log`](Self::claim_log) and harvest through the claim, if that is possible.
+    ///
     /// # Errors
     ///
-    /// [`MapError::NotRam`], [`MapError::Sync`], [`MapError::UnknownRegion`], or
+    /// [`MapError::Claimed`], [`MapError::NotRam`], [`MapError::Sync`], [`MapError::UnknownRegion`], or
     /// [`MapError::Dirty`] if the client is off or the region has no such pages.
     pub fn snapshot_and_clear(
         &self,
@@ -225,13 +156,34 @@ impl MemoryMap {
     ) -> Result<Harvest, MapError> {
         let (name, block) = self.ram_of(region)?;
         let block = block.ok_or_else(|| MapError::NotRam { name: name.to_string(), client })?;
-        self.sync_block(&block)?;
+        let claimed = || MapError::Claimed { client, what: format!("\"{name}\"") };
+        if block.dirty().is_claimed(client) {
+            return Err(claimed()); // without a sync
+        }
+        let harvest = self.harvest(&block, bytes, |pages| {
+            block.dirty().snapshot_and_clear_into(client, pages, buffer)
+        });
+        harvest.map_err(|error| match error {
+            MapError::Dirty(DirtyError::Claimed { .. }) => claimed(),
+            error => error,
+        })
+    }
+
+    /// Syncs a block, takes bits of the pages that the bytes touch, and lets listeners watch
+    /// these pages again.
+    pub(crate) fn harvest(
+        &self,
+        block: &Arc<RamBlock>,
+        bytes: Range<u64>,
+        take: impl FnOnce(Range<u64>) -> Result<Harvest, DirtyError>,
+    ) -> Result<Harvest, MapError> {
+        self.sync_block(block)?;
         let len = bytes.end.saturating_sub(bytes.start);
         let pages = block.page_size().touched(bytes.start, len);
-        let harvest = block.dirty().snapshot_and_clear_into(client, pages.clone(), buffer)?;
+        let harvest = take(pages.clone())?;
         // An error gives the bits back.
         let page = block.page_size().bytes();
-        self.log_clear(&block, pages.start * page..pages.end * page)?;
+        self.log_clear(block, pages.start * page..pages.end * page)?;
         Ok(harvest)
     }
 }

@@ -1,10 +1,11 @@
 //! The edits of a transaction: regions made, changed and forgotten.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ram_block::{DirtyClient, RamBlock};
 
+use crate::claims::Claims;
 use crate::clients::Clients;
 use crate::error::MapError;
 use crate::iommu::Iommu;
@@ -19,6 +20,9 @@ pub struct MapEdit<'a> {
     pub(crate) topology: &'a mut Topology,
     pub(crate) newcomers: &'a mut Newcomers,
     pub(crate) clients: &'a Clients,
+    pub(crate) claims: &'a Mutex<Claims>,
+    /// The number of the claim that this transaction ends.
+    pub(crate) ending: Option<u64>,
     /// Regions that may not be removed: the roots of address spaces, with their names.
     pub(crate) roots: Vec<(RegionId, Arc<str>)>,
 }
@@ -225,20 +229,19 @@ impl MapEdit<'_> {
     ///
     /// [`MapError::NotRam`], [`MapError::UnknownRegion`], or [`MapError::Dirty`] if nobody
     /// can log for the client: it is registered neither with the map nor with the block,
-    /// or it is [`CODE`](DirtyClient::CODE), whose bits are no log.
-    pub fn set_log(
-        &mut self,
-        region: RegionId,
-        client: DirtyClient,
-        on: bool,
-    ) -> Result<(), MapError> {
-        let region = self.topology.get_mut(region)?;
+    /// or it is [`CODE`](DirtyClient::CODE), whose bits are no log. [`MapError::Claimed`] if
+    /// a [`LogClaim`](crate::LogClaim) of the region wants the log on.
+    pub fn set_log(&mut self, id: RegionId, client: DirtyClient, on: bool) -> Result<(), MapError> {
+        let region = self.topology.get(id)?;
         let Some(block) = region.block() else {
             return Err(MapError::NotRam { name: region.name.to_string(), client });
         };
         if on {
             self.clients.check(client, std::iter::once(block))?;
+        } else {
+            self.check_claims(Some(id), client, || format!("\"{}\"", region.name))?;
         }
+        let region = self.topology.get_mut(id)?;
         region.log = if on { region.log.with(client) } else { region.log.without(client) };
         Ok(())
     }
@@ -247,13 +250,29 @@ impl MapEdit<'_> {
     ///
     /// # Errors
     ///
-    /// [`MapError::Dirty`], as for [`set_log`](Self::set_log).
+    /// [`MapError::Dirty`] and [`MapError::Claimed`], as for [`set_log`](Self::set_log).
     pub fn set_global_log(&mut self, client: DirtyClient, on: bool) -> Result<(), MapError> {
         let log = self.topology.global_log;
         if on {
             self.clients.check(client, self.topology.blocks())?;
+        } else {
+            self.check_claims(None, client, || "all RAM".to_owned())?;
         }
         self.topology.global_log = if on { log.with(client) } else { log.without(client) };
+        Ok(())
+    }
+
+    /// Whether a log may be switched off: nobody has claimed it whose claim goes on.
+    fn check_claims(
+        &self,
+        region: Option<RegionId>,
+        client: DirtyClient,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), MapError> {
+        let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        if claims.want_log(region, client, self.ending) {
+            return Err(MapError::Claimed { client, what: what() });
+        }
         Ok(())
     }
 

@@ -215,12 +215,21 @@ pub enum MapError {
         /// The region's name.
         name: String,
     },
-    /// Somebody harvests this log already: two would eat each other's bits.
+    /// Somebody has claimed this log, and nobody else harvests it or switches it off: two
+    /// would eat each other's bits.
     #[error("Client {client}'s log of {what} is already claimed")]
     Claimed {
         /// The client.
         client: DirtyClient,
         /// Whose log.
+        what: String,
+    },
+    /// The claim of a log has no part in these bits.
+    #[error("The claim of client {client}'s log does not have {what}")]
+    NotClaimed {
+        /// The client.
+        client: DirtyClient,
+        /// Whose bits were asked for.
         what: String,
     },
     /// A listener cannot follow the change.

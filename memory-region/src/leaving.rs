@@ -5,12 +5,11 @@ use ram_block::DirtyClient;
 use crate::claims::Claim;
 use crate::error::MapError;
 use crate::map::MemoryMap;
-use crate::region::RegionId;
 
 /// What was dropped, and is to be switched off.
 pub(crate) enum Leaving {
-    /// A claim to the log of a region; of all RAM if there is none.
-    Log(Option<RegionId>, Claim),
+    /// A claim to a log.
+    Log(Claim),
     /// A client that was registered with the map.
     Client(DirtyClient),
 }
@@ -19,12 +18,15 @@ impl Leaving {
     fn end(&self, map: &MemoryMap) -> Result<(), MapError> {
         match self {
             Self::Client(client) => map.drop_name(*client),
-            Self::Log(region, claim) => {
+            Self::Log(claim) => {
                 // In one turn: the client's number may be another's afterwards.
-                let switched = map.update(|edit| match region {
-                    _ if !map.claims().has(claim) => Ok(()), // gone with its client
-                    Some(region) => edit.set_log(*region, claim.client, false),
-                    None => edit.set_global_log(claim.client, false),
+                let switched = map.update(|edit| {
+                    edit.ending = Some(claim.number);
+                    match &claim.region {
+                        _ if !map.claims().has(claim) => Ok(()), // gone with its client
+                        Some((region, _)) => edit.set_log(*region, claim.client, false),
+                        None => edit.set_global_log(claim.client, false),
+                    }
                 });
                 if !matches!(switched, Err(MapError::Nested)) {
                     map.drop_claim(claim);
@@ -36,7 +38,7 @@ impl Leaving {
 
     fn client(&self) -> DirtyClient {
         match self {
-            Self::Client(client) | Self::Log(_, Claim { client, .. }) => *client,
+            Self::Client(client) | Self::Log(Claim { client, .. }) => *client,
         }
     }
 }

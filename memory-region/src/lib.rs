@@ -69,6 +69,7 @@ mod io_event_fd;
 mod iommu;
 mod leaving;
 mod listener;
+mod log_claim;
 mod log_words;
 mod look_up;
 mod map;
@@ -83,7 +84,6 @@ mod vhost_log;
 pub use access::AccessError;
 pub use address_space::AddressSpace;
 pub use clients::MapClient;
-pub use dirty_log::LogClaim;
 pub use dirty_source::{DirtySource, DirtySourceListener};
 pub use dump::{FlatViews, MapTree};
 pub use edit::MapEdit;
@@ -95,6 +95,7 @@ pub use iommu::{Iommu, Translation};
 pub use listener::{
     Difference, GlobalLogChange, ListenerError, LogChange, MemoryListener, ViewChange,
 };
+pub use log_claim::LogClaim;
 pub use map::MemoryMap;
 pub use mmio::{AccessSizes, Endianness, MmioAccess, MmioDevice};
 /// The crates whose types appear in this one's.

@@ -161,9 +161,11 @@ impl MemoryMap {
             topology: &mut retired.topology,
             newcomers: &mut retired.newcomers,
             clients: &turn.clients,
+            claims: &self.claims,
+            ending: None,
             roots: spaces.map(|s| (s.space.root(), s.space.shared_name())).collect(),
         })?;
-        let committed = current.commit(&mut turn.clients, retired).map(|committed| {
+        let committed = current.commit(&mut turn.clients, &self.claims, retired).map(|committed| {
             retired.former = Some(self.publish(&turn, committed));
             then(&mut turn.clients);
         });

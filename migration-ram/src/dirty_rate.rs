@@ -99,7 +99,7 @@ pub struct DirtyRate {
     begin: Instant,
     times: Vec<Duration>,
     /// Dropped in this order: the log is off before its client is gone.
-    _claim: LogClaim,
+    log: LogClaim,
     client: MapClient,
 }
 
@@ -163,14 +163,14 @@ impl DirtyRate {
     /// [`DirtyRateError::Log`], also if all numbers of clients are given out.
     pub fn begin(memory: &Arc<MemoryMap>) -> Result<Self, DirtyRateError> {
         let client = register(memory)?;
-        let claim = memory.claim_global_log(client.client())?;
+        let log = memory.claim_global_log(client.client())?;
         let blocks = memory.ram_blocks().into_iter().map(|block| Seen::new(block, &client));
         let mut rate = Self {
             memory: memory.clone(),
             blocks: blocks.collect(),
             begin: Instant::now(),
             times: Vec::new(),
-            _claim: claim,
+            log,
             client,
         };
         // A log may begin with all pages, and to watch them takes a while: those that are
@@ -186,9 +186,9 @@ impl DirtyRate {
     fn forget(&self) -> Result<(), DirtyRateError> {
         self.memory.sync_all_dirty_logs()?;
         for seen in &self.blocks {
-            let (block, dirty) = (&seen.block, seen.block.dirty());
+            let block = &seen.block;
             let watch = |run: Range<u64>| self.watch(block, run);
-            let visited = dirty.visit_runs(self.client.client(), 0..block.pages(), GAP, watch);
+            let visited = self.log.visit_runs(block, 0..block.pages(), GAP, watch);
             seen.check(self.client.client(), &visited)?;
             if let ControlFlow::Break(error) = visited? {
                 return Err(error.into());
@@ -219,8 +219,7 @@ impl DirtyRate {
     pub fn sample(&mut self) -> Result<DirtySample, DirtyRateError> {
         let time = self.begin.elapsed();
         self.memory.sync_all_dirty_logs()?;
-        let client = self.client.client();
-        self.blocks.iter_mut().try_for_each(|seen| seen.harvest(client))?;
+        self.blocks.iter_mut().try_for_each(|seen| seen.harvest(&self.log))?;
         for seen in &mut self.blocks {
             seen.curve.push(seen.count);
         }
@@ -299,10 +298,9 @@ impl Seen {
         Self { block, pages: vec![0; words], count: 0, curve: Vec::new(), epoch }
     }
 
-    fn harvest(&mut self, client: DirtyClient) -> Result<(), DirtyRateError> {
-        let (pages, dirty) = (0..self.block.pages(), self.block.dirty());
-        let moved = dirty.move_into(client, pages, &mut self.pages);
-        self.check(client, &moved)?;
+    fn harvest(&mut self, log: &LogClaim) -> Result<(), DirtyRateError> {
+        let moved = log.move_into(&self.block, 0..self.block.pages(), &mut self.pages);
+        self.check(log.client(), &moved)?;
         self.count += moved?;
         Ok(())
     }
@@ -311,11 +309,13 @@ impl Seen {
     fn check<T>(
         &self,
         client: DirtyClient,
-        result: &Result<T, DirtyError>,
+        result: &Result<T, MapError>,
     ) -> Result<(), DirtyRateError> {
-        if self.block.dirty().epoch(client) != self.epoch
-            || matches!(result, Err(DirtyError::ClientOff { .. }))
-        {
+        let is_off = matches!(
+            result,
+            Err(MapError::NotClaimed { .. } | MapError::Dirty(DirtyError::ClientOff { .. }))
+        );
+        if is_off || self.block.dirty().epoch(client) != self.epoch {
             return Err(DirtyRateError::Interrupted { block: self.block.id().to_owned() });
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bitvec::vec::BitVec;
+use memory_region::{LogClaim, MapError};
 use ram_block::{DirtyClient, DirtyError, RamBlock};
 
 use crate::error::SendError;
@@ -39,13 +40,16 @@ impl Pending {
 
     /// Moves the migration's dirty bits of the block here; says how many pages are
     /// newly pending.
-    pub(crate) fn harvest(&mut self) -> Result<u64, SendError> {
+    pub(crate) fn harvest(&mut self, log: &LogClaim) -> Result<u64, SendError> {
         let (pages, dirty) = (0..self.block.pages(), self.block.dirty());
-        let moved = dirty.move_into(DirtyClient::MIGRATION, pages, self.pages.as_raw_mut_slice());
+        let moved = log.move_into(&self.block, pages, self.pages.as_raw_mut_slice());
         // Off now, or off and on again since: a block that left the map, if only for a
         // moment. What was logged before that is gone.
         if dirty.epoch(DirtyClient::MIGRATION) != self.epoch
-            || matches!(moved, Err(DirtyError::ClientOff { .. }))
+            || matches!(
+                moved,
+                Err(MapError::NotClaimed { .. } | MapError::Dirty(DirtyError::ClientOff { .. }))
+            )
         {
             return Err(SendError::LogInterrupted { block: self.block.id().to_owned() });
         }
@@ -67,13 +71,17 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
+    use memory_region::MemoryMap;
+
     use super::*;
 
     #[test]
     fn pages_are_taken_once_and_counted() {
         let page = ram_block::PageSize::host().bytes();
         let block = RamBlock::anonymous("ram", 130 * page).unwrap();
-        block.dirty().enable(DirtyClient::MIGRATION).unwrap();
+        let memory = MemoryMap::new();
+        memory.update(|map| map.ram("ram", block.clone())).unwrap();
+        let log = memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
         let mut pending = Pending::all(block.clone());
         let drain = |pending: &mut Pending| {
             let mut words = Vec::new();
@@ -86,11 +94,11 @@ mod tests {
         assert_eq!(drain(&mut pending), [(0, u64::MAX), (1, u64::MAX), (2, 3)]);
         assert_eq!(pending.count(), 0);
         block.dirty().mark(63 * page, 2 * page);
-        assert_eq!(pending.harvest().unwrap(), 2);
+        assert_eq!(pending.harvest(&log).unwrap(), 2);
         block.dirty().mark(64 * page, 2 * page);
-        assert_eq!(pending.harvest().unwrap(), 1);
+        assert_eq!(pending.harvest(&log).unwrap(), 1);
         assert_eq!(pending.count(), 3);
         assert_eq!(drain(&mut pending), [(0, 1 << 63), (1, 3)]);
-        assert_eq!(pending.harvest().unwrap(), 0);
+        assert_eq!(pending.harvest(&log).unwrap(), 0);
     }
 }

@@ -15,6 +15,7 @@ use crate::client::{ClientSet, DirtyClient};
 use crate::code::Watched;
 use crate::page::PageSize;
 
+mod claim;
 mod harvest;
 mod merge;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod switch;
 #[cfg(test)]
 mod tests;
 
+pub use claim::DirtyClaim;
 pub use switch::ClientRegistration;
 pub(crate) use switch::reserve;
 
@@ -91,6 +93,13 @@ pub enum DirtyError {
         /// What the operating system said.
         kind: io::ErrorKind,
     },
+    /// Somebody has claimed the client's bits, so nobody else takes them, or drops them by
+    /// switching the client off.
+    #[error("Client {client}'s bits are claimed, and only the claim can take them")]
+    Claimed {
+        /// The client asked for.
+        client: DirtyClient,
+    },
     /// The client logs nothing, so there is nothing to harvest.
     #[error("Client {client} is off, only {enabled} log here")]
     ClientOff {
@@ -112,8 +121,9 @@ const WRITERS_FENCE: u64 = 1 << 63;
 /// All methods may be called from any thread at any time. A mark that has
 /// returned is in the next harvest of every client that was on when the mark
 /// began, or in one that was running at the time. Two harvests of one client at the
-/// same time share its bits in some way; a client has one harvester as a rule. Page 0
-/// is bit 0 of word 0, so blocks never share a word.
+/// same time share its bits in some way; a client has one harvester as a rule, who
+/// [claims](Self::claim) its bits to make sure of that. Page 0 is bit 0 of word 0, so
+/// blocks never share a word.
 ///
 /// As vm-memory's `Bitmap` it marks whatever is written through a slice that
 /// carries it. Pointers escape it: after a write through `get_host_address`,
@@ -132,6 +142,10 @@ pub struct DirtyMemory {
     /// switching off drops are not those of a client that somebody else has switched on
     /// again.
     names: Mutex<Names>,
+    /// Who may take each client's bits.
+    takers: [claim::Takers; DirtyClient::COUNT],
+    /// How many claims were asked for.
+    claims: AtomicU64,
     /// How often each client was switched off.
     epochs: [AtomicU64; DirtyClient::COUNT],
     /// How often a client, whichever, was switched on.
@@ -170,6 +184,8 @@ impl DirtyMemory {
             room,
             enabled: AtomicU64::new(fence),
             names: Mutex::default(),
+            takers: std::array::from_fn(|_| claim::Takers::default()),
+            claims: AtomicU64::new(0),
             epochs: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
             switch_ons: AtomicU64::new(0),
             resizes: AtomicU64::new(0),

@@ -84,7 +84,7 @@ pub use builder::RamBlockBuilder;
 pub use client::{ClientSet, DirtyClient};
 pub use code::{CodeWatch, Watching};
 pub use compare::difference;
-pub use dirty::{ClientRegistration, DirtyError, DirtyMemory};
+pub use dirty::{ClientRegistration, DirtyClaim, DirtyError, DirtyMemory};
 pub use error::RamBlockError;
 pub use extents::DataExtents;
 pub use io::{ReceiveList, SendList, TransferError};

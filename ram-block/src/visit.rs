@@ -187,9 +187,21 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
-    /// [`DirtyError::ClientOff`].
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, [`DirtyError::ClientOff`]
+    /// and [`DirtyError::Claimed`].
     pub fn visit_runs<B>(
+        &self,
+        client: DirtyClient,
+        pages: Range<u64>,
+        gap: u64,
+        visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> Result<ControlFlow<B>, DirtyError> {
+        let _unclaimed = self.unclaimed(client)?;
+        self.take_runs(client, pages, gap, visit)
+    }
+
+    /// Whoever calls this may take the client's bits.
+    pub(crate) fn take_runs<B>(
         &self,
         client: DirtyClient,
         pages: Range<u64>,

@@ -139,7 +139,7 @@ fn use_all(name: &str, ram: &RamBlock, gives: bool) {
     assert_eq!(bytes_at(ram, 0), *b"RAM!", "{name}: populated");
 
     dirty.merge(0, 64, &[2]).unwrap();
-    dirty.disable(client);
+    dirty.disable(client).unwrap();
     dirty.enable(client).unwrap();
     assert!(!(0..ram.pages()).any(|page| dirty.is_dirty(client, page)), "{name}: off and on");
     drop(dirty.watch_code(|_| ()).unwrap());

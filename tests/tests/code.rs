@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use integration_tests::deadline::seconds;
 use integration_tests::riscv::assemble::{ECALL, add, addi, beq, bne, jal, jalr, lui, lw, sw};

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use memory_region::MemoryMap;
+use memory_region::{LogClaim, MemoryMap};
 use ram_block::{PageSize, RamBlock};
 
 use crate::contents::Contents;
@@ -25,6 +25,7 @@ const WINDOW: u64 = 4 << 30;
 /// A walk over all pending pages.
 pub(crate) struct Pages<'a> {
     memory: &'a MemoryMap,
+    log: &'a LogClaim,
     pending: Vec<Pending>,
     size: PageSize,
     /// Bytes of the stream's pages.
@@ -40,10 +41,16 @@ pub(crate) struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// All pages of `blocks`.
-    pub(crate) fn all(memory: &'a MemoryMap, blocks: &[Arc<RamBlock>], page: PageSize) -> Self {
+    /// All pages of `blocks`; what is written later is in `log`.
+    pub(crate) fn all(
+        memory: &'a MemoryMap,
+        log: &'a LogClaim,
+        blocks: &[Arc<RamBlock>],
+        page: PageSize,
+    ) -> Self {
         Self {
             memory,
+            log,
             pending: blocks.iter().cloned().map(Pending::all).collect(),
             size: page,
             page: page.bytes(),
@@ -66,7 +73,7 @@ impl<'a> Pages<'a> {
         self.contents.clear();
         let mut new = 0;
         for pending in &mut self.pending {
-            new += pending.harvest()? * pending.block.page_size().bytes() / self.page;
+            new += pending.harvest(self.log)? * pending.block.page_size().bytes() / self.page;
         }
         Ok(new)
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memory_region::MemoryMap;
+use memory_region::{LogClaim, MemoryMap};
 use ram_block::{DirtyClient, PageSize};
 
 use crate::auto_converge::AutoConverge;
@@ -259,7 +259,8 @@ impl Precopy {
         let migrated = std::thread::scope(|scope| {
             let _over = watch.until_dropped();
             scope.spawn(|| watch.run());
-            self.send(begin, &mut main, channels, channel_ends, back, pause, &mut observe)
+            let (main, observe) = (&mut main, &mut observe);
+            self.send(begin, &logging, main, channels, channel_ends, back, pause, observe)
         });
         drop(logging);
         self.cancel.end(migrated.map_err(|error| watch.explain(error)))
@@ -269,6 +270,7 @@ impl Precopy {
     fn send<P>(
         &self,
         begin: Instant,
+        log: &LogClaim,
         main: &mut dyn Output,
         channels: Vec<&mut dyn Output>,
         channel_ends: Vec<HangUp>,
@@ -282,7 +284,7 @@ impl Precopy {
             let channels = (!channels.is_empty())
                 .then(|| Channels::start(scope, channels, channel_ends, page));
             let stream = SendStream::new(main);
-            let mut sending = Sending::new(self, begin, stream, channels, &blocks, observe)?;
+            let mut sending = Sending::new(self, begin, stream, channels, log, &blocks, observe)?;
             sending.run(&blocks, pause, back)
         })
     }

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memory_region::LogClaim;
 use ram_block::RamBlock;
 
 use crate::channel::Input;
@@ -64,6 +65,7 @@ impl<'a> Sending<'a> {
         begin: Instant,
         stream: SendStream<'a>,
         channels: Option<Channels>,
+        log: &'a LogClaim,
         blocks: &[Arc<RamBlock>],
         observe: &'a mut dyn FnMut(&Progress),
     ) -> Result<Self, SendError> {
@@ -71,7 +73,7 @@ impl<'a> Sending<'a> {
             precopy,
             stream,
             channels,
-            pages: Pages::all(&precopy.memory, blocks, precopy.page),
+            pages: Pages::all(&precopy.memory, log, blocks, precopy.page),
             pace: Pace::new(precopy.bandwidth),
             observe,
             progress: Progress {

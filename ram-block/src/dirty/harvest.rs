@@ -29,9 +29,20 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages, and
-    /// [`DirtyError::ClientOff`], also if the client was switched off meanwhile.
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, [`DirtyError::Claimed`],
+    /// and [`DirtyError::ClientOff`], also if the client was switched off meanwhile.
     pub fn snapshot_and_clear_into(
+        self: &Arc<Self>,
+        client: DirtyClient,
+        pages: Range<u64>,
+        buffer: DirtySnapshot,
+    ) -> Result<Harvest, DirtyError> {
+        let _unclaimed = self.unclaimed(client)?;
+        self.take_snapshot(client, pages, buffer)
+    }
+
+    /// Whoever calls this may take the client's bits.
+    pub(super) fn take_snapshot(
         self: &Arc<Self>,
         client: DirtyClient,
         pages: Range<u64>,
@@ -135,8 +146,20 @@ impl DirtyMemory {
     /// # Errors
     ///
     /// [`DirtyError::OutOfRange`] if the block has no such pages,
-    /// [`DirtyError::ShortBitmap`] if `into` has not, and [`DirtyError::ClientOff`].
+    /// [`DirtyError::ShortBitmap`] if `into` has not, [`DirtyError::ClientOff`] and
+    /// [`DirtyError::Claimed`].
     pub fn move_into(
+        &self,
+        client: DirtyClient,
+        pages: Range<u64>,
+        into: &mut [u64],
+    ) -> Result<u64, DirtyError> {
+        let _unclaimed = self.unclaimed(client)?;
+        self.move_bits(client, pages, into)
+    }
+
+    /// Whoever calls this may take the client's bits.
+    pub(super) fn move_bits(
         &self,
         client: DirtyClient,
         pages: Range<u64>,

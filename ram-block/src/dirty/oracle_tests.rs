@@ -189,7 +189,10 @@ impl Bench {
                 }
             }
             Step::Switch(number, false) => {
-                memory.disable(Self::client(number));
+                let client = Self::client(number);
+                let is_code = client == DirtyClient::CODE;
+                let expected = if is_code { Err(DirtyError::Inverse) } else { Ok(()) };
+                prop_assert_eq!(memory.disable(client), expected);
                 oracle.dirty[number] = None;
             }
             Step::Register(true) => {

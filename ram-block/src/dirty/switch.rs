@@ -38,6 +38,7 @@ impl Drop for ClientRegistration {
     fn drop(&mut self) {
         let mut names = self.dirty.lock_names();
         self.dirty.switch_off(&names, self.client);
+        self.dirty.end_claim(self.client);
         names[self.client.index()] = None;
     }
 }
@@ -118,7 +119,8 @@ impl DirtyMemory {
     /// either marked, or has its new contents in memory when this returns: a
     /// client that reads pages afterwards misses neither.
     ///
-    /// There is no count: the first switch off is one. Who logs a block through a
+    /// There is no count: the first switch off is one, unless the client is
+    /// [claimed](Self::claim). Who logs a block through a
     /// memory map leaves its switches to the map.
     ///
     /// Uses the `membarrier` system call. A sandbox that comes to forbid it between the
@@ -195,13 +197,24 @@ impl DirtyMemory {
     ///
     /// A mark that is under way may still leave a bit behind: when the client is
     /// switched on again, it may find a page dirty that is not.
-    pub fn disable(&self, client: DirtyClient) {
-        if client != DirtyClient::CODE {
-            self.switch_off(&self.lock_names(), client);
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::Claimed`], and [`DirtyError::Inverse`] for the code client.
+    pub fn disable(&self, client: DirtyClient) -> Result<(), DirtyError> {
+        if client == DirtyClient::CODE {
+            return Err(DirtyError::Inverse);
         }
+        // Held: a claim is taken before or after this.
+        let names = self.lock_names();
+        if self.is_claimed(client) {
+            return Err(DirtyError::Claimed { client });
+        }
+        self.switch_off(&names, client);
+        Ok(())
     }
 
-    fn switch_off(&self, _switching: &Names, client: DirtyClient) {
+    pub(super) fn switch_off(&self, _switching: &Names, client: DirtyClient) {
         let before = self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
         if Self::clients_in(before).contains(client) {
             self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
@@ -260,6 +273,6 @@ fn no_memory(pages: u64, error: &io::Error) -> DirtyError {
     DirtyError::NoMemory { pages, kind: error.kind() }
 }
 
-fn name_of(names: &Names, client: DirtyClient) -> Option<&str> {
+pub(super) fn name_of(names: &Names, client: DirtyClient) -> Option<&str> {
     client.built_in_name().or(names[client.index()].as_deref())
 }

@@ -48,7 +48,7 @@ fn switching_off_drops_the_bits() {
     let memory = memory(64);
     memory.enable(VGA).unwrap();
     memory.mark(0, 1);
-    memory.disable(VGA);
+    memory.disable(VGA).unwrap();
     memory.enable(VGA).unwrap();
     assert_eq!(take(&memory, VGA, 0..64), [0; 0]);
 }
@@ -103,7 +103,7 @@ fn where_membarrier_is_refused_marks_fence_for_themselves() {
     memory.mark(5 * 4096, 1);
     memory.merge(60, 10, &[0b11]).unwrap();
     assert_eq!(take(&memory, VGA, 0..100), [5, 60, 61]);
-    memory.disable(VGA);
+    memory.disable(VGA).unwrap();
     memory.mark(5 * 4096, 1);
     memory.enable(VGA).unwrap();
     assert_eq!(take(&memory, VGA, 0..100), [0; 0]);

@@ -58,9 +58,7 @@ fn rounds_are_as_forecast_from_a_measurement() {
     let logging = machine.memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
     let harvest = || {
         machine.memory.sync_all_dirty_logs().unwrap();
-        let (dirty, pages) = (machine.block.dirty(), 0..machine.block.pages());
-        let harvest = dirty.snapshot_and_clear(DirtyClient::MIGRATION, pages).unwrap();
-        machine.memory.log_clear(&machine.block, 0..machine.block.len()).unwrap();
+        let harvest = logging.snapshot_and_clear(machine.ram, 0..machine.block.len()).unwrap();
         harvest.commit().count()
     };
     // What the log begins with.

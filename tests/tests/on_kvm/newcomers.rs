@@ -27,7 +27,7 @@ fn a_client_that_comes_between_a_sync_and_a_clear_gets_every_later_store() {
         ("the block", |machine, _| machine.block.dirty().enable(MIGRATION).unwrap()),
         ("the block, again", |machine, _| {
             machine.block.dirty().enable(MIGRATION).unwrap();
-            machine.block.dirty().disable(MIGRATION);
+            machine.block.dirty().disable(MIGRATION).unwrap();
             machine.block.dirty().enable(MIGRATION).unwrap();
         }),
     ];

@@ -116,7 +116,7 @@ impl<K: SlotCalls + Send + 'static> Machine<K> {
             }
             From::Block => self.block.dirty().enable(VGA).unwrap(),
             From::Again => {
-                self.block.dirty().disable(VGA);
+                self.block.dirty().disable(VGA).unwrap();
                 self.block.dirty().enable(VGA).unwrap();
             }
         }

@@ -1,0 +1,364 @@
+//! Claims: a client's bits can be taken once, so that they have one taker.
+//!
+//! A word for each client says who may take its bits: the number of the claim that stands, in
+//! its upper half, or how many harvests run without a claim, in its lower half. One of the two
+//! is zero. So a claim is refused while anybody harvests, and a harvest without the claim is
+//! refused as soon as it stands: no bit that is marked after a claim goes to anybody else.
+
+use std::fmt;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::switch::name_of;
+use super::{DirtyError, DirtyMemory};
+use crate::client::DirtyClient;
+use crate::snapshot::{DirtySnapshot, Harvest};
+
+/// Who takes a client's bits; see the module's documentation.
+#[derive(Default)]
+pub(super) struct Takers(AtomicU64);
+
+const HALF: u32 = 32;
+
+impl Takers {
+    /// Admits a harvest without a claim; false if a claim stands.
+    fn admit(&self) -> bool {
+        let free = |takers: u64| (takers >> HALF == 0).then_some(takers + 1);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).is_ok()
+    }
+
+    fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Takes the claim; false if one stands, or if somebody harvests.
+    fn claim(&self, number: u64) -> bool {
+        let claimed = number << HALF;
+        self.0.compare_exchange(0, claimed, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn has(&self, number: u64) -> bool {
+        self.0.load(Ordering::Acquire) == number << HALF
+    }
+
+    fn is_claimed(&self) -> bool {
+        self.0.load(Ordering::Acquire) >> HALF != 0
+    }
+
+    /// Ends the claim of this number, if it still stands.
+    fn release(&self, number: u64) {
+        let _ = self.0.compare_exchange(number << HALF, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Ends whatever claim stands.
+    fn end(&self) {
+        let claimed = |takers: u64| (takers >> HALF != 0).then_some(0);
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, claimed);
+    }
+}
+
+/// A harvest without a claim, while it runs: no claim can be taken.
+pub(crate) struct Unclaimed<'a>(&'a Takers);
+
+impl Drop for Unclaimed<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// The right to take one client's bits of one block, which nobody else has as long as this is
+/// kept.
+///
+/// Made by [`DirtyMemory::claim`]. While it stands, all harvests through [`DirtyMemory`], and
+/// switching the client off there, fail with [`DirtyError::Claimed`]. A claim does not switch
+/// the client on. It outlives the client if that was registered and is gone: harvests fail with
+/// [`DirtyError::ClientOff`] then.
+#[must_use = "others may take the client's bits again when this is dropped"]
+pub struct DirtyClaim {
+    dirty: Arc<DirtyMemory>,
+    client: DirtyClient,
+    number: u64,
+}
+
+impl DirtyMemory {
+    /// Keeps everybody else from taking the bits of `client`, until the claim is dropped.
+    ///
+    /// ```
+    /// use ram_block::{DirtyClient, DirtyError, RamBlock};
+    ///
+    /// let ram = RamBlock::anonymous("ram", 16 << 20)?;
+    /// let (dirty, client) = (ram.dirty(), DirtyClient::MIGRATION);
+    /// let claim = dirty.claim(client)?;
+    /// dirty.enable(client)?;
+    /// ram.write(0x5000, b"guest")?;
+    /// let refused = dirty.snapshot_and_clear(client, 0..ram.pages()).unwrap_err();
+    /// assert_eq!(refused, DirtyError::Claimed { client });
+    /// assert!(claim.snapshot_and_clear(0..ram.pages())?.commit().is_dirty(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::Claimed`] if a claim stands, or a harvest without one runs at this moment,
+    /// [`DirtyError::Unregistered`], and [`DirtyError::Inverse`] for the code client.
+    pub fn claim(self: &Arc<Self>, client: DirtyClient) -> Result<DirtyClaim, DirtyError> {
+        // Held, so that the client is neither switched off nor dropped meanwhile.
+        let names = self.lock_names();
+        if client == DirtyClient::CODE {
+            return Err(DirtyError::Inverse);
+        }
+        if name_of(&names, client).is_none() {
+            return Err(DirtyError::Unregistered { client });
+        }
+        // Of 32 bits, and not zero.
+        let number = self.claims.fetch_add(1, Ordering::Relaxed) % u64::from(u32::MAX) + 1;
+        if !self.takers[client.index()].claim(number) {
+            return Err(DirtyError::Claimed { client });
+        }
+        Ok(DirtyClaim { dirty: self.clone(), client, number })
+    }
+
+    /// Whether somebody has claimed the bits of `client`: only the claim can take them.
+    pub fn is_claimed(&self, client: DirtyClient) -> bool {
+        self.takers[client.index()].is_claimed()
+    }
+
+    /// Begins a harvest without a claim.
+    pub(crate) fn unclaimed(&self, client: DirtyClient) -> Result<Unclaimed<'_>, DirtyError> {
+        let takers = &self.takers[client.index()];
+        if takers.admit() { Ok(Unclaimed(takers)) } else { Err(DirtyError::Claimed { client }) }
+    }
+
+    /// Ends a claim whose client is gone.
+    pub(super) fn end_claim(&self, client: DirtyClient) {
+        self.takers[client.index()].end();
+    }
+}
+
+impl DirtyClaim {
+    /// The client.
+    pub fn client(&self) -> DirtyClient {
+        self.client
+    }
+
+    /// The bitmaps of the block.
+    pub fn dirty(&self) -> &Arc<DirtyMemory> {
+        &self.dirty
+    }
+
+    /// As [`DirtyMemory::snapshot_and_clear`], of the client that is claimed.
+    ///
+    /// # Errors
+    ///
+    /// As [`snapshot_and_clear_into`](Self::snapshot_and_clear_into).
+    pub fn snapshot_and_clear(&self, pages: Range<u64>) -> Result<Harvest, DirtyError> {
+        self.snapshot_and_clear_into(pages, DirtySnapshot::default())
+    }
+
+    /// As [`DirtyMemory::snapshot_and_clear_into`], of the client that is claimed.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] and [`DirtyError::ClientOff`], also if the client was
+    /// registered and is gone.
+    pub fn snapshot_and_clear_into(
+        &self,
+        pages: Range<u64>,
+        buffer: DirtySnapshot,
+    ) -> Result<Harvest, DirtyError> {
+        self.check()?;
+        self.dirty.take_snapshot(self.client, pages, buffer)
+    }
+
+    /// As [`DirtyMemory::move_into`], of the client that is claimed.
+    ///
+    /// # Errors
+    ///
+    /// As there, but for [`DirtyError::Claimed`].
+    pub fn move_into(&self, pages: Range<u64>, into: &mut [u64]) -> Result<u64, DirtyError> {
+        self.check()?;
+        self.dirty.move_bits(self.client, pages, into)
+    }
+
+    /// As [`DirtyMemory::visit_runs`], of the client that is claimed.
+    ///
+    /// # Errors
+    ///
+    /// As there, but for [`DirtyError::Claimed`].
+    pub fn visit_runs<B>(
+        &self,
+        pages: Range<u64>,
+        gap: u64,
+        visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> Result<ControlFlow<B>, DirtyError> {
+        self.check()?;
+        self.dirty.take_runs(self.client, pages, gap, visit)
+    }
+
+    /// Switches the client off, as [`DirtyMemory::disable`] does. The claim stands.
+    pub fn disable(&self) {
+        let names = self.dirty.lock_names();
+        if self.check().is_ok() {
+            self.dirty.switch_off(&names, self.client);
+        }
+    }
+
+    /// Whether the claim stands: a client that was registered may be gone, and its number
+    /// somebody else's. It may go after this, too, which a harvest notices by itself.
+    fn check(&self) -> Result<(), DirtyError> {
+        let Self { dirty, client, number } = self;
+        if dirty.takers[client.index()].has(*number) {
+            return Ok(());
+        }
+        Err(DirtyError::ClientOff { client: *client, enabled: dirty.enabled() })
+    }
+}
+
+impl Drop for DirtyClaim {
+    fn drop(&mut self) {
+        self.dirty.takers[self.client.index()].release(self.number);
+    }
+}
+
+impl fmt::Debug for DirtyClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirtyClaim").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::PageSize;
+
+    const VGA: DirtyClient = DirtyClient::VGA;
+    const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
+    const REFUSED: DirtyError = DirtyError::Claimed { client: VGA };
+
+    fn memory() -> Arc<DirtyMemory> {
+        let memory = DirtyMemory::new(128, PageSize::new(4096).unwrap());
+        memory.enable(VGA).unwrap();
+        memory.enable(MIGRATION).unwrap();
+        memory
+    }
+
+    fn go_on(_: Range<u64>) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    #[test]
+    fn only_the_claim_takes_what_is_claimed() {
+        let memory = memory();
+        let claim = memory.claim(VGA).unwrap();
+        memory.mark(0, 4096);
+        let mut words = [0; 2];
+        assert_eq!(memory.snapshot_and_clear(VGA, 0..128).unwrap_err(), REFUSED);
+        let buffer = DirtySnapshot::default();
+        assert_eq!(memory.snapshot_and_clear_into(VGA, 0..128, buffer).unwrap_err(), REFUSED);
+        assert_eq!(memory.move_into(VGA, 0..128, &mut words).unwrap_err(), REFUSED);
+        assert_eq!(memory.visit_runs(VGA, 0..128, 0, go_on).unwrap_err(), REFUSED);
+        assert_eq!(memory.disable(VGA).unwrap_err(), REFUSED);
+        assert_eq!(memory.claim(VGA).unwrap_err(), REFUSED);
+        assert!(memory.is_claimed(VGA) && memory.is_dirty(VGA, 0));
+
+        // Others' bits are not concerned.
+        assert!(!memory.is_claimed(MIGRATION));
+        assert_eq!(memory.move_into(MIGRATION, 0..128, &mut words), Ok(1));
+        memory.disable(MIGRATION).unwrap();
+
+        drop(claim.snapshot_and_clear(0..128).unwrap()); // given back
+        let mut runs = Vec::new();
+        let visit = |run| {
+            runs.push(run);
+            go_on(0..0)
+        };
+        assert!(claim.visit_runs(0..128, 0, visit).unwrap().is_continue());
+        assert_eq!(runs, [0..1]);
+        memory.mark(4096, 1);
+        assert_eq!(claim.move_into(0..128, &mut words), Ok(1));
+        drop(claim);
+        memory.mark(0, 1);
+        assert!(memory.snapshot_and_clear(VGA, 0..128).unwrap().commit().is_dirty(0));
+        memory.disable(VGA).unwrap();
+    }
+
+    #[test]
+    fn a_claim_is_refused_while_somebody_harvests() {
+        let memory = memory();
+        memory.mark(0, 4096);
+        let visit = |_| ControlFlow::Break(memory.claim(VGA).unwrap_err());
+        let visited = memory.visit_runs(VGA, 0..128, 0, visit).unwrap();
+        assert_eq!(visited.break_value(), Some(REFUSED));
+        drop(memory.claim(VGA).unwrap());
+        // A visitor that panics has left, too.
+        memory.mark(0, 4096);
+        let panics = std::panic::AssertUnwindSafe(|| {
+            memory.visit_runs::<()>(VGA, 0..128, 0, |_| std::panic::resume_unwind(Box::new(1)))
+        });
+        std::panic::catch_unwind(panics).unwrap_err();
+        assert!(memory.claim(VGA).unwrap().snapshot_and_clear(0..128).unwrap().is_dirty(0));
+    }
+
+    #[test]
+    fn a_claim_ends_with_its_client() {
+        let memory = memory();
+        let first = memory.register("first").unwrap();
+        let client = first.client();
+        memory.enable(client).unwrap();
+        let stale = memory.claim(client).unwrap();
+        drop(first);
+        let gone = |error| matches!(error, DirtyError::ClientOff { .. });
+        assert!(gone(stale.snapshot_and_clear(0..1).unwrap_err()));
+        let next = memory.register("next").unwrap();
+        assert_eq!(next.client(), client);
+        memory.enable(client).unwrap();
+        let claim = memory.claim(client).unwrap();
+        memory.mark(0, 1);
+        assert!(gone(stale.snapshot_and_clear(0..1).unwrap_err()));
+        stale.disable();
+        drop(stale);
+        assert!(memory.is_claimed(client));
+        assert!(claim.snapshot_and_clear(0..1).unwrap().is_dirty(0));
+        assert_eq!(memory.claim(DirtyClient::CODE).unwrap_err(), DirtyError::Inverse);
+        let unknown = DirtyClient::registrable().last().unwrap();
+        let refused = memory.claim(unknown).unwrap_err();
+        assert_eq!(refused, DirtyError::Unregistered { client: unknown });
+    }
+
+    /// Harvests without a claim, which begin at any time: whatever is marked once the claim
+    /// stands is the claim's.
+    #[test]
+    fn nothing_that_is_marked_after_a_claim_goes_to_others() {
+        let memory = memory();
+        let done = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            let (done, memory) = (&done, &memory);
+            for _ in 0..2 {
+                scope.spawn(move || {
+                    while done.load(Ordering::Acquire) == 0 {
+                        match memory.snapshot_and_clear(VGA, 0..128) {
+                            Ok(harvest) => drop(harvest.commit()),
+                            Err(error) => assert_eq!(error, REFUSED),
+                        }
+                    }
+                });
+            }
+            for round in 0..2_000 {
+                let claim = loop {
+                    match memory.claim(VGA) {
+                        Ok(claim) => break claim,
+                        Err(_) => std::thread::yield_now(),
+                    }
+                };
+                memory.mark(round % 128 * 4096, 1);
+                let found = claim.snapshot_and_clear(0..128).unwrap().commit();
+                if !found.is_dirty(round % 128) {
+                    done.store(1, Ordering::Release);
+                    panic!("round {round}: taken by another");
+                }
+            }
+            done.store(1, Ordering::Release);
+        });
+    }
+}
