@@ -1,6 +1,6 @@
 //! The map to look at, in the manner of QEMU's `info mtree` and `info mtree -f`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::map::MemoryMap;
 use crate::region::{Kind, Region, RegionId, Topology};
 use crate::section::Section;
 
-/// A map's regions as trees, one for each address space, then one for each region that
-/// is shown through aliases only; see [`MemoryMap::tree`].
+/// A map's regions as trees, one for each root of address spaces, then one for each region
+/// that is shown through aliases only, with whatever contains it; see [`MemoryMap::tree`].
 pub struct MapTree(Arc<Current>);
 
 /// A map's flat views, each once, with the address spaces that share it; see
@@ -75,79 +75,137 @@ fn log(f: &mut fmt::Formatter<'_>, log: ClientSet) -> fmt::Result {
     if log.is_empty() { Ok(()) } else { write!(f, " log {log}") }
 }
 
-/// What kind of region it is, in QEMU's words; an alias is of the kind of its target.
-fn kind(topology: &Topology, region: &Region) -> &'static str {
-    let mut shown = region;
-    let mut readonly = region.readonly;
-    while let Kind::Alias { target, .. } = &shown.kind {
-        let Ok(next) = topology.get(*target) else { break };
-        shown = next;
-        readonly |= next.readonly;
-    }
-    match &shown.kind {
-        Kind::Container(_) => "container",
-        Kind::Ram(_) if readonly => "rom",
-        Kind::Ram(_) => "ram",
-        Kind::RomDevice { .. } => "romd",
-        Kind::Mmio(_) | Kind::Alias { .. } => "i/o",
-        Kind::Iommu(_) => "iommu",
-        Kind::Reservation => "reserved",
-    }
+/// Deeper levels are indented as this one, and say how much deeper they are.
+const MAX_INDENT: usize = 32;
+
+/// What kind of region it is, in QEMU's words, and whether it is read-only; an alias is of the
+/// kind of its target.
+type Shown = (&'static str, bool);
+
+/// What was printed of a map so far. However regions are nested and aliased, it takes a line for
+/// each of them below a space's root, and one for each that only aliases show.
+struct Printer<'a> {
+    topology: &'a Topology,
+    kinds: HashMap<RegionId, Shown>,
+    printed: HashSet<RegionId>,
+    /// Targets of the aliases that were printed, to be looked at.
+    aliased: BTreeSet<RegionId>,
 }
 
-impl MapTree {
-    fn region(
-        &self,
+impl Printer<'_> {
+    /// The kind of a region. Costs a step for each alias on the way whose kind is not yet known.
+    fn kind(&mut self, id: RegionId) -> &'static str {
+        let (mut way, mut at) = (Vec::new(), id);
+        let mut shown = loop {
+            if let Some(known) = self.kinds.get(&at) {
+                break *known;
+            }
+            way.push(at);
+            match self.topology.get(at).map(|region| &region.kind) {
+                Ok(Kind::Alias { target, .. }) => at = *target,
+                Ok(Kind::Container(_)) => break ("container", false),
+                Ok(Kind::Ram(_)) => break ("ram", false),
+                Ok(Kind::RomDevice { .. }) => break ("romd", false),
+                Ok(Kind::Iommu(_)) => break ("iommu", false),
+                Ok(Kind::Reservation) => break ("reserved", false),
+                Ok(Kind::Mmio(_)) | Err(_) => break ("i/o", false),
+            }
+        };
+        for id in way.into_iter().rev() {
+            shown.1 |= self.topology.get(id).is_ok_and(|region| region.readonly);
+            self.kinds.insert(id, shown);
+        }
+        match shown {
+            ("ram", true) => "rom",
+            (kind, _) => kind,
+        }
+    }
+
+    /// A region with all that is in it.
+    fn tree(&mut self, f: &mut fmt::Formatter<'_>, id: RegionId) -> fmt::Result {
+        // Not by recursion: nothing limits how deep containers are nested.
+        let mut open = vec![(id, 0, 0, 1)];
+        while let Some((id, base, priority, depth)) = open.pop() {
+            let Ok(region) = self.topology.get(id) else { continue };
+            self.line(f, id, region, (base, priority, depth))?;
+            if let Kind::Container(children) = &region.kind {
+                // By address; where they overlap, in the order in which they answer.
+                let mut children: Vec<_> = children.iter().rev().collect();
+                children.sort_by_key(|child| (child.offset, std::cmp::Reverse(child.priority)));
+                let places = children.into_iter().rev().map(|child| {
+                    (child.child, base + u128::from(child.offset), child.priority, depth + 1)
+                });
+                open.extend(places);
+            }
+        }
+        Ok(())
+    }
+
+    fn line(
+        &mut self,
         f: &mut fmt::Formatter<'_>,
         id: RegionId,
+        region: &Region,
         (base, priority, depth): (u128, i32, usize),
-        aliased: &mut BTreeSet<RegionId>,
     ) -> fmt::Result {
-        let topology = &self.0.topology;
-        let Ok(region) = topology.get(id) else { return Ok(()) };
-        write!(f, "{:1$}", "", 2 * depth)?;
+        self.printed.insert(id);
+        write!(f, "{:1$}", "", 2 * depth.min(MAX_INDENT))?;
+        if depth > MAX_INDENT {
+            write!(f, "+{} ", depth - MAX_INDENT)?;
+        }
         range(f, base, region.size)?;
-        write!(f, " (prio {priority}, {}): ", kind(topology, region))?;
+        write!(f, " (prio {priority}, {}): ", self.kind(id))?;
         if let Kind::Alias { target, offset } = region.kind {
-            write!(f, "alias {} @{} ", region.name, topology.name(target))?;
+            write!(f, "alias {} @{} ", region.name, self.topology.name(target))?;
             range(f, offset.into(), region.size)?;
-            aliased.insert(target);
+            self.aliased.insert(target);
         } else {
             write!(f, "{}", region.name)?;
         }
         write!(f, " [{}]", Size(region.size))?;
         if region.block().is_some() {
-            log(f, region.log.union(topology.global_log))?;
+            log(f, region.log.union(self.topology.global_log))?;
         }
-        writeln!(f, "{}", if region.enabled { "" } else { " [disabled]" })?;
-        if let Kind::Container(children) = &region.kind {
-            // By address; where they overlap, in the order in which they answer.
-            let mut children: Vec<_> = children.iter().rev().collect();
-            children.sort_by_key(|child| (child.offset, std::cmp::Reverse(child.priority)));
-            for child in children {
-                let place = (base + u128::from(child.offset), child.priority, depth + 1);
-                self.region(f, child.child, place, aliased)?;
-            }
-        }
-        Ok(())
+        writeln!(f, "{}", if region.enabled { "" } else { " [disabled]" })
+    }
+
+    /// The outermost container that has a region, or the region itself if none has.
+    fn top(&self, id: RegionId) -> RegionId {
+        let parent = |id: &RegionId| self.topology.get(*id).ok().and_then(|region| region.parent);
+        std::iter::successors(Some(id), parent).last().unwrap_or(id)
     }
 }
 
 impl fmt::Display for MapTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut aliased = BTreeSet::new();
-        for Space { space, .. } in &self.0.spaces {
-            writeln!(f, "address-space: {}", space.name())?;
-            self.region(f, space.root(), (0, 0, 1), &mut aliased)?;
+        let Current { topology, spaces, .. } = &*self.0;
+        let (kinds, printed) = (HashMap::new(), HashSet::new());
+        let mut printer = Printer { topology, kinds, printed, aliased: BTreeSet::new() };
+        // Spaces of the same root share its tree.
+        let mut roots: Vec<RegionId> = Vec::new();
+        let mut names: HashMap<RegionId, Vec<&str>> = HashMap::new();
+        for Space { space, .. } in spaces {
+            let names = names.entry(space.root()).or_default();
+            if names.is_empty() {
+                roots.push(space.root());
+            }
+            names.push(space.name());
+        }
+        for root in roots {
+            for name in &names[&root] {
+                writeln!(f, "address-space: {name}")?;
+            }
+            printer.tree(f, root)?;
             writeln!(f)?;
         }
         // Targets of aliases, of which some have aliases in them.
-        let mut shown = BTreeSet::new();
-        while let Some(id) = aliased.iter().find(|id| !shown.contains(*id)).copied() {
-            shown.insert(id);
-            writeln!(f, "memory-region: {}", self.0.topology.name(id))?;
-            self.region(f, id, (0, 0, 1), &mut aliased)?;
-            writeln!(f)?;
+        while let Some(id) = printer.aliased.pop_first() {
+            if !printer.printed.contains(&id) {
+                let top = printer.top(id);
+                writeln!(f, "memory-region: {}", topology.name(top))?;
+                printer.tree(f, top)?;
+                writeln!(f)?;
+            }
         }
         Ok(())
     }

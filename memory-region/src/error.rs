@@ -126,6 +126,17 @@ pub enum MapError {
         /// The deepest nesting that is rendered.
         limit: usize,
     },
+    /// Aliases show regions in so many ways that the view would take far more steps than it
+    /// has sections, or have more sections than anybody can follow.
+    #[error("The map below \"{root}\" is too complex: {steps} steps found {sections} sections")]
+    TooComplex {
+        /// The address space's root.
+        root: String,
+        /// Regions that were visited, each as often as it was.
+        steps: u64,
+        /// Sections that were found until then.
+        sections: usize,
+    },
     /// The region is still placed, shown by an alias, or the root of an address space.
     #[error("\"{name}\" cannot be removed, \"{user}\" uses it")]
     InUse {

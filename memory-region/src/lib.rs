@@ -64,6 +64,7 @@ mod error;
 mod flat_view;
 mod follow;
 mod guest_memory;
+mod hulls;
 mod inside;
 mod io_event_fd;
 mod iommu;

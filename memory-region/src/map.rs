@@ -132,8 +132,8 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// What `edit` returns, [`MapError::TooDeep`], [`MapError::Dirty`] if a block cannot
-    /// log for a client, [`MapError::Refused`] if a listener cannot follow; the map, the
+    /// What `edit` returns, [`MapError::TooDeep`], [`MapError::TooComplex`],
+    /// [`MapError::Dirty`] if a block cannot log for a client, [`MapError::Refused`] if a listener cannot follow; the map, the
     /// views and the listeners are then as before. [`MapError::Nested`] from within
     /// another update's closure, or a listener.
     pub fn update<T>(
@@ -177,7 +177,8 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// [`MapError::UnknownRegion`], [`MapError::TooDeep`] or [`MapError::Nested`].
+    /// [`MapError::UnknownRegion`], [`MapError::TooDeep`], [`MapError::TooComplex`] or
+    /// [`MapError::Nested`].
     pub fn address_space(&self, name: &str, root: RegionId) -> Result<Arc<AddressSpace>, MapError> {
         self.change_spaces(|Current { topology, logged, spaces }| {
             let shown = canonical(topology, root)?;

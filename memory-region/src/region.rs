@@ -218,6 +218,17 @@ impl Topology {
         }
     }
 
+    /// How many regions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Whether an alias shows a region.
+    pub(crate) fn is_aliased(&self, target: RegionId) -> bool {
+        let first = self.aliases.range((target, RegionId(0))..).next();
+        first.is_some_and(|(shown, _)| *shown == target)
+    }
+
     /// The aliases of `target`: their ids, and the part that they show.
     pub(crate) fn aliases_of(&self, target: RegionId) -> impl Iterator<Item = (&Region, u64)> {
         let aliases = self.aliases.range((target, RegionId(0))..=(target, RegionId(u64::MAX)));
@@ -258,23 +269,52 @@ impl Topology {
     }
 
     /// Whether `from` shows `target`, as a child or through an alias.
+    ///
+    /// Searches from both ends in turn, and ends when either has no way to go on: a new region
+    /// is in nothing yet, however much it shows, or shows nothing, wherever it is to go.
     pub(crate) fn reaches(&self, from: RegionId, target: RegionId) -> bool {
-        let mut seen = BTreeSet::new();
-        let mut open = vec![from];
-        while let Some(id) = open.pop() {
+        let (mut down, mut up) = (Search::from(from), Search::from(target));
+        loop {
+            let Some(id) = down.next() else { return false };
             if id == target {
                 return true;
             }
-            if !seen.insert(id) {
-                continue;
-            }
             match self.regions.get(&id).map(|region| &region.kind) {
-                Some(Kind::Container(children)) => open.extend(children.iter().map(|c| c.child)),
-                Some(Kind::Alias { target, .. }) => open.push(*target),
+                Some(Kind::Container(children)) => {
+                    down.open.extend(children.iter().map(|place| place.child));
+                }
+                Some(Kind::Alias { target, .. }) => down.open.push(*target),
                 _ => {}
             }
+            let Some(id) = up.next() else { return false };
+            if id == from {
+                return true;
+            }
+            up.open.extend(self.regions.get(&id).and_then(|region| region.parent));
+            let aliases = self.aliases.range((id, RegionId(0))..=(id, RegionId(u64::MAX)));
+            up.open.extend(aliases.map(|(_, alias)| *alias));
         }
-        false
+    }
+}
+
+/// Regions to be looked at, each once.
+struct Search {
+    seen: BTreeSet<RegionId>,
+    open: Vec<RegionId>,
+}
+
+impl Search {
+    fn from(id: RegionId) -> Self {
+        Self { seen: BTreeSet::new(), open: vec![id] }
+    }
+
+    fn next(&mut self) -> Option<RegionId> {
+        loop {
+            let id = self.open.pop()?;
+            if self.seen.insert(id) {
+                return Some(id);
+            }
+        }
     }
 }
 

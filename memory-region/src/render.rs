@@ -3,22 +3,42 @@
 //! Regions are visited in the order in which they answer, and each fills only what
 //! is still free in the range that its containers and aliases leave it. So
 //! whatever is drawn first stays on top, and a hole shows what lies below.
+//!
+//! # What it costs
+//!
+//! A tree of containers is visited once. Aliases make it a graph, in which there are more ways
+//! to a region than regions, in the worst case exponentially more. So what may be visited more
+//! than once remembers where it was: at the same address, a second visit finds everything filled
+//! by the first. At other addresses, it is cut to the part of a region in which there is
+//! anything (its *hull*), skipped where all of that is filled, and a container finds the
+//! children in its part by a search. What remains is limited: a tree that takes many more steps
+//! than it has regions and sections is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use ram_block::{ClientSet, RamBlock};
 
 use crate::error::MapError;
 use crate::flat_view::FlatView;
-use crate::region::{Kind, Logged, RegionId, Topology, address_of};
+use crate::hulls::{Children, Hulls};
+use crate::region::{Kind, Logged, Placement, RegionId, Topology, address_of};
 use crate::section::{Section, SectionTarget};
 
 /// How deep regions may be nested, aliases counted.
 const MAX_DEPTH: usize = 128;
 
+/// The most sections of a view: four times what KVM has slots (KVM_CAP_NR_MEMSLOTS).
+const MAX_SECTIONS: usize = 1 << 17;
+
+/// Steps that any tree may take, and so many more for each region and section.
+const STEPS: (u64, u64) = (1 << 16, 1 << 8);
+
+/// The most steps, whatever the sections: about a second. Each region may take some more.
+const MAX_STEPS: u64 = 1 << 22;
+
 /// Addresses from the first to the second, inclusive.
-type Clip = (i128, i128);
+pub(crate) type Clip = (i128, i128);
 
 /// What is inherited on the way down to a region.
 #[derive(Clone, Copy)]
@@ -30,6 +50,8 @@ struct Way {
     readonly: bool,
     priority: i32,
     depth: usize,
+    /// Whether an alias may lead here as well.
+    shared: bool,
 }
 
 struct Renderer<'a> {
@@ -39,6 +61,13 @@ struct Renderer<'a> {
     /// In the order in which they are drawn; never overlapping.
     sections: Vec<Section>,
     filled: Filled,
+    /// How many regions were visited so far, each time they were.
+    steps: u64,
+    /// Where aliased containers were visited: by the addresses of their first bytes.
+    visited: HashMap<(RegionId, i128), Filled>,
+    /// The containers that may be visited again, with their children from the second visit on.
+    containers: HashMap<RegionId, Option<Arc<Children>>>,
+    hulls: Hulls,
 }
 
 /// Where something answers already: ranges from the key to the value, inclusive, with a gap
@@ -76,22 +105,43 @@ pub(crate) fn render(
     root: RegionId,
     logged: &Logged,
 ) -> Result<FlatView, MapError> {
-    let (sections, filled) = (Vec::new(), Filled::default());
-    let mut renderer = Renderer { topology, root, logged, sections, filled };
+    render_counted(topology, root, logged).map(|(view, _)| view)
+}
+
+/// The view, and how many steps it took.
+fn render_counted(
+    topology: &Topology,
+    root: RegionId,
+    logged: &Logged,
+) -> Result<(FlatView, u64), MapError> {
+    let mut renderer = Renderer {
+        topology,
+        root,
+        logged,
+        sections: Vec::new(),
+        filled: Filled::default(),
+        steps: 0,
+        visited: HashMap::new(),
+        containers: HashMap::new(),
+        hulls: Hulls::default(),
+    };
     let clip = (0, i128::from(u64::MAX));
-    renderer.visit(root, Way { base: 0, clip, readonly: false, priority: 0, depth: 0 })?;
-    let mut sections = renderer.sections;
+    let way = Way { base: 0, clip, readonly: false, priority: 0, depth: 0, shared: false };
+    renderer.visit(root, way)?;
+    let Renderer { mut sections, steps, .. } = renderer;
     // Sections are large: what is sorted is their starts.
     sections.sort_by_cached_key(|section| section.start);
     sections.dedup_by(|next, last| last.absorb(next));
-    Ok(FlatView::new(sections))
+    Ok((FlatView::new(sections), steps))
 }
 
 impl Renderer<'_> {
     /// Draws region `id` as far as the way to it leaves room.
     fn visit(&mut self, id: RegionId, way: Way) -> Result<(), MapError> {
         let Way { base, clip, depth, .. } = way;
-        let region = self.topology.get(id)?;
+        let topology = self.topology;
+        let region = topology.get(id)?;
+        self.count_step()?;
         if depth > MAX_DEPTH {
             let root = self.topology.get(self.root)?.name.to_string();
             return Err(MapError::TooDeep { root, limit: MAX_DEPTH });
@@ -105,12 +155,7 @@ impl Renderer<'_> {
         let below = Way { clip, readonly, priority: 0, depth: depth + 1, ..way };
         let target = match &region.kind {
             Kind::Container(children) => {
-                for placement in children.iter().rev() {
-                    let base = base + i128::from(placement.offset);
-                    let priority = placement.priority;
-                    self.visit(placement.child, Way { base, priority, ..below })?;
-                }
-                return Ok(());
+                return self.visit_container(id, children, below);
             }
             Kind::Alias { target, offset } => {
                 return self.visit(*target, Way { base: base - i128::from(*offset), ..below });
@@ -153,12 +198,109 @@ impl Renderer<'_> {
         Ok(())
     }
 
+    /// Draws what is in a container.
+    fn visit_container(
+        &mut self,
+        id: RegionId,
+        children: &[Placement],
+        way: Way,
+    ) -> Result<(), MapError> {
+        let aliased = self.topology.is_aliased(id);
+        let way = Way { shared: way.shared || aliased, ..way };
+        if !way.shared {
+            return self.visit_children(children.iter().rev(), way);
+        }
+        let mut parts = vec![way.clip];
+        if aliased {
+            // Where it was visited at this very address, all that it has is drawn.
+            let visited = self.visited.entry((id, way.base)).or_default();
+            parts.clear();
+            if let (Ok(first), Ok(last)) = (u64::try_from(way.clip.0), u64::try_from(way.clip.1)) {
+                visited.fill(first, last, |first, last| parts.push((first.into(), last.into())));
+            }
+        }
+        for clip in parts {
+            let way = Way { clip, ..way };
+            match self.containers.get(&id) {
+                None => {
+                    self.containers.insert(id, None);
+                    self.visit_children(children.iter().rev(), way)?;
+                }
+                Some(_) => self.visit_again(id, children, way)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_children<'a>(
+        &mut self,
+        children: impl Iterator<Item = &'a Placement>,
+        way: Way,
+    ) -> Result<(), MapError> {
+        for Placement { child, offset, priority, .. } in children {
+            let base = way.base + i128::from(*offset);
+            self.visit(*child, Way { base, priority: *priority, ..way })?;
+        }
+        Ok(())
+    }
+
+    /// Draws what is in a container that was visited before, elsewhere.
+    fn visit_again(
+        &mut self,
+        id: RegionId,
+        children: &[Placement],
+        way: Way,
+    ) -> Result<(), MapError> {
+        let known = self.containers.get(&id).cloned().flatten();
+        let known = match known {
+            Some(known) => known,
+            None => {
+                let known = Arc::new(Children::new(self.topology, children, &mut self.hulls)?);
+                self.containers.insert(id, Some(known.clone()));
+                known
+            }
+        };
+        let part = (way.clip.0 - way.base, way.clip.1 - way.base);
+        for (number, hull) in known.within(part) {
+            let hull = (hull.0 + way.base, hull.1 + way.base);
+            let clip = (way.clip.0.max(hull.0), way.clip.1.min(hull.1));
+            if self.filled.has_all(clip) {
+                self.count_step()?;
+                continue;
+            }
+            self.visit_children(children.get(number).into_iter(), Way { clip, ..way })?;
+        }
+        Ok(())
+    }
+
+    /// Counts a step, of which there are only so many.
+    fn count_step(&mut self) -> Result<(), MapError> {
+        self.steps += 1;
+        let (regions, sections) = (self.topology.len() as u64, self.sections.len());
+        let steps = STEPS.0 + STEPS.1 * (regions + sections as u64);
+        let most = steps.min(MAX_STEPS + 4 * regions);
+        if self.steps <= most && sections <= MAX_SECTIONS {
+            return Ok(());
+        }
+        let (root, steps) = (self.topology.name(self.root), self.steps);
+        Err(MapError::TooComplex { root, steps, sections })
+    }
+
     fn log_of(&self, block: &Arc<RamBlock>) -> ClientSet {
         self.logged.get(&address_of(block)).map_or(ClientSet::EMPTY, |(_, log)| *log)
     }
 }
 
 impl Filled {
+    /// Whether all of a range is filled.
+    fn has_all(&self, (first, last): Clip) -> bool {
+        let (Ok(first), Ok(last)) = (u64::try_from(first), u64::try_from(last)) else {
+            return false;
+        };
+        let below = self.0.range(..=first).next_back();
+        below.is_some_and(|(_, to)| *to >= last)
+    }
+
     /// Fills `first..=last`; calls `each` with the parts of it that were free, downwards.
     fn fill(&mut self, first: u64, last: u64, mut each: impl FnMut(u64, u64)) {
         let (mut start, mut end) = (first, last);
@@ -197,6 +339,9 @@ impl Filled {
         }
     }
 }
+
+#[cfg(test)]
+mod cost_tests;
 
 #[cfg(test)]
 mod tests {
