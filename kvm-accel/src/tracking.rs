@@ -50,6 +50,17 @@ impl fmt::Display for DirtyTracking {
 pub struct KvmConfig {
     /// How written pages are tracked.
     pub tracking: DirtyTracking,
+    /// With manual protection, whether a log starts with all pages reported as written
+    /// (KVM_DIRTY_LOG_INITIALLY_SET), where KVM can do that; true by default.
+    ///
+    /// Then a log starts at once, whatever the size of the guest, its first harvest gives every
+    /// page, and pages are write-protected as they are cleared: right for a migration or a
+    /// display, which begin with all of memory anyway. If false, the first harvest gives exactly
+    /// what was written since the log was switched on, as with the bitmap and the ring: for a
+    /// checkpoint that was taken just then. KVM write-protects all pages of a slot when its log
+    /// starts, before `set_log` returns: that costs time that grows with the slot's mapped
+    /// memory, and a fault at the first write of each page.
+    pub initially_set: bool,
     /// At most so many memory slots, however many KVM has.
     pub slot_limit: usize,
     /// The largest slot, in bytes; larger pieces of RAM get several. Each is synced by
@@ -71,6 +82,7 @@ impl Default for KvmConfig {
     fn default() -> Self {
         Self {
             tracking: DirtyTracking::Auto,
+            initially_set: true,
             slot_limit: usize::MAX,
             max_slot_bytes: 8 << 30,
             clear_chunk_bytes: 32 << 20,
@@ -87,7 +99,8 @@ pub struct Chosen {
     /// Why, in a few words.
     pub reason: String,
     /// With manual protection, whether a log starts with all pages written rather than
-    /// with write-protecting them all.
+    /// with write-protecting them all: then the first harvest of a log gives every page; see
+    /// [`KvmConfig::initially_set`].
     pub initially_set: bool,
     /// With the ring, whether a bitmap has what was written outside of vCPUs.
     pub with_bitmap: bool,
@@ -111,7 +124,8 @@ fn capability(vm: &VmFd, cap: u32) -> u64 {
 }
 
 /// Switches on what `wanted` asks for, before there is a slot or a vCPU.
-pub(crate) fn choose(vm: &VmFd, wanted: DirtyTracking) -> Result<Chosen, KvmError> {
+pub(crate) fn choose(vm: &VmFd, config: &KvmConfig) -> Result<Chosen, KvmError> {
+    let KvmConfig { tracking: wanted, initially_set, .. } = *config;
     let refused = |reason: &str, source| KvmError::Tracking {
         tracking: wanted,
         reason: reason.to_owned(),
@@ -125,16 +139,19 @@ pub(crate) fn choose(vm: &VmFd, wanted: DirtyTracking) -> Result<Chosen, KvmErro
     };
     match wanted {
         DirtyTracking::Bitmap => Ok(chosen(wanted, "asked for")),
-        DirtyTracking::ManualProtect => match manual_protect(vm) {
+        DirtyTracking::ManualProtect => match manual_protect(vm, initially_set) {
             Ok(Some(initially_set)) => Ok(Chosen { initially_set, ..chosen(wanted, "asked for") }),
             Ok(None) => Err(refused("KVM does not have it", None)),
             Err(error) => Err(refused("KVM refuses it", Some(error))),
         },
-        DirtyTracking::Auto => Ok(match manual_protect(vm) {
+        DirtyTracking::Auto => Ok(match manual_protect(vm, initially_set) {
             Ok(Some(true)) => Chosen {
                 initially_set: true,
                 ..chosen(DirtyTracking::ManualProtect, "KVM has it, and logs start at once")
             },
+            Ok(Some(false)) if !initially_set => {
+                chosen(DirtyTracking::ManualProtect, "KVM has it, and logs start exact, as asked")
+            }
             Ok(Some(false)) => chosen(DirtyTracking::ManualProtect, "KVM has it"),
             Ok(None) => chosen(DirtyTracking::Bitmap, "KVM has no manual protection"),
             Err(error) => {
@@ -165,15 +182,15 @@ pub(crate) fn choose(vm: &VmFd, wanted: DirtyTracking) -> Result<Chosen, KvmErro
     }
 }
 
-/// Enables manual protection; says whether logs start with all pages written. `None` if
-/// KVM does not have it.
-fn manual_protect(vm: &VmFd) -> Result<Option<bool>, std::io::Error> {
+/// Enables manual protection, with logs that start with all pages written if that is wanted;
+/// says whether they do. `None` if KVM does not have it.
+fn manual_protect(vm: &VmFd, initially_set: bool) -> Result<Option<bool>, std::io::Error> {
     let offered = capability(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
     let on = u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE);
     if offered & on == 0 {
         return Ok(None);
     }
-    let set = u64::from(KVM_DIRTY_LOG_INITIALLY_SET);
+    let set = if initially_set { u64::from(KVM_DIRTY_LOG_INITIALLY_SET) } else { 0 };
     enable(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, on | offered & set)?;
     Ok(Some(offered & set != 0))
 }

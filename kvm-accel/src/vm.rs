@@ -92,7 +92,7 @@ impl KvmVm {
         let chunk = multiple("A chunk to clear", config.clear_chunk_bytes, 64 * page)? / page;
         // KVM_CLEAR_DIRTY_LOG takes 32 bits.
         let chunk = chunk.min(1 << 31);
-        let chosen = choose(&fd, config.tracking)?;
+        let chosen = choose(&fd, &config)?;
         let mode = match chosen.tracking {
             DirtyTracking::ManualProtect => Mode::ManualProtect { chunk },
             DirtyTracking::Ring { .. } => Mode::Rings { with_bitmap: chosen.with_bitmap },

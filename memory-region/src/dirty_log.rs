@@ -18,6 +18,12 @@ impl MemoryMap {
     /// Everything written from the return of this call on is logged. The map
     /// switches the clients of its blocks: [`DirtyMemory::enable`] is not needed.
     ///
+    /// A log may start with pages that nobody wrote: an accelerator may report *all* pages
+    /// first, so that the start costs nothing, as KVM does with manual protection
+    /// (KVM_DIRTY_LOG_INITIALLY_SET, the default of `kvm-accel` where KVM has it). The first
+    /// harvest then gives all of RAM. It is right for who begins with all of memory; who wants
+    /// exactly what is written from now on sets `KvmConfig::initially_set` to false.
+    ///
     /// # Errors
     ///
     /// [`MapError::NotRam`], [`MapError::UnknownRegion`], [`MapError::Dirty`] if nobody can
@@ -123,7 +129,8 @@ impl MemoryMap {
     /// pages again ([`log_clear`](Self::log_clear)).
     ///
     /// Read the pages after this call, not before: what is written later is in the
-    /// next harvest.
+    /// next harvest. The first harvest after a log was switched on may give all pages, where
+    /// the accelerator starts so: see [`set_log`](Self::set_log).
     ///
     /// For a log that nobody has claimed. Two that harvest the same log eat each other's bits:
     /// [`claim_log`](Self::claim_log) and harvest through the claim, if that is possible.

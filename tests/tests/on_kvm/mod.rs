@@ -6,6 +6,7 @@ mod forecast;
 mod io_events;
 mod lifetimes;
 mod limits;
+mod log_start;
 mod machine;
 mod mini_pc;
 mod newcomers;
@@ -33,6 +34,7 @@ const MODES: [(&str, DirtyTracking); 3] = [
 pub fn tests() -> Vec<Named> {
     let in_all = [
         dirty_log::TESTS,
+        log_start::TESTS,
         newcomers::TESTS,
         tracking::TESTS,
         slots::TESTS,

@@ -100,6 +100,7 @@ pub fn seed() -> u64 {
 fn random_config(random: &mut Random, split: u64) -> KvmConfig {
     KvmConfig {
         max_slot_bytes: [u64::MAX, split][usize::from(random.below(2) == 1)],
+        initially_set: random.below(2) == 1,
         clear_chunk_bytes: [256 << 10, 32 << 20][usize::from(random.below(2) == 1)],
         ring_staleness: Duration::from_millis(random.below(2) * 50),
         ..KvmConfig::default()

@@ -173,8 +173,9 @@ fn machine() -> Option<VmFd> {
             return None;
         }
     };
-    use crate::tracking::{DirtyTracking, choose};
-    match choose(&vm, DirtyTracking::ManualProtect) {
+    use crate::tracking::{DirtyTracking, KvmConfig, choose};
+    let tracking = DirtyTracking::ManualProtect;
+    match choose(&vm, &KvmConfig { tracking, ..KvmConfig::default() }) {
         Ok(_) => Some(vm),
         Err(error) => {
             println!("skipped: {error}");
