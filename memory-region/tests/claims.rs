@@ -77,13 +77,8 @@ fn a_claimed_log_is_taken_through_the_claim_alone() {
     let mut words = vec![0; 4];
     assert_eq!(log.move_into(block, 0..block.pages(), &mut words).unwrap(), 1);
     block.write(0x7000, &[1]).unwrap();
-    let mut runs = Vec::new();
-    let visited = log.visit_runs(block, 0..block.pages(), 0, |run| {
-        runs.push(run);
-        ControlFlow::<()>::Continue(())
-    });
-    assert!(visited.unwrap().is_continue());
-    assert_eq!(runs, [7..8]);
+    let visited = log.visit_runs(block, 0..block.pages(), 0, ControlFlow::Break).unwrap();
+    assert_eq!(visited.break_value(), Some(7..8));
 
     // Other clients go on as before.
     map.set_log(*region, MIGRATION, true).unwrap();

@@ -34,7 +34,7 @@ fn a_second_harvester_takes_nothing_from_a_migration() {
     drop(sent.unwrap());
     assert_eq!(tries, 1);
     let twin = RamBlock::anonymous("pc.ram", LEN).unwrap();
-    receive(&mut stream.as_slice(), &[twin.clone()]).unwrap();
+    receive(&mut stream.as_slice(), std::slice::from_ref(&twin)).unwrap();
     let mut found = [0; 4];
     twin.read(0x5000, &mut found).unwrap();
     assert_eq!(&found, b"kept");

@@ -179,7 +179,7 @@ fn a_log_that_is_on_already_is_watched_anew() {
     assert_eq!(rate.finish().unwrap().working_set().pages, 1);
     assert!(accelerator.0.lock().unwrap().on);
     // The other client has what the log began with.
-    let mut words = [0; (PAGES as usize).div_ceil(64)];
+    let mut words = vec![0; usize::try_from(PAGES.div_ceil(64)).unwrap()];
     assert_eq!(log.move_into(&block, 0..PAGES, &mut words).unwrap(), PAGES);
     drop(log);
 }

@@ -268,13 +268,8 @@ mod tests {
         memory.disable(MIGRATION).unwrap();
 
         drop(claim.snapshot_and_clear(0..128).unwrap()); // given back
-        let mut runs = Vec::new();
-        let visit = |run| {
-            runs.push(run);
-            go_on(0..0)
-        };
-        assert!(claim.visit_runs(0..128, 0, visit).unwrap().is_continue());
-        assert_eq!(runs, [0..1]);
+        let visited = claim.visit_runs(0..128, 0, ControlFlow::Break).unwrap();
+        assert_eq!(visited.break_value(), Some(0..1));
         memory.mark(4096, 1);
         assert_eq!(claim.move_into(0..128, &mut words), Ok(1));
         drop(claim);
