@@ -13,6 +13,11 @@ use crate::ioctl::SlotCalls;
 use crate::ring::{Entries, Ring};
 use crate::stats::DirtyLogStats;
 
+/// After so many resets in a row that reset nothing, nothing is left to be reset. One says
+/// little: what no mask of signals keeps off (SIGSTOP, a freezer, work of io_uring) ends a reset
+/// before its first entry, without an error. It is dealt with before the next call.
+const RESETS: u32 = 16;
+
 /// A vCPU's side of its ring.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RingOfVcpu {
@@ -111,7 +116,10 @@ impl<E: Entries> Rings<E> {
         self.rings.iter_mut().for_each(Ring::look_at_guard);
         if self.rings.iter().any(|ring| ring.flagged() > 0) {
             self.rings.iter().for_each(Ring::flag_again);
-            while self.ask_for_reset(vm, stats)? > 0 {}
+            let mut without = 0;
+            while without < RESETS {
+                without = if self.ask_for_reset(vm, stats)? > 0 { 0 } else { without + 1 };
+            }
             self.rings.iter_mut().for_each(Ring::settle_again);
         }
         let overrun = |ring: &&mut Ring<E>| ring.is_overrun();
