@@ -32,8 +32,9 @@ fn lock_block(ram: &RamBlock, on_fault: bool) -> io::Result<()> {
     check(unsafe { libc::mlock2(ram.host_address().cast(), len, flags) })
 }
 
-/// From now on the kernel answers `MADV_DONTNEED_LOCKED` as one before Linux 5.18 does.
-fn forbid_dontneed_locked() {
+/// From now on `MADV_DONTNEED_LOCKED` fails: with EINVAL, as before Linux 5.18, or as a sandbox
+/// says that does not know it.
+fn forbid_dontneed_locked(errno: i32) {
     const DONTNEED_LOCKED: u32 = 24;
     let statement =
         |code: u32, jt, jf, k| libc::sock_filter { code: code.try_into().unwrap(), jt, jf, k };
@@ -46,7 +47,7 @@ fn forbid_dontneed_locked() {
         statement(equal, 0, 3, u32::try_from(libc::SYS_madvise).unwrap()),
         statement(load, 0, 0, if cfg!(target_endian = "little") { 32 } else { 36 }),
         statement(equal, 0, 1, DONTNEED_LOCKED),
-        statement(answer, 0, 0, libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EINVAL).unwrap()),
+        statement(answer, 0, 0, libc::SECCOMP_RET_ERRNO | u32::try_from(errno).unwrap()),
         statement(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program =
@@ -186,9 +187,13 @@ fn run(way: &str) -> io::Result<()> {
             lock_all(libc::MCL_CURRENT)?;
             blocks.iter().for_each(|(name, ram)| use_all(name, ram, *name == "anonymous"));
         }
-        "old kernel" => {
+        "old kernel" | "sandbox" | "sandbox without calls" => {
             lock_all(at_once)?;
-            forbid_dontneed_locked();
+            forbid_dontneed_locked(match way {
+                "old kernel" => libc::EINVAL,
+                "sandbox" => libc::EPERM,
+                _ => libc::ENOSYS,
+            });
             kinds().for_each(|(name, ram)| use_all(name, &ram, false));
         }
         "blocks" | "blocks on fault" => {
@@ -267,7 +272,8 @@ fn each_way_of_locking() {
         return;
     }
     let ways = ["nothing", "future", "on fault", "current", "old kernel", "blocks"];
-    for way in ways.into_iter().chain(["blocks on fault", "parts", "limit"]) {
+    let more = ["blocks on fault", "parts", "limit", "sandbox", "sandbox without calls"];
+    for way in ways.into_iter().chain(more) {
         in_a_process(way);
     }
 }

@@ -182,19 +182,18 @@ impl Mapping {
     fn drop_pages(&self, bytes: &Range<usize>) -> io::Result<()> {
         // SAFETY: the range lies within the mapping.
         let at = unsafe { self.start.as_ptr().add(bytes.start) };
-        let mut result = Ok(());
-        // Locked memory (`mlock`, `mlockall`) refuses the first advice with EINVAL, as pages of
-        // the pool do before Linux 5.18; older kernels do not know the second.
-        for advice in [libc::MADV_DONTNEED, MADV_DONTNEED_LOCKED] {
-            // SAFETY: the range is our own private memory, of which no reference but
-            // atomic words and volatile slices exist; they may change at any time.
-            result = check(unsafe { libc::madvise(at.cast(), bytes.len(), advice) });
-            match &result {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-                _ => break,
+        // SAFETY: the range is our own private memory, of which no reference but atomic words
+        // and volatile slices exist; they may change at any time.
+        let advise = |advice| check(unsafe { libc::madvise(at.cast(), bytes.len(), advice) });
+        match advise(libc::MADV_DONTNEED) {
+            // Locked memory (`mlock`, `mlockall`) refuses this, as pages of the pool do before
+            // Linux 5.18. Older kernels do not know the second advice, nor do sandboxes that
+            // list advices, which answer what they like: the memory is locked all the same.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                advise(MADV_DONTNEED_LOCKED).map_err(|_| error)
             }
+            result => result,
         }
-        result
     }
 
     /// Writes zeros over what is not zero of `bytes`. A page that is zero is only read, so that
