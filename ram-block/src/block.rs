@@ -189,6 +189,13 @@ impl RamBlock {
 
     /// Zeroes whole pages and marks them, even if only some of them could be zeroed.
     fn zero_pages(&self, bytes: Range<u64>) -> Result<(), RamBlockError> {
+        let result = self.zero_untold(bytes.clone());
+        self.dirty.mark_code(&bytes);
+        result
+    }
+
+    /// As [`zero_pages`](Self::zero_pages), marked for all but a code watch.
+    fn zero_untold(&self, bytes: Range<u64>) -> Result<(), RamBlockError> {
         let Range { start: offset, end } = bytes;
         let len = end - offset;
         let result = match self.mapping.discard(index(offset)..index(end)) {
@@ -198,7 +205,7 @@ impl RamBlock {
             }
             result => result,
         };
-        self.dirty.mark(offset, len);
+        self.dirty.mark_but_code(&bytes);
         result.map_err(|source| {
             let id = self.id.clone();
             RamBlockError::Discard { id, offset, len, source }
@@ -287,16 +294,18 @@ impl RamBlock {
         if len > max {
             return Err(RamBlockError::MaxLength { id: self.id.clone(), len, max });
         }
-        let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+        let resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.len();
-        if len < old {
-            self.zero_pages(len..old)?;
-        } else if len > old {
-            // A file's bytes, or what was written through a slice lent before a shrink.
-            self.zero_pages(old..len)?;
+        // What comes has a file's bytes, or what was written through a slice lent before a shrink.
+        let changed = old.min(len)..old.max(len);
+        let result = self.zero_untold(changed.clone());
+        if result.is_ok() {
+            self.dirty.resize(page_size.count(len));
         }
-        self.dirty.resize(page_size.count(len));
-        Ok(())
+        drop(resizing);
+        // Without the lock: a hook may resize this block too, or one whose hook resizes it.
+        self.dirty.mark_code(&changed);
+        result
     }
 
     /// Copies `buf.len()` bytes at `offset` out of the block.

@@ -270,6 +270,21 @@ impl DirtyMemory {
         }
     }
 
+    /// As [`mark`](Self::mark), of `bytes`, for all but a code watch.
+    pub(crate) fn mark_but_code(&self, bytes: &Range<u64>) {
+        let touched = self.page_size.touched(bytes.start, bytes.end - bytes.start);
+        let touched = touched.start..touched.end.min(self.room);
+        self.mark_range(self.interested().without(DirtyClient::CODE), &touched);
+    }
+
+    /// As [`mark`](Self::mark), of `bytes`, for a code watch alone.
+    pub(crate) fn mark_code(&self, bytes: &Range<u64>) {
+        if self.interested().contains(DirtyClient::CODE) {
+            let touched = self.page_size.touched(bytes.start, bytes.end - bytes.start);
+            self.code_written(&(touched.start..touched.end.min(self.room)));
+        }
+    }
+
     fn mark_range(&self, clients: ClientSet, pages: &Range<u64>) {
         if pages.is_empty() {
             return;

@@ -230,6 +230,7 @@ impl Bench {
             Step::Resize(pages) => {
                 memory.resize(pages);
                 let old = std::mem::replace(&mut oracle.pages, pages);
+                memory.code_written(&(pages.min(old)..old));
                 for dirty in oracle.dirty.iter_mut().flatten() {
                     dirty.extend(old..pages);
                     dirty.retain(|page| *page < pages);

@@ -240,7 +240,8 @@ impl DirtyMemory {
     }
 
     /// Makes it `pages` pages, of those that there is room for: drops the bits of those
-    /// that go, sets those of those that come, and reports watched pages that go.
+    /// that go, and sets those of those that come. Watched pages that go are to be reported
+    /// after it, by who holds no lock.
     pub(crate) fn resize(&self, pages: u64) {
         let switching = self.lock_names();
         // Before and after: whoever looks in between can tell.
@@ -256,7 +257,6 @@ impl DirtyMemory {
         }
         self.resizes.fetch_add(1, Ordering::AcqRel);
         drop(switching);
-        self.code_written(&(pages.min(old)..old));
     }
 }
 
