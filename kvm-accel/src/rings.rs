@@ -84,6 +84,12 @@ impl<E: Entries> Rings<E> {
     /// A call that ends early, for a signal, may have freed entries whose pages it has not
     /// write-protected. One that ends after the last entry looks complete: so signals are kept
     /// off meanwhile ([`SlotCalls::reset_rings`]).
+    ///
+    /// What no mask keeps off ends a call, too: SIGSTOP, ptrace, a freezer, and work of io_uring
+    /// for the calling thread. If that comes between the last entry and the write-protection of
+    /// the last batch (entries of 64 adjacent pages), KVM returns the full count, and these pages
+    /// stay writable without an entry. User space cannot tell; the window is a few instructions
+    /// of the kernel. [`DirtyTracking::Ring`](crate::DirtyTracking::Ring) names it.
     fn reset(&mut self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<bool> {
         let flagged: usize = self.rings.iter().map(Ring::flagged).sum();
         let complete = flagged == 0 || self.ask_for_reset(vm, stats)? == flagged as u64;

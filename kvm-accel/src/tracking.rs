@@ -26,6 +26,11 @@ pub enum DirtyTracking {
     /// KVM_CLEAR_DIRTY_LOG, just before they are read.
     ManualProtect,
     /// A list of written pages for each vCPU.
+    ///
+    /// KVM_RESET_DIRTY_RINGS write-protects the listed pages again, on the thread that syncs. A
+    /// SIGSTOP, a debugger or work of io_uring that interrupts exactly the end of the call
+    /// leaves up to 64 pages writable without an entry, and KVM does not report it. Sync from
+    /// threads that use no io_uring.
     Ring {
         /// Entries of each list: a power of two, of 16 bytes each. Where KVM emulates
         /// guest code it may write more entries than a small ring has left (found, counted,
