@@ -1,15 +1,17 @@
 //! Look-ups and accesses in a map with many ranges, side by side with vm-memory's
 //! `GuestMemoryMmap` of as many regions; and what a commit takes.
 //!
-//! `cargo bench -p integration-tests --bench dispatch [-- --rounds N]`
+//! `cargo bench -p integration-tests --bench dispatch [-- --all] [-- --rounds N]`
 //!
-//! Medians, in nanoseconds a piece; the last line is JSON.
+//! Medians, in nanoseconds a piece, of fewer rounds where they do not fit three minutes, unless
+//! `--all` is given; the last line is JSON.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
+use integration_tests::bench::{Budget, Extent, left_out};
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
 use serde_json::{Value, json};
@@ -19,9 +21,11 @@ use vm_memory::{
 
 #[derive(Parser)]
 struct Options {
-    /// Rounds of which the median is taken
+    /// Rounds of which the median is taken, at most
     #[arg(long, default_value_t = 51)]
     rounds: usize,
+    #[command(flatten)]
+    extent: Extent,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -44,31 +48,43 @@ impl MmioDevice for Nothing {
 
 struct Bench {
     rounds: usize,
+    budget: Budget,
     rows: Vec<Value>,
 }
 
+/// Ranges of the maps in which addresses are looked up.
+const MAPS: [u64; 4] = [1, 10, 100, 1000];
+/// Ranges of the maps that are changed.
+const CHANGED: [u64; 4] = [10, 100, 1000, 10_000];
+/// What is timed for each of [`MAPS`]: ours and the peer's look-ups and accesses.
+const PER_MAP: usize = 13;
+
 impl Bench {
     /// The median time of `work` for one of `pieces`, in nanoseconds.
-    fn time(&self, pieces: usize, mut work: impl FnMut()) -> f64 {
-        let mut times: Vec<f64> = (0..self.rounds)
-            .map(|_| {
-                let begin = Instant::now();
-                work();
-                begin.elapsed().as_secs_f64() * 1e9 / pieces as f64
-            })
-            .collect();
+    /// Not a number if the time is over.
+    fn time(&mut self, pieces: usize, mut work: impl FnMut()) -> f64 {
+        let Some(share) = self.budget.row(1.0, Instant::now()) else { return f64::NAN };
+        let mut times = Vec::new();
+        while share.goes_on(times.len(), self.rounds, Instant::now()) {
+            let begin = Instant::now();
+            work();
+            times.push(begin.elapsed().as_secs_f64() * 1e9 / pieces as f64);
+        }
         times.sort_unstable_by(f64::total_cmp);
-        times[times.len() / 2]
+        times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
     fn row(&mut self, what: &str, ranges: u64, ours: f64, peer: Option<f64>) {
+        if ours.is_nan() {
+            return left_out(&format!("{what} {ranges}"));
+        }
         let show = |time: Option<f64>| time.map_or(String::new(), |time| format!("{time:.1}"));
         let times = peer.map(|peer| peer / ours);
         println!("{what:<44} {ranges:>6} {ours:>10.1} {:>10} {:>8}", show(peer), show(times));
         self.rows.push(json!({ "what": what, "ranges": ranges, "ours": ours, "peer": peer }));
     }
 
-    fn each<T>(&self, addresses: &[u64], mut access: impl FnMut(u64) -> T) -> f64 {
+    fn each<T>(&mut self, addresses: &[u64], mut access: impl FnMut(u64) -> T) -> f64 {
         self.time(addresses.len(), || {
             for address in addresses {
                 black_box(access(black_box(*address)));
@@ -99,9 +115,11 @@ fn map_of(ranges: u64) -> (Arc<MemoryMap>, Arc<AddressSpace>, Vec<RegionId>) {
 fn main() {
     let options = Options::parse();
     let _ = options.bench;
-    let mut bench = Bench { rounds: options.rounds, rows: Vec::new() };
+    let weight = (MAPS.len() * PER_MAP + CHANGED.len()) as f64;
+    let budget = Budget::new(options.extent, weight, Instant::now());
+    let mut bench = Bench { rounds: options.rounds, budget, rows: Vec::new() };
     println!("{:<44} {:>6} {:>10} {:>10} {:>8}", "ns", "ranges", "ours", "peer", "times");
-    for ranges in [1, 10, 100, 1000] {
+    for ranges in MAPS {
         let (memory, space, _) = map_of(ranges);
         let layout: Vec<_> = (0..ranges)
             .map(|number| (GuestAddress(number * STEP), usize::try_from(PAGE).unwrap()))
@@ -160,7 +178,7 @@ fn main() {
         let ours = bench.each(&device, |at| space.read(at, &mut [0; 4]).is_ok());
         bench.row("read of a device", ranges, ours, None);
     }
-    for ranges in [10, 100, 1000, 10_000] {
+    for ranges in CHANGED {
         let begin = Instant::now();
         let (memory, space, regions) = map_of(ranges);
         bench.row("first commit", ranges, begin.elapsed().as_secs_f64() * 1e9, None);

@@ -2,9 +2,10 @@
 //! full-screen video, at three sizes, next to a full redraw and to a plain copy of the
 //! bytes that changed.
 //!
-//! `cargo bench -p integration-tests --bench refresh [-- --rounds N]`
+//! `cargo bench -p integration-tests --bench refresh [-- --all] [-- --rounds N]`
 //!
-//! Medians, in microseconds; stores are made by the machine, so that there is no log to be
+//! Medians, in microseconds, of fewer rounds where they do not fit three minutes, unless `--all`
+//! is given; stores are made by the machine, so that there is no log to be
 //! fetched from an accelerator. The last line is JSON.
 
 use std::error::Error;
@@ -14,14 +15,17 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use display_vga::{Screen, Vga};
+use integration_tests::bench::{Budget, Extent, Share, left_out};
 use memory_region::MemoryMap;
 use serde_json::{Value, json};
 
 #[derive(Parser)]
 struct Options {
-    /// Rounds of which the median is taken
+    /// Rounds of which the median is taken, at most
     #[arg(long, default_value_t = 200)]
-    rounds: u64,
+    rounds: usize,
+    #[command(flatten)]
+    extent: Extent,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -97,13 +101,14 @@ fn timed(work: impl FnOnce() -> Result<(), AnyError>) -> Result<Duration, AnyErr
 
 /// The median time of `work`, done after `before`.
 fn measure(
-    rounds: u64,
+    rounds: usize,
+    share: Share,
     mut before: impl FnMut(u64) -> Result<(), AnyError>,
     mut work: impl FnMut() -> Result<(), AnyError>,
 ) -> Result<f64, AnyError> {
     let mut times = Vec::new();
-    for round in 0..rounds {
-        before(round)?;
+    while share.goes_on(times.len(), rounds, Instant::now()) {
+        before(times.len() as u64)?;
         times.push(timed(&mut work)?);
     }
     Ok(median(times))
@@ -112,6 +117,7 @@ fn measure(
 fn measure_size(
     options: &Options,
     size: (u16, u16),
+    budget: &mut Budget,
     results: &mut Vec<Value>,
 ) -> Result<(), AnyError> {
     let rounds = options.rounds;
@@ -121,8 +127,16 @@ fn measure_size(
         "", "copying", "sharing", "memcpy", "page copy", "read", "redraw"
     );
     let vga = Display::new(size, false)?.vga;
-    let redraw = measure(rounds.min(50), |_| Ok(()), || redraw(&vga))?;
+    let Some(share) = budget.row(1.0, Instant::now()) else {
+        left_out("all of this size");
+        return Ok(());
+    };
+    let redraw = measure(rounds.min(50), share, |_| Ok(()), || redraw(&vga))?;
     for scenario in SCENARIOS {
+        let Some(share) = budget.row(1.0, Instant::now()) else {
+            left_out(scenario.name);
+            continue;
+        };
         // Each kind in turn, so that all have the processor in the same states.
         let (mut own, mut shared) = (Display::new(size, false)?, Display::new(size, true)?);
         let plain = Display::new(size, false)?;
@@ -132,7 +146,8 @@ fn measure_size(
         let from = lines.first().map_or(0, |(offset, _)| *offset);
         let (mut read, mut page_bytes) = (0, 0);
         let mut times = [const { Vec::new() }; 4];
-        for round in 0..rounds {
+        while share.goes_on(times[0].len(), rounds, Instant::now()) {
+            let round = times[0].len() as u64;
             own.draw(scenario, round)?;
             times[0].push(timed(|| {
                 let report = own.screen.refresh()?;
@@ -184,7 +199,11 @@ fn redraw(vga: &Vga) -> Result<(), AnyError> {
 }
 
 /// The text mode: idle, one character, and all.
-fn measure_text(options: &Options, results: &mut Vec<Value>) -> Result<(), AnyError> {
+fn measure_text(
+    options: &Options,
+    budget: &mut Budget,
+    results: &mut Vec<Value>,
+) -> Result<(), AnyError> {
     let memory = MemoryMap::new();
     let block = ram_block::RamBlock::anonymous("vga.vram", Vga::DEFAULT_VRAM)?;
     // Time stands still: nothing blinks.
@@ -202,26 +221,38 @@ fn measure_text(options: &Options, results: &mut Vec<Value>) -> Result<(), AnyEr
             }
             Ok(())
         };
-        let time = measure(options.rounds, draw, || {
+        let Some(share) = budget.row(1.0, Instant::now()) else {
+            left_out(name);
+            continue;
+        };
+        let time = measure(options.rounds, share, draw, || {
             black_box(screen.refresh()?);
             Ok(())
         })?;
         println!("{name:<12}{time:>10.1}");
         results.push(json!({ "scenario": name, "text": true, "copying_us": time }));
     }
-    let redraw = measure(50, |_| Ok(()), || redraw(&vga))?;
-    println!("{:<12}{redraw:>10.1}", "redraw");
+    match budget.row(1.0, Instant::now()) {
+        Some(share) => {
+            let redraw = measure(50, share, |_| Ok(()), || redraw(&vga))?;
+            println!("{:<12}{redraw:>10.1}", "redraw");
+        }
+        None => left_out("redraw"),
+    }
     Ok(())
 }
 
 fn main() -> Result<(), AnyError> {
     let options = Options::parse();
     let mut results = Vec::new();
+    // A redraw and the scenarios of each size; three scenarios and a redraw of the text.
+    let weight = (SIZES.len() * (SCENARIOS.len() + 1) + 4) as f64;
+    let mut budget = Budget::new(options.extent, weight, Instant::now());
     println!("Microseconds a refresh; memcpy is of the bytes that changed, read are bytes.");
     for size in SIZES {
-        measure_size(&options, size, &mut results)?;
+        measure_size(&options, size, &mut budget, &mut results)?;
     }
-    measure_text(&options, &mut results)?;
+    measure_text(&options, &mut budget, &mut results)?;
     println!("{}", Value::from(results));
     Ok(())
 }

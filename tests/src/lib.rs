@@ -3,6 +3,7 @@
 //! do.
 
 pub mod beat_port;
+pub mod bench;
 pub mod deadline;
 pub mod demo;
 pub mod firmware;

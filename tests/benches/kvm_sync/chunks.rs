@@ -1,7 +1,8 @@
 //! How much to clear by one call.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use integration_tests::bench::{Budget, Share, left_out};
 use kvm_accel::{DirtyTracking, KvmConfig};
 use ram_block::{DirtyClient, DirtySnapshot};
 use serde_json::{Value, json};
@@ -14,18 +15,26 @@ const CHUNKS: [u64; 8] = [1, 4, 16, 32, 128, 512, 2048, 4096];
 
 /// A gibibyte is cleared as a migration does it, chunk by chunk, at each share of written
 /// pages, by chunks of each size: the time of all, in microseconds, and the calls.
-pub fn table(options: &Options) -> Vec<Value> {
+pub fn table(options: &Options, budget: &mut Budget) -> Vec<Value> {
     println!("{:<8} {:>7} {:>10} {:>9} {:>7}", "us", "pages", "chunk, KiB", "clear", "calls");
     let mut rows = Vec::new();
     for count in options.pages.iter().filter(|count| **count > 0) {
         for chunk in CHUNKS {
-            rows.extend(measure(*count, chunk, options.rounds));
+            match budget.row(1.0, Instant::now()) {
+                Some(share) => rows.extend(measure(*count, chunk, options.rounds, share)),
+                None => left_out(&format!("chunks of {} KiB, {count} pages", chunk * 256)),
+            }
         }
     }
     rows
 }
 
-fn measure(count: u64, chunk: u64, rounds: usize) -> Option<Value> {
+/// How many rows the table has.
+pub fn rows(options: &Options) -> usize {
+    options.pages.iter().filter(|count| **count > 0).count() * CHUNKS.len()
+}
+
+fn measure(count: u64, chunk: u64, rounds: usize, share: Share) -> Option<Value> {
     let client = DirtyClient::MIGRATION;
     let page = ram_block::PageSize::host().bytes();
     let clear_chunk_bytes = chunk * 64 * page;
@@ -36,7 +45,8 @@ fn measure(count: u64, chunk: u64, rounds: usize) -> Option<Value> {
     memory.set_log(machine.ram, client, true).unwrap();
     let mut snapshot = DirtySnapshot::default();
     let (mut times, mut calls) = (Times::default(), 0);
-    for round in 0..rounds + 2 {
+    let mut round = 0;
+    while round < 2 || share.goes_on(round - 2, rounds, Instant::now()) {
         machine.write(count, 1 << 30);
         let still = machine.vm.pause(Duration::from_secs(5)).unwrap();
         memory.sync_dirty_log(machine.ram).unwrap();
@@ -61,6 +71,7 @@ fn measure(count: u64, chunk: u64, rounds: usize) -> Option<Value> {
             times.extend(one);
             calls = machine.stats().clears.calls - before.clears.calls;
         }
+        round += 1;
     }
     let kib = clear_chunk_bytes >> 10;
     println!("{:<8} {count:>7} {kib:>10} {:>9.1} {calls:>7}", "manual", times.median());

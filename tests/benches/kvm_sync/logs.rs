@@ -1,7 +1,8 @@
 //! Starting, bringing and clearing logs of every size.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use integration_tests::bench::{Budget, Share, left_out};
 use kvm_accel::{DirtyLogStats, DirtyTracking, KvmConfig};
 use ram_block::{DirtyClient, DirtySnapshot};
 use serde_json::{Value, json};
@@ -14,16 +15,26 @@ const SPREAD: u64 = 1 << 30;
 /// Syncs of the video memory in a row.
 const IN_A_ROW: u32 = 10;
 
-pub fn table(options: &Options) -> Vec<Value> {
+/// How many rows the table has.
+pub fn rows(options: &Options) -> usize {
+    options.ways().count() * options.pages.len() * options.gib.len()
+}
+
+pub fn table(options: &Options, budget: &mut Budget) -> Vec<Value> {
     println!(
         "{:<8} {:>6} {:>7} {:>9} {:>9} {:>10} {:>6} {:>9} {:>9} {:>9}",
         "us", "GiB", "pages", "start", "sync", "KVM's part", "times", "clear", "VRAM", "the first"
     );
     let mut rows = Vec::new();
-    for (name, tracking) in options.ways() {
-        for count in &options.pages {
-            for gib in &options.gib {
-                match measure(name, tracking, *gib, *count, options) {
+    // The largest come last: they are what is left out if the time is over.
+    for gib in &options.gib {
+        for (name, tracking) in options.ways() {
+            for count in &options.pages {
+                let Some(share) = budget.row(1.0, Instant::now()) else {
+                    left_out(&format!("{name:<8} {gib:>6} {count:>7}"));
+                    continue;
+                };
+                match measure(name, tracking, *gib, *count, options, share) {
                     Some(row) => rows.push(row),
                     None => println!("{name:<8} {gib:>6} {count:>7} not here"),
                 }
@@ -39,6 +50,7 @@ fn measure(
     gib: u64,
     count: u64,
     options: &Options,
+    share: Share,
 ) -> Option<Value> {
     let client = DirtyClient::MIGRATION;
     let ring_staleness = Duration::MAX; // the guest stands still when it is looked at
@@ -51,7 +63,9 @@ fn measure(
     let [mut video, mut first] = [(); 2].map(|()| Times::default());
     let memory = machine.memory.clone();
     memory.set_log(machine.video, DirtyClient::VGA, true).unwrap();
-    for _ in 0..options.rounds.min(10) {
+    let mut starts = 0;
+    while share.goes_on(starts, options.rounds.min(10), Instant::now()) {
+        starts += 1;
         start.time(|| memory.set_log(machine.ram, client, true).unwrap());
         memory.set_log(machine.ram, client, false).unwrap();
     }
@@ -59,7 +73,8 @@ fn measure(
     let mut snapshot = DirtySnapshot::default();
     let pages = 0..machine.block.pages();
     // The first rounds fill the guest's memory and take what a log starts with.
-    for round in 0..options.rounds + 2 {
+    let mut round = 0;
+    while round < 2 || share.goes_on(round - 2, options.rounds, Instant::now()) {
         machine.write(count, SPREAD);
         let still = machine.vm.pause(Duration::from_secs(5)).unwrap();
         let before = machine.stats();
@@ -89,6 +104,7 @@ fn measure(
             let spent = |stats: &DirtyLogStats| stats.gets.time + stats.resets.time;
             calls.add(spent(&after) - spent(&before));
         }
+        round += 1;
     }
     println!(
         "{name:<8} {gib:>6} {count:>7} {:>9.1} {:>9.1} {:>10.1} {:>6.2} {:>9.1} {:>9.2} {:>9.1}",

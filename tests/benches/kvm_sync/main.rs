@@ -5,7 +5,8 @@
 //!
 //! A guest in ring 3 writes the pages, which are spread over the first gibibyte of its
 //! memory, whatever the size. Beside the machine's RAM there is a video memory of 16 MiB,
-//! whose own sync must not depend on the size of RAM. Medians; the last line is JSON.
+//! whose own sync must not depend on the size of RAM. Medians, of fewer rounds where they do not
+//! fit three minutes; `--all` makes all tables with all rounds. The last line is JSON.
 
 #[cfg(target_arch = "x86_64")]
 mod chunks;

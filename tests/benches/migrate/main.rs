@@ -1,13 +1,15 @@
 //! Migrations between two processes side by side: ours, QEMU's, and as the physical limit a
 //! bare copy of the same bytes through the same kind of sockets.
 //!
-//! `cargo bench -p integration-tests --bench migrate [-- --row WORDS] [-- --quick]`
+//! `cargo bench -p integration-tests --bench migrate [-- --all] [-- --row WORDS] [-- --quick]`
 //!
-//! Medians, all contestants in each round. Source and destination are processes of their
-//! own. What the source sends is populated, and so is the destination's memory, except for
-//! rows in which it stays untouched: else fresh memory would be what is measured. The clock of
-//! the copy and of ours stops when the destination says that it has everything, QEMU's is
-//! its own (`total-time`). The last line is JSON.
+//! Medians, all contestants in each round; at most five rounds, and at least three. `--all` or a
+//! row gives all memory and all ways; without, as three minutes have to do, memory that is sent
+//! is half as large, which the row's name says, and sent by one Unix socket or two of TCP. Source
+//! and destination are processes of their own. What the source sends is populated, and so is the
+//! destination's memory, except for rows in which it stays untouched: else fresh memory would be
+//! what is measured. The clock of the copy and of ours stops when the destination says that it
+//! has everything, QEMU's is its own (`total-time`). The last line is JSON.
 
 mod contestants;
 mod memory;
@@ -16,8 +18,10 @@ mod transport;
 
 use std::error::Error;
 use std::io;
+use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
+use integration_tests::bench::{Budget, Extent, FEWEST, left_out};
 use integration_tests::qemu;
 use serde_json::{Value, json};
 
@@ -29,9 +33,11 @@ type AnyError = Box<dyn Error + Send + Sync>;
 
 #[derive(Parser)]
 struct Options {
-    /// Rounds of which the median is taken
+    /// Rounds of which the median is taken, at most
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    #[command(flatten)]
+    extent: Extent,
     /// Only rows whose name has all of these words, as "random unix 2"
     #[arg(long, default_value = "")]
     row: String,
@@ -67,6 +73,8 @@ struct Group {
 
 const ALL_WAYS: &[(Transport, usize)] =
     &[(Transport::Unix, 1), (Transport::Unix, 2), (Transport::Tcp, 1), (Transport::Tcp, 2)];
+/// Those that three minutes allow.
+const FEW_WAYS: &[(Transport, usize)] = &[(Transport::Unix, 1), (Transport::Tcp, 2)];
 const ONE_WAY: &[(Transport, usize)] = &[(Transport::Unix, 1)];
 
 const GROUPS: [Group; 5] = [
@@ -104,10 +112,13 @@ fn main() -> Result<(), AnyError> {
         "row", "sent MiB", "copy ms", "ours ms", "QEMU ms", "copy / ours", "QEMU / ours"
     );
     let mut rows = Vec::new();
+    let weight = GROUPS.iter().map(|group| group.wanted(&options).count()).sum::<usize>()
+        + wanted_downtimes(&options).count();
+    let mut budget = Budget::new(options.extent, weight as f64, Instant::now());
     for group in &GROUPS {
-        rows.extend(group.rows(&options, version.is_ok())?);
+        rows.extend(group.rows(&options, version.is_ok(), &mut budget)?);
     }
-    rows.extend(downtimes(&options)?);
+    rows.extend(downtimes(&options, &mut budget)?);
     println!("{}", json!({ "benchmark": "migrate", "rounds": options.rounds, "rows": rows }));
     Ok(())
 }
@@ -119,29 +130,72 @@ impl Options {
 }
 
 impl Group {
-    fn name(&self, transport: Transport, channels: usize) -> String {
-        format!("{} {} GiB, {transport} {channels}", self.contents, self.gib)
+    /// Bytes of the memory: half of it where three minutes have to do and all of it is sent.
+    fn bytes(&self, options: &Options) -> u64 {
+        let is_sent = self.contents != Contents::Untouched;
+        let whole = self.gib << 30;
+        match options.extent.all || !options.row.is_empty() || !is_sent {
+            _ if options.quick => whole / 8,
+            true => whole,
+            false => whole / 2,
+        }
     }
 
-    fn rows(&self, options: &Options, qemu: bool) -> Result<Vec<Value>, AnyError> {
-        let name = |way: &(Transport, usize)| self.name(way.0, way.1).replace(',', "");
-        let ways: Vec<_> = self.ways.iter().filter(|way| options.wants(&name(way))).collect();
+    /// What is sent, with its size.
+    fn memory_name(&self, options: &Options) -> String {
+        let bytes = self.bytes(options);
+        match bytes >> 30 {
+            0 => format!("{} {} MiB", self.contents, bytes >> 20),
+            gib => format!("{} {gib} GiB", self.contents),
+        }
+    }
+
+    fn name(&self, options: &Options, transport: Transport, channels: usize) -> String {
+        format!("{}, {transport} {channels}", self.memory_name(options))
+    }
+
+    /// The ways that were asked for; unless said, without those between one by a Unix socket
+    /// and two by TCP.
+    fn wanted(&self, options: &Options) -> impl Iterator<Item = &'static (Transport, usize)> {
+        let name = |way: &(Transport, usize)| self.name(options, way.0, way.1).replace(',', "");
+        let is_usual = |way: &(Transport, usize)| FEW_WAYS.contains(way);
+        let some = options.extent.all || !options.row.is_empty();
+        let wanted = self.ways.iter().filter(move |way| options.wants(&name(way)));
+        wanted.filter(move |way| some || is_usual(way))
+    }
+
+    fn rows(
+        &self,
+        options: &Options,
+        qemu: bool,
+        budget: &mut Budget,
+    ) -> Result<Vec<Value>, AnyError> {
+        let ways: Vec<_> = self.wanted(options).collect();
         if ways.is_empty() {
             return Ok(Vec::new());
         }
-        let memory =
-            Memory::new(self.contents, (self.gib << 30) / if options.quick { 8 } else { 1 })?;
+        if budget.is_over(Instant::now()) {
+            left_out(&format!("all of {}", self.memory_name(options)));
+            return Ok(Vec::new());
+        }
+        let memory = Memory::new(self.contents, self.bytes(options))?;
         let mut ours = Ours::start(&memory)?;
         let mut peers = if qemu { Some(Peers::start(&memory)?) } else { None };
         let mut rows = Vec::new();
         for &(transport, channels) in ways {
+            let Some(share) = budget.row(1.0, Instant::now()) else {
+                left_out(&self.name(options, transport, channels));
+                continue;
+            };
             // The first says how many bytes there are, and warms up.
             let (_, bytes) = ours.migrate(transport, channels)?;
             if let Some(peers) = &mut peers {
                 peers.migrate(transport, channels)?;
             }
             let (mut copy, mut our, mut their) = (Vec::new(), Vec::new(), Vec::new());
-            for _ in 0..options.rounds {
+            let mut rounds = 0;
+            while share.goes_on(rounds, options.rounds, Instant::now()) {
+                rounds += 1;
                 if options.only != Some(Only::Ours) {
                     copy.push(ours.copy(transport, channels, bytes)?);
                 }
@@ -155,7 +209,7 @@ impl Group {
             let (copy, our, their) = (median(&mut copy), median(&mut our), median(&mut their));
             println!(
                 "{:<32} {:>8} {:>9.1} {:>9.1} {:>9.1} {:>11.2} {:>10.2}",
-                self.name(transport, channels),
+                self.name(options, transport, channels),
                 bytes >> 20,
                 copy,
                 our,
@@ -171,7 +225,7 @@ impl Group {
         }
         if self.contents == Contents::Zeros {
             let mut reads = Vec::new();
-            for _ in 0..options.rounds {
+            for _ in 0..options.rounds.min(FEWEST) {
                 reads.push(ours.read()?);
             }
             let read = median(&mut reads);
@@ -182,19 +236,31 @@ impl Group {
     }
 }
 
+/// The downtimes that were asked for.
+fn wanted_downtimes(options: &Options) -> impl Iterator<Item = u64> {
+    DOWNTIMES.into_iter().filter(|aim| options.wants(&format!("downtime {aim} ms")))
+}
+
 /// Downtimes of a machine that goes on writing, next to what was aimed at.
-fn downtimes(options: &Options) -> Result<Vec<Value>, AnyError> {
-    let wanted: Vec<_> =
-        DOWNTIMES.into_iter().filter(|aim| options.wants(&format!("downtime {aim} ms"))).collect();
+fn downtimes(options: &Options, budget: &mut Budget) -> Result<Vec<Value>, AnyError> {
+    let wanted: Vec<_> = wanted_downtimes(options).collect();
     if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    if budget.is_over(Instant::now()) {
+        left_out("downtimes");
         return Ok(Vec::new());
     }
     let memory = Memory::new(Contents::Random, if options.quick { 256 << 20 } else { 2 << 30 })?;
     let mut ours = Ours::start(&memory)?;
     let mut rows = Vec::new();
     for aim in wanted {
+        let Some(share) = budget.row(1.0, Instant::now()) else {
+            left_out(&format!("downtime {aim} ms"));
+            continue;
+        };
         let mut found = Vec::new();
-        for _ in 0..options.rounds {
+        while share.goes_on(found.len(), options.rounds, Instant::now()) {
             found.push(ours.downtime(aim, WRITTEN)?);
         }
         let worst = found.iter().copied().fold(0.0, f64::max);

@@ -3,20 +3,23 @@
 //! can do vm-memory's `AtomicBitmap`; with a plain read of the same bytes as the physical
 //! limit.
 //!
-//! `cargo bench -p integration-tests --bench peers [-- --rounds N] [-- --gib N,N,...]`
+//! `cargo bench -p integration-tests --bench peers [-- --all] [-- --rounds N] [-- --gib N,N,...]`
 //!
-//! Medians of at least 20 rounds, all contestants in each round; the last line is JSON.
-//! `bitvec` and `roaring` are asked three times only where they take a hundred times as
-//! long, or seconds; such figures are marked with a star.
+//! Medians, all contestants in each round; the last line is JSON. Every row has its share of
+//! three minutes. Whoever is too slow for 20 rounds in that has fewer, marked with a star;
+//! where not even three fit, `bitvec` or `roaring` is left out ("-"). `--all` waits for all of
+//! them, and adds guests of 16 TiB: more than half an hour.
 
 mod contestants;
 mod source;
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use integration_tests::bench::{Budget, Extent, FEWEST, Share, left_out};
 use ram_block::vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use ram_block::{DirtyClient, DirtyMemory, PageSize};
 use serde_json::{Value, json};
@@ -26,11 +29,13 @@ use source::{DENSITIES, PAGE, log_of, pages_of};
 
 #[derive(Parser)]
 struct Options {
-    /// Rounds of which the median is taken
+    /// Rounds of which the median is taken, at most
     #[arg(long, default_value_t = 20)]
     rounds: usize,
-    /// Sizes of the guests, in GiB
-    #[arg(long, value_delimiter = ',', default_value = "64,1024,16384")]
+    #[command(flatten)]
+    extent: Extent,
+    /// Sizes of the guests, in GiB; 64 and 1024 unless said, with --all 16384, too
+    #[arg(long, value_delimiter = ',')]
     gib: Vec<u64>,
     /// Leave out the slow contestants: bitvec and roaring
     #[arg(long)]
@@ -41,9 +46,6 @@ struct Options {
 }
 
 const CLIENT: DirtyClient = DirtyClient::MIGRATION;
-
-/// Rounds of a contestant that takes too long for all of them.
-const FEW: usize = 3;
 
 /// Times of one kind of work.
 #[derive(Default)]
@@ -57,11 +59,11 @@ impl Times {
         result
     }
 
-    /// In microseconds.
+    /// In microseconds; not a number if nothing was timed.
     fn median(&self) -> f64 {
         let mut times = self.0.clone();
         times.sort_unstable();
-        times[times.len() / 2].as_secs_f64() * 1e6
+        times.get(times.len() / 2).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
     }
 }
 
@@ -73,11 +75,26 @@ struct Entry {
     contestant: Box<dyn Contestant>,
     /// Of each of [`WORKS`].
     times: [Times; 3],
+    /// Whether a row may do without it.
+    is_optional: bool,
+    /// Rounds that it has in this row, after the first.
+    rounds: usize,
+    /// How long its last round took, with what is not timed.
+    spent: Duration,
 }
 
 impl Entry {
     fn new(name: &'static str, contestant: impl Contestant + 'static) -> Self {
-        Self { name, contestant: Box::new(contestant), times: Default::default() }
+        let is_optional = !matches!(name, "ours" | "classic");
+        let contestant = Box::new(contestant);
+        Self {
+            name,
+            contestant,
+            times: Default::default(),
+            is_optional,
+            rounds: 0,
+            spent: Duration::ZERO,
+        }
     }
 
     /// Does each work once; returns how many pages and runs it found.
@@ -97,7 +114,15 @@ impl Entry {
     }
 }
 
-fn densities(gib: u64, options: &Options) -> Vec<Value> {
+/// What a first round took, by contestant and density, at the size before.
+type Known = BTreeMap<(&'static str, &'static str), Duration>;
+
+fn densities(
+    gib: u64,
+    options: &Options,
+    budget: &mut Budget,
+    mut known: (u64, Known),
+) -> (Vec<Value>, Known) {
     let pages = pages_of(gib);
     let mut entries =
         vec![Entry::new("ours", Ours::new(pages)), Entry::new("classic", Classic::new(pages))];
@@ -107,57 +132,106 @@ fn densities(gib: u64, options: &Options) -> Vec<Value> {
     }
     let size = if gib < 1024 { format!("{gib} GiB") } else { format!("{} TiB", gib / 1024) };
     let mut rows = Vec::new();
+    let mut costs = Known::new();
     for density in DENSITIES {
+        let name = format!("{size}, {}", density.name);
+        let Some(share) = budget.row(weight(gib), Instant::now()) else {
+            left_out(&name);
+            continue;
+        };
+        // Who took so long at another size that this one would take more than his share is not
+        // even begun with.
+        let (before, known) = (known.0.max(1), &mut known.1);
+        for entry in &mut entries {
+            let cost = known.get(&(entry.name, density.name));
+            let scale = u32::try_from(gib / before).unwrap_or(u32::MAX);
+            let rounds = cost.map_or(usize::MAX, |cost| {
+                let cost = cost.saturating_mul(scale);
+                share.rounds(0.5, cost, usize::MAX, Instant::now())
+            });
+            entry.rounds = if entry.is_optional && rounds <= FEWEST { 0 } else { options.rounds };
+        }
         let log = log_of(pages, density);
         let mut read = Times::default();
-        // The first round touches fresh memory, and says who is slow.
-        let mut slow = [false; 4];
-        for round in 0..=options.rounds {
+        // The first round touches fresh memory, and says how long one takes.
+        let found = round(&mut entries, &log, None);
+        for entry in entries.iter_mut().filter(|entry| entry.rounds > 0) {
+            costs.insert((entry.name, density.name), entry.spent);
+        }
+        plan(&mut entries, &share, options.rounds);
+        for _ in 0..entries.iter().map(|entry| entry.rounds).max().unwrap_or(0) {
             read.time(|| log.iter().fold(0u64, |all, word| all | word));
-            let mut found = None;
-            let mut ours = Duration::ZERO;
-            for (entry, slow) in entries.iter_mut().zip(&mut slow) {
-                if *slow && entry.rounds_done() >= FEW {
-                    continue;
-                }
-                let begin = Instant::now();
-                let result = entry.round(&log);
-                assert_eq!(*found.get_or_insert(result), result, "{} differs", entry.name);
-                if round == 0 {
-                    let all: Duration = entry.times.iter().map(|times| times.0[0]).sum();
-                    if entry.name == "ours" {
-                        ours = all;
-                    }
-                    let limited = !matches!(entry.name, "ours" | "classic");
-                    *slow =
-                        limited && (all > 100 * ours || begin.elapsed() > Duration::from_secs(5));
-                    entry.times = Default::default();
-                }
-            }
-            if round == 0 {
-                read = Times::default();
-            }
+            round(&mut entries, &log, found);
+            entries.iter_mut().for_each(|entry| entry.rounds = entry.rounds.saturating_sub(1));
         }
         for (n, work) in WORKS.iter().enumerate() {
-            let name = format!("{work}, {size}, {}", density.name);
-            rows.push(row(&name, &entries, n, read.median(), options.rounds));
+            rows.push(row(&format!("{work}, {name}"), &entries, n, read.median(), options.rounds));
         }
         for entry in &mut entries {
             entry.times = Default::default();
         }
     }
-    rows
+    (rows, costs)
+}
+
+/// How much of the time a row of a size has: work grows as the size does, what is not work less.
+fn weight(gib: u64) -> f64 {
+    f64::from(u32::try_from(gib / 64).unwrap_or(u32::MAX)).max(1.0).sqrt()
+}
+
+/// Who still has rounds does each work once; all find the same, as `found` says if it is known.
+fn round(entries: &mut [Entry], log: &[u64], mut found: Option<(u64, u64)>) -> Option<(u64, u64)> {
+    for entry in entries.iter_mut().filter(|entry| entry.rounds > 0) {
+        let begin = Instant::now();
+        let result = entry.round(log);
+        entry.spent = begin.elapsed();
+        assert_eq!(*found.get_or_insert(result), result, "{} differs", entry.name);
+    }
+    found
+}
+
+/// Decides by what the first round took how many there are, and forgets its times: half of the
+/// share is for those whom every row has, the rest for the others.
+fn plan(entries: &mut [Entry], share: &Share, wanted: usize) {
+    let now = Instant::now();
+    let cost = |entries: &[Entry], is_optional: bool| -> Duration {
+        let those = entries.iter().filter(|entry| entry.is_optional == is_optional);
+        those.filter(|entry| entry.rounds > 0).map(|entry| entry.spent).sum()
+    };
+    let needed = cost(entries, false);
+    let rounds = share.rounds(0.5, needed, wanted, now).max(FEWEST.min(wanted));
+    let left = share.left(now).map(|left| {
+        left.saturating_sub(needed.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX)))
+    });
+    let optional = entries.iter().filter(|entry| entry.is_optional && entry.rounds > 0).count();
+    for entry in entries.iter_mut() {
+        entry.times = Default::default();
+        entry.rounds = match left {
+            _ if entry.rounds == 0 => 0,
+            _ if !entry.is_optional => rounds,
+            None => wanted,
+            Some(left) => {
+                let part = left.as_nanos() / optional as u128 / entry.spent.as_nanos().max(1);
+                let fitting = usize::try_from(part).unwrap_or(usize::MAX).min(wanted);
+                if fitting < FEWEST.min(wanted) { 0 } else { fitting }
+            }
+        };
+    }
 }
 
 /// Prints one work's figures: how long each took, and how many times ours that is.
 fn row(name: &str, entries: &[Entry], work: usize, limit: f64, rounds: usize) -> Value {
     let ours = entries[0].times[work].median();
-    print!("{name:<36} {ours:>11.1} {:>6.2}", ours / limit);
+    let few = |entry: &Entry| if entry.rounds_done() < rounds { "*" } else { " " };
+    print!("{name:<36} {ours:>11.1}{}{:>6.2}", few(&entries[0]), ours / limit);
     let mut peers = serde_json::Map::new();
     for entry in &entries[1..] {
         let median = entry.times[work].median();
-        let few = if entry.rounds_done() < rounds { "*" } else { " " };
-        print!("  {median:>12.1} {:>8.1}{few}", median / ours);
+        if median.is_nan() {
+            print!("  {:>12} {:>8} ", "-", "-");
+        } else {
+            print!("  {median:>12.1} {:>8.1}{}", median / ours, few(entry));
+        }
         peers.insert(entry.name.to_owned(), median.into());
     }
     println!();
@@ -208,8 +282,17 @@ fn main() {
         "{:<36} {:>11} {:>6}  {:>12} {:>8}   {:>12} {:>8}   {:>12} {:>8}",
         "us", "ours", "/read", "classic", "times", "bitvec", "times", "roaring", "times"
     );
-    for gib in &options.gib {
-        rows.extend(densities(*gib, &options));
+    let mut sizes = options.gib.clone();
+    if sizes.is_empty() {
+        sizes = if options.extent.all { vec![64, 1024, 16_384] } else { vec![64, 1024] };
+    }
+    let weight = DENSITIES.len() as f64 * sizes.iter().map(|gib| weight(*gib)).sum::<f64>();
+    let mut budget = Budget::new(options.extent, weight, Instant::now());
+    let mut known = (0, Known::new());
+    for gib in sizes {
+        let (of_size, costs) = densities(gib, &options, &mut budget, known);
+        rows.extend(of_size);
+        known = (gib, costs);
     }
     println!("{}", json!({ "rounds": options.rounds, "rows": rows }));
 }
