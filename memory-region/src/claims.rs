@@ -3,8 +3,8 @@
 //! A claim of a map's log stands at two places. The map keeps a list, so that a claim of all
 //! RAM meets one of a region. And each block whose client the claim has is claimed itself
 //! ([`DirtyClaim`]), before the claim is given out and before anybody writes for the log: so
-//! nobody takes its bits through another region, another map, or at the block. Blocks that join the log of all RAM
-//! are claimed by the commit that brings them.
+//! nobody takes its bits through another region, another map, or at the block. Blocks that join
+//! the log of all RAM are claimed by the commit that brings them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

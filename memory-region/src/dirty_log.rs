@@ -137,8 +137,9 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// [`MapError::Claimed`], [`MapError::NotRam`], [`MapError::Sync`], [`MapError::UnknownRegion`], or
-    /// [`MapError::Dirty`] if the client is off or the region has no such pages.
+    /// [`MapError::Claimed`], [`MapError::NotRam`], [`MapError::Sync`],
+    /// [`MapError::UnknownRegion`], or [`MapError::Dirty`] if the client is off or the region
+    /// has no such pages.
     pub fn snapshot_and_clear(
         &self,
         region: RegionId,

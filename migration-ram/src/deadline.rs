@@ -84,7 +84,8 @@ impl Deadlines {
     /// How long the receiver waits for a description behind the end of the stream. Nothing in
     /// the stream tells whether one follows, so on a connection that stays open a source that
     /// sends none (QEMU with `suppress-vmdesc=on`) is waited for this long; its guest stands
-    /// still meanwhile, see [`Receiver::description_follows`](crate::Receiver::description_follows).
+    /// still meanwhile, see
+    /// [`Receiver::description_follows`](crate::Receiver::description_follows).
     #[must_use]
     pub fn description(mut self, limit: Duration) -> Self {
         self.description = limit;

@@ -35,7 +35,7 @@ pub enum SendError {
     },
     /// No connection took anything for longer than the [deadlines](crate::Deadlines) allow. A
     /// channel that is waited for may mean that the receiver waits for channels in another way:
-    /// see [`Precopy::multifd_flush_after_each_section`](crate::Precopy::multifd_flush_after_each_section).
+    /// see `multifd_flush_after_each_section` of [`Precopy`](crate::Precopy).
     #[error(
         "Waited {waited:.1?} for the receiver to take what was sent {}, after {sent} bytes",
         by(.channel)

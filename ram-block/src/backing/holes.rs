@@ -127,7 +127,8 @@ mod tests {
     proptest! {
         /// Against a list of bytes.
         #[test]
-        fn parts_are_those_of_a_list(added in prop::collection::vec((0..100usize, 1..9usize), 0..30),
+        fn parts_are_those_of_a_list(
+            added in prop::collection::vec((0..100usize, 1..9usize), 0..30),
             start in 0..100usize, len in 0..30usize,
         ) {
             let (mut holes, mut oracle) = (Holes::default(), [false; 140]);
@@ -143,7 +144,8 @@ mod tests {
             }
             prop_assert_eq!(at, start + len);
             let all = start..start + len;
-            prop_assert!(len == 0 || holes.contains(&all) == oracle[all.clone()].iter().all(|is| *is));
+            let are_holes = oracle[all.clone()].iter().all(|is| *is);
+            prop_assert!(len == 0 || holes.contains(&all) == are_holes);
             let runs = oracle.windows(2).filter(|pair| pair[1] && !pair[0]).count();
             prop_assert_eq!(holes.holes.len(), runs + usize::from(oracle[0]));
         }
