@@ -29,7 +29,7 @@ impl Workspace {
                 let path =
                     if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
                 // Build products, and what git and others keep there.
-                let is_foreign = name == "target" || name.starts_with('.');
+                let is_foreign = name == "target" || name.starts_with('.') && name != ".ci";
                 match entry.file_type().unwrap().is_dir() {
                     true if is_foreign => {}
                     true => folders.push(path),
@@ -61,22 +61,49 @@ impl Workspace {
 
     fn has_folder(&self, path: &str) -> bool {
         let (inside, anywhere) = (format!("{path}/"), format!("/{path}/"));
-        let is_in = |file: &String| file.starts_with(&inside) || file.contains(&anywhere);
+        let is_in = |file: &String| {
+            let is_it = file.strip_suffix(path).is_some_and(|rest| rest.ends_with('/'));
+            is_it || file.starts_with(&inside) || file.contains(&anywhere)
+        };
         self.files.iter().any(is_in) || self.files.contains(path)
     }
 
     /// The modules that opt in to unsafe code, but for tests.
     fn unsafe_modules(&self) -> BTreeSet<String> {
-        let opts_in = |text: &str| {
-            let attributes = text.lines().map(str::trim_start).filter(|line| line.starts_with("#"));
-            let mut attributes = attributes.filter(|line| !line.starts_with("# "));
-            attributes.any(|line| line.contains("(unsafe_code"))
-        };
+        let opts_in = |text: &str| attributes(text).any(|attribute| allows_unsafe(&attribute));
         let sources = self.with_ending(".rs").filter(|file| file.contains("/src/"));
         let shipped =
             sources.filter(|file| !file.ends_with("tests.rs") && !file.contains("/tests/"));
         shipped.filter(|file| opts_in(&self.read(file))).cloned().collect()
     }
+}
+
+/// The attributes of a Rust file, each on one line without blanks.
+fn attributes(text: &str) -> impl Iterator<Item = String> {
+    let starts = text.match_indices('#').filter(|(at, _)| {
+        let line = text[..*at].rsplit('\n').next().unwrap_or_default();
+        // Not within a comment, nor a text.
+        !line.contains("//") && !line.contains('"')
+    });
+    starts.filter_map(|(at, _)| {
+        let rest = text[at + 1..].trim_start_matches('!');
+        let mut depth = 0;
+        let end = rest.find(|c: char| {
+            depth += i32::from(c == '[') - i32::from(c == ']');
+            depth <= 0
+        });
+        let inside = rest[..end?].strip_prefix('[')?;
+        Some(inside.split_whitespace().collect())
+    })
+}
+
+/// Whether an attribute allows unsafe code, with other lints or by itself.
+fn allows_unsafe(attribute: &str) -> bool {
+    let levels = attribute.match_indices("unsafe_code").map(|(at, _)| {
+        let before = attribute[..at].rsplit_once('(').map_or("", |(before, _)| before);
+        before.rsplit(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default()
+    });
+    levels.into_iter().any(|level| ["allow", "expect", "warn"].contains(&level))
 }
 
 /// The folder of the package that a file belongs to.
@@ -120,10 +147,11 @@ fn paths(text: &str) -> Vec<String> {
     words.filter(is_file).flat_map(expanded).collect()
 }
 
-/// What looks like the path of a folder of ours from the root, or from a package: in backticks,
-/// with a slash.
+/// What looks like the path of a folder of ours, or of a file with any ending, from the root or
+/// from a package: in backticks, with a slash.
 fn folders(line: &str) -> Vec<String> {
-    const FIRST: [&str; 9] = [
+    const FIRST: [&str; 10] = [
+        ".ci",
         "ram-block",
         "memory-region",
         "kvm-accel",
@@ -134,7 +162,7 @@ fn folders(line: &str) -> Vec<String> {
         "benches",
         "examples",
     ];
-    let is_part = |c: char| c.is_ascii_alphanumeric() || "_-/{},".contains(c);
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "_-./{},".contains(c);
     let spans = spans(line).into_iter().filter(|span| span.chars().all(is_part));
     let ours =
         spans.filter(|span| span.split_once('/').is_some_and(|(first, _)| FIRST.contains(&first)));
@@ -327,12 +355,33 @@ fn what_is_planted_is_found() {
         folders("`src/draw/`, `a/b` and `tests/{x,y}`").join(" "),
         "src/draw tests/x tests/y"
     );
+    assert_eq!(folders("`.ci/run`, `src/a.svg`, `/etc/b.sh`").join(" "), ".ci/run src/a.svg");
     let named = targets("`cargo run --example mini_pc -- --help`, --bench NAME, (--test kvm)");
     assert_eq!(named, [("examples", "mini_pc".to_owned()), ("tests", "kvm".to_owned())]);
+
+    let opts_in = |text: &str| attributes(text).any(|attribute| allows_unsafe(&attribute));
+    for text in [
+        "#![allow(unsafe_code)]",
+        "//! Text.\n#![allow(clippy::undocumented_unsafe_blocks, unsafe_code)]",
+        "#[expect(\n    dead_code,\n    unsafe_code,\n    reason = \"[sic]\"\n)]\nmod a;",
+        "mod a {\n    #![cfg_attr(unix, allow(dead_code, unsafe_code))]\n}",
+    ] {
+        assert!(opts_in(text), "{text}");
+    }
+    for text in [
+        "// #![allow(unsafe_code)]",
+        "#![deny(unsafe_code)]",
+        "#![forbid(dead_code, unsafe_code)]\n#![allow(dead_code)]",
+        "# not an attribute (unsafe_code",
+    ] {
+        assert!(!opts_in(text), "{text}");
+    }
 
     let workspace = Workspace::new();
     assert!(workspace.has("docs/architecture.md", None));
     assert!(workspace.has_folder("src/draw") && !workspace.has_folder("src/dra"));
+    assert!(workspace.has_folder(".ci/run") && !workspace.has_folder(".ci/ru"));
+    assert!(workspace.has_folder("src/draw/text.rs") && !workspace.has_folder("draw/text.sh"));
     assert!(workspace.has("bitmap.rs", Some("ram-block")) && workspace.has("bitmap.rs", None));
     assert!(!workspace.has("bitmap.rs", Some("kvm-accel")), "another package's");
     assert!(!workspace.has("itmap.rs", None) && !workspace.has("ram-block/bitmap.rs", None));
