@@ -114,7 +114,7 @@ impl SectionInfo {
         (!dropped && !ends.is_empty()).then_some(parts)
     }
 
-    fn add_part(&mut self, Body { len, bytes }: Body) {
+    fn add_part(&mut self, Body { len, bytes, .. }: Body) {
         self.len += len;
         match bytes {
             Some(bytes) if !self.kept.dropped => {

@@ -11,7 +11,7 @@ use migration_ram::{
     Deadlines, FnDevice, Input, Precopy, ReceiveError, Received, Receiver, SectionInfo, SendError,
 };
 use proptest::prelude::*;
-use ram_block::RamBlock;
+use ram_block::{RamBlock, ReceiveList, TransferError};
 
 const LEN: u64 = 64 << 20;
 
@@ -141,6 +141,37 @@ fn what_is_not_known_may_stand_anywhere() {
     assert_eq!(parts_of(&sections[1]), [&b"bits"[..], b"first", b"", b""]);
     assert_eq!(parts_of(&sections[2]), [[0; 300_000]]);
     assert_eq!(parts_of(&sections[3]), [b"\0"]);
+}
+
+/// What says how often it was waited for a description, for each of which it says that nothing
+/// comes.
+struct Waited<'a>(&'a [u8], u32);
+
+const LONG: Duration = Duration::from_secs(3600);
+
+impl Input for Waited<'_> {
+    fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+        self.0.receive(list)
+    }
+
+    fn wait(&mut self, limit: Duration) -> std::io::Result<bool> {
+        self.1 += u32::from(limit == LONG);
+        Ok(limit != LONG)
+    }
+}
+
+/// The source's guest stands still meanwhile.
+#[test]
+fn a_description_is_waited_for_once() {
+    let [start, part, end] = ram();
+    let foreign = Part(FULL, 3, Some("other"), b"state".to_vec());
+    for parts in [vec![start.clone(), part.clone(), end.clone()], vec![start, part, end, foreign]] {
+        let stream = stream(&parts, false);
+        let mut input = Waited(&stream, 0);
+        let deadlines = Deadlines::default().description(LONG);
+        receive(&mut input, |receiver| receiver.deadlines(deadlines));
+        assert_eq!(input.1, 1, "{} parts", parts.len());
+    }
 }
 
 /// Without it, the first section that is not known is an error, as before.

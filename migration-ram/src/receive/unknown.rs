@@ -102,6 +102,8 @@ pub(super) struct Body {
     pub(super) len: u64,
     /// `None` if there would be too many kept.
     pub(super) bytes: Option<Vec<u8>>,
+    /// The stream's end follows, and nothing behind that: it was waited for.
+    pub(super) is_last: bool,
 }
 
 impl Body {
@@ -129,7 +131,7 @@ impl Kept {
     ) -> Result<Body, ReceiveError> {
         let mut footer = [FOOTER; FOOTER_LEN];
         footer[1..].copy_from_slice(&number.to_be_bytes());
-        let mut body = Body { len: 0, bytes: Some(Vec::new()) };
+        let mut body = Body { len: 0, bytes: Some(Vec::new()), is_last: false };
         let mut scanned = 0;
         loop {
             let rest = &stream.buffered()[scanned..];
@@ -158,6 +160,7 @@ impl Kept {
                 if waits && stream.fill(WHAT)? > 0 {
                     continue;
                 }
+                body.is_last = ends;
                 verdict = if ends { Verdict::Part } else { Verdict::No };
             }
             if verdict == Verdict::Part {

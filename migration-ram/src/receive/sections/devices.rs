@@ -108,7 +108,11 @@ impl Sections<'_, '_, '_> {
     fn unknown_body(&mut self, number: u32) -> Result<Body, ReceiveError> {
         let Self { stream, kept, unknown, ram_section, complete, is_described, .. } = self;
         let has_parts = |number| *ram_section == Some(number) || unknown.contains_key(&number);
-        let (may_end, is_described) = (*complete, *is_described);
-        kept.body(stream, number, &Follows { has_parts: &has_parts, may_end, is_described })
+        let may_end = *complete;
+        let follows = Follows { has_parts: &has_parts, may_end, is_described: *is_described };
+        let body = kept.body(stream, number, &follows)?;
+        // Its guest stands still: a description is waited for once.
+        *is_described &= !body.is_last;
+        Ok(body)
     }
 }
