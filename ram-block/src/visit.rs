@@ -197,18 +197,19 @@ impl DirtyMemory {
         visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
         let _unclaimed = self.unclaimed(client)?;
-        self.take_runs(client, pages, gap, visit)
+        self.take_runs(client, self.times_off(client), pages, gap, visit)
     }
 
-    /// Whoever calls this may take the client's bits.
+    /// Whoever calls this may take the client's bits, if it was switched off `times_off` times
+    /// before he made sure of that.
     pub(crate) fn take_runs<B>(
         &self,
         client: DirtyClient,
+        times_off: u64,
         pages: Range<u64>,
         gap: u64,
         mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
-        let times_off = self.times_off(client);
         self.check_on(client, &pages)?;
         let mut taken = Taken {
             dirty: self,

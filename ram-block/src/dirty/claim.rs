@@ -133,6 +133,9 @@ impl DirtyMemory {
     /// Ends a claim whose client is gone.
     pub(super) fn end_claim(&self, client: DirtyClient) {
         self.takers[client.index()].end();
+        // After that, and also for a client that is off: whoever saw the claim stand has an
+        // earlier count.
+        self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
     }
 }
 
@@ -167,8 +170,8 @@ impl DirtyClaim {
         pages: Range<u64>,
         buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
-        self.check()?;
-        self.dirty.take_snapshot(self.client, pages, buffer)
+        let times_off = self.check()?;
+        self.dirty.take_snapshot(self.client, times_off, pages, buffer)
     }
 
     /// As [`DirtyMemory::move_into`], of the client that is claimed.
@@ -177,8 +180,8 @@ impl DirtyClaim {
     ///
     /// As there, but for [`DirtyError::Claimed`].
     pub fn move_into(&self, pages: Range<u64>, into: &mut [u64]) -> Result<u64, DirtyError> {
-        self.check()?;
-        self.dirty.move_bits(self.client, pages, into)
+        let times_off = self.check()?;
+        self.dirty.move_bits(self.client, times_off, pages, into)
     }
 
     /// As [`DirtyMemory::visit_runs`], of the client that is claimed.
@@ -192,8 +195,8 @@ impl DirtyClaim {
         gap: u64,
         visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
-        self.check()?;
-        self.dirty.take_runs(self.client, pages, gap, visit)
+        let times_off = self.check()?;
+        self.dirty.take_runs(self.client, times_off, pages, gap, visit)
     }
 
     /// Switches the client off, as [`DirtyMemory::disable`] does. The claim stands.
@@ -205,11 +208,15 @@ impl DirtyClaim {
     }
 
     /// Whether the claim stands: a client that was registered may be gone, and its number
-    /// somebody else's. It may go after this, too, which a harvest notices by itself.
-    fn check(&self) -> Result<(), DirtyError> {
+    /// somebody else's. Returns how often the client was switched off before: if the claim ends
+    /// after this, that count changes before anybody gets the number, and a harvest gives back
+    /// what it took of his.
+    fn check(&self) -> Result<u64, DirtyError> {
         let Self { dirty, client, number } = self;
+        // First: a count that is read later may be that of the client's successor.
+        let times_off = dirty.times_off(*client);
         if dirty.takers[client.index()].has(*number) {
-            return Ok(());
+            return Ok(times_off);
         }
         Err(DirtyError::ClientOff { client: *client, enabled: dirty.enabled() })
     }
@@ -319,6 +326,38 @@ mod tests {
         let unknown = DirtyClient::registrable().last().unwrap();
         let refused = memory.claim(unknown).unwrap_err();
         assert_eq!(refused, DirtyError::Unregistered { client: unknown });
+    }
+
+    /// The client goes after a harvest has seen the claim stand, and its number is another's
+    /// when bits are taken.
+    #[test]
+    fn a_claim_that_ends_in_the_middle_of_a_harvest_takes_nothing_of_the_next_clients() {
+        for is_on in [false, true] {
+            let memory = memory();
+            let first = memory.register("first").unwrap();
+            let client = first.client();
+            if is_on {
+                memory.enable(client).unwrap();
+            }
+            let stale = memory.claim(client).unwrap();
+            let times_off = stale.check().unwrap();
+            drop(first);
+            let next = memory.register("next").unwrap();
+            assert_eq!(next.client(), client);
+            memory.enable(client).unwrap();
+            let claim = memory.claim(client).unwrap();
+            memory.mark(0, 1);
+            let gone = |error| matches!(error, DirtyError::ClientOff { .. });
+            let (pages, buffer) = (0..128, DirtySnapshot::default());
+            let taken = memory.take_snapshot(client, times_off, pages.clone(), buffer);
+            assert!(gone(taken.unwrap_err()));
+            let mut words = [0; 2];
+            let taken = memory.move_bits(client, times_off, pages.clone(), &mut words);
+            assert!(gone(taken.unwrap_err()));
+            let taken = memory.take_runs(client, times_off, pages.clone(), 0, go_on);
+            assert!(gone(taken.unwrap_err()));
+            assert!(claim.snapshot_and_clear(pages).unwrap().is_dirty(0));
+        }
     }
 
     /// Harvests without a claim, which begin at any time: whatever is marked once the claim

@@ -38,17 +38,18 @@ impl DirtyMemory {
         buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
         let _unclaimed = self.unclaimed(client)?;
-        self.take_snapshot(client, pages, buffer)
+        self.take_snapshot(client, self.times_off(client), pages, buffer)
     }
 
-    /// Whoever calls this may take the client's bits.
+    /// Whoever calls this may take the client's bits, if it was switched off `times_off` times
+    /// before he made sure of that.
     pub(super) fn take_snapshot(
         self: &Arc<Self>,
         client: DirtyClient,
+        times_off: u64,
         pages: Range<u64>,
         mut buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
-        let times_off = self.times_off(client);
         self.check_on(client, &pages)?;
         buffer.reset(pages.clone());
         self.take_words(client, &pages, |word, bits| buffer.put(word, bits));
@@ -155,17 +156,18 @@ impl DirtyMemory {
         into: &mut [u64],
     ) -> Result<u64, DirtyError> {
         let _unclaimed = self.unclaimed(client)?;
-        self.move_bits(client, pages, into)
+        self.move_bits(client, self.times_off(client), pages, into)
     }
 
-    /// Whoever calls this may take the client's bits.
+    /// Whoever calls this may take the client's bits, as with
+    /// [`take_snapshot`](Self::take_snapshot).
     pub(super) fn move_bits(
         &self,
         client: DirtyClient,
+        times_off: u64,
         pages: Range<u64>,
         into: &mut [u64],
     ) -> Result<u64, DirtyError> {
-        let times_off = self.times_off(client);
         self.check_on(client, &pages)?;
         let needed = pages.end.div_ceil(BITS);
         if (into.len() as u64) < needed {
