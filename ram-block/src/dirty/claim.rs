@@ -1,14 +1,16 @@
 //! Claims: a client's bits can be taken once, so that they have one taker.
 //!
 //! A word for each client says who may take its bits: the number of the claim that stands, in
-//! its upper half, or how many harvests run without a claim, in its lower half. One of the two
-//! is zero. So a claim is refused while anybody harvests, and a harvest without the claim is
-//! refused as soon as it stands: no bit that is marked after a claim goes to anybody else.
+//! its upper half, and how many harvests run without a claim, in its lower half. A harvest
+//! without the claim is refused as soon as there is one; a claim waits for the harvests that run
+//! already, so that somebody who harvests all the time does not keep it from being taken. It is
+//! given out when there are none: no bit that is marked after a claim goes to anybody else.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::switch::name_of;
 use super::{DirtyError, DirtyMemory};
@@ -20,6 +22,9 @@ use crate::snapshot::{DirtySnapshot, Harvest};
 pub(super) struct Takers(AtomicU64);
 
 const HALF: u32 = 32;
+/// How long a claim waits for harvests under way: one whose visitor waits for the claim would
+/// hold it for ever.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 impl Takers {
     /// Admits a harvest without a claim; false if a claim stands.
@@ -32,10 +37,23 @@ impl Takers {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Takes the claim; false if one stands, or if somebody harvests.
+    /// Takes the claim; false if one stands, or if somebody harvests for too long.
     fn claim(&self, number: u64) -> bool {
         let claimed = number << HALF;
-        self.0.compare_exchange(0, claimed, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        let free = |takers: u64| (takers >> HALF == 0).then_some(takers | claimed);
+        if self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).is_err() {
+            return false;
+        }
+        // No harvest begins from here on.
+        let begin = Instant::now();
+        while !self.has(number) {
+            if begin.elapsed() >= PATIENCE {
+                self.end();
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
     }
 
     fn has(&self, number: u64) -> bool {
@@ -53,8 +71,7 @@ impl Takers {
 
     /// Ends whatever claim stands.
     fn end(&self) {
-        let claimed = |takers: u64| (takers >> HALF != 0).then_some(0);
-        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, claimed);
+        self.0.fetch_and((1 << HALF) - 1, Ordering::AcqRel);
     }
 }
 
@@ -100,8 +117,9 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::Claimed`] if a claim stands, or a harvest without one runs at this moment,
-    /// [`DirtyError::Unregistered`], and [`DirtyError::Inverse`] for the code client.
+    /// [`DirtyError::Claimed`] if a claim stands, or a harvest without one goes on for a tenth of
+    /// a second (one that visits runs may), [`DirtyError::Unregistered`], and
+    /// [`DirtyError::Inverse`] for the code client.
     pub fn claim(self: &Arc<Self>, client: DirtyClient) -> Result<DirtyClaim, DirtyError> {
         // Held, so that the client is neither switched off nor dropped meanwhile.
         let names = self.lock_names();
@@ -326,6 +344,32 @@ mod tests {
         let unknown = DirtyClient::registrable().last().unwrap();
         let refused = memory.claim(unknown).unwrap_err();
         assert_eq!(refused, DirtyError::Unregistered { client: unknown });
+    }
+
+    /// Somebody who harvests without a break, as a display without a claim may.
+    #[test]
+    fn harvests_that_never_end_do_not_keep_a_claim_from_being_taken() {
+        let memory = memory();
+        let takers = &memory.takers[VGA.index()];
+        let done = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            let first = memory.unclaimed(VGA).unwrap();
+            // One harvest goes on until the next has begun; there is always one.
+            scope.spawn(|| {
+                let mut last = first;
+                while done.load(Ordering::Acquire) == 0 {
+                    match memory.unclaimed(VGA) {
+                        Ok(next) => last = next,
+                        Err(_) => break,
+                    }
+                }
+                drop(last);
+            });
+            let claim = memory.claim(VGA);
+            done.store(1, Ordering::Release);
+            assert!(takers.has(claim.unwrap().number));
+        });
+        assert!(!memory.is_claimed(VGA) && memory.unclaimed(VGA).is_ok());
     }
 
     /// The client goes after a harvest has seen the claim stand, and its number is another's
