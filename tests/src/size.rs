@@ -18,7 +18,8 @@ pub fn bytes(text: &str) -> Result<u64, String> {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => number.parse(),
     };
-    let is_number = number.starts_with(|c: char| c.is_ascii_digit());
+    // The standard library takes a sign, too.
+    let is_number = number.chars().all(|c| c.is_ascii_alphanumeric());
     let parsed = parsed.ok().filter(|_| is_number).and_then(|n| n.checked_mul(1 << shift));
     match parsed {
         Some(0) => Err("zero bytes are asked for, at least 1 is needed".to_owned()),
@@ -90,6 +91,7 @@ mod tests {
             "1MiB",
             "M1",
             "0x",
+            "0x+5",
             "x",
             "1é",
             "18446744073709551616",
