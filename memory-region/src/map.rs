@@ -133,9 +133,9 @@ impl MemoryMap {
     /// # Errors
     ///
     /// What `edit` returns, [`MapError::TooDeep`], [`MapError::TooComplex`],
-    /// [`MapError::Dirty`] if a block cannot log for a client, [`MapError::Refused`] if a listener cannot follow; the map, the
-    /// views and the listeners are then as before. [`MapError::Nested`] from within
-    /// another update's closure, or a listener.
+    /// [`MapError::Dirty`] if a block cannot log for a client, [`MapError::Refused`] if a
+    /// listener cannot follow; the map, the views and the listeners are then as before.
+    /// [`MapError::Nested`] from within another update's closure, or a listener.
     pub fn update<T>(
         &self,
         edit: impl FnOnce(&mut MapEdit<'_>) -> Result<T, MapError>,

@@ -13,8 +13,9 @@ const PROGRESS: u64 = 4096;
 /// [`SendError::NoAnswer`](crate::SendError::NoAnswer).
 ///
 /// Each can be switched off by `None`: a source that may be held for long before it switches
-/// over (QEMU's `pause-before-switchover`) needs a receiver without an idle deadline. Sockets,
-/// pipes and files keep them; an [`Input`](crate::Input) of another kind does if it has a
+/// over (QEMU's `pause-before-switchover`) needs a receiver without an idle deadline. Sockets keep
+/// them, and a receiver that reads a pipe or a file; a source that writes to a pipe waits for as
+/// long as its reader takes nothing. An [`Input`](crate::Input) of another kind does if it has a
 /// [`wait`](crate::Input::wait), and an [`Output`](crate::Output) if it has a
 /// [`hang_up`](crate::Output::hang_up).
 ///

@@ -245,6 +245,10 @@ impl<'a> Receiver<'a> {
     /// source that sends none (QEMU with `suppress-vmdesc=on`) and keeps the connection open is
     /// waited for, as nothing in the stream tells that nothing follows: for a second, or as
     /// [`Deadlines::description`] says. One that is there already is taken in any case.
+    ///
+    /// Where none follows, an unknown section whose state holds its own footer and a zero behind
+    /// it looks like the stream's end: RAM is whole, but that state, and what came after it, is
+    /// not kept. Relay streams with a description.
     pub fn description_follows(mut self, follows: bool) -> Self {
         self.settings.is_described = follows;
         self

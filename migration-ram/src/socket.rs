@@ -21,8 +21,10 @@ const RETRY: Duration = Duration::from_millis(5);
 /// TCP asks an idle peer's machine whether it is there after this time, and then each time
 /// again, so many times.
 const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 4);
-/// How long bytes may be on their way without having been taken, in milliseconds.
-const UNACKNOWLEDGED: u32 = 30_000;
+/// TCP's user timeout (RFC 5482). Linux counts a peer that is there and takes nothing, too, so it
+/// is longer than the default of [`Deadlines::idle`](crate::Deadlines::idle), which says what
+/// was waited for.
+const USER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Where a destination listens: `HOST:PORT`, or `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,10 +122,10 @@ pub enum SocketError {
 
 /// One connection of a migration.
 ///
-/// Over TCP what is written goes out at once (`TCP_NODELAY`), and a peer whose machine is gone
-/// without a word is noticed within half a minute, whether something is on its way to it or not
-/// (`SO_KEEPALIVE`, `TCP_USER_TIMEOUT`). That its machine is there says nothing of the peer:
-/// that is what [`Deadlines`](crate::Deadlines) are for.
+/// Over TCP what is written goes out at once (`TCP_NODELAY`). A peer whose machine is gone without
+/// a word is noticed within half a minute if nothing is on its way to it (`SO_KEEPALIVE`), and
+/// within 90 seconds otherwise ([`set_user_timeout`](Self::set_user_timeout)). That its machine
+/// is there says nothing of the peer: that is what [`Deadlines`](crate::Deadlines) are for.
 ///
 /// # Example
 ///
@@ -191,8 +193,29 @@ impl Socket {
         sockopt::set_tcp_keepintvl(&socket, interval)?;
         sockopt::set_tcp_keepcnt(&socket, count)?;
         sockopt::set_socket_keepalive(&socket, true)?;
-        sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED)?;
-        Ok(Self::Tcp(socket))
+        let socket = Self::Tcp(socket);
+        socket.user_timeout(Some(USER_TIMEOUT))?;
+        Ok(socket)
+    }
+
+    /// Sets how long bytes may be on their way over TCP without having been taken, in whole
+    /// milliseconds, before the connection is cut (`TCP_USER_TIMEOUT`): 90 seconds unless this is
+    /// called, and with `None` as long as TCP sends them again, a quarter of an hour or so, or,
+    /// to a peer that is there and takes nothing, for ever. Connections within this machine have
+    /// no such limit.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::Unusable`], if the operating system refuses: for more than 24 days.
+    pub fn set_user_timeout(&self, limit: Option<Duration>) -> Result<(), SocketError> {
+        Ok(self.user_timeout(limit)?)
+    }
+
+    fn user_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+        let Self::Tcp(socket) = self else { return Ok(()) };
+        // 0 is the system's own, so no limit becomes that.
+        let least = |limit: Duration| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1);
+        Ok(sockopt::set_tcp_user_timeout(socket, limit.map_or(0, least))?)
     }
 
     /// The same connection once more: for the other direction.

@@ -112,8 +112,15 @@ fn tcp_is_without_delay_and_asks_whether_the_peer_is_there() {
         let interval = sockopt::tcp_keepintvl(&socket).unwrap();
         let all = idle + interval * sockopt::tcp_keepcnt(&socket).unwrap();
         assert!(all <= Duration::from_secs(30), "{all:?}");
-        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 30_000);
+        // Longer than the migration's own idle deadline, which says what it waited for.
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 90_000);
         assert_eq!(socket.read_timeout().unwrap(), None);
+        let socket = Socket::Tcp(socket);
+        for (limit, set) in [(Some(Duration::from_secs(5)), 5000), (None, 0)] {
+            socket.set_user_timeout(limit).unwrap();
+            let Socket::Tcp(socket) = &socket else { panic!("{socket:?}") };
+            assert_eq!(sockopt::tcp_user_timeout(socket).unwrap(), set);
+        }
     }
 }
 

@@ -254,12 +254,12 @@ impl DirtyMemory {
     /// The hook runs on the writer's thread, one at a time for a block: it must not wait for
     /// another thread that writes watched pages, so hold no lock that it takes while you do. An
     /// accelerator that merges its log calls it with its own locks held: it must not sync or
-    /// change a map that an accelerator follows. It may write to its block and to others that are watched, and drop watches. To watch pages
-    /// of its block from within is an error. What the hook writes to the page that it is told
-    /// of is not told again, unless the page was watched anew meanwhile. If hooks of several
-    /// blocks write each other's blocks, one that is caused by another hook does not wait for
-    /// one that runs on another thread: a hook may then run on two threads at a time, and be
-    /// told of a page twice.
+    /// change a map that an accelerator follows. It may write to its block and to others that
+    /// are watched, and drop watches. To watch pages of its block from within is an error. What
+    /// the hook writes to the page that it is told of is not told again, unless the page was
+    /// watched anew meanwhile. If hooks of several blocks write each other's blocks, one that is
+    /// caused by another hook does not wait for one that runs on another thread: a hook may then
+    /// run on two threads at a time, and be told of a page twice.
     ///
     /// ```
     /// use std::sync::{Arc, Mutex};

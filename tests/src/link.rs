@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 pub use migration_ram::{Address, Listener, Socket, SocketError};
 use migration_ram::{Incoming, Input, Outgoing, Output};
 
-/// How long one side of a connection that is to be made waits for the other.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::deadline::seconds;
+
+/// How long one side of a connection that is to be made waits for the other, in seconds.
+const PATIENCE: u64 = 10;
 /// How long a word is waited for: memory may be compared before it is said.
 const WORD: Duration = Duration::from_secs(120);
 
@@ -36,7 +38,7 @@ impl Link {
     ///
     /// If nobody listens there within ten seconds.
     pub fn connect(address: &Address, channels: usize) -> Result<Self, SocketError> {
-        let connect = || Socket::connect(address, PATIENCE);
+        let connect = || Socket::connect(address, seconds(PATIENCE));
         let main = connect()?;
         let channels = (0..channels).map(|_| connect()).collect::<Result<_, _>>()?;
         Self::new(main, channels)
@@ -49,7 +51,7 @@ impl Link {
     /// If a connection cannot be accepted, or a channel does not come within ten seconds.
     pub fn accept(listener: &Listener, channels: usize) -> Result<Self, SocketError> {
         let main = listener.accept(None)?;
-        let channels = (0..channels).map(|_| listener.accept(PATIENCE));
+        let channels = (0..channels).map(|_| listener.accept(seconds(PATIENCE)));
         Self::new(main, channels.collect::<Result<_, _>>()?)
     }
 

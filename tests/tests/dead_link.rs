@@ -177,6 +177,7 @@ fn destination_is_gone() {
     let ram = RamBlock::anonymous("ram", 64 << 20).unwrap();
     memory.update(|map| map.ram("ram", ram.clone())).unwrap();
     ram.write(0, &vec![7; 64 << 20]).unwrap();
+    source.set_user_timeout(Some(LIMIT)).unwrap();
     set_link("down");
     let precopy = Precopy::new(memory).deadlines(Deadlines::none());
     let error = precopy.run(&mut source, || Ok(()), |_| ()).unwrap_err();
