@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use common::modes::{self, Mode};
 use common::{BASE, Board, Pc};
-use display_vga::{Screen, TerminalView};
+use display_vga::{Screen, TerminalView, TextScreen};
 use proptest::prelude::*;
 
 const VRAM: u64 = 1 << 20;
@@ -95,7 +95,11 @@ impl Watched {
 
     fn resize(&mut self, columns: u16, rows: u16) {
         self.view.resize(columns, rows);
-        self.terminal = emulator(columns, rows);
+        // A terminal that stays as it is keeps what it shows.
+        let (before_rows, before_columns) = self.terminal.screen().size();
+        if (before_columns.get(), before_rows.get()) != (columns, rows) {
+            self.terminal = emulator(columns, rows);
+        }
     }
 
     /// Refreshes, and shows it; returns what was written.
@@ -126,6 +130,33 @@ impl Watched {
         let screen = self.terminal.screen();
         let (row, column) = screen.cursor_position();
         (!screen.hide_cursor()).then_some((column, row))
+    }
+
+    /// The text that is printed, if it is one.
+    fn text(&self) -> Option<TextScreen> {
+        self.screen.text().filter(|text| text.row_lines() >= 4)
+    }
+
+    /// A cell that does not show what it should of a text, whose place in the terminal is told
+    /// by the cursors; none if one of them is not to be seen.
+    fn wrong_cell(&self) -> Option<(u16, u16)> {
+        let (text, place) = (self.text()?, self.cursor()?);
+        let cursor = text.cursor()?;
+        let from = (cursor.column - u32::from(place.0), cursor.row - u32::from(place.1));
+        let (rows, columns) = self.terminal.screen().size();
+        let mut cells = (0..rows.get()).flat_map(|row| (0..columns.get()).map(move |at| (at, row)));
+        cells.find(|&(column, row)| {
+            let Some(cell) = text.cell(from.0 + u32::from(column), from.1 + u32::from(row)) else {
+                return false;
+            };
+            let is_seen = !cell.hidden && cell.foreground != cell.background;
+            let expected = match cell.character() {
+                ' ' | '\u{a0}' => None,
+                character => is_seen.then(|| character.to_string()),
+            };
+            let now = self.cell(column, row);
+            now.2 != cell.background || seen(now) != expected
+        })
     }
 
     fn wait(&self, milliseconds: u64) {
@@ -293,6 +324,7 @@ fn the_part_with_the_cursor_is_in_view() {
     // As far as needed, and no further.
     assert_eq!(at(&mut pc, 80 * 16), ("p".to_owned(), Some((0, 1))));
     assert_eq!(at(&mut pc, 80 * 14), ("o".to_owned(), Some((0, 0))));
+    assert_eq!(pc.wrong_cell(), None);
     let (row, cursor) = at(&mut pc, 80 * 14 + 79);
     assert_eq!((row.trim_start(), cursor), ("O", Some((39, 0))));
     // Also while it is dark.
@@ -554,6 +586,14 @@ proptest! {
             pc.show();
             let (rows, columns) = pc.terminal.screen().size();
             let (rows, columns) = (rows.get(), columns.get());
+            // Which part of a text is in view depends on where the cursor has been.
+            let is_cut = |text: TextScreen| {
+                text.columns() > columns.into() || text.rows() > rows.into()
+            };
+            if pc.text().is_some_and(is_cut) {
+                prop_assert_eq!(pc.wrong_cell(), None);
+                continue;
+            }
             let wire = Wire::default();
             let mut fresh = TerminalView::new(wire.clone(), columns, rows).unwrap();
             fresh.show_screen(&pc.screen).unwrap();
