@@ -125,7 +125,8 @@ fn a_kick_is_never_lost() {
     // The guest's own count: each read it completed, once.
     let [sum, count] = machine.words::<2>(DATA);
     assert!(count > 0);
-    assert_eq!(sum, count);
+    // The last kick may have come between the two.
+    assert!(sum == count || sum == count + 1, "{sum} was read in {count} reads");
 }
 
 fn a_paused_guest_stands_still() {
