@@ -15,10 +15,13 @@ pub const TESTS: &[Test] = &[(
 const VGA: DirtyClient = DirtyClient::VGA;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 
+/// Switches the migration's client on, at the machine or through another map.
+type SwitchOn = fn(&Machine, &MemoryMap);
+
 /// VGA logs through the map, and clears a report that it got before the migration's client
 /// was switched on, in each of several places.
 fn a_client_that_comes_between_a_sync_and_a_clear_gets_every_later_store() {
-    let places: [(&str, fn(&Machine, &MemoryMap)); 4] = [
+    let places: [(&str, SwitchOn); 4] = [
         ("the map", |machine, _| machine.memory.set_log(machine.ram, MIGRATION, true).unwrap()),
         ("another map", |machine, other| {
             let ram = other.update(|map| map.ram("ram", machine.block.clone())).unwrap();
