@@ -13,7 +13,7 @@ use crate::region::{Kind, Region, RegionId, Topology};
 use crate::section::Section;
 
 /// A map's regions as trees, one for each root of address spaces, then one for each region
-/// that is shown through aliases only, with whatever contains it; see [`MemoryMap::tree`].
+/// that aliases show, each container's contents once; see [`MemoryMap::tree`].
 pub struct MapTree(Arc<Current>);
 
 /// A map's flat views, each once, with the address spaces that share it; see
@@ -82,8 +82,8 @@ const MAX_INDENT: usize = 32;
 /// kind of its target.
 type Shown = (&'static str, bool);
 
-/// What was printed of a map so far. However regions are nested and aliased, it takes a line for
-/// each of them below a space's root, and one for each that only aliases show.
+/// What was printed of a map so far. However regions are nested and aliased, each takes a line
+/// below a root of spaces, and a line or two as the target of aliases or in one.
 struct Printer<'a> {
     topology: &'a Topology,
     kinds: HashMap<RegionId, Shown>,
@@ -121,14 +121,23 @@ impl Printer<'_> {
         }
     }
 
-    /// A region with all that is in it.
-    fn tree(&mut self, f: &mut fmt::Formatter<'_>, id: RegionId) -> fmt::Result {
+    /// A region with all that is in it; with `once`, without what is in containers that were
+    /// printed before.
+    fn tree(&mut self, f: &mut fmt::Formatter<'_>, id: RegionId, once: bool) -> fmt::Result {
         // Not by recursion: nothing limits how deep containers are nested.
         let mut open = vec![(id, 0, 0, 1)];
         while let Some((id, base, priority, depth)) = open.pop() {
             let Ok(region) = self.topology.get(id) else { continue };
             self.line(f, id, region, (base, priority, depth))?;
-            if let Kind::Container(children) = &region.kind {
+            let first = self.printed.insert(id);
+            let Kind::Container(children) = &region.kind else {
+                writeln!(f)?;
+                continue;
+            };
+            if once && !first && !children.is_empty() {
+                writeln!(f, " (see above)")?;
+            } else {
+                writeln!(f)?;
                 // By address; where they overlap, in the order in which they answer.
                 let mut children: Vec<_> = children.iter().rev().collect();
                 children.sort_by_key(|child| (child.offset, std::cmp::Reverse(child.priority)));
@@ -148,7 +157,6 @@ impl Printer<'_> {
         region: &Region,
         (base, priority, depth): (u128, i32, usize),
     ) -> fmt::Result {
-        self.printed.insert(id);
         write!(f, "{:1$}", "", 2 * depth.min(MAX_INDENT))?;
         if depth > MAX_INDENT {
             write!(f, "+{} ", depth - MAX_INDENT)?;
@@ -166,13 +174,7 @@ impl Printer<'_> {
         if region.block().is_some() {
             log(f, region.log.union(self.topology.global_log))?;
         }
-        writeln!(f, "{}", if region.enabled { "" } else { " [disabled]" })
-    }
-
-    /// The outermost container that has a region, or the region itself if none has.
-    fn top(&self, id: RegionId) -> RegionId {
-        let parent = |id: &RegionId| self.topology.get(*id).ok().and_then(|region| region.parent);
-        std::iter::successors(Some(id), parent).last().unwrap_or(id)
+        write!(f, "{}", if region.enabled { "" } else { " [disabled]" })
     }
 }
 
@@ -195,15 +197,15 @@ impl fmt::Display for MapTree {
             for name in &names[&root] {
                 writeln!(f, "address-space: {name}")?;
             }
-            printer.tree(f, root)?;
+            printer.tree(f, root, false)?;
             writeln!(f)?;
         }
         // Targets of aliases, of which some have aliases in them.
+        let mut shown = HashSet::new();
         while let Some(id) = printer.aliased.pop_first() {
-            if !printer.printed.contains(&id) {
-                let top = printer.top(id);
-                writeln!(f, "memory-region: {}", topology.name(top))?;
-                printer.tree(f, top)?;
+            if shown.insert(id) {
+                writeln!(f, "memory-region: {}", topology.name(id))?;
+                printer.tree(f, id, true)?;
                 writeln!(f)?;
             }
         }

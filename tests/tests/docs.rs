@@ -99,11 +99,11 @@ fn attributes(text: &str) -> impl Iterator<Item = String> {
 
 /// Whether an attribute allows unsafe code, with other lints or by itself.
 fn allows_unsafe(attribute: &str) -> bool {
-    let levels = attribute.match_indices("unsafe_code").map(|(at, _)| {
+    let mut levels = attribute.match_indices("unsafe_code").map(|(at, _)| {
         let before = attribute[..at].rsplit_once('(').map_or("", |(before, _)| before);
         before.rsplit(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default()
     });
-    levels.into_iter().any(|level| ["allow", "expect", "warn"].contains(&level))
+    levels.any(|level| ["allow", "expect", "warn"].contains(&level))
 }
 
 /// The folder of the package that a file belongs to.

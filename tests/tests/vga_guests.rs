@@ -5,6 +5,7 @@ use std::process::ExitCode;
 #[cfg(target_arch = "x86_64")]
 use std::time::{Duration, Instant};
 
+#[cfg(target_arch = "x86_64")]
 use integration_tests::deadline::seconds;
 use integration_tests::{harness, kvm, qemu};
 

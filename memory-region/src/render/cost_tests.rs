@@ -252,3 +252,33 @@ fn what_a_window_left_out_is_drawn_later() {
     assert_eq!((view.sections()[0].start(), view.sections()[0].last()), (0, 0x1fff));
     assert!(Arc::ptr_eq(&view, &space.view()));
 }
+
+/// Each of many nested containers is shown by an alias, from the innermost on, which comes first.
+#[test]
+fn nested_targets_of_aliases_are_printed_once() {
+    const DEEP: usize = 1000;
+    let map = MemoryMap::new();
+    let build = |map: &mut MapEdit<'_>| {
+        let mut inner = map.container("0", LEN.into())?;
+        let mut all = vec![inner];
+        for n in 1..DEEP {
+            let outer = map.container(&n.to_string(), LEN.into())?;
+            map.place(outer, 0, inner)?;
+            all.push(outer);
+            inner = outer;
+        }
+        let root = map.container("root", LEN.into())?;
+        for shown in all {
+            let alias = map.alias("alias", shown, 0, LEN.into())?;
+            map.set_enabled(alias, false)?;
+            map.place_overlapping(root, 0, alias, 0)?;
+        }
+        Ok(root)
+    };
+    let root = map.update(build).unwrap();
+    map.address_space("space", root).unwrap();
+    let printed = map.tree().to_string();
+    let lines = printed.lines().filter(|line| line.contains("prio")).count();
+    assert_eq!(lines, 1 + DEEP + 2 * DEEP - 1, "{} bytes", printed.len());
+    assert_eq!(printed.matches("(see above)").count(), DEEP - 2);
+}
