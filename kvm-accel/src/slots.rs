@@ -35,8 +35,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
+use log::Level;
 use memory_region::{Section, ViewChange};
 use ram_block::{PageSize, RamBlock};
 
@@ -130,7 +132,10 @@ fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
         return Vec::new(); // less than a page: every access exits
     }
     if (u128::from(section.offset()) + skipped) & mask != 0 {
-        log::warn!("{section:?} is not page-aligned in its block: every access to it exits");
+        // A guest can move what it has there again and again: one warning is enough.
+        static WARNED: AtomicBool = AtomicBool::new(false);
+        let level = if WARNED.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
+        log::log!(level, "{section:?} is not page-aligned in its block: every access to it exits");
         return Vec::new();
     }
     let slot = |guest: u128| {

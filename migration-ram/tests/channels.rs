@@ -6,7 +6,7 @@ mod deadline;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use memory_region::MemoryMap;
@@ -63,17 +63,6 @@ fn still() -> Result<(), DeviceError> {
     Ok(())
 }
 
-/// Runs `body`, which must not take longer than a minute: a hang is a fault.
-fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
-    let (done, result) = mpsc::channel();
-    let thread = std::thread::spawn(move || done.send(body()).unwrap());
-    match result.recv_timeout(deadline::seconds(60)) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
-        Err(_) => std::panic::resume_unwind(thread.join().unwrap_err()),
-        Ok(value) => value,
-    }
-}
-
 /// A connection for the stream and `channels` more, each with two ends.
 fn connections(channels: usize) -> (Vec<UnixStream>, Vec<UnixStream>) {
     (0..=channels).map(|_| UnixStream::pair().unwrap()).unzip()
@@ -102,7 +91,7 @@ fn pages_arrive_over_any_number_of_channels() {
     // Waited for where the stream says so, and at the end of each section.
     let ways = [0, 1, 2, 5, 16].into_iter().flat_map(|n| [(n, false), (n, true)]);
     for (channels, each_section) in ways {
-        in_time(move || {
+        deadline::in_time(move || {
             let (memory, blocks) = machine();
             let (mut near, far) = connections(channels);
             let mut ends: Vec<_> = far.iter().map(|end| end.try_clone().unwrap()).collect();
@@ -164,7 +153,7 @@ fn more_channels_than_there_can_be_are_refused() {
 fn whoever_fails_ends_all() {
     // A channel that nobody reads, or one that is cut, with all others open.
     for broken in [0, 1, 2] {
-        in_time(move || {
+        deadline::in_time(move || {
             let (memory, blocks) = machine();
             let (mut near, mut far) = connections(2);
             let lost = far.remove(broken);
@@ -207,7 +196,7 @@ fn whoever_fails_ends_all() {
 #[test]
 fn a_cancel_ends_a_migration_that_nobody_takes() {
     for channels in [0, 2] {
-        in_time(move || {
+        deadline::in_time(move || {
             let (memory, blocks) = machine();
             let (mut near, far) = connections(channels);
             let precopy = Precopy::new(memory.clone());
@@ -251,7 +240,7 @@ impl Output for Writing {
 /// A second try that is refused, as the first is under way, leaves the first its cancel.
 #[test]
 fn a_refused_migration_takes_nobodys_cancel() {
-    in_time(|| {
+    deadline::in_time(|| {
         let (memory, blocks) = machine();
         let precopy = Precopy::new(memory).downtime(Duration::ZERO);
         let cancel = precopy.cancel();
@@ -368,7 +357,7 @@ fn a_device_that_fails_ends_the_migration() {
 /// of it, and goes on.
 #[test]
 fn the_source_hears_how_it_ended() {
-    in_time(|| {
+    deadline::in_time(|| {
         let (memory, blocks) = machine();
         let (mut near, far) = connections(0);
         let receiver = std::thread::spawn(move || {
@@ -387,7 +376,7 @@ fn the_source_hears_how_it_ended() {
 #[test]
 fn downtime_is_told_in_its_parts() {
     const PART: Duration = Duration::from_millis(3);
-    let stats = in_time(|| {
+    let stats = deadline::in_time(|| {
         let device = |saves: Duration, restores: Duration| {
             let save = move || {
                 std::thread::sleep(saves);
@@ -421,7 +410,7 @@ fn downtime_is_told_in_its_parts() {
 
 #[test]
 fn a_receiver_that_says_nothing_is_no_success() {
-    in_time(|| {
+    deadline::in_time(|| {
         let (memory, _) = machine();
         let (mut near, mut far) = connections(0);
         let taker = std::thread::spawn(move || {
@@ -474,7 +463,7 @@ fn an_answer_before_the_last_one_is_no_error() {
 
 #[test]
 fn channels_have_pages_of_4_kib() {
-    in_time(|| {
+    deadline::in_time(|| {
         let stream = b"QEVM\0\0\0\x03\x07\0\0\0\0\x05\x1econfiguration/target-page-bits";
         let mut stream = &[&stream[..], b"\0\0\0\x01\0\0\0\x0d\0"].concat()[..];
         let (mut near, mut channel) = UnixStream::pair().unwrap();
@@ -488,7 +477,7 @@ fn channels_have_pages_of_4_kib() {
 /// A source that sends no description, keeps its connection and waits for an answer.
 #[test]
 fn a_description_that_does_not_follow_is_not_waited_for() {
-    in_time(|| {
+    deadline::in_time(|| {
         let memory = MemoryMap::new();
         let ram = RamBlock::anonymous("ram", page()).unwrap();
         memory.update(|map| map.ram("ram", ram.clone())).unwrap();
@@ -525,7 +514,7 @@ fn who_waits_to_switch_over_is_told_that_it_may() {
 /// has all of it, so that it must not look as if it had not.
 #[test]
 fn a_cancel_behind_the_last_byte_says_that_all_may_be_there() {
-    in_time(|| {
+    deadline::in_time(|| {
         let (memory, _) = machine();
         let precopy = Precopy::new(memory);
         let cancel = precopy.cancel();
@@ -564,7 +553,7 @@ fn flushes_and_sections(machine_name: &str) -> (usize, usize) {
 /// section, and it does not know the other.
 #[test]
 fn channels_are_waited_for_at_every_section_as_the_version_has_it() {
-    in_time(|| {
+    deadline::in_time(|| {
         for (name, says) in [("none", true), ("pc-q35-8.1", true), ("pc-q35-8.0", false)] {
             let (flushes, sections) = flushes_and_sections(name);
             assert!(sections >= 3, "{sections}");

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread::Scope;
 use std::time::Duration;
 
@@ -258,21 +258,8 @@ fn cut_after(bytes: i64, lost: Lost, channels: usize, seed: u64) -> i64 {
     passed
 }
 
-/// Runs `body`, which must not take longer than two minutes: a hang is a fault.
-fn in_time(body: impl FnOnce() + Send + 'static) {
-    let (done, is_done) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        body();
-        let _ = done.send(());
-    });
-    match is_done.recv_timeout(deadline::seconds(120)) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
-        _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-    }
-}
-
 fn cuts(lost: Lost) {
-    in_time(move || {
+    deadline::in_time(move || {
         for channels in [0, 2] {
             let all = cut_after(i64::MAX / 2, lost, channels, 1);
             let mut numbers = Numbers(all.unsigned_abs());

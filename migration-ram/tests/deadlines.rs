@@ -1,12 +1,14 @@
 //! Peers that say nothing, next to nothing, or take nothing: both sides give up in time, and say
 //! what they waited for.
 
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use memory_region::MemoryMap;
@@ -18,25 +20,9 @@ use ram_block::{DirtyClient, RamBlock};
 const LEN: u64 = 16 << 20;
 /// What the tests wait for.
 const LIMIT: Duration = Duration::from_millis(500);
-/// A hang is a fault; a busy machine is none.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn deadlines() -> Deadlines {
     Deadlines::none().handshake(LIMIT).idle(LIMIT).answer(LIMIT)
-}
-
-/// Fails if the body does not end.
-fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
-    let (done, is_done) = channel();
-    let thread = std::thread::spawn(move || {
-        let result = body();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-        panic!("it hangs");
-    }
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn machine() -> (Arc<MemoryMap>, Arc<RamBlock>) {
@@ -49,7 +35,7 @@ fn machine() -> (Arc<MemoryMap>, Arc<RamBlock>) {
 
 /// What is received of inputs, which stay open.
 fn received<I: Input + 'static>(mut inputs: Vec<I>) -> ReceiveError {
-    in_time(move || {
+    deadline::in_time(move || {
         let ram = [RamBlock::anonymous("ram", LEN).unwrap()];
         let inputs = inputs.iter_mut().map(|input| input as &mut dyn Input);
         let receiver = Receiver::new(&ram).deadlines(deadlines());
@@ -198,7 +184,7 @@ fn a_receiver_that_takes_nothing_is_not_waited_for() {
                     })
                 })
                 .collect();
-            let error = in_time(move || {
+            let error = deadline::in_time(move || {
                 let (main, channels) = near.split_first_mut().unwrap();
                 let channels = channels.iter_mut().map(|end| end as &mut dyn Output);
                 // Zeros, with which the stream is filled, too.
@@ -226,7 +212,7 @@ fn an_answer_that_does_not_come_is_not_waited_for() {
         let (mut near, mut far) = UnixStream::pair().unwrap();
         far.write_all(answers).unwrap();
         let taker = std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
-        let error = in_time(move || {
+        let error = deadline::in_time(move || {
             let mut back = near.try_clone().unwrap();
             let precopy = Precopy::new(memory).deadlines(Deadlines::none().answer(LIMIT));
             let to = Outgoing::new(&mut near).answers(&mut back);

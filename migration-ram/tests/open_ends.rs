@@ -1,9 +1,11 @@
 //! Connections that stay open, or are never read, hold no receiver.
 
+#[path = "../../tests/src/deadline.rs"]
+mod deadline;
+
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use memory_region::MemoryMap;
@@ -12,22 +14,7 @@ use migration_ram::{
 };
 use ram_block::RamBlock;
 
-/// A hang is a fault; a busy machine is none.
-const PATIENCE: Duration = Duration::from_secs(60);
 const LEN: u64 = 1 << 20;
-
-fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
-    let (done, is_done) = channel();
-    let thread = std::thread::spawn(move || {
-        let result = body();
-        let _ = done.send(());
-        result
-    });
-    if is_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-        panic!("it hangs");
-    }
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
 
 /// It asks again and again whether somebody is there, and never reads what is said.
 #[test]
@@ -38,7 +25,7 @@ fn a_sender_that_never_reads_is_not_waited_for() {
         let pings = b"\x08\0\x02\0\x04\0\0\0\0".repeat(1000);
         while near.write_all(&pings).is_ok() {}
     });
-    let error = in_time(move || {
+    let error = deadline::in_time(move || {
         let mut back = far.try_clone().unwrap();
         let deadlines = Deadlines::none().idle(Duration::from_millis(500));
         let from = Incoming::new(&mut far).answers(&mut back);
@@ -65,7 +52,7 @@ fn a_channel_that_stays_open_holds_nobody() {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.as_mut().unwrap().write_all(&packets).unwrap();
     let mut channel = child.stdout.take().unwrap();
-    in_time(move || {
+    deadline::in_time(move || {
         let twin = [RamBlock::anonymous("ram", LEN).unwrap()];
         let mut stream = stream.as_slice();
         let inputs: [&mut dyn Input; 2] = [&mut stream, &mut channel];

@@ -4,7 +4,7 @@
 mod deadline;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,20 +21,6 @@ const LINK: u64 = 8 << 20;
 
 fn page() -> u64 {
     PageSize::host().bytes()
-}
-
-/// Runs `body`, which must not take longer than a minute: a hang is a fault.
-fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
-    let (done, is_done) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        let result = body();
-        let _ = done.send(());
-        result
-    });
-    match is_done.recv_timeout(deadline::seconds(60)) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
-        _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-    }
 }
 
 #[derive(Default)]
@@ -133,7 +119,7 @@ fn still() -> Result<(), DeviceError> {
 
 #[test]
 fn a_guest_that_outruns_the_link_is_throttled_or_reported() {
-    in_time(|| {
+    deadline::in_time(|| {
         let guest = Guest::start();
         let refused = guest.precopy().run(&mut Vec::new(), still, |_| ()).unwrap_err();
         assert!(matches!(refused, SendError::NotConverging { rounds: 3, .. }), "{refused}");
@@ -160,7 +146,7 @@ fn a_guest_that_outruns_the_link_is_throttled_or_reported() {
 
 #[test]
 fn a_guest_that_outruns_the_link_is_limited() {
-    in_time(|| {
+    deadline::in_time(|| {
         let guest = Guest::start();
         let reins = guest.reins.clone();
         let pause = || {
@@ -209,7 +195,7 @@ impl Output for Breaks<'_> {
 
 #[test]
 fn a_limit_is_lifted_however_the_migration_ends() {
-    in_time(|| {
+    deadline::in_time(|| {
         let guest = Guest::start();
         let clear = || guest.reins.limits.lock().unwrap().clear();
 
@@ -248,7 +234,7 @@ fn a_limit_is_lifted_however_the_migration_ends() {
 
 #[test]
 fn who_cannot_limit_says_so_at_once() {
-    in_time(|| {
+    deadline::in_time(|| {
         let guest = Guest::start();
         let refuses = |_| Err("no rings".into());
         let precopy = guest.precopy().dirty_limit(DirtyLimit::default(), refuses);
@@ -290,7 +276,7 @@ impl Output for WritesOne {
 /// the page is more than the page. His rounds count.
 #[test]
 fn a_guest_that_writes_little_does_not_migrate_for_ever() {
-    in_time(|| {
+    deadline::in_time(|| {
         let memory = MemoryMap::new();
         let ram = RamBlock::anonymous("ram", PAGES * page()).unwrap();
         memory.update(|map| map.ram("ram", ram.clone())).unwrap();
@@ -332,7 +318,7 @@ impl std::io::Write for Tiring {
 /// What was carried in the first second says nothing of the next ones; 300 ms are allowed.
 #[test]
 fn a_link_that_becomes_slow_is_not_trusted() {
-    in_time(|| {
+    deadline::in_time(|| {
         let memory = MemoryMap::new();
         let ram = RamBlock::anonymous("ram", 136 << 20).unwrap();
         (0..ram.pages()).for_each(|n| ram.write(n * page(), &[1]).unwrap());

@@ -6,6 +6,7 @@
 #![allow(dead_code, unreachable_pub)] // no includer uses all of it
 
 use std::sync::OnceLock;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// What multiplies all deadlines.
@@ -49,4 +50,22 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what} did not happen within {:?}", seconds(30));
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Runs `body` in a thread of its own, for two minutes at most, which are scaled.
+///
+/// # Panics
+///
+/// If it takes longer, for a hang is a fault, or if `body` panics.
+pub fn in_time<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, is_done) = channel();
+    let thread = std::thread::spawn(move || {
+        let result = body();
+        let _ = done.send(());
+        result
+    });
+    if is_done.recv_timeout(seconds(120)) == Err(RecvTimeoutError::Timeout) {
+        panic!("it hangs");
+    }
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -68,6 +68,33 @@ fn incoming(name: &str) -> Qemu {
     Qemu::start(name, &["-machine", "none", "-m", "64", "-incoming", "unix:{dir}/in"]).unwrap()
 }
 
+const DEFERRED: &[&str] = &["-machine", "none", "-m", "64", "-incoming", "defer"];
+
+/// Our ends of a stream, its answers and its channels.
+struct Ends {
+    out: UnixStream,
+    back: UnixStream,
+    channels: Vec<UnixStream>,
+}
+
+/// Makes a QEMU that was started [`DEFERRED`] wait for a stream with two channels.
+fn with_two_channels(qemu: &mut Qemu) -> Ends {
+    qemu.capabilities(&["multifd", "return-path"]).unwrap();
+    qemu.incoming(&format!("unix:{}", qemu.path("in").display())).unwrap();
+    let out = connect(&qemu.path("in")).unwrap();
+    let back = out.try_clone().unwrap();
+    let channels = (0..2).map(|_| connect(&qemu.path("in")).unwrap()).collect();
+    Ends { out, back, channels }
+}
+
+impl Ends {
+    fn outgoing(&mut self) -> Outgoing<'_> {
+        Outgoing::new(&mut self.out)
+            .channels(self.channels.iter_mut().map(|channel| channel as &mut dyn Output))
+            .answers(&mut self.back)
+    }
+}
+
 fn one_stream_arrives() {
     let mut qemu = incoming("in");
     let mut out = connect(&qemu.path("in")).unwrap();
@@ -90,18 +117,10 @@ fn its_answer_is_waited_for() {
 }
 
 fn two_channels_arrive() {
-    let mut qemu =
-        Qemu::start("two", &["-machine", "none", "-m", "64", "-incoming", "defer"]).unwrap();
-    qemu.capabilities(&["multifd", "return-path"]).unwrap();
-    qemu.incoming(&format!("unix:{}", qemu.path("in").display())).unwrap();
-    let mut out = connect(&qemu.path("in")).unwrap();
-    let mut back = out.try_clone().unwrap();
-    let mut channels: Vec<UnixStream> =
-        (0..2).map(|_| connect(&qemu.path("in")).unwrap()).collect();
+    let mut qemu = Qemu::start("two", DEFERRED).unwrap();
+    let mut ends = with_two_channels(&mut qemu);
     let (memory, ram) = machine("ram");
-    let to = Outgoing::new(&mut out)
-        .channels(channels.iter_mut().map(|channel| channel as &mut dyn Output))
-        .answers(&mut back);
+    let to = ends.outgoing();
     // As this QEMU's is, whatever machine it has.
     let precopy = Precopy::new(memory);
     send(&precopy.multifd_flush_after_each_section(release().unwrap() < (8, 1)), &ram, to);
@@ -112,17 +131,9 @@ fn two_channels_arrive() {
 /// From 8.1 on QEMU waits for the channels where the stream says so, and for ever if that never
 /// does; earlier ones refuse to be told.
 fn channels_waited_for_in_another_way_end(program: &Program) {
-    let arguments = ["-machine", "none", "-m", "64", "-incoming", "defer"];
-    let mut qemu = program.start_with("wrong", &arguments, &[]).unwrap();
-    qemu.capabilities(&["multifd", "return-path"]).unwrap();
-    qemu.incoming(&format!("unix:{}", qemu.path("in").display())).unwrap();
-    let mut out = connect(&qemu.path("in")).unwrap();
-    let mut back = out.try_clone().unwrap();
-    let mut channels: Vec<UnixStream> =
-        (0..2).map(|_| connect(&qemu.path("in")).unwrap()).collect();
-    let to = Outgoing::new(&mut out)
-        .channels(channels.iter_mut().map(|channel| channel as &mut dyn Output))
-        .answers(&mut back);
+    let mut qemu = program.start_with("wrong", DEFERRED, &[]).unwrap();
+    let mut ends = with_two_channels(&mut qemu);
+    let to = ends.outgoing();
     let (memory, ram) = machine("ram");
     let waits_by_itself = program.release().unwrap() < (8, 1);
     let limit = Duration::from_secs(2);

@@ -60,6 +60,19 @@ fn check_sections(arrived: &Arrived, described: bool) {
     assert_eq!(whole.len(), description["devices"].as_array().unwrap().len());
 }
 
+/// What QEMU sends over so many channels, once it was compared with what QEMU has.
+fn arrives(qemu: &mut Qemu, channels: usize) -> Arrived {
+    qemu.capabilities(&["return-path"]).unwrap();
+    if channels > 0 {
+        qemu.capabilities(&["multifd"]).unwrap();
+    }
+    let receiving = receive(qemu, 1 + channels, true);
+    migrate_stopped(qemu);
+    let arrived = receiving.join().unwrap();
+    check(qemu, &arrived);
+    arrived
+}
+
 /// From a file, and from connections that QEMU keeps open until it is answered.
 fn a_stream_without_description_arrives(program: &Program) {
     for (arguments, described) in [(SILENT, false), (DESCRIBED, true)] {
@@ -74,15 +87,7 @@ fn a_stream_without_description_arrives(program: &Program) {
         assert_eq!(arrived.0.bytes, std::fs::metadata(&path).unwrap().len());
         for channels in [0, 2] {
             let mut qemu = running(program, "silent", arguments).unwrap();
-            qemu.capabilities(&["return-path"]).unwrap();
-            if channels > 0 {
-                qemu.capabilities(&["multifd"]).unwrap();
-            }
-            let receiving = receive(&qemu, 1 + channels, true);
-            migrate_stopped(&mut qemu);
-            let arrived = receiving.join().unwrap();
-            check(&mut qemu, &arrived);
-            check_sections(&arrived, described);
+            check_sections(&arrives(&mut qemu, channels), described);
         }
     }
 }
@@ -92,14 +97,7 @@ fn an_iterable_section_arrives(program: &Program) {
         for channels in [0, 2] {
             let mut qemu = running(program, "bitmap", arguments).unwrap();
             add_bitmap(&mut qemu);
-            qemu.capabilities(&["return-path"]).unwrap();
-            if channels > 0 {
-                qemu.capabilities(&["multifd"]).unwrap();
-            }
-            let receiving = receive(&qemu, 1 + channels, true);
-            migrate_stopped(&mut qemu);
-            let arrived = receiving.join().unwrap();
-            check(&mut qemu, &arrived);
+            let arrived = arrives(&mut qemu, channels);
             check_sections(&arrived, described);
             let bitmap = section(&arrived, "dirty-bitmap").unwrap();
             assert!(bitmap.iterable && bitmap.early && bitmap.len > 10, "{bitmap:?}");
