@@ -3,7 +3,8 @@
 use ram_block::{DirtyClient, DirtyError, RamBlockError};
 use thiserror::Error;
 
-use crate::listener::ListenerError;
+/// Why a listener could not do as told; its own error type.
+pub type ListenerError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A change of the memory map, or of its dirty logging, that cannot be made.
 ///
@@ -269,6 +270,79 @@ pub enum MapError {
     #[error(transparent)]
     Dirty(#[from] DirtyError),
     /// A block could not be made.
+    #[error(transparent)]
+    Block(#[from] RamBlockError),
+}
+
+/// An access that met something other than memory or a device.
+///
+/// The rest of the access has been made. A guest is told nothing of this: it reads
+/// all ones where nothing answers, and its writes there are dropped.
+#[derive(Debug, Error)]
+pub enum AccessError {
+    /// Nothing answers at an address.
+    #[error("Access of {len} bytes at {address:#x}: nothing answers at {unassigned:#x}")]
+    Unassigned {
+        /// Where the access starts.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+        /// The first address at which nothing answers.
+        unassigned: u64,
+    },
+    /// The access goes on past the end of the 64-bit space.
+    #[error("Access of {len} bytes at {address:#x} passes the end of the address space")]
+    PastEnd {
+        /// Where the access starts.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// A write to memory that is read-only; it was dropped.
+    #[error("Write of {len} bytes at {address:#x}: \"{name}\" is read-only")]
+    ReadOnly {
+        /// Where the access starts.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+        /// The region's name.
+        name: String,
+    },
+    /// A device does not take pieces of this size; it was not asked.
+    #[error("Access of {len} bytes at {address:#x}: \"{name}\" takes no {size} bytes")]
+    TooSmall {
+        /// Where the access starts.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+        /// The region's name.
+        name: String,
+        /// The piece's size in bytes.
+        size: usize,
+    },
+    /// A device's own handler made the access; the device was not asked.
+    #[error("Access of {len} bytes at {address:#x} from within \"{name}\"'s own handler")]
+    Reentered {
+        /// Where the access starts.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+        /// The region's name.
+        name: String,
+    },
+    /// An IOMMU knows no place for a byte, or sends the access in circles.
+    #[error("Access of {len} bytes at {address:#x}: \"{name}\" leads nowhere from {offset:#x}")]
+    Untranslated {
+        /// Where the access starts, in the last address space that it got to.
+        address: u64,
+        /// Its length in bytes.
+        len: usize,
+        /// The region's name.
+        name: String,
+        /// The first byte of the region that leads nowhere.
+        offset: u64,
+    },
+    /// A block is smaller than its region: it reads as all ones there.
     #[error(transparent)]
     Block(#[from] RamBlockError),
 }

@@ -50,60 +50,34 @@
 //! # }
 //! ```
 
-mod access;
-mod address_space;
-mod claims;
-mod clients;
-mod commit;
-mod diff;
-mod dirty_log;
-mod dirty_source;
-mod dump;
-mod edit;
+mod device;
 mod error;
-mod flat_view;
-mod follow;
-mod guest_memory;
-mod hulls;
-mod inside;
-mod io_event_fd;
-mod iommu;
-mod leaving;
 mod listener;
-mod log_claim;
-mod log_words;
-mod look_up;
 mod map;
-mod mmio;
-mod placement;
-mod region;
-mod registers;
-mod render;
-mod section;
-mod vhost_log;
+mod region_id;
+mod transaction;
+mod tree;
+mod view;
 
-pub use access::AccessError;
-pub use address_space::AddressSpace;
-pub use clients::MapClient;
-pub use dirty_source::{DirtySource, DirtySourceListener};
-pub use dump::{FlatViews, MapTree};
-pub use edit::MapEdit;
-pub use error::MapError;
-pub use flat_view::FlatView;
-pub use guest_memory::{GuestRam, RamRange};
-pub use io_event_fd::{CoalescedRange, IoEventFd};
-pub use iommu::{Iommu, Translation};
-pub use listener::{
-    Difference, GlobalLogChange, ListenerError, LogChange, MemoryListener, ViewChange,
-};
-pub use log_claim::LogClaim;
-pub use map::MemoryMap;
-pub use mmio::{AccessSizes, Endianness, MmioAccess, MmioDevice};
+pub use device::dispatch::Registers;
+pub use device::ioeventfd::{CoalescedRange, IoEventFd};
+pub use device::iommu::{Iommu, Translation};
+pub use device::mmio::{AccessSizes, Endianness, MmioAccess, MmioDevice};
+pub use error::{AccessError, ListenerError, MapError};
+pub use listener::change::{Difference, GlobalLogChange, LogChange, MemoryListener, ViewChange};
+pub use listener::dirty_source::{DirtySource, DirtySourceListener};
+pub use listener::vhost_log::VhostLog;
+pub use map::log_claim::LogClaim;
+pub use map::map_client::MapClient;
+pub use map::memory_map::MemoryMap;
+pub use map::mtree::{FlatViews, MapTree};
 /// The crates whose types appear in this one's.
 pub use ram_block;
-pub use region::RegionId;
-pub use registers::Registers;
-pub use section::{Section, SectionTarget};
-pub use vhost_log::VhostLog;
+pub use region_id::RegionId;
+pub use transaction::regions::MapEdit;
+pub use view::address_space::AddressSpace;
+pub use view::flat_view::FlatView;
+pub use view::guest_ram::{GuestRam, RamRange};
+pub use view::section::{Section, SectionTarget};
 /// The crates whose types appear in this one's.
 pub use vmm_sys_util;

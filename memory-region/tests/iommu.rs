@@ -25,16 +25,16 @@ impl Iommu for Table {
     fn translate(&self, offset: u64, write: bool) -> Translation {
         let page = usize::try_from(offset / PAGE).ok();
         let entry = page.and_then(|page| self.pages.lock().unwrap().get(page).copied().flatten());
-        let to = match entry {
+        let len = PAGE - offset % PAGE;
+        match entry {
             Some((to, writable)) if writable || !write => {
-                Some((self.space.get().unwrap().clone(), to + offset % PAGE))
+                Translation::to(self.space.get().unwrap(), to + offset % PAGE, len)
             }
             _ => {
                 self.faults.lock().unwrap().push((offset, write));
-                None
+                Translation::nowhere(len)
             }
-        };
-        Translation { to, len: PAGE - offset % PAGE }
+        }
     }
 }
 
@@ -152,10 +152,7 @@ fn stages_follow_one_another_but_not_in_circles() {
     struct Through(OnceLock<Arc<AddressSpace>>);
     impl Iommu for Through {
         fn translate(&self, offset: u64, _: bool) -> Translation {
-            Translation {
-                to: Some((self.0.get().unwrap().clone(), offset)),
-                len: u64::MAX - offset,
-            }
+            Translation::to(self.0.get().unwrap(), offset, u64::MAX - offset)
         }
     }
     let map = MemoryMap::new();

@@ -1,0 +1,218 @@
+//! A device as a region shows it: accesses made to measure, and not again from within
+//! themselves.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::device::ioeventfd::IoEventFd;
+use crate::device::mmio::{AccessSizes, MmioAccess, MmioDevice};
+use crate::device::reentrancy::Inside;
+use crate::error::MapError;
+
+/// The registers of a device in a region.
+pub struct Registers {
+    device: Arc<dyn MmioDevice>,
+    access: MmioAccess,
+    pub(crate) event_fds: Vec<IoEventFd>,
+    /// Byte ranges of the region whose writes an accelerator may gather, in ascending order
+    /// and with a gap between any two.
+    pub(crate) coalesced: Vec<Range<u64>>,
+    /// Shared by all states of one region: a device's fault is told once.
+    reentered: Arc<AtomicBool>,
+}
+
+/// Why an access does not arrive at its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It is smaller than the device takes.
+    TooSmall(usize),
+    /// The device's own handler makes it.
+    Reentered,
+}
+
+impl Clone for Registers {
+    fn clone(&self) -> Self {
+        Self {
+            device: self.device.clone(),
+            access: self.access,
+            event_fds: self.event_fds.clone(),
+            coalesced: self.coalesced.clone(),
+            reentered: self.reentered.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for Registers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registers")
+            .field("access", &self.access)
+            .field("event_fds", &self.event_fds)
+            .field("coalesced", &self.coalesced)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Registers {
+    pub(crate) fn new(name: &str, device: Arc<dyn MmioDevice>) -> Result<Self, MapError> {
+        let access = device.access();
+        for sizes in [access.valid, access.implemented] {
+            if !sizes.is_possible() {
+                let AccessSizes { min, max, .. } = sizes;
+                return Err(MapError::AccessSizes { name: name.to_owned(), min, max });
+            }
+        }
+        let (event_fds, coalesced) = (Vec::new(), Vec::new());
+        Ok(Self { device, access, event_fds, coalesced, reentered: Arc::default() })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn MmioDevice> {
+        &self.device
+    }
+
+    /// Which accesses it takes.
+    pub fn access(&self) -> MmioAccess {
+        self.access
+    }
+
+    /// The eventfds as they are on the bus, with the region's offsets.
+    pub(crate) fn event_fds(&self) -> impl Iterator<Item = IoEventFd> {
+        let on_bus = |event: &IoEventFd, value| {
+            let mut bytes = [0; 8];
+            self.access.endianness.bytes(value, &mut bytes[..usize::from(event.size)]);
+            u64::from_le_bytes(bytes)
+        };
+        self.event_fds.iter().map(move |event| IoEventFd {
+            datamatch: event.datamatch.map(|value| on_bus(event, value)),
+            ..event.clone()
+        })
+    }
+
+    /// The byte ranges whose writes are gathered: an eventfd's writes signal it instead.
+    pub(crate) fn gathered(&self) -> Vec<Range<u64>> {
+        let mut ranges = self.coalesced.clone();
+        for Range { start, end } in self.event_fds.iter().map(IoEventFd::bytes) {
+            let without = |range: Range<u64>| {
+                let parts = [range.start..range.end.min(start), range.start.max(end)..range.end];
+                parts.into_iter().filter(|part| !part.is_empty())
+            };
+            ranges = ranges.into_iter().flat_map(without).collect();
+        }
+        ranges
+    }
+
+    fn enter(&self, name: &str) -> Result<Inside, Refusal> {
+        let inside = Inside::enter(Arc::as_ptr(&self.device).cast());
+        if inside.is_none() {
+            if self.reentered.swap(true, Ordering::Relaxed) {
+                log::debug!("\"{name}\" accesses itself from within its own handler");
+            } else {
+                log::warn!(
+                    "\"{name}\" accesses itself from within its own handler; not carried out"
+                );
+            }
+        }
+        inside.ok_or(Refusal::Reentered)
+    }
+
+    /// Reads what is at `offset`; what does not arrive reads as all ones.
+    pub(crate) fn read(&self, name: &str, offset: u64, data: &mut [u8]) -> Result<(), Refusal> {
+        let inside = match self.enter(name) {
+            Ok(inside) => inside,
+            Err(refusal) => {
+                data.fill(0xff);
+                return Err(refusal);
+            }
+        };
+        let mut result = Ok(());
+        let mut at = 0;
+        while at < data.len() {
+            let place = offset.wrapping_add(at as u64);
+            let size = self.access.valid.piece(place, data.len() - at);
+            let piece = &mut data[at..at + size];
+            if size < self.access.valid.min {
+                piece.fill(0xff);
+                result = result.and(Err(Refusal::TooSmall(size)));
+            } else {
+                self.read_piece(place, piece);
+            }
+            at += size;
+        }
+        drop(inside);
+        result
+    }
+
+    /// Writes `data` at `offset`, or signals; what does not arrive is dropped.
+    pub(crate) fn write(&self, name: &str, offset: u64, data: &[u8]) -> Result<(), Refusal> {
+        let order = self.access.endianness;
+        let mut inside = None;
+        let mut result = Ok(());
+        let mut at = 0;
+        while at < data.len() {
+            let place = offset.wrapping_add(at as u64);
+            let size = self.access.valid.piece(place, data.len() - at);
+            let piece = &data[at..at + size];
+            at += size;
+            if size < self.access.valid.min {
+                result = result.and(Err(Refusal::TooSmall(size)));
+                continue;
+            }
+            // The handler is not called for it, so it need not be entered.
+            let mut events = self.event_fds.iter();
+            if let Some(event) = events.find(|event| event.matches(place, piece, order)) {
+                event.signal(name);
+                continue;
+            }
+            match inside.get_or_insert_with(|| self.enter(name)) {
+                Ok(_) => self.write_piece(place, piece),
+                Err(refusal) => result = result.and(Err(*refusal)),
+            }
+        }
+        result
+    }
+
+    /// The word that the handler is called for at byte `at` of a piece that goes on for
+    /// `rest` bytes: its offset, its size, and how many of its first bytes are not meant.
+    fn word(&self, at: u64, rest: usize) -> (u64, usize, usize) {
+        let AccessSizes { min, .. } = self.access.implemented;
+        let size = self.access.implemented.piece(at, rest);
+        if size >= min {
+            return (at, size, 0);
+        }
+        let skip = usize::try_from(at % min as u64).unwrap_or(0);
+        (at - skip as u64, min, skip)
+    }
+
+    fn read_piece(&self, offset: u64, data: &mut [u8]) {
+        let order = self.access.endianness;
+        let mut done = 0;
+        while done < data.len() {
+            let rest = data.len() - done;
+            let (at, size, skip) = self.word(offset.wrapping_add(done as u64), rest);
+            let mut word = [0; 8];
+            order.bytes(self.device.read(at, size), &mut word[..size]);
+            let len = rest.min(size - skip);
+            data[done..done + len].copy_from_slice(&word[skip..skip + len]);
+            done += len;
+        }
+    }
+
+    fn write_piece(&self, offset: u64, data: &[u8]) {
+        let order = self.access.endianness;
+        let mut done = 0;
+        while done < data.len() {
+            let rest = data.len() - done;
+            let (at, size, skip) = self.word(offset.wrapping_add(done as u64), rest);
+            let len = rest.min(size - skip);
+            let mut word = [0; 8];
+            if len < size {
+                order.bytes(self.device.read(at, size), &mut word[..size]);
+            }
+            word[skip..skip + len].copy_from_slice(&data[done..done + len]);
+            self.device.write(at, size, order.value(&word[..size]));
+            done += len;
+        }
+    }
+}

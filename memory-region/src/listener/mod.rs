@@ -1,0 +1,9 @@
+//! Who follows an address space: what one commit changed in its view, how listeners are told,
+//! and writers of guest memory that keep a log of their own.
+
+pub(crate) mod change;
+pub(crate) mod diff;
+pub(crate) mod dirty_source;
+pub(crate) mod log_batch;
+pub(crate) mod notify;
+pub(crate) mod vhost_log;

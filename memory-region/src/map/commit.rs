@@ -1,0 +1,179 @@
+//! The commit: a transaction's tree becomes the map, or everything stays as it was.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ram_block::{ClientSet, DirtyError};
+
+use crate::error::MapError;
+use crate::listener::change::{GlobalLogChange, MemoryListener, ViewChange};
+use crate::listener::diff::diff;
+use crate::listener::notify::{Follower, tell};
+use crate::region_id::RegionId;
+use crate::transaction::claims::{Claimed, Claims};
+use crate::transaction::client_registry::Clients;
+use crate::transaction::regions::Newcomers;
+use crate::tree::render::{canonical, render};
+use crate::tree::topology::{Logged, Topology};
+use crate::view::address_space::AddressSpace;
+use crate::view::flat_view::FlatView;
+
+/// The map as a commit left it.
+#[derive(Clone, Default)]
+pub(crate) struct Current {
+    pub(crate) topology: Topology,
+    /// The blocks of the regions, and who logs them.
+    pub(crate) logged: Logged,
+    pub(crate) spaces: Vec<Space>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Space {
+    pub(crate) space: Arc<AddressSpace>,
+    /// By their priorities, then in the order of their registration.
+    pub(crate) listeners: Vec<Arc<dyn MemoryListener>>,
+}
+
+impl Space {
+    /// Its listeners, with what they are to follow.
+    fn followers(&self, change: ViewChange) -> Vec<Follower> {
+        let change = Arc::new(change);
+        let listeners = self.listeners.iter().filter(|_| !change.is_empty());
+        let followers = listeners.map(|listener| Follower {
+            listener: listener.clone(),
+            space: self.space.shared_name(),
+            change: change.clone(),
+        });
+        followers.collect()
+    }
+}
+
+/// What a transaction leaves behind. With it devices may be dropped, whose `Drop` may use
+/// the map: it outlives the turn.
+#[derive(Default)]
+pub(crate) struct Retired {
+    /// The tree that is edited, until it is committed.
+    pub(crate) topology: Topology,
+    /// What came with the transaction, and may be gone again.
+    pub(crate) newcomers: Newcomers,
+    /// The views of the edited tree, by their roots.
+    rendered: BTreeMap<RegionId, Arc<FlatView>>,
+    /// The former views, and those that did not come.
+    views: Vec<Arc<FlatView>>,
+    /// The former map.
+    pub(crate) former: Option<Arc<Current>>,
+}
+
+impl Current {
+    /// Which of the spaces it is.
+    pub(crate) fn entry_of(&self, space: &AddressSpace) -> Result<usize, MapError> {
+        let at = self.spaces.iter().position(|entry| entry.space.is_same(space));
+        at.ok_or_else(|| MapError::UnknownSpace { name: space.name().to_owned() })
+    }
+
+    /// All that is there, as a change of the view of `space`.
+    pub(crate) fn all_of(&self, space: &AddressSpace) -> ViewChange {
+        let mut change = diff(&FlatView::default(), &space.view());
+        change.global_log = global_change(ClientSet::EMPTY, self.topology.global_log);
+        change
+    }
+
+    /// The map with the edited tree, which the views and the listeners follow; or it fails
+    /// and leaves everything as it was.
+    pub(crate) fn commit(
+        &self,
+        clients: &mut Clients,
+        claims: &Mutex<Claims>,
+        retired: &mut Retired,
+    ) -> Result<Self, MapError> {
+        let claims = || claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let topology = &retired.topology;
+        let logged = topology.logged();
+        let (before, after) = (&self.logged, &logged);
+        let global_log = global_change(self.topology.global_log, topology.global_log);
+        let mut views = Vec::with_capacity(self.spaces.len());
+        let mut followers = Vec::new();
+        for entry in &self.spaces {
+            let root = canonical(topology, entry.space.root())?;
+            let view = match retired.rendered.entry(root) {
+                Entry::Occupied(view) => view.into_mut(),
+                Entry::Vacant(view) => view.insert(Arc::new(render(topology, root, after)?)),
+            };
+            if !entry.listeners.is_empty() {
+                let change = ViewChange { global_log, ..diff(&entry.space.view(), view) };
+                followers.extend(entry.followers(change));
+            }
+            views.push(view.clone());
+        }
+        claims().check_blocks(after)?;
+        // A client is on in the block before a listener starts to log for it, and
+        // off only after: no page is logged that its bitmap would not take.
+        let clients_before =
+            |block| before.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
+        let mut switched_on = Vec::new();
+        let mut switch_on = || {
+            for (block, (ram, logging)) in after {
+                let before = clients_before(block);
+                for client in logging.iter().filter(|client| !before.contains(*client)) {
+                    clients.switch_on(ram, client)?;
+                    switched_on.push((ram, client));
+                }
+            }
+            Ok(())
+        };
+        let result: Result<(), DirtyError> = switch_on();
+        // Now that the client has its number there, and before anybody writes for it.
+        let mut claimed = Claimed::default();
+        let mut claim = || claims().claim_blocks(after).map(|new| claimed = new);
+        let mut result = result.map_err(MapError::from).and_then(|()| claim());
+        if result.is_ok() {
+            // From the first listener on that follows, guests may write through what comes.
+            for (entry, view) in self.spaces.iter().zip(&views) {
+                retired.views.extend(entry.space.announce(Some(view.clone())));
+            }
+            result = tell(&followers);
+        }
+        if let Err(error) = result {
+            self.end_announcements(retired);
+            for (ram, client) in switched_on {
+                clients.switch_off(ram, client, claims().of_client(client, ram));
+            }
+            claims().give_up(&claimed);
+            return Err(error);
+        }
+
+        // RAM that joins while all of it is logged is new to those who log: all of it.
+        let all_along = self.topology.global_log.intersection(topology.global_log);
+        for (ram, _) in after.iter().filter(|(at, _)| !before.contains_key(*at)).map(|(_, b)| b) {
+            if !all_along.is_empty() {
+                ram.dirty().mark(0, ram.len());
+            }
+        }
+        for (entry, view) in self.spaces.iter().zip(views) {
+            retired.views.push(entry.space.publish(view));
+        }
+        self.end_announcements(retired);
+        for (block, (ram, logging)) in before {
+            let still = after.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
+            for client in logging.iter().filter(|client| !still.contains(*client)) {
+                clients.switch_off(ram, client, claims().of_client(client, ram));
+            }
+        }
+        if before.keys().any(|block| !after.contains_key(block)) {
+            claims().leave_blocks(after);
+        }
+        let (topology, spaces) = (std::mem::take(&mut retired.topology), self.spaces.clone());
+        Ok(Self { topology, logged, spaces })
+    }
+
+    /// The views that were announced are the current ones, or will never be.
+    fn end_announcements(&self, retired: &mut Retired) {
+        let announced = self.spaces.iter().filter_map(|entry| entry.space.announce(None));
+        retired.views.extend(announced);
+    }
+}
+
+fn global_change(old: ClientSet, new: ClientSet) -> Option<GlobalLogChange> {
+    (old != new).then_some(GlobalLogChange { old, new })
+}

@@ -1,0 +1,245 @@
+//! The front door of the dirty log: who logs, and what they find.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ram_block::{DirtyClient, DirtyError, DirtySnapshot, Harvest, RamBlock};
+
+use crate::error::ListenerError;
+use crate::error::MapError;
+use crate::listener::change::MemoryListener;
+use crate::map::memory_map::MemoryMap;
+use crate::region_id::RegionId;
+use crate::view::flat_view::FlatView;
+use crate::view::section::Section;
+
+impl MemoryMap {
+    /// Switches the dirty log of one RAM region on or off for `client`.
+    ///
+    /// Everything written from the return of this call on is logged. The map
+    /// switches the clients of its blocks: [`DirtyMemory::enable`] is not needed.
+    ///
+    /// A log may start with pages that nobody wrote: an accelerator may report *all* pages
+    /// first, so that the start costs nothing, as KVM does with manual protection
+    /// (KVM_DIRTY_LOG_INITIALLY_SET, the default of `kvm-accel` where KVM has it). The first
+    /// harvest then gives all of RAM. It is right for who begins with all of memory; who wants
+    /// exactly what is written from now on sets `KvmConfig::initially_set` to false.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], [`MapError::Dirty`] if nobody can
+    /// log for the client (see [`MapEdit::set_log`](crate::MapEdit::set_log)),
+    /// [`MapError::Claimed`] if a log that is claimed is to be switched off,
+    /// [`MapError::Refused`], [`MapError::Nested`].
+    ///
+    /// [`DirtyMemory::enable`]: ram_block::DirtyMemory::enable
+    pub fn set_log(&self, region: RegionId, client: DirtyClient, on: bool) -> Result<(), MapError> {
+        self.update(|map| map.set_log(region, client, on))
+    }
+
+    /// Switches the dirty log of all RAM, present and future, on or off for `client`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Dirty`] if nobody can log for the client, or a block cannot,
+    /// [`MapError::Claimed`] if a log that is claimed is to be switched off,
+    /// [`MapError::Refused`], [`MapError::Nested`].
+    pub fn set_global_log(&self, client: DirtyClient, on: bool) -> Result<(), MapError> {
+        self.update(|map| map.set_global_log(client, on))
+    }
+
+    /// Merges what accelerators know of writes to `region` into its block, for every
+    /// client that is on; nothing else is asked for. Regions without RAM know of none.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`], [`MapError::UnknownRegion`].
+    pub fn sync_dirty_log(&self, region: RegionId) -> Result<(), MapError> {
+        match self.ram_of(region)? {
+            (_, Some(block)) => self.sync_block(&block),
+            _ => Ok(()),
+        }
+    }
+
+    /// Merges what accelerators know of writes to all RAM that is logged.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`].
+    pub fn sync_all_dirty_logs(&self) -> Result<(), MapError> {
+        self.sync_all(false)
+    }
+
+    /// As [`sync_all_dirty_logs`](Self::sync_all_dirty_logs), when no guest runs any more
+    /// and nobody will read what this does not bring: the last stage of a migration.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`].
+    pub fn sync_last_dirty_logs(&self) -> Result<(), MapError> {
+        self.sync_all(true)
+    }
+
+    fn sync_all(&self, last: bool) -> Result<(), MapError> {
+        for entry in self.current().spaces.iter() {
+            for listener in &entry.listeners {
+                let at_once = listener.sync_all(last);
+                if !at_once.map_err(|source| unsynced(&**listener, "all RAM", source))? {
+                    let listener = std::slice::from_ref(listener);
+                    let synced = |view: Arc<FlatView>| sync_sections(&view, listener, |_| true);
+                    entry.space.followed().try_for_each(synced)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that the `bytes` of `block` are about to be read: a listener that reports a
+    /// page's first write only is to watch them again from now on. Call it after the bits
+    /// of these pages were taken, and before the pages are read.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`].
+    pub fn log_clear(&self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
+        for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
+            // What comes too, as a sync asked there: what was reported is to be watched again.
+            for view in entry.space.followed() {
+                clear_sections(&view, &entry.listeners, block, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the block wherever it is mapped: other regions may show it too.
+    ///
+    /// No lock is held meanwhile: a section that a commit removes at this moment has
+    /// been synced by its listener. One that it brings is asked for, too: guests may write
+    /// through it before the map is published.
+    fn sync_block(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
+        for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
+            let wanted = |section: &Section| shows(section, block);
+            let synced = |view: Arc<FlatView>| sync_sections(&view, &entry.listeners, wanted);
+            entry.space.followed().try_for_each(synced)?;
+        }
+        Ok(())
+    }
+
+    /// Takes `client`'s dirty pages of the `bytes` of a RAM region: syncs the region, takes
+    /// the bits of exactly the pages that the bytes touch, and lets listeners watch these
+    /// pages again ([`log_clear`](Self::log_clear)).
+    ///
+    /// Read the pages after this call, not before: what is written later is in the
+    /// next harvest. The first harvest after a log was switched on may give all pages, where
+    /// the accelerator starts so: see [`set_log`](Self::set_log).
+    ///
+    /// For a log that nobody has claimed. Two that harvest the same log eat each other's bits:
+    /// [`claim_log`](Self::claim_log) and harvest through the claim, if that is possible.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Claimed`], [`MapError::NotRam`], [`MapError::Sync`],
+    /// [`MapError::UnknownRegion`], or [`MapError::Dirty`] if the client is off or the region
+    /// has no such pages.
+    pub fn snapshot_and_clear(
+        &self,
+        region: RegionId,
+        client: DirtyClient,
+        bytes: Range<u64>,
+    ) -> Result<Harvest, MapError> {
+        self.snapshot_and_clear_into(region, client, bytes, DirtySnapshot::default())
+    }
+
+    /// As [`snapshot_and_clear`](Self::snapshot_and_clear), with the buffer of an
+    /// earlier snapshot.
+    ///
+    /// # Errors
+    ///
+    /// As [`snapshot_and_clear`](Self::snapshot_and_clear).
+    pub fn snapshot_and_clear_into(
+        &self,
+        region: RegionId,
+        client: DirtyClient,
+        bytes: Range<u64>,
+        buffer: DirtySnapshot,
+    ) -> Result<Harvest, MapError> {
+        let (name, block) = self.ram_of(region)?;
+        let block = block.ok_or_else(|| MapError::NotRam { name: name.to_string(), client })?;
+        let claimed = || MapError::Claimed { client, what: format!("\"{name}\"") };
+        if block.dirty().is_claimed(client) {
+            return Err(claimed()); // without a sync
+        }
+        let harvest = self.harvest(&block, bytes, |pages| {
+            block.dirty().snapshot_and_clear_into(client, pages, buffer)
+        });
+        harvest.map_err(|error| match error {
+            MapError::Dirty(DirtyError::Claimed { .. }) => claimed(),
+            error => error,
+        })
+    }
+
+    /// Syncs a block, takes bits of the pages that the bytes touch, and lets listeners watch
+    /// these pages again.
+    pub(crate) fn harvest(
+        &self,
+        block: &Arc<RamBlock>,
+        bytes: Range<u64>,
+        take: impl FnOnce(Range<u64>) -> Result<Harvest, DirtyError>,
+    ) -> Result<Harvest, MapError> {
+        self.sync_block(block)?;
+        let len = bytes.end.saturating_sub(bytes.start);
+        let pages = block.page_size().touched(bytes.start, len);
+        let harvest = take(pages.clone())?;
+        // An error gives the bits back.
+        let page = block.page_size().bytes();
+        self.log_clear(block, pages.start * page..pages.end * page)?;
+        Ok(harvest)
+    }
+}
+
+fn shows(section: &Section, block: &Arc<RamBlock>) -> bool {
+    section.ram().is_some_and(|ram| Arc::ptr_eq(ram, block))
+}
+
+/// Asks `listeners` for the sections that are logged and `wanted`.
+fn sync_sections(
+    view: &FlatView,
+    listeners: &[Arc<dyn MemoryListener>],
+    wanted: impl Fn(&Section) -> bool,
+) -> Result<(), MapError> {
+    let logged = |section: &&Section| !section.log().is_empty() && section.ram().is_some();
+    for section in view.sections().iter().filter(logged).filter(|section| wanted(section)) {
+        for listener in listeners {
+            let synced = listener.sync(section);
+            synced.map_err(|source| unsynced(&**listener, section.name(), source))?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets `listeners` watch the `bytes` of a block again, in the sections that log it.
+fn clear_sections(
+    view: &FlatView,
+    listeners: &[Arc<dyn MemoryListener>],
+    block: &Arc<RamBlock>,
+    bytes: &Range<u64>,
+) -> Result<(), MapError> {
+    for section in view.sections().iter().filter(|section| shows(section, block)) {
+        let size = u64::try_from(section.size()).unwrap_or(u64::MAX);
+        let end = section.offset().saturating_add(size);
+        let part = bytes.start.max(section.offset())..bytes.end.min(end);
+        if section.log().is_empty() || part.is_empty() {
+            continue;
+        }
+        for listener in listeners {
+            let cleared = listener.log_clear(section, part.clone());
+            cleared.map_err(|source| unsynced(&**listener, section.name(), source))?;
+        }
+    }
+    Ok(())
+}
+
+fn unsynced(listener: &dyn MemoryListener, region: &str, source: ListenerError) -> MapError {
+    let (listener, region) = (listener.name().to_owned(), region.to_owned());
+    MapError::Sync { listener, region, source }
+}

@@ -1,0 +1,308 @@
+//! The edits of a transaction: regions made, changed and forgotten.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ram_block::{DirtyClient, RamBlock};
+
+use crate::device::dispatch::Registers;
+use crate::device::iommu::Iommu;
+use crate::device::mmio::MmioDevice;
+use crate::error::MapError;
+use crate::region_id::RegionId;
+use crate::transaction::claims::Claims;
+use crate::transaction::client_registry::Clients;
+use crate::tree::topology::{Kind, Topology, check_size};
+
+/// The edits of one transaction; see [`MemoryMap::update`](crate::MemoryMap::update).
+///
+/// Sizes are in bytes and of 128 bits, so that a region can have all 2^64.
+pub struct MapEdit<'a> {
+    pub(crate) topology: &'a mut Topology,
+    pub(crate) newcomers: &'a mut Newcomers,
+    pub(crate) clients: &'a Clients,
+    pub(crate) claims: &'a Mutex<Claims>,
+    /// The number of the claim that this transaction ends.
+    pub(crate) ending: Option<u64>,
+    /// Regions that may not be removed: the roots of address spaces, with their names.
+    pub(crate) roots: Vec<(RegionId, Arc<str>)>,
+}
+
+/// What a transaction brought, whatever became of it: kept until it is over.
+#[derive(Default)]
+pub(crate) struct Newcomers {
+    blocks: Vec<Arc<RamBlock>>,
+    devices: Vec<Arc<dyn MmioDevice>>,
+    iommus: Vec<Arc<dyn Iommu>>,
+}
+
+impl MapEdit<'_> {
+    /// A region that holds others and is itself a hole where they are not.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Size`].
+    pub fn container(&mut self, name: &str, size: u128) -> Result<RegionId, MapError> {
+        self.topology.add(name, size, Kind::Container(Vec::new()))
+    }
+
+    /// Memory that is read and written directly; as large as `block`.
+    ///
+    /// A block logs for one map: of two that show it, the one that ends a log ends it for both.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::DuplicateBlock`] if another block of the map has this one's id.
+    pub fn ram(&mut self, name: &str, block: Arc<RamBlock>) -> Result<RegionId, MapError> {
+        self.newcomers.blocks.push(block.clone());
+        self.topology.check_block(&block)?;
+        let size = u128::from(block.len());
+        self.topology.add(name, size, Kind::Ram(block))
+    }
+
+    /// Memory that is read directly and that guests cannot write; as large as
+    /// `block`. Fill it through the block.
+    ///
+    /// # Errors
+    ///
+    /// As [`ram`](Self::ram).
+    pub fn rom(&mut self, name: &str, block: Arc<RamBlock>) -> Result<RegionId, MapError> {
+        let region = self.ram(name, block)?;
+        self.topology.get_mut(region)?.readonly = true;
+        Ok(region)
+    }
+
+    /// Memory that is read directly, and whose writes are always `device`'s: a flash
+    /// chip. As large as `block`, which the device fills; see
+    /// [`set_direct_reads`](Self::set_direct_reads).
+    ///
+    /// # Errors
+    ///
+    /// As [`ram`](Self::ram), and [`MapError::AccessSizes`].
+    pub fn rom_device(
+        &mut self,
+        name: &str,
+        block: Arc<RamBlock>,
+        device: Arc<dyn MmioDevice>,
+    ) -> Result<RegionId, MapError> {
+        self.newcomers.blocks.push(block.clone());
+        self.newcomers.devices.push(device.clone());
+        self.topology.check_block(&block)?;
+        let registers = Arc::new(Registers::new(name, device)?);
+        let size = u128::from(block.len());
+        self.topology.add(name, size, Kind::RomDevice { block, registers, direct: true })
+    }
+
+    /// The registers of a device.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Size`], [`MapError::AccessSizes`].
+    pub fn mmio(
+        &mut self,
+        name: &str,
+        size: u128,
+        device: Arc<dyn MmioDevice>,
+    ) -> Result<RegionId, MapError> {
+        self.newcomers.devices.push(device.clone());
+        let registers = Arc::new(Registers::new(name, device)?);
+        self.topology.add(name, size, Kind::Mmio(registers))
+    }
+
+    /// Addresses whose accesses go on where `iommu` says; often all 2^64 bytes of a device's
+    /// address space. An accelerator has nothing to map there.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Size`].
+    pub fn iommu(
+        &mut self,
+        name: &str,
+        size: u128,
+        iommu: Arc<dyn Iommu>,
+    ) -> Result<RegionId, MapError> {
+        self.newcomers.iommus.push(iommu.clone());
+        self.topology.add(name, size, Kind::Iommu(iommu))
+    }
+
+    /// Addresses that somebody else answers for, as an interrupt controller in the
+    /// kernel does: nothing below them shows, and accesses that arrive here find nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Size`].
+    pub fn reservation(&mut self, name: &str, size: u128) -> Result<RegionId, MapError> {
+        self.topology.add(name, size, Kind::Reservation)
+    }
+
+    /// A window of `size` bytes on `target` from its byte `offset` on; the target
+    /// need not be placed anywhere itself, and may be an alias.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::AliasOutside`] if the target is smaller, [`MapError::Size`],
+    /// [`MapError::UnknownRegion`].
+    pub fn alias(
+        &mut self,
+        name: &str,
+        target: RegionId,
+        offset: u64,
+        size: u128,
+    ) -> Result<RegionId, MapError> {
+        let shown = self.topology.get(target)?;
+        check_size(name, size)?;
+        check_alias(name, offset, size, &shown.name, shown.size)?;
+        self.topology.add(name, size, Kind::Alias { target, offset })
+    }
+
+    /// Shows or hides a region with all that is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::UnknownRegion`].
+    pub fn set_enabled(&mut self, region: RegionId, enabled: bool) -> Result<(), MapError> {
+        self.topology.get_mut(region)?.enabled = enabled;
+        Ok(())
+    }
+
+    /// Keeps guests from writing the memory that is shown through `region`, or lets
+    /// them: RAM, an alias of it, or a container with all that is in it. Devices are
+    /// written all the same.
+    ///
+    /// A read-only alias of writable RAM is a PC's shadow RAM: the bytes are writable
+    /// wherever else they are shown.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::UnknownRegion`].
+    pub fn set_readonly(&mut self, region: RegionId, readonly: bool) -> Result<(), MapError> {
+        self.topology.get_mut(region)?.readonly = readonly;
+        Ok(())
+    }
+
+    /// Lets reads of a ROM device come directly from its block, or be the device's own:
+    /// a flash chip that was given a command answers itself.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotARomDevice`], [`MapError::UnknownRegion`].
+    pub fn set_direct_reads(&mut self, region: RegionId, on: bool) -> Result<(), MapError> {
+        let region = self.topology.get_mut(region)?;
+        match &mut region.kind {
+            Kind::RomDevice { direct, .. } => *direct = on,
+            _ => return Err(MapError::NotARomDevice { name: region.name.to_string() }),
+        }
+        Ok(())
+    }
+
+    /// Forgets a region that nothing uses. The children of a container are no longer
+    /// placed then.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::InUse`], [`MapError::UnknownRegion`].
+    pub fn remove(&mut self, id: RegionId) -> Result<(), MapError> {
+        let region = self.topology.get(id)?;
+        let name = region.name.to_string();
+        let user = (region.parent.map(|parent| self.topology.name(parent)))
+            .or_else(|| {
+                let alias = self.topology.aliases_of(id).next();
+                alias.map(|(region, _)| region.name.to_string())
+            })
+            .or_else(|| {
+                let root = self.roots.iter().find(|(root, _)| *root == id);
+                root.map(|(_, space)| space.to_string())
+            });
+        if let Some(user) = user {
+            return Err(MapError::InUse { name, user });
+        }
+        let children = self.topology.children(id)?.to_vec();
+        for placement in children {
+            self.topology.get_mut(placement.child)?.parent = None;
+        }
+        self.topology.remove(id);
+        Ok(())
+    }
+
+    /// Switches the dirty log of one RAM region on or off for `client`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], or [`MapError::Dirty`] if nobody
+    /// can log for the client: it is registered neither with the map nor with the block,
+    /// or it is [`CODE`](DirtyClient::CODE), whose bits are no log. [`MapError::Claimed`] if
+    /// a [`LogClaim`](crate::LogClaim) of the region wants the log on.
+    pub fn set_log(&mut self, id: RegionId, client: DirtyClient, on: bool) -> Result<(), MapError> {
+        let region = self.topology.get(id)?;
+        let Some(block) = region.block() else {
+            return Err(MapError::NotRam { name: region.name.to_string(), client });
+        };
+        if on {
+            self.clients.check(client, std::iter::once(block))?;
+        } else {
+            self.check_claims(Some(id), client, || format!("\"{}\"", region.name))?;
+        }
+        let region = self.topology.get_mut(id)?;
+        region.log = if on { region.log.with(client) } else { region.log.without(client) };
+        Ok(())
+    }
+
+    /// Switches the dirty log of all RAM, present and future, on or off for `client`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Dirty`] and [`MapError::Claimed`], as for [`set_log`](Self::set_log).
+    pub fn set_global_log(&mut self, client: DirtyClient, on: bool) -> Result<(), MapError> {
+        let log = self.topology.global_log;
+        if on {
+            self.clients.check(client, self.topology.blocks())?;
+        } else {
+            self.check_claims(None, client, || "all RAM".to_owned())?;
+        }
+        self.topology.global_log = if on { log.with(client) } else { log.without(client) };
+        Ok(())
+    }
+
+    /// Whether a log may be switched off: nobody has claimed it whose claim goes on.
+    fn check_claims(
+        &self,
+        region: Option<RegionId>,
+        client: DirtyClient,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), MapError> {
+        let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        if claims.want_log(region, client, self.ending) {
+            return Err(MapError::Claimed { client, what: what() });
+        }
+        Ok(())
+    }
+
+    /// Switches every dirty log of `client` off.
+    pub(crate) fn forget_log(&mut self, client: DirtyClient) {
+        self.topology.global_log = self.topology.global_log.without(client);
+        self.topology.forget_log(client);
+    }
+}
+
+/// Whether an alias shows only what its target has.
+pub(crate) fn check_alias(
+    name: &str,
+    offset: u64,
+    size: u128,
+    target: &str,
+    target_size: u128,
+) -> Result<(), MapError> {
+    if u128::from(offset) + size > target_size {
+        let (name, target) = (name.to_owned(), target.to_owned());
+        return Err(MapError::AliasOutside { name, offset, size, target, target_size });
+    }
+    Ok(())
+}
+
+impl fmt::Debug for MapEdit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(self.topology.regions().map(|(id, region)| (id, &region.name)))
+            .finish()
+    }
+}

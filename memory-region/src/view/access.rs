@@ -1,0 +1,233 @@
+//! Reads and writes by address.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ram_block::RamBlock;
+
+use crate::device::dispatch::Refusal;
+use crate::device::iommu::{Bus, Iommu, MAX_TRANSLATIONS, Translation};
+use crate::error::AccessError;
+use crate::view::flat_view::FlatView;
+use crate::view::section::{Section, SectionTarget};
+
+/// An access as a whole, for its errors.
+#[derive(Clone, Copy)]
+pub(crate) struct Access {
+    pub(crate) address: u64,
+    pub(crate) len: usize,
+    /// How often IOMMUs have translated it so far.
+    pub(crate) translations: usize,
+}
+
+impl Access {
+    fn unassigned(self, at: u64) -> AccessError {
+        AccessError::Unassigned { address: self.address, len: self.len, unassigned: at }
+    }
+
+    fn refused(self, section: &Section, refusal: Refusal) -> AccessError {
+        let (Self { address, len, .. }, name) = (self, section.name().to_owned());
+        match refusal {
+            Refusal::TooSmall(size) => AccessError::TooSmall { address, len, name, size },
+            Refusal::Reentered => AccessError::Reentered { address, len, name },
+        }
+    }
+
+    /// Calls `each` for the pieces of `bytes` bytes of an IOMMU's region from `offset` on, with
+    /// where they go, and keeps the first error.
+    fn translate(
+        self,
+        (section, iommu): (&Section, &Arc<dyn Iommu>),
+        offset: u64,
+        bytes: usize,
+        write: bool,
+        mut each: impl FnMut(Option<&(Arc<dyn Bus>, u64)>, Range<usize>) -> Result<(), AccessError>,
+    ) -> Result<(), AccessError> {
+        let mut result = Ok(());
+        let mut done = 0;
+        while done < bytes {
+            let (at, rest) = (offset + done as u64, bytes - done);
+            let Translation { target, len } = match self.translations {
+                MAX_TRANSLATIONS.. => Translation::nowhere(u64::MAX),
+                _ => iommu.translate(at, write),
+            };
+            let len = usize::try_from(len).map_or(rest, |len| len.clamp(1, rest));
+            done += len;
+            let mut outcome = each(target.as_ref(), done - len..done);
+            if target.is_none() {
+                let (Self { address, len, .. }, name) = (self, section.name().to_owned());
+                outcome = Err(AccessError::Untranslated { address, len, name, offset: at });
+            }
+            result = result.and(outcome);
+        }
+        result
+    }
+
+    fn read(self, section: &Section, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        match &section.target {
+            SectionTarget::Ram(block) | SectionTarget::RomDevice { block, .. } => {
+                read_block(block, offset, data)
+            }
+            SectionTarget::Mmio(registers) => {
+                let read = registers.read(section.name(), offset, data);
+                read.map_err(|refusal| self.refused(section, refusal))
+            }
+            SectionTarget::Iommu(iommu) => {
+                let (len, after) = (data.len(), self.translations + 1);
+                self.translate((section, iommu), offset, len, false, |to, bytes| match to {
+                    Some((bus, address)) => bus.read_translated(*address, after, &mut data[bytes]),
+                    None => {
+                        data[bytes].fill(0xff);
+                        Ok(())
+                    }
+                })
+            }
+            SectionTarget::Reserved => {
+                data.fill(0xff);
+                Err(self.unassigned(section.start + (offset - section.offset)))
+            }
+        }
+    }
+
+    fn write(self, section: &Section, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        match &section.target {
+            SectionTarget::Ram(_) if section.readonly => {
+                let name = section.name().to_owned();
+                Err(AccessError::ReadOnly { address: self.address, len: self.len, name })
+            }
+            SectionTarget::Ram(block) => Ok(block.write(offset, data)?),
+            SectionTarget::Mmio(registers) | SectionTarget::RomDevice { registers, .. } => {
+                let written = registers.write(section.name(), offset, data);
+                written.map_err(|refusal| self.refused(section, refusal))
+            }
+            SectionTarget::Iommu(iommu) => {
+                let (len, after) = (data.len(), self.translations + 1);
+                self.translate((section, iommu), offset, len, true, |to, bytes| match to {
+                    Some((bus, address)) => bus.write_translated(*address, after, &data[bytes]),
+                    None => Ok(()),
+                })
+            }
+            SectionTarget::Reserved => {
+                Err(self.unassigned(section.start + (offset - section.offset)))
+            }
+        }
+    }
+}
+
+/// What the block does not have reads as what nobody has.
+#[inline]
+fn read_block(block: &RamBlock, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    Ok(block.read(offset, data).inspect_err(|_| data.fill(0xff))?)
+}
+
+/// Calls `each` for the pieces of an access: what answers if something does, and which
+/// bytes of the buffer it covers. Keeps the first error.
+fn split(
+    view: &FlatView,
+    access: Access,
+    mut each: impl FnMut(Option<(&Section, u64)>, Range<usize>) -> Result<(), AccessError>,
+) -> Result<(), AccessError> {
+    let Access { address, len, .. } = access;
+    let mut result = Ok(());
+    let mut done = 0;
+    while done < len {
+        let Some(at) = address.checked_add(done as u64) else {
+            let error = each(None, done..len);
+            return result.and(error).and(Err(AccessError::PastEnd { address, len }));
+        };
+        // How far this piece reaches, in bytes less one.
+        let (piece, reach) = match view.find(at) {
+            Ok(section) => {
+                let offset = section.offset + (at - section.start);
+                (Some((section, offset)), section.last - at)
+            }
+            Err(next) => (None, next.map_or(u64::MAX, |next| next - 1) - at),
+        };
+        let rest = len - done;
+        let size = usize::try_from(reach).map_or(rest, |reach| reach.saturating_add(1).min(rest));
+        let outcome = each(piece, done..done + size);
+        let unassigned = if piece.is_none() { Err(access.unassigned(at)) } else { Ok(()) };
+        result = result.and(outcome).and(unassigned);
+        done += size;
+    }
+    result
+}
+
+/// What answers all of an access, as nearly always one section does.
+#[inline]
+fn whole(view: &FlatView, address: u64, len: usize) -> Option<(&Section, u64)> {
+    let section = view.find(address).ok()?;
+    let from_start = address - section.start;
+    let fits = (len as u64).wrapping_sub(1) <= section.last - address;
+    fits.then(|| (section, section.offset + from_start))
+}
+
+#[inline]
+pub(crate) fn read(view: &FlatView, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    read_from(view, Access { address, len: data.len(), translations: 0 }, data)
+}
+
+#[inline]
+pub(crate) fn write(view: &FlatView, address: u64, data: &[u8]) -> Result<(), AccessError> {
+    write_to(view, Access { address, len: data.len(), translations: 0 }, data)
+}
+
+#[inline]
+pub(crate) fn read_from(
+    view: &FlatView,
+    access: Access,
+    data: &mut [u8],
+) -> Result<(), AccessError> {
+    if let Some((section, offset)) = whole(view, access.address, data.len()) {
+        // What is read most, without a call.
+        if let SectionTarget::Ram(block) = &section.target {
+            return read_block(block, offset, data);
+        }
+        return access.read(section, offset, data);
+    }
+    split(view, access, |piece, bytes| {
+        let data = &mut data[bytes];
+        match piece {
+            Some((section, offset)) => access.read(section, offset, data),
+            None => {
+                data.fill(0xff);
+                Ok(())
+            }
+        }
+    })
+}
+
+#[inline]
+pub(crate) fn write_to(view: &FlatView, access: Access, data: &[u8]) -> Result<(), AccessError> {
+    if let Some((section, offset)) = whole(view, access.address, data.len()) {
+        return access.write(section, offset, data);
+    }
+    split(view, access, |piece, bytes| match piece {
+        Some((section, offset)) => access.write(section, offset, &data[bytes]),
+        None => Ok(()),
+    })
+}
+
+impl FlatView {
+    /// Reads as [`AddressSpace::read`](crate::AddressSpace::read) does, whatever was
+    /// committed since.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub fn bus_read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        read(self, address, data)
+    }
+
+    /// Writes as [`AddressSpace::write`](crate::AddressSpace::write) does, whatever was
+    /// committed since.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub fn bus_write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
+        write(self, address, data)
+    }
+}

@@ -1,0 +1,145 @@
+//! The bus as its users see it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::device::iommu::{Bus, Translation};
+use crate::error::AccessError;
+use crate::region_id::RegionId;
+use crate::view::access::{self, Access};
+use crate::view::flat_view::FlatView;
+
+/// The addresses below one root region, as a processor or a device on that bus
+/// sees them.
+///
+/// Accesses use the view that the last commit published and never wait; one that
+/// runs while a commit is made sees the old map or the new, not a mixture.
+///
+/// A clone is the same space. As a vm-memory `GuestAddressSpace` its memory is the RAM and
+/// ROM of the current view.
+#[derive(Clone)]
+pub struct AddressSpace {
+    name: Arc<str>,
+    root: RegionId,
+    view: Arc<ArcSwap<FlatView>>,
+    /// The view of a commit that is under way, for as long as listeners are told of it.
+    coming: Arc<ArcSwapOption<FlatView>>,
+}
+
+impl AddressSpace {
+    pub(crate) fn new(name: &str, root: RegionId, view: Arc<FlatView>) -> Self {
+        let view = Arc::new(ArcSwap::new(view));
+        Self { name: name.into(), root, view, coming: Arc::default() }
+    }
+
+    /// The space's name, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
+    /// Whether both are the same space.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.view, &other.view)
+    }
+
+    /// The region that the space shows.
+    pub fn root(&self) -> RegionId {
+        self.root
+    }
+
+    /// The current view; it stays as it is whatever is committed later.
+    pub fn view(&self) -> Arc<FlatView> {
+        self.view.load_full()
+    }
+
+    /// Says which view listeners are being told of; returns what was said before.
+    #[must_use]
+    pub(crate) fn announce(&self, coming: Option<Arc<FlatView>>) -> Option<Arc<FlatView>> {
+        self.coming.swap(coming)
+    }
+
+    /// The views that listeners may follow at this moment.
+    pub(crate) fn followed(&self) -> impl Iterator<Item = Arc<FlatView>> {
+        // Whoever knows of a write through what comes finds it here: it was announced (a swap,
+        // which releases) before a listener could follow it and a guest write, and what made
+        // the write known, a pause or a lock, comes after that and before this load.
+        // In this order: what is not announced any more is the current one by then, or was
+        // taken back, its writes merged.
+        let coming = self.coming.load_full();
+        coming.into_iter().chain([self.view()])
+    }
+
+    /// Publishes `view`; returns the former one.
+    pub(crate) fn publish(&self, view: Arc<FlatView>) -> Arc<FlatView> {
+        self.view.swap(view)
+    }
+
+    /// Reads `data.len()` bytes at `address`.
+    ///
+    /// Devices are asked in accesses of 1, 2, 4 or 8 bytes, as they declare them.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError`] for the first byte at which nothing answers. Such bytes read as
+    /// all ones, the others are read all the same.
+    #[inline]
+    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        access::read(&self.view.load(), address, data)
+    }
+
+    /// Writes `data` at `address`, and marks the RAM that it reaches for every client
+    /// that logs it.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError`] for the first byte at which nothing answers or that is
+    /// read-only. Such bytes are dropped, the others are written all the same.
+    #[inline]
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
+        access::write(&self.view.load(), address, data)
+    }
+}
+
+impl Bus for AddressSpace {
+    fn read_translated(
+        &self,
+        address: u64,
+        translations: usize,
+        data: &mut [u8],
+    ) -> Result<(), AccessError> {
+        access::read_from(&self.view(), Access { address, len: data.len(), translations }, data)
+    }
+
+    fn write_translated(
+        &self,
+        address: u64,
+        translations: usize,
+        data: &[u8],
+    ) -> Result<(), AccessError> {
+        access::write_to(&self.view(), Access { address, len: data.len(), translations }, data)
+    }
+}
+
+impl Translation {
+    /// To `address` of `space`, and on from there for `len` bytes (of which 0 counts as 1). The
+    /// space may show an IOMMU again, as one stage of a translation after another, but not
+    /// without end.
+    pub fn to(space: &Arc<AddressSpace>, address: u64, len: u64) -> Self {
+        Self { target: Some((space.clone(), address)), len }
+    }
+}
+
+impl fmt::Debug for AddressSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddressSpace")
+            .field("name", &self.name)
+            .field("view", &self.view())
+            .finish()
+    }
+}

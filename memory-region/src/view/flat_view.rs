@@ -1,0 +1,88 @@
+//! What a bus sees: sections, sorted, without overlap.
+
+use std::sync::OnceLock;
+
+use crate::device::ioeventfd::{CoalescedRange, IoEventFd};
+use crate::view::guest_ram::GuestRam;
+use crate::view::index::LookUp;
+use crate::view::section::Section;
+
+/// The sections of an address space in ascending order, as one commit left them.
+///
+/// A value that never changes: readers keep the one they loaded.
+#[derive(Clone, Debug, Default)]
+pub struct FlatView {
+    sections: Box<[Section]>,
+    look_up: LookUp,
+    event_fds: Vec<IoEventFd>,
+    coalesced: Vec<CoalescedRange>,
+    /// Made when somebody asks.
+    ram: OnceLock<GuestRam>,
+}
+
+impl FlatView {
+    pub(crate) fn new(sections: Vec<Section>) -> Self {
+        debug_assert!(sections.windows(2).all(|pair| pair[0].last < pair[1].start));
+        let mut event_fds: Vec<_> = sections.iter().flat_map(Section::event_fds).collect();
+        event_fds.sort_unstable();
+        let mut coalesced: Vec<_> = sections.iter().flat_map(Section::coalesced).collect();
+        coalesced.sort_unstable();
+        debug_assert!(coalesced.windows(2).all(|pair| pair[0].last < pair[1].start));
+        Self {
+            look_up: LookUp::new(sections.iter().map(|section| section.last).collect()),
+            ram: OnceLock::new(),
+            sections: sections.into_boxed_slice(),
+            event_fds,
+            coalesced,
+        }
+    }
+
+    /// The sections in ascending order.
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// The eventfds that writes signal, by address.
+    pub fn event_fds(&self) -> &[IoEventFd] {
+        &self.event_fds
+    }
+
+    /// The addresses of which writes may be gathered, in ascending order.
+    pub fn coalesced(&self) -> &[CoalescedRange] {
+        &self.coalesced
+    }
+
+    /// The RAM that can be written, but for the last page of the 64-bit space, for those who
+    /// want vm-memory's `GuestMemoryBackend`. The view itself is a vm-memory `GuestMemory`,
+    /// of which ROM can be read too.
+    pub fn ram(&self) -> &GuestRam {
+        self.ram.get_or_init(|| GuestRam::new(&self.sections))
+    }
+
+    /// The section that holds `address`, or where the next one starts.
+    ///
+    /// `Err(None)` says that nothing answers from `address` to the end.
+    #[inline]
+    pub(crate) fn find(&self, address: u64) -> Result<&Section, Option<u64>> {
+        let at = match &*self.sections {
+            [only] => usize::from(only.last < address),
+            _ => self.look_up.first_reaching(address),
+        };
+        match self.sections.get(at) {
+            Some(section) if section.start <= address => Ok(section),
+            next => Err(next.map(|section| section.start)),
+        }
+    }
+
+    /// The section that answers at `address`.
+    #[inline]
+    pub fn at(&self, address: u64) -> Option<&Section> {
+        self.find(address).ok()
+    }
+
+    /// The sections that have a byte from `first` to `last`, in ascending order.
+    pub fn between(&self, first: u64, last: u64) -> impl Iterator<Item = &Section> {
+        let at = self.look_up.first_reaching(first);
+        self.sections[at..].iter().take_while(move |section| section.start <= last)
+    }
+}
