@@ -1,7 +1,7 @@
 //! What guests and viewers can do without end fills no log. One test: a process has one logger.
 
 mod common;
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
 #[path = "common/rfb.rs"]
 mod rfb;

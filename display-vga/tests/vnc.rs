@@ -1,7 +1,7 @@
 //! The VNC server as a viewer sees it, with a viewer of our own that keeps to the letter.
 
 mod common;
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
 #[path = "common/rfb.rs"]
 mod rfb;

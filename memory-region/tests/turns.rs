@@ -1,6 +1,6 @@
 //! Who may call what from where: nothing waits for itself.
 
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
 
 use std::error::Error;

@@ -61,7 +61,7 @@ mod send;
 mod socket;
 mod stats;
 #[cfg(test)]
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod test_deadline;
 mod throttle;
 mod trend;

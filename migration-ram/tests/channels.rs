@@ -1,6 +1,6 @@
 //! Several connections, devices, answers, and migrations that are ended.
 
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
 
 use std::io::{Read, Write};

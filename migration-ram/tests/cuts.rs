@@ -1,7 +1,7 @@
 //! Connections that are cut, and sides that are killed, at any byte: the survivor's state is
 //! right, and a second try succeeds.
 
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
 
 use std::collections::BTreeSet;

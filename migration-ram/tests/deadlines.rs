@@ -1,7 +1,7 @@
 //! Peers that say nothing, next to nothing, or take nothing: both sides give up in time, and say
 //! what they waited for.
 
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
 
 use std::io::{ErrorKind, Read, Write};

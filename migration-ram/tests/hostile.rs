@@ -10,7 +10,7 @@ use proptest::test_runner::TestRunner;
 
 #[path = "hostile/body.rs"]
 mod body;
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
 #[path = "hostile/grammar.rs"]
 mod grammar;

@@ -1,6 +1,6 @@
 //! Connections that stay open, or are never read, hold no receiver.
 
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
 
 use std::io::{ErrorKind, Write};

@@ -1,6 +1,6 @@
 //! Guests that write more than the link carries, and what is done about it.
 
-#[path = "../../tests/src/deadline.rs"]
+#[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
 
 use std::sync::atomic::{AtomicBool, Ordering};

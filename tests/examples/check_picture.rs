@@ -7,8 +7,8 @@ use std::io::BufReader;
 use std::path::PathBuf;
 
 use clap::Parser;
-use integration_tests::demo::AnyError;
-use integration_tests::scene::Scene;
+use machines::demo::AnyError;
+use machines::scene::Scene;
 
 /// Compares every pixel of a picture with the scene's definition.
 #[derive(Parser)]

@@ -60,7 +60,7 @@ fn trials(arguments: &Arguments, need: &Need, tests: Vec<Named>) -> Vec<Trial> {
 
 #[cfg(test)]
 mod tests {
-    use crate::deadline::factor;
+    use machines::deadline::factor;
 
     #[test]
     fn a_scale_of_deadlines_is_a_factor() {

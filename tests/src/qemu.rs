@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::deadline::seconds;
 use crate::harness::Need;
+use machines::deadline::seconds;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 fn patience() -> Duration {

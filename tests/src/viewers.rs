@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::deadline::seconds;
-use crate::demo::AnyError;
 use crate::harness::Need;
+use machines::deadline::seconds;
+use machines::demo::AnyError;
 
 /// How long a viewer may take for anything.
 pub fn patience() -> Duration {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use integration_tests::deadline::seconds;
-use integration_tests::riscv::assemble::{ECALL, add, addi, beq, bne, jal, jalr, lui, lw, sw};
-use integration_tests::riscv::{Cpu, Invalidation, Stop};
+use machines::deadline::seconds;
+use machines::riscv::assemble::{ECALL, add, addi, beq, bne, jal, jalr, lui, lw, sw};
+use machines::riscv::{Cpu, Invalidation, Stop};
 use proptest::prelude::*;
 use ram_block::vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use ram_block::{DirtyClient, RamBlock};

@@ -9,9 +9,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use display_vga::{Screen, VncServer};
-use integration_tests::deadline::scaled;
 use integration_tests::harness::{self, Named, Need, Test};
-use integration_tests::link::{Listener, Socket};
+use machines::deadline::scaled;
+use machines::link::{Listener, Socket};
 use memory_region::MemoryMap;
 use migration_ram::{Deadlines, Precopy, ReceiveError, Receiver, SendError};
 use ram_block::RamBlock;

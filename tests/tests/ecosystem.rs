@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use integration_tests::queue::Driver;
+use machines::queue::Driver;
 use memory_region::{AccessSizes, AddressSpace, MemoryMap, MmioAccess, MmioDevice, RegionId};
 use ram_block::{DirtyClient, RamBlock};
 use virtio_queue::{Queue, QueueT};

@@ -2,9 +2,7 @@
 
 use std::process::ExitCode;
 
-#[cfg(target_arch = "x86_64")]
-use integration_tests::firmware;
-use integration_tests::{harness, kvm};
+use integration_tests::{harness, needs};
 
 #[cfg(target_arch = "x86_64")]
 mod on_kvm;
@@ -12,12 +10,12 @@ mod on_kvm;
 #[cfg(target_arch = "x86_64")]
 fn main() -> ExitCode {
     harness::run_all(vec![
-        (kvm::need(), on_kvm::tests()),
-        (firmware::need(), on_kvm::tests_of_firmware()),
+        (needs::kvm(), on_kvm::tests()),
+        (needs::firmware(), on_kvm::tests_of_firmware()),
     ])
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn main() -> ExitCode {
-    harness::run(&kvm::need(), harness::named(&[("guests", || ())]))
+    harness::run(&needs::kvm(), harness::named(&[("guests", || ())]))
 }

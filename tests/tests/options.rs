@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use clap::Parser;
-use integration_tests::link::Address;
+use machines::link::Address;
 
 #[path = "../examples/live_migrate/options.rs"]
 #[allow(dead_code)] // the example uses all of it
 mod live_migrate;
-#[path = "../examples/mini_pc/options.rs"]
+#[path = "../mini-pc/examples/mini_pc/options.rs"]
 #[allow(dead_code)]
 mod mini_pc;
 

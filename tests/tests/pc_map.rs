@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use integration_tests::frame_port::FramePort;
-use integration_tests::pc::{HOLE, ISA_BIOS, Pam, Pc};
+use machines::frame_port::FramePort;
+use machines::pc::{HOLE, ISA_BIOS, Pam, Pc};
 use memory_region::AccessError;
 use ram_block::DirtyClient;
 

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use integration_tests::deadline::seconds;
 use integration_tests::qtest::{Picture, Qtest};
 use integration_tests::{harness, qemu};
+use machines::deadline::seconds;
 
 #[path = "../../display-vga/tests/common/mod.rs"]
 mod common;

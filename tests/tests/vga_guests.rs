@@ -5,9 +5,9 @@ use std::process::ExitCode;
 #[cfg(target_arch = "x86_64")]
 use std::time::{Duration, Instant};
 
+use integration_tests::{harness, needs, qemu};
 #[cfg(target_arch = "x86_64")]
-use integration_tests::deadline::seconds;
-use integration_tests::{harness, kvm, qemu};
+use machines::deadline::seconds;
 
 #[cfg(target_arch = "x86_64")]
 #[path = "../../display-vga/tests/common/mod.rs"]
@@ -16,7 +16,7 @@ mod common;
 #[cfg(target_arch = "x86_64")]
 fn main() -> ExitCode {
     harness::run_all(vec![
-        (kvm::need(), harness::named(&[("guests_draw_on_kvm", guests_draw_on_kvm)])),
+        (needs::kvm(), harness::named(&[("guests_draw_on_kvm", guests_draw_on_kvm)])),
         (qemu::need(), harness::named(&[("guests_draw_on_qemu", guests_draw_on_qemu)])),
     ])
 }
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 #[cfg(not(target_arch = "x86_64"))]
 fn main() -> ExitCode {
     harness::run_all(vec![
-        (kvm::need(), harness::named(&[("guests_draw_on_kvm", || ())])),
+        (needs::kvm(), harness::named(&[("guests_draw_on_kvm", || ())])),
         (qemu::need(), harness::named(&[("guests_draw_on_qemu", || ())])),
     ])
 }
@@ -35,12 +35,12 @@ use {
     common::programs::{self, Program},
     common::{BASE, Pc, difference},
     display_vga::Surface,
-    integration_tests::demo::{self, FRAME_BUFFER},
-    integration_tests::guest::script::{DONE, MARK, Script, interpreter},
-    integration_tests::guest::{DATA, boot},
     integration_tests::qtest::Qtest,
     kvm_accel::kvm_ioctls::Kvm,
     kvm_accel::{Buses, KvmVm, VcpuEvent},
+    machines::demo::{self, FRAME_BUFFER},
+    machines::guest::script::{DONE, MARK, Script, interpreter},
+    machines::guest::{DATA, boot},
 };
 
 #[cfg(target_arch = "x86_64")]

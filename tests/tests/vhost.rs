@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use integration_tests::deadline::seconds;
-use integration_tests::queue::Driver;
+use machines::deadline::seconds;
+use machines::queue::Driver;
 use memory_region::{DirtySourceListener, MapError, MemoryMap, VhostLog};
 use ram_block::{DirtyClient, RamBlock};
 use vhost::vhost_user::message::{

@@ -7,10 +7,10 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use display_vga::{InputEvent, Screen, VncEvent, VncServer, write_png};
-use integration_tests::deadline::seconds;
 use integration_tests::harness::{self, named};
-use integration_tests::scene::Scene;
 use integration_tests::viewers::{self, Folder, TigerVnc, patience, read_png};
+use machines::deadline::seconds;
+use machines::scene::Scene;
 
 #[path = "../../display-vga/tests/common/mod.rs"]
 mod common;

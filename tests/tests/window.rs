@@ -9,8 +9,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use display_vga::{InputEvent, Screen, Surface, Vga, WindowView};
-use integration_tests::deadline::seconds;
 use integration_tests::harness::{self, Need};
+use machines::deadline::seconds;
 use memory_region::MemoryMap;
 
 fn patience() -> Duration {

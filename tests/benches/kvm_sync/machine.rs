@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use integration_tests::guest::{DATA, boot, programs};
 use kvm_accel::kvm_ioctls::Kvm;
 use kvm_accel::{Buses, DirtyLogStats, KvmConfig, KvmVm, VcpuThread};
+use machines::guest::{DATA, boot, programs};
 use memory_region::{MemoryMap, RegionId};
 use ram_block::RamBlock;
 

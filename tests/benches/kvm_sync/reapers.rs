@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use integration_tests::bench::{Budget, left_out};
-use integration_tests::guest::{DATA, programs};
 use kvm_accel::{DirtyTracking, KvmConfig};
+use machines::guest::{DATA, programs};
 use ram_block::DirtyClient;
 use serde_json::{Value, json};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use integration_tests::link::{Address, Link, Listener, Socket};
+use machines::link::{Address, Link, Listener, Socket};
 use memory_region::MemoryMap;
 use migration_ram::{Input, Output, Precopy, Receiver};
 use ram_block::{RamBlock, ReceiveList, SendList};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use integration_tests::link::Address;
+use machines::link::Address;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {

@@ -5,10 +5,10 @@ use std::io::BufWriter;
 use std::time::{Duration, Instant};
 
 use display_vga::{Screen, write_png};
-use integration_tests::demo::AnyError;
-use integration_tests::link::{Address, Link, Listener};
-use integration_tests::live::Live;
-use integration_tests::scene::Scene;
+use machines::demo::AnyError;
+use machines::link::{Address, Link, Listener};
+use machines::live::Live;
+use machines::scene::Scene;
 use migration_ram::Receiver;
 
 use crate::options::Options;

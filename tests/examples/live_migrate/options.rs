@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use integration_tests::demo::AnyError;
-use integration_tests::link::Address;
-use integration_tests::live::Shape;
-use integration_tests::size;
 use kvm_accel::{DirtyTracking, KvmConfig};
+use machines::demo::AnyError;
+use machines::link::Address;
+use machines::live::Shape;
+use machines::size;
 
 /// Moves a KVM guest from one process to another while it draws on a VGA and writes memory.
 ///

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use display_vga::Screen;
 use indicatif::{ProgressBar, ProgressStyle};
-use integration_tests::demo::AnyError;
-use integration_tests::link::{Address, Link};
-use integration_tests::live::Live;
-use integration_tests::scene::Scene;
+use machines::demo::AnyError;
+use machines::link::{Address, Link};
+use machines::live::Live;
+use machines::scene::Scene;
 use migration_ram::{AutoConverge, Cancel, DirtyLimit, Migrated, Precopy, Progress};
 use signal_hook::consts::SIGINT;
 use signal_hook::iterator::Signals;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use integration_tests::size;
+use machines::size;
 use memory_region::MemoryMap;
 use migration_ram::Precopy;
 use ram_block::RamBlock;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use integration_tests::size;
+use machines::size;
 use migration_ram::{BlockInfo, Received, Receiver, Target};
 use ram_block::RamBlock;
 use serde_json::json;

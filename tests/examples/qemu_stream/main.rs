@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", integration_tests::demo::explain(&error));
+            eprintln!("error: {}", machines::demo::explain(&error));
             ExitCode::FAILURE
         }
     }

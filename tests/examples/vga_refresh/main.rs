@@ -20,9 +20,9 @@ use clap::{Parser, ValueEnum};
 use display_vga::{InputEvent, WindowView};
 use display_vga::{Screen, TerminalView, VncServer, write_png};
 use indicatif::{ProgressBar, ProgressStyle};
-use integration_tests::demo::{AnyError, Board, Guest, explain};
-use integration_tests::kvm;
-use integration_tests::scene::Scene;
+use machines::demo::{AnyError, Board, Guest, explain};
+use machines::kvm;
+use machines::scene::Scene;
 
 use table::Table;
 

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 
 use display_vga::Screen;
-use integration_tests::demo::{AnyError, Board, Guest};
+use machines::demo::{AnyError, Board, Guest};
 use migration_ram::{Migrated, MigrationStats, Precopy, receive};
 use ram_block::RamBlock;
 

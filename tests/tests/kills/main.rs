@@ -8,7 +8,7 @@
 mod proxy;
 mod side;
 
-use integration_tests::deadline::seconds;
+use machines::deadline::seconds;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};

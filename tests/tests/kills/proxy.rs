@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use integration_tests::link::Address;
+use machines::link::Address;
 
 use crate::patience;
 

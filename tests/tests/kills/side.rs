@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use integration_tests::link::{Address, Link, Listener};
+use machines::link::{Address, Link, Listener};
 use memory_region::MemoryMap;
 use migration_ram::{DeviceError, FnDevice, Precopy, Progress, Receiver};
 use ram_block::{DirtyClient, PageSize, RamBlock};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
 use kvm_accel::DirtyTracking;
+use machines::guest::{DATA, programs};
 use migration_ram::{DirtyLimit, Migrated, Precopy, SendError, receive};
 use ram_block::RamBlock;
 

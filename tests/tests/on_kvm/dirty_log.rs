@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
 use kvm_accel::{DirtyTracking, KvmVm, PauseGuard, VcpuThread};
+use machines::guest::{DATA, programs};
 use memory_region::{ListenerError, MemoryListener, MemoryMap, RegionId, Section, ViewChange};
 use ram_block::{DirtyClient, RamBlock};
 

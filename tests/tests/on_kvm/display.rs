@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use display_vga::{Rect, Refresh, Screen, Vga, VgaRegions};
-use integration_tests::demo::{Board, FRAME_BUFFER};
 use integration_tests::harness::Test;
-use integration_tests::scene::Scene;
+use machines::demo::{Board, FRAME_BUFFER};
+use machines::scene::Scene;
 
 use super::machine::{Machine, seconds};
 

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
 use kvm_accel::SlotInfo;
+use machines::guest::{DATA, programs};
 use memory_region::{MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
 

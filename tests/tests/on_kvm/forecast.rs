@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
+use machines::guest::{DATA, programs};
 use migration_ram::{DirtyRate, DirtySample, MigrationPlan, WorkingSet};
 use ram_block::DirtyClient;
 

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, Weak};
 
 use iced_x86::code_asm::{al, byte_ptr, rdi};
 
-use integration_tests::guest::{DATA, boot, programs};
 use integration_tests::harness::Test;
 use kvm_accel::{Buses, KvmError, KvmVm, VcpuEvent, VcpuThread};
+use machines::guest::{DATA, boot, programs};
 use memory_region::vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use memory_region::{AddressSpace, Endianness, IoEventFd, MmioAccess, MmioDevice, RegionId};
 

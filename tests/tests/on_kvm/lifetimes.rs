@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use iced_x86::code_asm::*;
-use integration_tests::guest::{CODE, DATA, boot_descriptor, programs};
 use integration_tests::harness::Test;
 use kvm_accel::kvm_bindings::{KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, kvm_enable_cap};
 use kvm_accel::kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use kvm_accel::{KvmConfig, VcpuEvent};
+use machines::guest::{CODE, DATA, boot_descriptor, programs};
 use ram_block::{DirtyClient, RamBlock};
 
 use super::machine::{Machine, wait_until};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use integration_tests::guest::{DATA, TABLE_PAGES, programs};
 use integration_tests::harness::Test;
 use kvm_accel::{DirtyTracking, KvmConfig, KvmError, PauseGuard, VcpuThread};
+use machines::guest::{DATA, TABLE_PAGES, programs};
 use migration_ram::{DirtyRate, Throttle};
 use ram_block::{DirtyClient, RamBlock};
 

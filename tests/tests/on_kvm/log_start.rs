@@ -1,8 +1,8 @@
 //! What the first harvest of a log gives.
 
-use integration_tests::guest::DATA;
 use integration_tests::harness::Test;
 use kvm_accel::{DirtyTracking, KvmConfig};
+use machines::guest::DATA;
 use ram_block::DirtyClient;
 
 use super::machine::{Machine, Obedient};

@@ -3,11 +3,11 @@
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
-pub use integration_tests::deadline::{seconds, wait_until};
-use integration_tests::guest::{DATA, boot};
 use kvm_accel::kvm_bindings::kvm_sregs;
 use kvm_accel::kvm_ioctls::{Kvm, VmFd};
 use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuEvent, VcpuKicker, VcpuThread};
+pub use machines::deadline::{seconds, wait_until};
+use machines::guest::{DATA, boot};
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
 
@@ -125,7 +125,7 @@ impl Machine {
     pub fn store(&self, byte: u8, addresses: &[u64]) {
         let list: Vec<u8> = addresses.iter().flat_map(|address| address.to_le_bytes()).collect();
         self.block.write(DATA, &list).unwrap();
-        let code = integration_tests::guest::programs::store_at_addresses();
+        let code = machines::guest::programs::store_at_addresses();
         self.run(&code, &[DATA, addresses.len() as u64, u64::from(byte)]);
     }
 }
@@ -164,7 +164,7 @@ impl Obedient {
                 map.place(machine.ports, Self::PORT, port)
             })
             .unwrap();
-        let code = integration_tests::guest::programs::store_and_report();
+        let code = machines::guest::programs::store_and_report();
         boot(&vcpu, &machine.block, &code, &[Self::LIST, Self::ASKED, Self::PORT]);
         Self { vcpu }
     }

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use display_vga::{Screen, TerminalView};
 use iced_x86::code_asm::*;
-use integration_tests::deadline::seconds;
-use integration_tests::firmware::{BOCHS_VGABIOS, MEMTEST, SEABIOS, STDVGA};
-use integration_tests::guest::boot_sector::BootSector;
 use integration_tests::harness::{Named, Test};
-use integration_tests::mini_pc::keys::Key;
-use integration_tests::mini_pc::screen_text::Font;
-use integration_tests::mini_pc::{Boot, Config, Machine};
 use kvm_accel::DirtyTracking;
+use machines::deadline::seconds;
+use machines::guest::boot_sector::BootSector;
 use migration_ram::{Precopy, Receiver};
+use mini_pc::firmware::{BOCHS_VGABIOS, MEMTEST, SEABIOS, STDVGA};
+use mini_pc::keys::Key;
+use mini_pc::screen_text::Font;
+use mini_pc::{Boot, Config, Machine};
 
 use super::MODES;
 

@@ -1,7 +1,7 @@
 //! Clients that are switched on while another client's report waits to be cleared.
 
-use integration_tests::guest::DATA;
 use integration_tests::harness::Test;
+use machines::guest::DATA;
 use memory_region::MemoryMap;
 use ram_block::DirtyClient;
 

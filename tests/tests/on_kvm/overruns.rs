@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
 use kvm_accel::{DirtyTracking, VcpuThread};
+use machines::guest::{DATA, programs};
 use ram_block::DirtyClient;
 
 use super::machine::{Machine, tracked_by, wait_until};

@@ -1,11 +1,11 @@
 //! A PC's shadow RAM, under the feet of a guest that runs from it.
 
-use integration_tests::frame_port::FramePort;
-use integration_tests::guest::{DATA, boot, programs};
 use integration_tests::harness::Test;
-use integration_tests::pc::{ISA_BIOS, Pam, Pc};
 use kvm_accel::kvm_ioctls::Kvm;
 use kvm_accel::{Buses, KvmVm};
+use machines::frame_port::FramePort;
+use machines::guest::{DATA, boot, programs};
+use machines::pc::{ISA_BIOS, Pam, Pc};
 use ram_block::{DirtyClient, RamBlock};
 
 use super::machine::{seconds, wait_until};

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use iced_x86::code_asm::{al, byte_ptr, rdi, rsi};
-use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
 use kvm_accel::{KvmError, VcpuEvent, VcpuThread};
+use machines::guest::{DATA, programs};
 use memory_region::MmioDevice;
 
 use super::machine::{Machine, seconds, wait_until};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
 use kvm_accel::PauseGuard;
+use machines::guest::{DATA, programs};
 use migration_ram::{DeviceError, Migrated, Output, Precopy, Progress, SendError, receive};
 use ram_block::{DirtyClient, RamBlock, SendList, TransferError};
 

@@ -2,9 +2,9 @@
 
 use std::error::Error;
 
-use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
 use kvm_accel::{KvmConfig, KvmError, SlotInfo};
+use machines::guest::{DATA, programs};
 use memory_region::MapError;
 use ram_block::{DirtyClient, RamBlock};
 

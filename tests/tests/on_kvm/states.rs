@@ -1,9 +1,9 @@
 //! The state of a vCPU, carried to another machine.
 
-use integration_tests::guest::{DATA, programs};
 use integration_tests::harness::Test;
 use kvm_accel::kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_accel::{VcpuEvent, VcpuState};
+use machines::guest::{DATA, programs};
 
 use super::machine::{Machine, wait_until};
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::{qword_ptr, rdi};
-use integration_tests::guest::{DATA, boot, programs};
 use integration_tests::harness::Test;
 use kvm_accel::kvm_ioctls::VcpuExit;
 use kvm_accel::{Buses, KvmError, KvmVm, VcpuEvent, VcpuThread};
+use machines::guest::{DATA, boot, programs};
 use memory_region::MmioDevice;
 use ram_block::DirtyClient;
 

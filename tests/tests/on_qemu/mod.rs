@@ -1,6 +1,6 @@
 //! Tests whose peer is a QEMU, and what they share.
 
-use integration_tests::deadline::seconds;
+use machines::deadline::seconds;
 use std::time::{Duration, Instant};
 
 use integration_tests::qemu::Program;

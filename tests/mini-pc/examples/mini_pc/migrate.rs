@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use integration_tests::demo::AnyError;
-use integration_tests::link::{Address, Link, Listener};
-use integration_tests::mini_pc::Machine;
+use machines::demo::AnyError;
+use machines::link::{Address, Link, Listener};
 use migration_ram::{Precopy, Receiver};
+use mini_pc::Machine;
 
 /// How long the guest may stand still.
 const DOWNTIME: Duration = Duration::from_millis(300);

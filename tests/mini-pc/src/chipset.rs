@@ -72,10 +72,10 @@ pub fn ide() -> Function {
 mod tests {
     use memory_region::MmioDevice;
 
-    use super::super::layout::Layout;
-    use super::super::pci::PciBus;
-    use super::super::wires::ResetLine;
     use super::*;
+    use crate::layout::Layout;
+    use crate::pci::PciBus;
+    use crate::wires::ResetLine;
 
     #[test]
     fn each_half_of_a_register_is_a_segment() {

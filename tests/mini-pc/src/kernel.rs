@@ -15,7 +15,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 
 use super::e820::{Range, ranges};
 use super::layout::Layout;
-use crate::demo::AnyError;
+use machines::demo::AnyError;
 
 /// Where the descriptor table, the zero page and the command line are.
 const DESCRIPTORS: u64 = 0x1000;

@@ -9,7 +9,7 @@ use kvm_accel::kvm_bindings::{
 };
 
 use super::wires::IrqLine;
-use crate::demo::AnyError;
+use machines::demo::AnyError;
 use migration_ram::{Device, DeviceError};
 
 /// Three pages for KVM's own use on processors that cannot run real mode, and the page

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use memory_region::{AddressSpace, MapError, MemoryMap, RegionId};
 use ram_block::RamBlock;
 
-use crate::demo::AnyError;
+use machines::demo::AnyError;
 
 const FOUR_GIB: u64 = 1 << 32;
 /// Where RAM ends for the first time, and where it goes on.

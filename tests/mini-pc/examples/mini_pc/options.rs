@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser, ValueEnum};
-use integration_tests::demo::AnyError;
-use integration_tests::firmware::{SEABIOS, STDVGA};
-use integration_tests::link::Address;
-use integration_tests::mini_pc::{Boot, Config};
-use integration_tests::size;
 use kvm_accel::DirtyTracking;
+use machines::demo::AnyError;
+use machines::link::Address;
+use machines::size;
+use mini_pc::firmware::{SEABIOS, STDVGA};
+use mini_pc::{Boot, Config};
 
 /// Runs a small PC on KVM.
 #[derive(Parser)]

@@ -12,7 +12,7 @@ use ram_block::RamBlock;
 
 use super::layout::Layout;
 use super::pci::{COMMAND, Config, Function, Identity, MEMORY, ROM_BAR};
-use crate::demo::AnyError;
+use machines::demo::AnyError;
 
 /// The card's first BAR: video memory, prefetchable.
 const VRAM_BAR: u8 = 0x10;
@@ -137,9 +137,9 @@ impl Bar {
 mod tests {
     use memory_region::MmioDevice;
 
-    use super::super::pci::PciBus;
-    use super::super::wires::ResetLine;
     use super::*;
+    use crate::pci::PciBus;
+    use crate::wires::ResetLine;
 
     #[test]
     fn memory_is_where_the_registers_say() {

@@ -20,11 +20,14 @@
 //! A second processor, power management (and with it ACPI's timer), a floppy controller, DMA,
 //! a mouse, alarms of the clock, PCI interrupts. Address line 20 is always open.
 
+#![cfg(target_arch = "x86_64")]
+
 pub mod chips;
 pub mod chipset;
 pub mod debug_port;
 pub mod disk;
 pub mod e820;
+pub mod firmware;
 pub mod fw_cfg;
 pub mod graphics;
 pub mod kernel;

@@ -10,7 +10,7 @@ use kvm_accel::{Buses, KvmVm, Vcpu, VcpuEvent, VcpuKicker, VcpuState};
 use memory_region::AddressSpace;
 
 use super::wires::ResetLine;
-use crate::demo::AnyError;
+use machines::demo::AnyError;
 use migration_ram::{Device, DeviceError};
 
 /// `fwait`: an instruction that the emulator of some KVMs does not know. Where no

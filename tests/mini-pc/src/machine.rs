@@ -26,7 +26,7 @@ use super::processor::{Control, Paused, Processor};
 use super::rtc::Rtc;
 use super::serial::{Output, SerialPort};
 use super::system_port::SystemPort;
-use crate::demo::AnyError;
+use machines::demo::AnyError;
 use migration_ram::{Device, DeviceError};
 
 /// What a machine starts.

@@ -9,9 +9,9 @@ use kvm_accel::{Buses, KvmConfig, KvmVm, PauseGuard, Vcpu, VcpuState, VcpuThread
 use memory_region::MapError;
 use migration_ram::{Device, DeviceError, FnDevice};
 
-use crate::beat_port::BeatPort;
 use crate::demo::{AnyError, Board, FRAME_BUFFER};
 use crate::guest::{self, programs};
+use crate::heartbeat_port::HeartbeatPort;
 use crate::scene::Scene;
 
 /// Pages that are written from one beat to the next.
@@ -52,7 +52,7 @@ pub struct Live {
     /// RAM, display and ports.
     pub board: Board,
     /// Where the guest shows that it is alive.
-    pub beats: Arc<BeatPort>,
+    pub beats: Arc<HeartbeatPort>,
     vm: Arc<KvmVm>,
     slots: Arc<Slots>,
 }
@@ -84,10 +84,10 @@ impl Live {
         let board = Board::with_ram(shape.ram)?;
         let beat_bytes = u128::from(PAGES_A_BEAT * PAGE) * 1_000_000_000;
         let period = u64::try_from(beat_bytes / u128::from(shape.dirty_rate.max(1)))?;
-        let beats = Arc::new(BeatPort::new(Duration::from_nanos(period)));
+        let beats = Arc::new(HeartbeatPort::new(Duration::from_nanos(period)));
         board.memory.update(|map| {
-            let port = map.mmio("beats", BeatPort::SIZE, beats.clone())?;
-            map.place(board.ports.root(), BeatPort::PORT.into(), port)?;
+            let port = map.mmio("beats", HeartbeatPort::SIZE, beats.clone())?;
+            map.place(board.ports.root(), HeartbeatPort::PORT.into(), port)?;
             Ok::<_, MapError>(())
         })?;
         let fd = kvm_accel::kvm_ioctls::Kvm::new()?.create_vm()?;
@@ -104,7 +104,7 @@ impl Live {
         let ram = &self.board.ram;
         let code = guest::scene::program(ram, scene, FRAME_BUFFER);
         let end = BEAT_DATA + shape.working_set / PAGE * PAGE;
-        let arguments = [BEAT_DATA, end, u64::from(BeatPort::PORT), PAGE, PAGES_A_BEAT];
+        let arguments = [BEAT_DATA, end, u64::from(HeartbeatPort::PORT), PAGE, PAGES_A_BEAT];
         let mut slots = lock(&self.slots);
         if let [Slot::Stopped(draws), Slot::Stopped(beats)] = slots.as_mut_slice() {
             guest::boot_at(

@@ -12,11 +12,11 @@ use display_vga::WindowView;
 use display_vga::{
     InputEvent, Pace, Refresh, Screen, TerminalView, VncEvent, VncServer, Watch, write_png,
 };
-use integration_tests::demo::AnyError;
-use integration_tests::mini_pc::Machine;
-use integration_tests::mini_pc::keyboard::Keyboard;
-use integration_tests::mini_pc::keys::Key;
-use integration_tests::mini_pc::screen_text::Font;
+use machines::demo::AnyError;
+use mini_pc::Machine;
+use mini_pc::keyboard::Keyboard;
+use mini_pc::keys::Key;
+use mini_pc::screen_text::Font;
 
 use crate::options::Options;
 

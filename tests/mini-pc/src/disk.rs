@@ -13,7 +13,7 @@ use ram_block::{PageSize, RamBlock};
 use serde::{Deserialize, Serialize};
 
 use super::wires::IrqLine;
-use crate::demo::AnyError;
+use machines::demo::AnyError;
 use migration_ram::{Device, DeviceError};
 
 /// Bytes of a sector.

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Ok(run::End::AsWished) => ExitCode::SUCCESS,
         Ok(run::End::TextNotSeen) => ExitCode::from(2),
         Err(error) => {
-            eprintln!("error: {}", integration_tests::demo::explain(&*error));
+            eprintln!("error: {}", machines::demo::explain(&*error));
             ExitCode::FAILURE
         }
     }

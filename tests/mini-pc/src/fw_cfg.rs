@@ -228,8 +228,8 @@ impl Device for FwCfg {
 
 #[cfg(test)]
 mod tests {
-    use super::super::layout::Layout;
     use super::*;
+    use crate::layout::Layout;
 
     fn device() -> (Layout, Arc<FwCfg>) {
         let layout = Layout::new(2 << 20, None).unwrap();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use integration_tests::demo::AnyError;
-use integration_tests::mini_pc::Machine;
-use integration_tests::mini_pc::serial::SerialPort;
+use machines::demo::AnyError;
+use mini_pc::Machine;
+use mini_pc::serial::SerialPort;
 
 use crate::migrate;
 use crate::options::Options;

@@ -17,13 +17,13 @@ struct State {
 /// A device of one 32-bit port, to which a guest writes a number that grows. Each write takes
 /// a given time, so that a guest that works between them does so much work in a second.
 #[derive(Debug)]
-pub struct BeatPort {
+pub struct HeartbeatPort {
     state: Mutex<State>,
     beaten: Condvar,
     period: Duration,
 }
 
-impl BeatPort {
+impl HeartbeatPort {
     /// The port.
     pub const PORT: u16 = 0x504;
     /// The size of its region.
@@ -54,7 +54,7 @@ impl BeatPort {
     }
 }
 
-impl MmioDevice for BeatPort {
+impl MmioDevice for HeartbeatPort {
     fn read(&self, _: u64, _: usize) -> u64 {
         u64::from(self.last().0)
     }

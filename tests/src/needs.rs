@@ -1,0 +1,28 @@
+//! What tests need of the machine.
+
+use crate::harness::Need;
+
+/// What tests with guests need: KVM, and a processor that the programs are for.
+pub fn kvm() -> Need {
+    let missing = if cfg!(target_arch = "x86_64") {
+        machines::kvm::unavailable()
+    } else {
+        Some("there are guest programs for x86-64 only".to_owned())
+    };
+    Need { name: "KVM", required_by: "REQUIRE_KVM", missing }
+}
+
+/// What tests need that run SeaBIOS, Bochs' VGA BIOS and memtest86+ on KVM.
+#[cfg(target_arch = "x86_64")]
+pub fn firmware() -> Need {
+    let kvm = kvm();
+    if kvm.missing.is_some() {
+        return kvm;
+    }
+    let missing = mini_pc::firmware::missing().map(|path| format!("there is no {path}"));
+    Need {
+        name: "SeaBIOS, Bochs' VGA BIOS and memtest86+",
+        required_by: "REQUIRE_FIRMWARE",
+        missing,
+    }
+}
