@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::device::ioeventfd::IoEventFd;
 use crate::device::mmio::{AccessSizes, MmioAccess, MmioDevice};
-use crate::device::reentrancy::Inside;
+use crate::device::reentrancy::ReentrancyGuard;
 use crate::error::MapError;
 
 /// The registers of a device in a region.
@@ -103,8 +103,8 @@ impl Registers {
         ranges
     }
 
-    fn enter(&self, name: &str) -> Result<Inside, Refusal> {
-        let inside = Inside::enter(Arc::as_ptr(&self.device).cast());
+    fn enter(&self, name: &str) -> Result<ReentrancyGuard, Refusal> {
+        let inside = ReentrancyGuard::enter(Arc::as_ptr(&self.device).cast());
         if inside.is_none() {
             if self.reentered.swap(true, Ordering::Relaxed) {
                 log::debug!("\"{name}\" accesses itself from within its own handler");

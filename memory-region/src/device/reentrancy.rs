@@ -9,12 +9,12 @@ thread_local! {
 
 /// Holding one, the thread is in what it has entered; no other of the thread is.
 #[derive(Debug)]
-pub(crate) struct Inside {
+pub(crate) struct ReentrancyGuard {
     /// It stays on its thread.
     entered: *const (),
 }
 
-impl Inside {
+impl ReentrancyGuard {
     /// Enters what has this address, unless this thread is in it already.
     pub(crate) fn enter(what: *const ()) -> Option<Self> {
         // A thread that is about to end has no list any more, nor frames above that
@@ -31,7 +31,7 @@ impl Inside {
     }
 }
 
-impl Drop for Inside {
+impl Drop for ReentrancyGuard {
     fn drop(&mut self) {
         // Also when a handler panics. It is the last one, as these are dropped in the
         // reverse of the order in which they were made.

@@ -64,11 +64,11 @@ pub struct DirtySourceListener<S> {
     source: S,
     /// Held while bits are taken and merged: a sync that
     /// finds nothing because another has just taken it, waits until that has merged it.
-    known: Mutex<Known>,
+    known: Mutex<TrackedRam>,
 }
 
 #[derive(Default)]
-struct Known {
+struct TrackedRam {
     /// The RAM of the space, by start.
     ram: BTreeMap<u64, Section>,
     /// Where words of the log are kept until they are merged.
@@ -86,7 +86,7 @@ impl<S: DirtySource> DirtySourceListener<S> {
         &self.source
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, TrackedRam> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -110,7 +110,7 @@ impl<S: DirtySource> MemoryListener for DirtySourceListener<S> {
     }
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
-        let Known { ram, words } = &mut *self.lock();
+        let TrackedRam { ram, words } = &mut *self.lock();
         let relogged = change.relogged.iter().map(|change| &change.section);
         for section in change.removed.iter().chain(relogged) {
             if ram.contains_key(&section.start) {
@@ -127,7 +127,7 @@ impl<S: DirtySource> MemoryListener for DirtySourceListener<S> {
     }
 
     fn sync(&self, section: &Section) -> Result<(), ListenerError> {
-        let Known { ram, words } = &mut *self.lock();
+        let TrackedRam { ram, words } = &mut *self.lock();
         // Of one that is not known here, yet or any more, bits would be taken for nobody.
         match ram.get(&section.start) {
             Some(section) => self.collect(ram, words, section),
@@ -136,7 +136,7 @@ impl<S: DirtySource> MemoryListener for DirtySourceListener<S> {
     }
 
     fn sync_all(&self, _: bool) -> Result<bool, ListenerError> {
-        let Known { ram, words } = &mut *self.lock();
+        let TrackedRam { ram, words } = &mut *self.lock();
         ram.values().try_for_each(|section| self.collect(ram, words, section))?;
         Ok(true)
     }

@@ -7,14 +7,14 @@ use crate::error::MapError;
 use crate::listener::change::{MemoryListener, ViewChange};
 
 /// A listener, and what it is to follow.
-pub(crate) struct Follower {
+pub(crate) struct Notification {
     pub(crate) listener: Arc<dyn MemoryListener>,
     /// The name of the address space that it follows.
     pub(crate) space: Arc<str>,
     pub(crate) change: Arc<ViewChange>,
 }
 
-impl Follower {
+impl Notification {
     fn refused(&self, source: ListenerError) -> MapError {
         let listener = self.listener.name().to_owned();
         MapError::Refused { listener, space: self.space.to_string(), source }
@@ -22,46 +22,46 @@ impl Follower {
 }
 
 /// Tells every listener what changes; if one refuses, takes the others back.
-pub(crate) fn tell(followers: &[Follower]) -> Result<(), MapError> {
-    for (at, follower) in followers.iter().enumerate().rev() {
-        if let Err(source) = follower.listener.prepare(&follower.change) {
-            cancel(&followers[at + 1..]);
-            return Err(follower.refused(source));
+pub(crate) fn notify_all(notifications: &[Notification]) -> Result<(), MapError> {
+    for (at, notification) in notifications.iter().enumerate().rev() {
+        if let Err(source) = notification.listener.prepare(&notification.change) {
+            cancel(&notifications[at + 1..]);
+            return Err(notification.refused(source));
         }
     }
-    for (at, follower) in followers.iter().enumerate() {
-        if let Err(source) = follower.listener.commit(&follower.change) {
-            go_back(&followers[..at]);
-            cancel(&followers[at..]);
-            return Err(follower.refused(source));
+    for (at, notification) in notifications.iter().enumerate() {
+        if let Err(source) = notification.listener.commit(&notification.change) {
+            roll_back(&notifications[..at]);
+            cancel(&notifications[at..]);
+            return Err(notification.refused(source));
         }
     }
     Ok(())
 }
 
-fn cancel(followers: &[Follower]) {
-    for Follower { listener, change, .. } in followers {
+fn cancel(notifications: &[Notification]) {
+    for Notification { listener, change, .. } in notifications {
         listener.cancel(change);
     }
 }
 
 /// Takes listeners that have followed back to the map before.
-fn go_back(followers: &[Follower]) {
+fn roll_back(notifications: &[Notification]) {
     let back: Vec<ViewChange> =
-        followers.iter().map(|follower| follower.change.inverse()).collect();
-    let fault = |follower: &Follower, error: ListenerError| {
-        log::error!("{} cannot go back to the former map: {error}", follower.listener.name());
+        notifications.iter().map(|notification| notification.change.inverse()).collect();
+    let fault = |notification: &Notification, error: ListenerError| {
+        log::error!("{} cannot go back to the former map: {error}", notification.listener.name());
     };
-    for (follower, inverse) in followers.iter().zip(&back).rev() {
-        if let Err(error) = follower.listener.prepare(inverse) {
-            fault(follower, error);
+    for (notification, inverse) in notifications.iter().zip(&back).rev() {
+        if let Err(error) = notification.listener.prepare(inverse) {
+            fault(notification, error);
         }
     }
-    for (follower, inverse) in followers.iter().zip(&back) {
-        if let Err(error) = follower.listener.commit(inverse) {
-            fault(follower, error);
+    for (notification, inverse) in notifications.iter().zip(&back) {
+        if let Err(error) = notification.listener.commit(inverse) {
+            fault(notification, error);
         }
-        mark_unlogged(&follower.change);
+        mark_unlogged(&notification.change);
     }
 }
 

@@ -9,11 +9,11 @@ use ram_block::{ClientSet, DirtyError};
 use crate::error::MapError;
 use crate::listener::change::{GlobalLogChange, MemoryListener, ViewChange};
 use crate::listener::diff::diff;
-use crate::listener::notify::{Follower, tell};
+use crate::listener::notify::{Notification, notify_all};
 use crate::region_id::RegionId;
 use crate::transaction::claims::{Claimed, Claims};
 use crate::transaction::client_registry::Clients;
-use crate::transaction::regions::Newcomers;
+use crate::transaction::regions::NewObjects;
 use crate::tree::render::{canonical, render};
 use crate::tree::topology::{Logged, Topology};
 use crate::view::address_space::AddressSpace;
@@ -21,51 +21,51 @@ use crate::view::flat_view::FlatView;
 
 /// The map as a commit left it.
 #[derive(Clone, Default)]
-pub(crate) struct Current {
+pub(crate) struct MapState {
     pub(crate) topology: Topology,
     /// The blocks of the regions, and who logs them.
     pub(crate) logged: Logged,
-    pub(crate) spaces: Vec<Space>,
+    pub(crate) spaces: Vec<SpaceEntry>,
 }
 
 #[derive(Clone)]
-pub(crate) struct Space {
+pub(crate) struct SpaceEntry {
     pub(crate) space: Arc<AddressSpace>,
     /// By their priorities, then in the order of their registration.
     pub(crate) listeners: Vec<Arc<dyn MemoryListener>>,
 }
 
-impl Space {
+impl SpaceEntry {
     /// Its listeners, with what they are to follow.
-    fn followers(&self, change: ViewChange) -> Vec<Follower> {
+    fn notifications(&self, change: ViewChange) -> Vec<Notification> {
         let change = Arc::new(change);
         let listeners = self.listeners.iter().filter(|_| !change.is_empty());
-        let followers = listeners.map(|listener| Follower {
+        let notifications = listeners.map(|listener| Notification {
             listener: listener.clone(),
             space: self.space.shared_name(),
             change: change.clone(),
         });
-        followers.collect()
+        notifications.collect()
     }
 }
 
 /// What a transaction leaves behind. With it devices may be dropped, whose `Drop` may use
 /// the map: it outlives the turn.
 #[derive(Default)]
-pub(crate) struct Retired {
+pub(crate) struct Garbage {
     /// The tree that is edited, until it is committed.
     pub(crate) topology: Topology,
     /// What came with the transaction, and may be gone again.
-    pub(crate) newcomers: Newcomers,
+    pub(crate) new_objects: NewObjects,
     /// The views of the edited tree, by their roots.
     rendered: BTreeMap<RegionId, Arc<FlatView>>,
     /// The former views, and those that did not come.
     views: Vec<Arc<FlatView>>,
     /// The former map.
-    pub(crate) former: Option<Arc<Current>>,
+    pub(crate) former: Option<Arc<MapState>>,
 }
 
-impl Current {
+impl MapState {
     /// Which of the spaces it is.
     pub(crate) fn entry_of(&self, space: &AddressSpace) -> Result<usize, MapError> {
         let at = self.spaces.iter().position(|entry| entry.space.is_same(space));
@@ -85,24 +85,24 @@ impl Current {
         &self,
         clients: &mut Clients,
         claims: &Mutex<Claims>,
-        retired: &mut Retired,
+        garbage: &mut Garbage,
     ) -> Result<Self, MapError> {
         let claims = || claims.lock().unwrap_or_else(PoisonError::into_inner);
-        let topology = &retired.topology;
+        let topology = &garbage.topology;
         let logged = topology.logged();
         let (before, after) = (&self.logged, &logged);
         let global_log = global_change(self.topology.global_log, topology.global_log);
         let mut views = Vec::with_capacity(self.spaces.len());
-        let mut followers = Vec::new();
+        let mut notifications = Vec::new();
         for entry in &self.spaces {
             let root = canonical(topology, entry.space.root())?;
-            let view = match retired.rendered.entry(root) {
+            let view = match garbage.rendered.entry(root) {
                 Entry::Occupied(view) => view.into_mut(),
                 Entry::Vacant(view) => view.insert(Arc::new(render(topology, root, after)?)),
             };
             if !entry.listeners.is_empty() {
                 let change = ViewChange { global_log, ..diff(&entry.space.view(), view) };
-                followers.extend(entry.followers(change));
+                notifications.extend(entry.notifications(change));
             }
             views.push(view.clone());
         }
@@ -130,12 +130,12 @@ impl Current {
         if result.is_ok() {
             // From the first listener on that follows, guests may write through what comes.
             for (entry, view) in self.spaces.iter().zip(&views) {
-                retired.views.extend(entry.space.announce(Some(view.clone())));
+                garbage.views.extend(entry.space.set_pending(Some(view.clone())));
             }
-            result = tell(&followers);
+            result = notify_all(&notifications);
         }
         if let Err(error) = result {
-            self.end_announcements(retired);
+            self.end_announcements(garbage);
             for (ram, client) in switched_on {
                 clients.switch_off(ram, client, claims().of_client(client, ram));
             }
@@ -151,9 +151,9 @@ impl Current {
             }
         }
         for (entry, view) in self.spaces.iter().zip(views) {
-            retired.views.push(entry.space.publish(view));
+            garbage.views.push(entry.space.publish(view));
         }
-        self.end_announcements(retired);
+        self.end_announcements(garbage);
         for (block, (ram, logging)) in before {
             let still = after.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
             for client in logging.iter().filter(|client| !still.contains(*client)) {
@@ -163,14 +163,14 @@ impl Current {
         if before.keys().any(|block| !after.contains_key(block)) {
             claims().leave_blocks(after);
         }
-        let (topology, spaces) = (std::mem::take(&mut retired.topology), self.spaces.clone());
+        let (topology, spaces) = (std::mem::take(&mut garbage.topology), self.spaces.clone());
         Ok(Self { topology, logged, spaces })
     }
 
     /// The views that were announced are the current ones, or will never be.
-    fn end_announcements(&self, retired: &mut Retired) {
-        let announced = self.spaces.iter().filter_map(|entry| entry.space.announce(None));
-        retired.views.extend(announced);
+    fn end_announcements(&self, garbage: &mut Garbage) {
+        let announced = self.spaces.iter().filter_map(|entry| entry.space.set_pending(None));
+        garbage.views.extend(announced);
     }
 }
 

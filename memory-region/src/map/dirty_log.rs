@@ -87,7 +87,7 @@ impl MemoryMap {
                 if !at_once.map_err(|source| unsynced(&**listener, "all RAM", source))? {
                     let listener = std::slice::from_ref(listener);
                     let synced = |view: Arc<FlatView>| sync_sections(&view, listener, |_| true);
-                    entry.space.followed().try_for_each(synced)?;
+                    entry.space.visible_views().try_for_each(synced)?;
                 }
             }
         }
@@ -104,7 +104,7 @@ impl MemoryMap {
     pub fn log_clear(&self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
         for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
             // What comes too, as a sync asked there: what was reported is to be watched again.
-            for view in entry.space.followed() {
+            for view in entry.space.visible_views() {
                 clear_sections(&view, &entry.listeners, block, &bytes)?;
             }
         }
@@ -120,7 +120,7 @@ impl MemoryMap {
         for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
             let wanted = |section: &Section| shows(section, block);
             let synced = |view: Arc<FlatView>| sync_sections(&view, &entry.listeners, wanted);
-            entry.space.followed().try_for_each(synced)?;
+            entry.space.visible_views().try_for_each(synced)?;
         }
         Ok(())
     }

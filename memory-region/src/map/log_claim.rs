@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ram_block::{DirtyClaim, DirtyClient, DirtySnapshot, Harvest, RamBlock};
 
 use crate::error::MapError;
-use crate::map::memory_map::{Leaving, MemoryMap};
+use crate::map::memory_map::{DeferredDrop, MemoryMap};
 use crate::region_id::RegionId;
 use crate::transaction::claims::Claim;
 
@@ -43,7 +43,7 @@ pub struct LogClaim {
 
 impl Drop for LogClaim {
     fn drop(&mut self) {
-        self.map.end(Leaving::Log(self.claim.clone()));
+        self.map.end(DeferredDrop::Log(self.claim.clone()));
     }
 }
 

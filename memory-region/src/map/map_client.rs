@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ram_block::DirtyClient;
 
 use crate::error::MapError;
-use crate::map::memory_map::{Leaving, MemoryMap};
+use crate::map::memory_map::{DeferredDrop, MemoryMap};
 
 /// A client of a map's dirty logs that was registered at run time, until this is dropped:
 /// then its logs are switched off, its bitmaps are freed, and its number is free for others.
@@ -32,7 +32,7 @@ impl fmt::Debug for MapClient {
 
 impl Drop for MapClient {
     fn drop(&mut self) {
-        self.map.end(Leaving::Client(self.client));
+        self.map.end(DeferredDrop::Client(self.client));
     }
 }
 

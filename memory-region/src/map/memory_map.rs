@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use ram_block::{DirtyClient, RamBlock};
 
-use crate::device::reentrancy::Inside;
+use crate::device::reentrancy::ReentrancyGuard;
 use crate::error::MapError;
 use crate::listener::change::{MemoryListener, ViewChange};
-use crate::listener::notify::{Follower, tell};
-use crate::map::commit::{Current, Retired, Space};
+use crate::listener::notify::{Notification, notify_all};
+use crate::map::commit::{Garbage, MapState, SpaceEntry};
 use crate::region_id::RegionId;
 use crate::transaction::claims::{Claim, Claims};
 use crate::transaction::client_registry::Clients;
@@ -30,24 +30,24 @@ use crate::view::address_space::AddressSpace;
 /// thread that may change the map, nor take a lock that somebody holds who does.
 pub struct MemoryMap {
     /// The map as the last commit left it.
-    current: ArcSwap<Current>,
+    current: ArcSwap<MapState>,
     /// Locked by who changes the map.
     clients: Mutex<Clients>,
     /// Locked for a moment only.
     claims: Mutex<Claims>,
     /// What was dropped in a turn. Locked for a moment only.
-    leaving: Mutex<Vec<Leaving>>,
+    leaving: Mutex<Vec<DeferredDrop>>,
 }
 
 /// The turn to change a map.
-struct Turn<'a> {
+struct UpdateLock<'a> {
     // Dropped in this order: the thread is in its turn until others can have theirs.
     clients: MutexGuard<'a, Clients>,
-    _inside: Inside,
-    after: AfterTurn<'a>,
+    _inside: ReentrancyGuard,
+    after: DeferredDrops<'a>,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for UpdateLock<'_> {
     fn drop(&mut self) {
         self.after.gather();
     }
@@ -57,7 +57,7 @@ impl MemoryMap {
     /// An empty map.
     #[allow(clippy::new_ret_no_self)] // always shared
     pub fn new() -> Arc<Self> {
-        let current = ArcSwap::from_pointee(Current::default());
+        let current = ArcSwap::from_pointee(MapState::default());
         Arc::new(Self {
             current,
             clients: Mutex::default(),
@@ -66,21 +66,22 @@ impl MemoryMap {
         })
     }
 
-    fn turn(&self) -> Result<Turn<'_>, MapError> {
-        let inside = Inside::enter(std::ptr::from_ref(self).cast()).ok_or(MapError::Nested)?;
+    fn lock_for_update(&self) -> Result<UpdateLock<'_>, MapError> {
+        let inside =
+            ReentrancyGuard::enter(std::ptr::from_ref(self).cast()).ok_or(MapError::Nested)?;
         // The map changes only after everything that can fail or panic has run.
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Turn { clients, _inside: inside, after: AfterTurn::new(self) })
+        Ok(UpdateLock { clients, _inside: inside, after: DeferredDrops::new(self) })
     }
 
     /// The map as it is now. Others may change it, those with the turn excepted.
-    pub(crate) fn current(&self) -> Arc<Current> {
+    pub(crate) fn current(&self) -> Arc<MapState> {
         self.current.load_full()
     }
 
     /// Lets everybody see `current`; returns the former map, to be dropped after the turn.
     #[must_use]
-    fn publish(&self, _: &Turn<'_>, current: impl Into<Arc<Current>>) -> Arc<Current> {
+    fn publish(&self, _: &UpdateLock<'_>, current: impl Into<Arc<MapState>>) -> Arc<MapState> {
         self.current.swap(current.into())
     }
 
@@ -88,24 +89,24 @@ impl MemoryMap {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn leaving(&self) -> MutexGuard<'_, Vec<Leaving>> {
+    pub(crate) fn leaving(&self) -> MutexGuard<'_, Vec<DeferredDrop>> {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a client's number out.
     pub(crate) fn take_name(&self, name: &str) -> Result<DirtyClient, MapError> {
-        let mut turn = self.turn()?;
-        Ok(turn.clients.register(name, self.current().topology.blocks())?)
+        let mut lock = self.lock_for_update()?;
+        Ok(lock.clients.register(name, self.current().topology.blocks())?)
     }
 
     /// Switches a client off everywhere, and forgets it.
     pub(crate) fn drop_name(&self, client: DirtyClient) -> Result<(), MapError> {
-        let (mut retired, mut ended) = (Retired::default(), Vec::new());
+        let (mut garbage, mut ended) = (Garbage::default(), Vec::new());
         let forget = |map: &mut MapEdit<'_>| {
             map.forget_log(client);
             Ok(())
         };
-        let ((), committed) = self.transact(&mut retired, forget, |clients| {
+        let ((), committed) = self.transact(&mut garbage, forget, |clients| {
             ended = self.claims().end(|claim| claim.client == client);
             clients.forget(client);
         })?;
@@ -139,8 +140,8 @@ impl MemoryMap {
         &self,
         edit: impl FnOnce(&mut MapEdit<'_>) -> Result<T, MapError>,
     ) -> Result<T, MapError> {
-        let mut retired = Retired::default();
-        let (value, committed) = self.transact(&mut retired, edit, |_| ())?;
+        let mut garbage = Garbage::default();
+        let (value, committed) = self.transact(&mut garbage, edit, |_| ())?;
         committed.map(|()| value)
     }
 
@@ -148,25 +149,25 @@ impl MemoryMap {
     /// turn. Nothing is dropped in the turn that may use the map.
     fn transact<T>(
         &self,
-        retired: &mut Retired,
+        garbage: &mut Garbage,
         edit: impl FnOnce(&mut MapEdit<'_>) -> Result<T, MapError>,
         then: impl FnOnce(&mut Clients),
     ) -> Result<(T, Result<(), MapError>), MapError> {
-        let mut turn = self.turn()?;
+        let mut lock = self.lock_for_update()?;
         let current = self.current();
-        retired.topology = current.topology.clone();
+        garbage.topology = current.topology.clone();
         let spaces = current.spaces.iter();
         let value = edit(&mut MapEdit {
-            topology: &mut retired.topology,
-            newcomers: &mut retired.newcomers,
-            clients: &turn.clients,
+            topology: &mut garbage.topology,
+            new_objects: &mut garbage.new_objects,
+            clients: &lock.clients,
             claims: &self.claims,
             ending: None,
             roots: spaces.map(|s| (s.space.root(), s.space.shared_name())).collect(),
         })?;
-        let committed = current.commit(&mut turn.clients, &self.claims, retired).map(|committed| {
-            retired.former = Some(self.publish(&turn, committed));
-            then(&mut turn.clients);
+        let committed = current.commit(&mut lock.clients, &self.claims, garbage).map(|committed| {
+            garbage.former = Some(self.publish(&lock, committed));
+            then(&mut lock.clients);
         });
         Ok((value, committed))
     }
@@ -179,9 +180,9 @@ impl MemoryMap {
     /// [`MapError::UnknownRegion`], [`MapError::TooDeep`], [`MapError::TooComplex`] or
     /// [`MapError::Nested`].
     pub fn address_space(&self, name: &str, root: RegionId) -> Result<Arc<AddressSpace>, MapError> {
-        self.change_spaces(|Current { topology, logged, spaces }| {
+        self.change_spaces(|MapState { topology, logged, spaces }| {
             let shown = canonical(topology, root)?;
-            let shows_it = |other: &&Space| {
+            let shows_it = |other: &&SpaceEntry| {
                 canonical(topology, other.space.root()).is_ok_and(|other| other == shown)
             };
             let view = match spaces.iter().find(shows_it) {
@@ -189,7 +190,7 @@ impl MemoryMap {
                 None => Arc::new(render(topology, shown, logged)?),
             };
             let space = Arc::new(AddressSpace::new(name, root, view));
-            spaces.push(Space { space: space.clone(), listeners: Vec::new() });
+            spaces.push(SpaceEntry { space: space.clone(), listeners: Vec::new() });
             Ok(space)
         })
     }
@@ -224,9 +225,9 @@ impl MemoryMap {
         space: &AddressSpace,
         listener: Arc<dyn MemoryListener>,
     ) -> Result<(), MapError> {
-        let turn = self.turn()?;
+        let lock = self.lock_for_update()?;
         let former = self.current();
-        let mut current = Current::clone(&former);
+        let mut current = MapState::clone(&former);
         let entry = current.entry_of(space)?;
         let all = current.all_of(space);
         let listeners = &mut current.spaces[entry].listeners;
@@ -234,13 +235,13 @@ impl MemoryMap {
         let at = listeners.partition_point(|other| other.priority() <= priority);
         listeners.insert(at, listener.clone());
         // It is asked from before it follows: guests may write through it at once.
-        let mut retired = vec![self.publish(&turn, current)];
-        let told = tell(&[follower(space, &listener, all)]);
+        let mut garbage = vec![self.publish(&lock, current)];
+        let told = notify_all(&[notification(space, &listener, all)]);
         if told.is_err() {
-            retired.push(self.publish(&turn, former));
+            garbage.push(self.publish(&lock, former));
         }
-        drop(turn);
-        drop(retired); // with it, perhaps, spaces and their devices
+        drop(lock);
+        drop(garbage); // with it, perhaps, spaces and their devices
         told
     }
 
@@ -262,7 +263,7 @@ impl MemoryMap {
             let Some(at) = listeners.position(|other| Arc::ptr_eq(other, listener)) else {
                 return Ok(false);
             };
-            tell(&[follower(space, listener, current.all_of(space).inverse())])?;
+            notify_all(&[notification(space, listener, current.all_of(space).inverse())])?;
             current.spaces[entry].listeners.remove(at);
             Ok(true)
         })
@@ -271,14 +272,14 @@ impl MemoryMap {
     /// Changes the list of spaces in a turn, or leaves it as it was.
     fn change_spaces<T>(
         &self,
-        change: impl FnOnce(&mut Current) -> Result<T, MapError>,
+        change: impl FnOnce(&mut MapState) -> Result<T, MapError>,
     ) -> Result<T, MapError> {
-        let turn = self.turn()?;
-        let mut current = Current::clone(&self.current());
+        let lock = self.lock_for_update()?;
+        let mut current = MapState::clone(&self.current());
         let value = change(&mut current)?;
-        let former = self.publish(&turn, current);
+        let former = self.publish(&lock, current);
         // In this order: a space, and with it devices, may go with the former map.
-        drop(turn);
+        drop(lock);
         drop(former);
         Ok(value)
     }
@@ -299,13 +300,13 @@ impl MemoryMap {
     }
 }
 
-fn follower(
+fn notification(
     space: &AddressSpace,
     listener: &Arc<dyn MemoryListener>,
     change: ViewChange,
-) -> Follower {
+) -> Notification {
     let (listener, change) = (listener.clone(), Arc::new(change));
-    Follower { listener, space: space.shared_name(), change }
+    Notification { listener, space: space.shared_name(), change }
 }
 
 impl fmt::Debug for MemoryMap {
@@ -317,14 +318,14 @@ impl fmt::Debug for MemoryMap {
 }
 
 /// What was dropped, and is to be switched off.
-pub(crate) enum Leaving {
+pub(crate) enum DeferredDrop {
     /// A claim to a log.
     Log(Claim),
     /// A client that was registered with the map.
     Client(DirtyClient),
 }
 
-impl Leaving {
+impl DeferredDrop {
     fn end(&self, map: &MemoryMap) -> Result<(), MapError> {
         match self {
             Self::Client(client) => map.drop_name(*client),
@@ -355,7 +356,7 @@ impl Leaving {
 
 impl MemoryMap {
     /// Ends what was dropped; after its turn, if this thread is in the middle of one.
-    pub(crate) fn end(&self, leaving: Leaving) {
+    pub(crate) fn end(&self, leaving: DeferredDrop) {
         match leaving.end(self) {
             Ok(()) => {}
             Err(MapError::Nested) => self.leaving().push(leaving),
@@ -366,12 +367,12 @@ impl MemoryMap {
 }
 
 /// What could not end in a turn, and ends when this is dropped, after it.
-pub(crate) struct AfterTurn<'a> {
+pub(crate) struct DeferredDrops<'a> {
     map: &'a MemoryMap,
-    left: Vec<Leaving>,
+    left: Vec<DeferredDrop>,
 }
 
-impl<'a> AfterTurn<'a> {
+impl<'a> DeferredDrops<'a> {
     pub(crate) fn new(map: &'a MemoryMap) -> Self {
         Self { map, left: Vec::new() }
     }
@@ -382,7 +383,7 @@ impl<'a> AfterTurn<'a> {
     }
 }
 
-impl Drop for AfterTurn<'_> {
+impl Drop for DeferredDrops<'_> {
     fn drop(&mut self) {
         for leaving in std::mem::take(&mut self.left) {
             self.map.end(leaving);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ram_block::ClientSet;
 
-use crate::map::commit::{Current, Space};
+use crate::map::commit::{MapState, SpaceEntry};
 use crate::map::memory_map::MemoryMap;
 use crate::region_id::RegionId;
 use crate::tree::topology::{Kind, Region, Topology};
@@ -15,7 +15,7 @@ use crate::view::section::Section;
 
 /// A map's regions as trees, one for each root of address spaces, then one for each region
 /// that aliases show, each container's contents once; see [`MemoryMap::tree`].
-pub struct MapTree(Arc<Current>);
+pub struct MapTree(Arc<MapState>);
 
 /// A map's flat views, each once, with the address spaces that share it; see
 /// [`MemoryMap::flat_views`].
@@ -181,13 +181,13 @@ impl Printer<'_> {
 
 impl fmt::Display for MapTree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Current { topology, spaces, .. } = &*self.0;
+        let MapState { topology, spaces, .. } = &*self.0;
         let (kinds, printed) = (HashMap::new(), HashSet::new());
         let mut printer = Printer { topology, kinds, printed, aliased: BTreeSet::new() };
         // Spaces of the same root share its tree.
         let mut roots: Vec<RegionId> = Vec::new();
         let mut names: HashMap<RegionId, Vec<&str>> = HashMap::new();
-        for Space { space, .. } in spaces {
+        for SpaceEntry { space, .. } in spaces {
             let names = names.entry(space.root()).or_default();
             if names.is_empty() {
                 roots.push(space.root());

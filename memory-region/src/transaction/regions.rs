@@ -19,7 +19,7 @@ use crate::tree::topology::{Kind, Topology, check_size};
 /// Sizes are in bytes and of 128 bits, so that a region can have all 2^64.
 pub struct MapEdit<'a> {
     pub(crate) topology: &'a mut Topology,
-    pub(crate) newcomers: &'a mut Newcomers,
+    pub(crate) new_objects: &'a mut NewObjects,
     pub(crate) clients: &'a Clients,
     pub(crate) claims: &'a Mutex<Claims>,
     /// The number of the claim that this transaction ends.
@@ -30,7 +30,7 @@ pub struct MapEdit<'a> {
 
 /// What a transaction brought, whatever became of it: kept until it is over.
 #[derive(Default)]
-pub(crate) struct Newcomers {
+pub(crate) struct NewObjects {
     blocks: Vec<Arc<RamBlock>>,
     devices: Vec<Arc<dyn MmioDevice>>,
     iommus: Vec<Arc<dyn Iommu>>,
@@ -54,7 +54,7 @@ impl MapEdit<'_> {
     ///
     /// [`MapError::DuplicateBlock`] if another block of the map has this one's id.
     pub fn ram(&mut self, name: &str, block: Arc<RamBlock>) -> Result<RegionId, MapError> {
-        self.newcomers.blocks.push(block.clone());
+        self.new_objects.blocks.push(block.clone());
         self.topology.check_block(&block)?;
         let size = u128::from(block.len());
         self.topology.add(name, size, Kind::Ram(block))
@@ -85,8 +85,8 @@ impl MapEdit<'_> {
         block: Arc<RamBlock>,
         device: Arc<dyn MmioDevice>,
     ) -> Result<RegionId, MapError> {
-        self.newcomers.blocks.push(block.clone());
-        self.newcomers.devices.push(device.clone());
+        self.new_objects.blocks.push(block.clone());
+        self.new_objects.devices.push(device.clone());
         self.topology.check_block(&block)?;
         let registers = Arc::new(Registers::new(name, device)?);
         let size = u128::from(block.len());
@@ -104,7 +104,7 @@ impl MapEdit<'_> {
         size: u128,
         device: Arc<dyn MmioDevice>,
     ) -> Result<RegionId, MapError> {
-        self.newcomers.devices.push(device.clone());
+        self.new_objects.devices.push(device.clone());
         let registers = Arc::new(Registers::new(name, device)?);
         self.topology.add(name, size, Kind::Mmio(registers))
     }
@@ -121,7 +121,7 @@ impl MapEdit<'_> {
         size: u128,
         iommu: Arc<dyn Iommu>,
     ) -> Result<RegionId, MapError> {
-        self.newcomers.iommus.push(iommu.clone());
+        self.new_objects.iommus.push(iommu.clone());
         self.topology.add(name, size, Kind::Iommu(iommu))
     }
 

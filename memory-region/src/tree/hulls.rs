@@ -7,17 +7,17 @@ use crate::region_id::RegionId;
 use crate::tree::topology::{Kind, Placement, Topology};
 
 /// Addresses from the first to the second, inclusive.
-pub(crate) type Clip = (i128, i128);
+pub(crate) type AddrRange = (i128, i128);
 
 /// The smallest range of each region, by its own offsets, outside of which nothing in it answers;
 /// `None` where nothing does at all. Found when first asked for.
 #[derive(Default)]
-pub(crate) struct Hulls(HashMap<RegionId, Option<Clip>>);
+pub(crate) struct Hulls(HashMap<RegionId, Option<AddrRange>>);
 
 impl Hulls {
     /// The hull of a region. Costs a step for each region below it whose hull is not yet known,
     /// however deep they are nested.
-    fn of(&mut self, topology: &Topology, id: RegionId) -> Result<Option<Clip>, MapError> {
+    fn of(&mut self, topology: &Topology, id: RegionId) -> Result<Option<AddrRange>, MapError> {
         let mut open = vec![id];
         while let Some(&id) = open.last() {
             if self.0.contains_key(&id) {
@@ -62,7 +62,7 @@ impl Hulls {
     }
 }
 
-fn moved(hull: Clip, by: i128) -> Clip {
+fn moved(hull: AddrRange, by: i128) -> AddrRange {
     (hull.0 + by, hull.1 + by)
 }
 
@@ -70,7 +70,7 @@ fn moved(hull: Clip, by: i128) -> Clip {
 #[derive(Debug)]
 pub(crate) struct Children {
     /// Their hulls in the container, and their numbers in its list; in the order of the hulls.
-    by_hull: Vec<(Clip, usize)>,
+    by_hull: Vec<(AddrRange, usize)>,
     /// Of each middle of a part of the list that is halved again and again: the highest end of
     /// the hulls in that part.
     ends: Vec<i128>,
@@ -96,7 +96,7 @@ impl Children {
 
     /// Those with anything in a part of the container, in the order in which they answer: their
     /// numbers and hulls.
-    pub(crate) fn within(&self, part: Clip) -> Vec<(usize, Clip)> {
+    pub(crate) fn within(&self, part: AddrRange) -> Vec<(usize, AddrRange)> {
         let mut found = Vec::new();
         find(&self.by_hull, &self.ends, part, &mut found);
         // The list has them in the reverse of the order in which they answer.
@@ -105,7 +105,7 @@ impl Children {
     }
 }
 
-fn note_ends(by_hull: &[(Clip, usize)], ends: &mut [i128]) -> i128 {
+fn note_ends(by_hull: &[(AddrRange, usize)], ends: &mut [i128]) -> i128 {
     let middle = by_hull.len() / 2;
     let Some((hull, _)) = by_hull.get(middle) else { return i128::MIN };
     let below = note_ends(&by_hull[..middle], &mut ends[..middle]);
@@ -114,7 +114,12 @@ fn note_ends(by_hull: &[(Clip, usize)], ends: &mut [i128]) -> i128 {
     ends[middle]
 }
 
-fn find(by_hull: &[(Clip, usize)], ends: &[i128], part: Clip, found: &mut Vec<(usize, Clip)>) {
+fn find(
+    by_hull: &[(AddrRange, usize)],
+    ends: &[i128],
+    part: AddrRange,
+    found: &mut Vec<(usize, AddrRange)>,
+) {
     let middle = by_hull.len() / 2;
     let Some((hull, number)) = by_hull.get(middle).copied() else { return };
     if ends[middle] < part.0 {

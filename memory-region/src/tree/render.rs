@@ -8,9 +8,9 @@
 //!
 //! A tree of containers is visited once. Aliases make it a graph, in which there are more ways
 //! to a region than regions, in the worst case exponentially more. So what may be visited more
-//! than once remembers where it was: at the same address, a second visit finds everything filled
+//! than once remembers where it was: at the same address, a second visit finds everything covered
 //! by the first. At other addresses, it is cut to the part of a region in which there is
-//! anything (its *hull*), skipped where all of that is filled, and a container finds the
+//! anything (its *hull*), skipped where all of that is covered, and a container finds the
 //! children in its part by a search. What remains is limited: a tree that takes many more steps
 //! than it has regions and sections is refused.
 
@@ -21,7 +21,7 @@ use ram_block::{ClientSet, RamBlock};
 
 use crate::error::MapError;
 use crate::region_id::RegionId;
-use crate::tree::hulls::{Children, Clip, Hulls};
+use crate::tree::hulls::{AddrRange, Children, Hulls};
 use crate::tree::topology::{Kind, Logged, Placement, Topology, address_of};
 use crate::view::flat_view::FlatView;
 use crate::view::section::{Section, SectionTarget};
@@ -38,13 +38,13 @@ const STEPS: (u64, u64) = (1 << 16, 1 << 8);
 /// The most steps, whatever the sections: about a second. Each region may take some more.
 const MAX_STEPS: u64 = 1 << 22;
 
-/// What is inherited on the way down to a region.
+/// What is inherited on the inherited down to a region.
 #[derive(Clone, Copy)]
-struct Way {
+struct Inherited {
     /// The address of the region's first byte, which may lie outside the space where an
     /// alias shows only a part.
     base: i128,
-    clip: Clip,
+    clip: AddrRange,
     readonly: bool,
     priority: i32,
     depth: usize,
@@ -58,11 +58,11 @@ struct Renderer<'a> {
     logged: &'a Logged,
     /// In the order in which they are drawn; never overlapping.
     sections: Vec<Section>,
-    filled: Filled,
+    covered: CoveredRanges,
     /// How many regions were visited so far, each time they were.
     steps: u64,
     /// Where aliased containers were visited: by the addresses of their first bytes.
-    visited: HashMap<(RegionId, i128), Filled>,
+    visited: HashMap<(RegionId, i128), CoveredRanges>,
     /// The containers that may be visited again, with their children from the second visit on.
     containers: HashMap<RegionId, Option<Arc<Children>>>,
     hulls: Hulls,
@@ -71,7 +71,7 @@ struct Renderer<'a> {
 /// Where something answers already: ranges from the key to the value, inclusive, with a gap
 /// between any two.
 #[derive(Default)]
-struct Filled(BTreeMap<u64, u64>);
+struct CoveredRanges(BTreeMap<u64, u64>);
 
 /// The region that shows the same as `root`: roots that are windows on the same region
 /// share a view.
@@ -117,15 +117,16 @@ fn render_counted(
         root,
         logged,
         sections: Vec::new(),
-        filled: Filled::default(),
+        covered: CoveredRanges::default(),
         steps: 0,
         visited: HashMap::new(),
         containers: HashMap::new(),
         hulls: Hulls::default(),
     };
     let clip = (0, i128::from(u64::MAX));
-    let way = Way { base: 0, clip, readonly: false, priority: 0, depth: 0, shared: false };
-    renderer.visit(root, way)?;
+    let inherited =
+        Inherited { base: 0, clip, readonly: false, priority: 0, depth: 0, shared: false };
+    renderer.visit(root, inherited)?;
     let Renderer { mut sections, steps, .. } = renderer;
     // Sections are large: what is sorted is their starts.
     sections.sort_by_cached_key(|section| section.start);
@@ -134,9 +135,9 @@ fn render_counted(
 }
 
 impl Renderer<'_> {
-    /// Draws region `id` as far as the way to it leaves room.
-    fn visit(&mut self, id: RegionId, way: Way) -> Result<(), MapError> {
-        let Way { base, clip, depth, .. } = way;
+    /// Draws region `id` as far as the inherited to it leaves room.
+    fn visit(&mut self, id: RegionId, inherited: Inherited) -> Result<(), MapError> {
+        let Inherited { base, clip, depth, .. } = inherited;
         let topology = self.topology;
         let region = topology.get(id)?;
         self.count_step()?;
@@ -149,14 +150,15 @@ impl Renderer<'_> {
         if !region.enabled || clip.0 > clip.1 {
             return Ok(());
         }
-        let readonly = way.readonly || region.readonly;
-        let below = Way { clip, readonly, priority: 0, depth: depth + 1, ..way };
+        let readonly = inherited.readonly || region.readonly;
+        let below = Inherited { clip, readonly, priority: 0, depth: depth + 1, ..inherited };
         let target = match &region.kind {
             Kind::Container(children) => {
                 return self.visit_container(id, children, below);
             }
             Kind::Alias { target, offset } => {
-                return self.visit(*target, Way { base: base - i128::from(*offset), ..below });
+                return self
+                    .visit(*target, Inherited { base: base - i128::from(*offset), ..below });
             }
             Kind::Ram(block) => SectionTarget::Ram(block.clone()),
             Kind::RomDevice { block, registers, direct: true } => {
@@ -178,8 +180,8 @@ impl Renderer<'_> {
         let (Ok(first), Ok(last)) = (u64::try_from(clip.0), u64::try_from(clip.1)) else {
             return Ok(()); // clipped to the 64-bit space above
         };
-        let Self { filled, sections, .. } = self;
-        filled.fill(first, last, |start, last| {
+        let Self { covered, sections, .. } = self;
+        covered.fill(first, last, |start, last| {
             let Ok(offset) = u64::try_from(i128::from(start) - base) else { return };
             sections.push(Section {
                 start,
@@ -187,7 +189,7 @@ impl Renderer<'_> {
                 region: id,
                 name: region.name.clone(),
                 offset,
-                priority: way.priority,
+                priority: inherited.priority,
                 readonly,
                 log,
                 target: target.clone(),
@@ -201,30 +203,32 @@ impl Renderer<'_> {
         &mut self,
         id: RegionId,
         children: &[Placement],
-        way: Way,
+        inherited: Inherited,
     ) -> Result<(), MapError> {
         let aliased = self.topology.is_aliased(id);
-        let way = Way { shared: way.shared || aliased, ..way };
-        if !way.shared {
-            return self.visit_children(children.iter().rev(), way);
+        let inherited = Inherited { shared: inherited.shared || aliased, ..inherited };
+        if !inherited.shared {
+            return self.visit_children(children.iter().rev(), inherited);
         }
-        let mut parts = vec![way.clip];
+        let mut parts = vec![inherited.clip];
         if aliased {
             // Where it was visited at this very address, all that it has is drawn.
-            let visited = self.visited.entry((id, way.base)).or_default();
+            let visited = self.visited.entry((id, inherited.base)).or_default();
             parts.clear();
-            if let (Ok(first), Ok(last)) = (u64::try_from(way.clip.0), u64::try_from(way.clip.1)) {
+            if let (Ok(first), Ok(last)) =
+                (u64::try_from(inherited.clip.0), u64::try_from(inherited.clip.1))
+            {
                 visited.fill(first, last, |first, last| parts.push((first.into(), last.into())));
             }
         }
         for clip in parts {
-            let way = Way { clip, ..way };
+            let inherited = Inherited { clip, ..inherited };
             match self.containers.get(&id) {
                 None => {
                     self.containers.insert(id, None);
-                    self.visit_children(children.iter().rev(), way)?;
+                    self.visit_children(children.iter().rev(), inherited)?;
                 }
-                Some(_) => self.visit_again(id, children, way)?,
+                Some(_) => self.visit_again(id, children, inherited)?,
             }
         }
         Ok(())
@@ -233,11 +237,11 @@ impl Renderer<'_> {
     fn visit_children<'a>(
         &mut self,
         children: impl Iterator<Item = &'a Placement>,
-        way: Way,
+        inherited: Inherited,
     ) -> Result<(), MapError> {
         for Placement { child, offset, priority, .. } in children {
-            let base = way.base + i128::from(*offset);
-            self.visit(*child, Way { base, priority: *priority, ..way })?;
+            let base = inherited.base + i128::from(*offset);
+            self.visit(*child, Inherited { base, priority: *priority, ..inherited })?;
         }
         Ok(())
     }
@@ -247,7 +251,7 @@ impl Renderer<'_> {
         &mut self,
         id: RegionId,
         children: &[Placement],
-        way: Way,
+        inherited: Inherited,
     ) -> Result<(), MapError> {
         let known = self.containers.get(&id).cloned().flatten();
         let known = match known {
@@ -258,15 +262,15 @@ impl Renderer<'_> {
                 known
             }
         };
-        let part = (way.clip.0 - way.base, way.clip.1 - way.base);
+        let part = (inherited.clip.0 - inherited.base, inherited.clip.1 - inherited.base);
         for (number, hull) in known.within(part) {
-            let hull = (hull.0 + way.base, hull.1 + way.base);
-            let clip = (way.clip.0.max(hull.0), way.clip.1.min(hull.1));
-            if self.filled.has_all(clip) {
+            let hull = (hull.0 + inherited.base, hull.1 + inherited.base);
+            let clip = (inherited.clip.0.max(hull.0), inherited.clip.1.min(hull.1));
+            if self.covered.has_all(clip) {
                 self.count_step()?;
                 continue;
             }
-            self.visit_children(children.get(number).into_iter(), Way { clip, ..way })?;
+            self.visit_children(children.get(number).into_iter(), Inherited { clip, ..inherited })?;
         }
         Ok(())
     }
@@ -289,9 +293,9 @@ impl Renderer<'_> {
     }
 }
 
-impl Filled {
-    /// Whether all of a range is filled.
-    fn has_all(&self, (first, last): Clip) -> bool {
+impl CoveredRanges {
+    /// Whether all of a range is covered.
+    fn has_all(&self, (first, last): AddrRange) -> bool {
         let (Ok(first), Ok(last)) = (u64::try_from(first), u64::try_from(last)) else {
             return false;
         };
@@ -302,7 +306,7 @@ impl Filled {
     /// Fills `first..=last`; calls `each` with the parts of it that were free, downwards.
     fn fill(&mut self, first: u64, last: u64, mut each: impl FnMut(u64, u64)) {
         let (mut start, mut end) = (first, last);
-        // How far down it is looked at, and is filled by now.
+        // How far down it is looked at, and is covered by now.
         let mut rest = Some(last);
         while let Some(top) = rest.filter(|top| *top >= first) {
             let below = self.0.range(..=top).next_back().map(|(from, to)| (*from, *to));
@@ -354,12 +358,12 @@ mod tests {
             high in any::<bool>(),
         ) {
             let base = if high { u64::MAX - 127 } else { 0 };
-            let mut filled = Filled::default();
+            let mut covered = CoveredRanges::default();
             let mut places = [false; 128];
             for (a, b) in ranges {
                 let (first, last) = (a.min(b), a.max(b));
                 let mut free = Vec::new();
-                filled.fill(base + first, base + last, |from, to| {
+                covered.fill(base + first, base + last, |from, to| {
                     free.extend((from - base..=to - base).rev());
                 });
                 let expected: Vec<u64> =
@@ -367,7 +371,7 @@ mod tests {
                         .collect();
                 prop_assert_eq!(free, expected);
                 (first..=last).for_each(|at| places[usize::try_from(at).unwrap()] = true);
-                let ranges: Vec<_> = filled.0.iter().collect();
+                let ranges: Vec<_> = covered.0.iter().collect();
                 prop_assert!(ranges.windows(2).all(|pair| *pair[0].1 + 1 < *pair[1].0),
                     "{ranges:?}");
             }

@@ -25,13 +25,13 @@ pub struct AddressSpace {
     root: RegionId,
     view: Arc<ArcSwap<FlatView>>,
     /// The view of a commit that is under way, for as long as listeners are told of it.
-    coming: Arc<ArcSwapOption<FlatView>>,
+    pending: Arc<ArcSwapOption<FlatView>>,
 }
 
 impl AddressSpace {
     pub(crate) fn new(name: &str, root: RegionId, view: Arc<FlatView>) -> Self {
         let view = Arc::new(ArcSwap::new(view));
-        Self { name: name.into(), root, view, coming: Arc::default() }
+        Self { name: name.into(), root, view, pending: Arc::default() }
     }
 
     /// The space's name, for messages.
@@ -60,19 +60,19 @@ impl AddressSpace {
 
     /// Says which view listeners are being told of; returns what was said before.
     #[must_use]
-    pub(crate) fn announce(&self, coming: Option<Arc<FlatView>>) -> Option<Arc<FlatView>> {
-        self.coming.swap(coming)
+    pub(crate) fn set_pending(&self, pending: Option<Arc<FlatView>>) -> Option<Arc<FlatView>> {
+        self.pending.swap(pending)
     }
 
     /// The views that listeners may follow at this moment.
-    pub(crate) fn followed(&self) -> impl Iterator<Item = Arc<FlatView>> {
+    pub(crate) fn visible_views(&self) -> impl Iterator<Item = Arc<FlatView>> {
         // Whoever knows of a write through what comes finds it here: it was announced (a swap,
         // which releases) before a listener could follow it and a guest write, and what made
         // the write known, a pause or a lock, comes after that and before this load.
         // In this order: what is not announced any more is the current one by then, or was
         // taken back, its writes merged.
-        let coming = self.coming.load_full();
-        coming.into_iter().chain([self.view()])
+        let pending = self.pending.load_full();
+        pending.into_iter().chain([self.view()])
     }
 
     /// Publishes `view`; returns the former one.
