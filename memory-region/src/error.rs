@@ -3,7 +3,7 @@
 use ram_block::{DirtyClient, DirtyError, RamBlockError};
 use thiserror::Error;
 
-/// Why a listener could not do as told; its own error type.
+/// Why a listener refused; an error of its own type.
 pub type ListenerError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A change of the memory map, or of its dirty logging, that cannot be made.
@@ -19,7 +19,8 @@ pub enum MapError {
         /// The size asked for, in bytes.
         size: u128,
     },
-    /// The map is being changed by this very thread, which would wait for itself.
+    /// This thread changes the map already (in an update's closure, or in a listener), and would
+    /// wait for itself.
     #[error("The map cannot be changed from within an update's closure or a listener")]
     Nested,
     /// The id names no region of this map, or one that was removed.

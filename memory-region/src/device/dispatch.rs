@@ -16,7 +16,7 @@ pub struct Registers {
     device: Arc<dyn MmioDevice>,
     access: MmioAccess,
     pub(crate) event_fds: Vec<IoEventFd>,
-    /// Byte ranges of the region whose writes an accelerator may gather, in ascending order
+    /// Byte ranges of the region whose writes an accelerator may coalesce, in ascending order
     /// and with a gap between any two.
     pub(crate) coalesced: Vec<Range<u64>>,
     /// Shared by all states of one region: a device's fault is told once.
@@ -90,8 +90,8 @@ impl Registers {
         })
     }
 
-    /// The byte ranges whose writes are gathered: an eventfd's writes signal it instead.
-    pub(crate) fn gathered(&self) -> Vec<Range<u64>> {
+    /// The byte ranges whose writes are coalesced: without those of ioeventfds.
+    pub(crate) fn coalesced(&self) -> Vec<Range<u64>> {
         let mut ranges = self.coalesced.clone();
         for Range { start, end } in self.event_fds.iter().map(IoEventFd::bytes) {
             let without = |range: Range<u64>| {

@@ -1,4 +1,4 @@
-//! Writes that need no handler: they signal an eventfd, or are gathered.
+//! Writes that do not call a device's handler: ioeventfds and coalesced ranges.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -12,10 +12,10 @@ use crate::device::mmio::Endianness;
 /// An eventfd that is signalled by certain writes, instead of the device's handler: a
 /// virtio queue's doorbell. With an accelerator the guest does not even exit.
 ///
-/// The signal is there at once: it overtakes writes that are
-/// [gathered](MapEdit::set_coalescing), also those of the same processor. Who is woken by
-/// it and wants to see them asks the accelerator for them first. While a commit that brings
-/// it is told to listeners, writes may signal it already, also if one of them refuses.
+/// The signal is not delayed: it overtakes [coalesced](crate::MapEdit::set_coalescing) writes,
+/// also those of the same vCPU. A thread that is woken by it and needs these writes has to flush
+/// them from the accelerator first. As soon as a commit notifies listeners of it, writes may
+/// signal it, also if a listener refuses the commit in the end.
 #[derive(Clone, Debug)]
 pub struct IoEventFd {
     /// Where: in a region its offset, in a view its address. In bytes.
@@ -36,8 +36,7 @@ impl IoEventFd {
         (self.address, self.size, self.datamatch, self.fd.as_raw_fd())
     }
 
-    /// The bytes that are not to be gathered, so that the eventfd is signalled by the writes
-    /// that it is for.
+    /// The bytes whose writes must not be coalesced, so that they signal the eventfd.
     pub(crate) fn bytes(&self) -> Range<u64> {
         self.address..self.address.saturating_add(u64::from(self.size.max(1)))
     }
@@ -78,13 +77,13 @@ impl Ord for IoEventFd {
     }
 }
 
-/// Addresses of which an accelerator may gather writes, to hand them over later and in
-/// their order: no read is among them, no two of a view share an address, and none has one
-/// of an eventfd.
+/// Addresses whose writes an accelerator may coalesce: collect, and hand to the device later in
+/// their order. Reads are never coalesced. No two ranges of a view share an address, and none has
+/// one of an ioeventfd.
 ///
-/// Other accesses to devices do not overtake those of the same processor that were gathered
-/// before: an access that reaches a device's handler finds them handed over. Stores to RAM
-/// and writes that signal an [eventfd](IoEventFd) do.
+/// Coalesced writes reach the device before any later access of the same vCPU that calls a
+/// handler does. Stores to RAM and writes that signal an [ioeventfd](IoEventFd) may overtake
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CoalescedRange {
     /// The first address.

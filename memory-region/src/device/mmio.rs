@@ -2,21 +2,22 @@
 
 /// A device whose registers are accessed through a region.
 ///
-/// Called from whichever thread makes the access, several at once perhaps, with no
-/// lock of this crate held: a handler may access the bus, or change the map. To change it,
-/// it waits for other changes, and these for their listeners: a handler that does so holds
-/// no lock that a listener takes. Writes that an accelerator has gathered come from the
-/// thread that asks for them, which may be another than the processor's. An access by which a
-/// handler reaches its own device again, directly or by way of another one,
-/// does not arrive: it reads as all ones, or is dropped, and the handler is told
-/// [`AccessError::Reentered`](crate::AccessError::Reentered). So a device may hold a
-/// lock while it uses the bus, as long as no two devices use each other.
+/// Handlers are called by the thread that makes the access, perhaps by several at once, while it
+/// holds no lock of this crate: a handler may access the bus, or change the map. A change waits
+/// for other changes and for their listeners, so a handler that makes one must hold no lock that a
+/// listener takes. Coalesced writes come from the thread that flushes them, which may not be the
+/// vCPU's.
+///
+/// An access by which a handler would reach its own device again, directly or through another
+/// device, is not carried out (QEMU: `MemReentrancyGuard`): it reads as all ones, or is dropped,
+/// and fails with [`AccessError::Reentered`](crate::AccessError::Reentered). So a device may hold
+/// a lock while it uses the bus, as long as no two devices use each other.
 pub trait MmioDevice: Send + Sync {
     /// Reads `size` bytes (1, 2, 4 or 8) at byte `offset` of the region.
     ///
     /// The value is in the low `size` bytes; on the bus it has the byte order that
-    /// [`access`](Self::access) says, little-endian if it says none. Offsets nobody
-    /// implements read as all ones on most buses.
+    /// [`access`](Self::access) says, little-endian if it says none. Offsets without a
+    /// register read as all ones on most buses.
     fn read(&self, offset: u64, size: usize) -> u64;
 
     /// Writes the low `size` bytes (1, 2, 4 or 8) of `value` at byte `offset`.
@@ -51,8 +52,8 @@ pub struct MmioAccess {
     pub valid: AccessSizes,
     /// What the handlers are called with. Larger accesses are split and put together
     /// again. For smaller ones the naturally aligned word around them is read; to write,
-    /// it is read, changed and written back. Whose reads have effects should declare the
-    /// same minimum as valid.
+    /// it is read, changed and written back. A device whose reads have side effects should
+    /// declare the same minimum as valid.
     pub implemented: AccessSizes,
     /// The order of a register's bytes on the bus.
     pub endianness: Endianness,

@@ -1,24 +1,25 @@
-//! What the calling thread is in the middle of: a device's handler, a change of a map.
+//! The guard against re-entry: what the calling thread is inside of, a device's handler or an
+//! update of a map (QEMU: `MemReentrancyGuard`).
 
 use std::cell::RefCell;
 
 thread_local! {
-    /// The addresses of what this thread is in, the innermost last.
+    /// The addresses of the objects that this thread has entered, the innermost last.
     static ENTERED: RefCell<Vec<*const ()>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Holding one, the thread is in what it has entered; no other of the thread is.
+/// This thread is inside of one object until this is dropped.
 #[derive(Debug)]
 pub(crate) struct ReentrancyGuard {
-    /// It stays on its thread.
+    /// A raw pointer, so that the guard stays on its thread.
     entered: *const (),
 }
 
 impl ReentrancyGuard {
-    /// Enters what has this address, unless this thread is in it already.
+    /// Enters the object at this address; `None` if this thread is inside of it already.
     pub(crate) fn enter(what: *const ()) -> Option<Self> {
-        // A thread that is about to end has no list any more, nor frames above that
-        // could have entered anything.
+        // A thread that is about to end has dropped its list; it has no frames left that could
+        // have entered anything.
         let entered = ENTERED.try_with(|entered| {
             let mut entered = entered.borrow_mut();
             let free = !entered.contains(&what);

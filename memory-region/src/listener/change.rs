@@ -1,4 +1,4 @@
-//! Who follows the map.
+//! Listeners, and the changes of which they are notified.
 
 use std::ops::Range;
 
@@ -8,7 +8,8 @@ use crate::device::ioeventfd::{CoalescedRange, IoEventFd};
 use crate::error::ListenerError;
 use crate::view::section::Section;
 
-/// A section that stays where it is while its logging clients change.
+/// A section that stays where it is while the clients that log it change (QEMU: `log_start`,
+/// `log_stop`).
 #[derive(Clone, Debug)]
 pub struct LogChange {
     /// The section, with the new clients.
@@ -19,8 +20,9 @@ pub struct LogChange {
 
 /// The clients that log all RAM change.
 ///
-/// They are the reasons for which writes are tracked, a bit each: where one set is empty
-/// and the other is not, tracking begins or ends.
+/// Each client is one reason to track writes to all RAM (QEMU: `log_global_start`,
+/// `log_global_stop`): tracking begins where `old` is empty and `new` is not, and ends where `new`
+/// is empty and `old` is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GlobalLogChange {
     /// The clients before.
@@ -32,9 +34,9 @@ pub struct GlobalLogChange {
 /// What a list lost and gained.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference<T> {
-    /// What is no more, in ascending order.
+    /// Items of the old list only, in ascending order.
     pub removed: Vec<T>,
-    /// What is new, in ascending order.
+    /// Items of the new list only, in ascending order.
     pub added: Vec<T>,
 }
 
@@ -60,9 +62,10 @@ impl<T: Clone> Difference<T> {
 /// What one commit changed in the view of one address space.
 #[derive(Clone, Debug, Default)]
 pub struct ViewChange {
-    /// Sections that are no more, in ascending order.
+    /// Sections of the former view only, in ascending order (QEMU: `region_del`).
     pub removed: Vec<Section>,
-    /// Sections that are new, in ascending order. Their clients log from the start.
+    /// Sections of the new view only, in ascending order (QEMU: `region_add`). Their clients log
+    /// from the start.
     pub added: Vec<Section>,
     /// Sections of which only the logging clients changed.
     pub relogged: Vec<LogChange>,
@@ -70,7 +73,7 @@ pub struct ViewChange {
     pub global_log: Option<GlobalLogChange>,
     /// The eventfds that writes signal.
     pub event_fds: Difference<IoEventFd>,
-    /// The addresses of which writes may be gathered.
+    /// The ranges whose writes an accelerator may coalesce.
     pub coalesced: Difference<CoalescedRange>,
 }
 
@@ -103,19 +106,19 @@ impl ViewChange {
     }
 }
 
-/// An accelerator or another follower of an address space.
+/// What is notified of changes of an address space: an accelerator, a vhost back end.
 ///
-/// A change is told to all listeners in two steps: [`prepare`](Self::prepare) from the
+/// A commit notifies all listeners in two steps: it calls [`prepare`](Self::prepare) from the
 /// highest priority to the lowest, then [`commit`](Self::commit) from the lowest to the
-/// highest; of equal ones the first registered counts as the lower. A listener that is
-/// registered late is told all that is there as one change, and one that is taken off
-/// that all of it is gone.
+/// highest; of equal priorities the first registered counts as the lower. Registration notifies
+/// a listener of one change that adds everything that is there, and removal of one that removes
+/// everything.
 ///
-/// `prepare`, `commit` and `cancel` are called by the thread that commits, one commit at a
-/// time, in its turn to change the map. They may look at the map, which is still the former
-/// one; what would change it fails with [`MapError::Nested`](crate::MapError::Nested). They
-/// must not wait for a thread that may change the map itself, nor for a lock that somebody
-/// holds who does: a device's own lock, if its handlers change the map.
+/// The committing thread calls `prepare`, `commit` and `cancel` while it holds the map's update
+/// lock. They may read the map, which is still the former one; changing it fails with
+/// [`MapError::Nested`](crate::MapError::Nested). They must not wait for another thread that may
+/// change the map, nor for a lock that such a thread may hold, as a device's own lock is if its
+/// handlers change the map: that would deadlock.
 ///
 /// [`sync`](Self::sync), [`sync_all`](Self::sync_all) and [`log_clear`](Self::log_clear) may
 /// be called from any thread at any time, also during a commit and from within another
@@ -123,21 +126,21 @@ impl ViewChange {
 /// listener's registration, has not brought here yet. That is no error: there is nothing to
 /// merge, and nothing may be taken from a log, as it would be lost.
 ///
-/// A listener follows one address space, and does not panic: nobody could say what it has
-/// followed then.
+/// A listener belongs to one address space, and must not panic: the map could not know which
+/// part of the change it has followed.
 pub trait MemoryListener: Send + Sync {
-    /// For messages.
+    /// The listener's name in errors and log messages.
     fn name(&self) -> &str;
 
-    /// Its place among the listeners of the space; an accelerator's is 0. Asked once.
+    /// Its place among the listeners of the space; an accelerator's is 0. Called once, at
+    /// registration.
     fn priority(&self) -> i32 {
         0
     }
 
-    /// Lets go of what the change removes, and leaves it there: for a listener that
-    /// stands on those of lower priority, as a device that writes through the mappings
-    /// of an accelerator, and must be off before they are. Followed by `commit`, or by
-    /// `cancel`.
+    /// Stops using what the change removes, while it is still mapped. A device that writes
+    /// through an accelerator's mappings, for example, stops here, before the accelerator of lower
+    /// priority unmaps them. `commit` or `cancel` follows.
     ///
     /// # Errors
     ///
@@ -149,16 +152,16 @@ pub trait MemoryListener: Send + Sync {
 
     /// Follows the change as a whole: first what is removed, then what is added.
     ///
-    /// Dirty pages of a section that goes, or that is no longer logged, are merged
-    /// into its block before they are forgotten.
+    /// Dirty pages of a section that is removed, or no longer logged, must be merged into its
+    /// block before the listener forgets them.
     ///
     /// # Errors
     ///
-    /// Any error refuses the commit; the listener must then be as it was before, but for
-    /// what `prepare` did, which `cancel` takes back.
+    /// Any error refuses the commit; the listener must then be as it was after `prepare`, which
+    /// `cancel` undoes.
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError>;
 
-    /// Takes back what `prepare` did for this change, which will not be committed.
+    /// Undoes what `prepare` did for this change, which will not be committed.
     fn cancel(&self, change: &ViewChange) {
         let _ = change;
     }
@@ -167,11 +170,11 @@ pub trait MemoryListener: Send + Sync {
     ///
     /// # Errors
     ///
-    /// If it cannot be asked; what it knows must not be lost by that.
+    /// If the log cannot be read; bits that it has taken must not be lost by that.
     fn sync(&self, section: &Section) -> Result<(), ListenerError>;
 
-    /// Merges all that it knows of writes, of every section; returns whether it can do so
-    /// at once. If not, it is asked for each section that is logged.
+    /// Merges what it knows of writes to every section, if it can do so at once, and returns
+    /// whether it did. If not, [`sync`](Self::sync) is called for each section that is logged.
     ///
     /// `last` says that no guest runs any more and that nothing is read after this: what
     /// is too costly to ask for each time has to come now.
@@ -184,16 +187,16 @@ pub trait MemoryListener: Send + Sync {
         Ok(false)
     }
 
-    /// Somebody is about to read the `bytes` of the block that `section` shows: a
-    /// listener that logs the first write to a page only watches these pages again from
-    /// now on. Those that were never reported stay as they are.
+    /// A client is about to read `bytes` of the block that `section` shows, and has taken the
+    /// bits of these pages. A listener that reports only the first write to a page re-arms those
+    /// of them that it has reported (KVM_CLEAR_DIRTY_LOG); one that reports every write does
+    /// nothing.
     ///
-    /// The bytes lie within the section. Nothing needs to be done for pages that are
-    /// watched all the time.
+    /// The bytes lie within the section.
     ///
     /// # Errors
     ///
-    /// If the pages cannot be watched.
+    /// If the pages cannot be re-armed.
     fn log_clear(&self, section: &Section, bytes: Range<u64>) -> Result<(), ListenerError> {
         let _ = (section, bytes);
         Ok(())

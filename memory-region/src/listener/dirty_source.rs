@@ -1,12 +1,11 @@
-//! Writers other than an accelerator, that log by guest address: a vhost-user back end, a
+//! Dirty logs of writers other than an accelerator, by guest address: a vhost-user back end, a
 //! DMA engine, a VFIO device.
 //!
-//! They follow an address space as listeners do. A log by address means the map as it was
-//! when the write was made: so a source is asked for what a commit removes while it still
-//! resolves addresses in the former map. The writer must be off what is removed by then,
-//! which its own listener sees to in `prepare`, and on what is added in `commit`, later. One page
-//! of a log may show parts of several sections; a bit can be taken once, so it is resolved to all
-//! of them.
+//! A bit of such a log means the map as it was at the write. So when a commit removes sections,
+//! the listener fetches their bits first, and resolves the addresses in the former map. The
+//! writer's own listener stops it from using these sections in `prepare`, which comes before, and
+//! lets it use what is added in `commit`, which comes later. One page of the log may lie in
+//! several sections; its bit can be taken only once, so it marks the page in all of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,10 +21,11 @@ use crate::view::section::Section;
 
 /// A log of writes by guest address, one bit a page.
 pub trait DirtySource: Send + Sync {
-    /// For messages.
+    /// The log's name in errors and log messages.
     fn name(&self) -> &str;
 
-    /// The grain of the log, which need not be that of the blocks.
+    /// The bytes of guest address that one bit stands for; they may differ from the blocks' page
+    /// size.
     fn page_size(&self) -> PageSize;
 
     /// Takes the bits of pages `pages` (guest address divided by the page size), so that
@@ -37,18 +37,18 @@ pub trait DirtySource: Send + Sync {
     ///
     /// # Errors
     ///
-    /// If the log cannot be read; bits that were taken must have been reported.
+    /// If the log cannot be read. Bits that were cleared must have been reported.
     fn take(&self, pages: Range<u64>, found: &mut dyn FnMut(u64, u64))
     -> Result<(), ListenerError>;
 }
 
 /// A [`DirtySource`] as a listener of the address space whose addresses it logs:
-/// whenever somebody syncs, its writes reach every client that is on.
+/// each sync merges its bits into the bitmaps of all clients that are on.
 ///
-/// Its priority is 0, as that of an accelerator. The listener of the writer itself comes
-/// above it: it has a higher priority, or is registered later. So the writer is off what goes
-/// before this one looks at the log for the last time, and on what comes only after: a bit
-/// for what comes would be taken as one for what was there before.
+/// Its priority is 0, like an accelerator's. The writer's own listener must come after it: with a
+/// higher priority, or registered later. Then the writer has stopped using removed sections before
+/// this listener fetches their bits for the last time, and starts using added ones only after
+/// that. A bit for an added section would otherwise be resolved to what was at the address before.
 ///
 /// ```
 /// # use memory_region::{AddressSpace, DirtySourceListener, MapError, MemoryMap, VhostLog};
@@ -62,8 +62,8 @@ pub trait DirtySource: Send + Sync {
 /// ```
 pub struct DirtySourceListener<S> {
     source: S,
-    /// Held while bits are taken and merged: a sync that
-    /// finds nothing because another has just taken it, waits until that has merged it.
+    /// Locked while bits are fetched and merged: a sync that finds no bits because another thread
+    /// has just fetched them returns only after that thread has merged them.
     known: Mutex<TrackedRam>,
 }
 
@@ -71,17 +71,17 @@ pub struct DirtySourceListener<S> {
 struct TrackedRam {
     /// The RAM of the space, by start.
     ram: BTreeMap<u64, Section>,
-    /// Where words of the log are kept until they are merged.
+    /// The buffer of words that are not merged yet; kept for its memory.
     words: Vec<u64>,
 }
 
 impl<S: DirtySource> DirtySourceListener<S> {
-    /// The listener of a source.
+    /// A listener that fetches from `source`.
     pub fn new(source: S) -> Arc<Self> {
         Arc::new(Self { source, known: Mutex::default() })
     }
 
-    /// The source.
+    /// The log that it fetches from.
     pub fn source(&self) -> &S {
         &self.source
     }
@@ -90,7 +90,7 @@ impl<S: DirtySource> DirtySourceListener<S> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what was written to a section's addresses, and marks it in the RAM that is known.
+    /// Fetches the bits of a section's addresses, and merges them into the blocks of `ram`.
     fn collect(
         &self,
         ram: &BTreeMap<u64, Section>,
@@ -128,7 +128,7 @@ impl<S: DirtySource> MemoryListener for DirtySourceListener<S> {
 
     fn sync(&self, section: &Section) -> Result<(), ListenerError> {
         let TrackedRam { ram, words } = &mut *self.lock();
-        // Of one that is not known here, yet or any more, bits would be taken for nobody.
+        // The bits of a section that is not here, yet or any more, could be resolved to no block.
         match ram.get(&section.start) {
             Some(section) => self.collect(ram, words, section),
             None => Ok(()),

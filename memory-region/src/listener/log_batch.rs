@@ -1,8 +1,8 @@
-//! Words of a log by guest address, on their way to the blocks that were there.
+//! A batch of consecutive words of a log by guest address, to be merged into blocks.
 //!
-//! A log that has much to say says it in words that follow one another. They are gathered,
-//! and merged into a block all at once, as KVM's are; where the log's pages are not the
-//! block's, they are marked run by run.
+//! A full log has many non-zero words in a row. They are collected and merged into a block in one
+//! call, as KVM's bitmaps are. Where the log's page size is not the block's, or a batch is short,
+//! its runs of pages are marked one by one.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,17 +11,17 @@ use ram_block::{PageSize, RamBlock};
 
 use crate::view::section::Section;
 
-/// How many words are kept at most before they are merged: 1 GiB of 4 KiB pages.
-const MOST: usize = 4096;
+/// The most words of a batch: 1 GiB of 4 KiB pages.
+const MAX_WORDS: usize = 4096;
 
-/// How many words without a bit are kept between others.
-const GAP: u64 = 16;
+/// The most zero words within a batch: a longer gap ends it.
+const MAX_GAP: u64 = 16;
 
-/// Below so many words, runs are marked one by one.
-const FEW: usize = 4;
+/// Runs of shorter batches are marked one by one.
+const MIN_MERGED_WORDS: usize = 4;
 
-/// Words that follow one another, and where they are going. Nothing that was taken from a
-/// log is lost: what is in it is dealt with when it is dropped.
+/// Consecutive words, and the sections that they are merged into. Dropping it merges the rest, so
+/// that no bit that was fetched is lost, also when the fetch fails.
 pub(crate) struct LogWords<'a> {
     /// By start.
     ram: &'a BTreeMap<u64, Section>,
@@ -42,15 +42,15 @@ impl<'a> LogWords<'a> {
         Self { ram, page, first: 0, words }
     }
 
-    /// Takes a word, bit 0 of which is page `base`.
+    /// Adds a word, bit 0 of which is page `base`.
     pub(crate) fn push(&mut self, base: u64, bits: u64) {
         if bits == 0 {
             return;
         }
         let next = self.first.saturating_add(64 * self.words.len() as u64);
-        let gap = base.checked_sub(next).filter(|gap| gap % 64 == 0 && *gap <= 64 * GAP);
+        let gap = base.checked_sub(next).filter(|gap| gap % 64 == 0 && *gap <= 64 * MAX_GAP);
         match gap {
-            Some(gap) if (1..MOST).contains(&self.words.len()) => {
+            Some(gap) if (1..MAX_WORDS).contains(&self.words.len()) => {
                 self.words.extend((0..gap / 64).map(|_| 0));
             }
             _ => {
@@ -61,10 +61,10 @@ impl<'a> LogWords<'a> {
         self.words.push(bits);
     }
 
-    /// Merges what there is into the blocks of all sections that it meets.
+    /// Merges the batch into the blocks of all sections that it overlaps.
     fn flush(&mut self) {
         let (first, page) = (self.first, self.page);
-        // Pages past the end of the space are nobody's.
+        // A source may report pages past the end of the 64-bit space: there is no RAM.
         let count = 64 * self.words.len() as u64;
         let end = first.saturating_add(count).min(page.page_of(u64::MAX) + 1);
         if first < end {
@@ -95,7 +95,7 @@ impl<'a> LogWords<'a> {
         let skip = pages.start - self.first;
         let (Ok(at), shift) = (usize::try_from(skip / 64), skip % 64) else { return false };
         let words = &self.words[at..];
-        if !same || words.len() < FEW {
+        if !same || words.len() < MIN_MERGED_WORDS {
             return false;
         }
         let page_at_start = self.page.page_of(section.offset);

@@ -1,15 +1,14 @@
-//! Telling listeners what changes, all of them or none.
+//! Notifying listeners of a change: all of them follow it, or none does.
 
 use std::sync::Arc;
 
-use crate::error::ListenerError;
-use crate::error::MapError;
+use crate::error::{ListenerError, MapError};
 use crate::listener::change::{MemoryListener, ViewChange};
 
-/// A listener, and what it is to follow.
+/// What one listener is notified of.
 pub(crate) struct Notification {
     pub(crate) listener: Arc<dyn MemoryListener>,
-    /// The name of the address space that it follows.
+    /// The name of the listener's address space, for errors.
     pub(crate) space: Arc<str>,
     pub(crate) change: Arc<ViewChange>,
 }
@@ -21,7 +20,12 @@ impl Notification {
     }
 }
 
-/// Tells every listener what changes; if one refuses, takes the others back.
+/// Notifies every listener: `prepare` from the last to the first, then `commit` from the first to
+/// the last. If one refuses, those before it are rolled back.
+///
+/// # Errors
+///
+/// [`MapError::Refused`].
 pub(crate) fn notify_all(notifications: &[Notification]) -> Result<(), MapError> {
     for (at, notification) in notifications.iter().enumerate().rev() {
         if let Err(source) = notification.listener.prepare(&notification.change) {
@@ -45,12 +49,13 @@ fn cancel(notifications: &[Notification]) {
     }
 }
 
-/// Takes listeners that have followed back to the map before.
+/// Notifies listeners that have committed of the inverse change. One that refuses that as well
+/// is out of step: the error is logged.
 fn roll_back(notifications: &[Notification]) {
     let back: Vec<ViewChange> =
         notifications.iter().map(|notification| notification.change.inverse()).collect();
     let fault = |notification: &Notification, error: ListenerError| {
-        log::error!("{} cannot go back to the former map: {error}", notification.listener.name());
+        log::error!("{} cannot roll back to the former map: {error}", notification.listener.name());
     };
     for (notification, inverse) in notifications.iter().zip(&back).rev() {
         if let Err(error) = notification.listener.prepare(inverse) {
@@ -65,8 +70,8 @@ fn roll_back(notifications: &[Notification]) {
     }
 }
 
-/// Where the change did not log for a client that is on, what was stored meanwhile is
-/// known to nobody: all of it may be dirty.
+/// Marks all pages of sections that the change, while it was committed, did not log for a client
+/// that is on: no log knows what a guest stored there meanwhile.
 fn mark_unlogged(change: &ViewChange) {
     let sections = change.added.iter().chain(change.relogged.iter().map(|change| &change.section));
     for section in sections {

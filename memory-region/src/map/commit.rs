@@ -1,4 +1,5 @@
-//! The commit: a transaction's tree becomes the map, or everything stays as it was.
+//! The commit: the edited tree becomes the map and all listeners follow, or everything stays as it
+//! was.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -23,7 +24,7 @@ use crate::view::flat_view::FlatView;
 #[derive(Clone, Default)]
 pub(crate) struct MapState {
     pub(crate) topology: Topology,
-    /// The blocks of the regions, and who logs them.
+    /// The blocks of the regions, and the clients that log each.
     pub(crate) logged: Logged,
     pub(crate) spaces: Vec<SpaceEntry>,
 }
@@ -36,7 +37,7 @@ pub(crate) struct SpaceEntry {
 }
 
 impl SpaceEntry {
-    /// Its listeners, with what they are to follow.
+    /// What its listeners are to be notified of; nothing if nothing changed.
     fn notifications(&self, change: ViewChange) -> Vec<Notification> {
         let change = Arc::new(change);
         let listeners = self.listeners.iter().filter(|_| !change.is_empty());
@@ -49,38 +50,38 @@ impl SpaceEntry {
     }
 }
 
-/// What a transaction leaves behind. With it devices may be dropped, whose `Drop` may use
-/// the map: it outlives the turn.
+/// What a transaction leaves behind. It is dropped after the update lock is released: devices may
+/// be dropped with it, whose `Drop` may use the map.
 #[derive(Default)]
 pub(crate) struct Garbage {
     /// The tree that is edited, until it is committed.
     pub(crate) topology: Topology,
-    /// What came with the transaction, and may be gone again.
+    /// Blocks and devices that the transaction brought, whether they stay or not.
     pub(crate) new_objects: NewObjects,
     /// The views of the edited tree, by their roots.
     rendered: BTreeMap<RegionId, Arc<FlatView>>,
-    /// The former views, and those that did not come.
+    /// The former views, or, if the commit failed, the rendered ones.
     views: Vec<Arc<FlatView>>,
     /// The former map.
     pub(crate) former: Option<Arc<MapState>>,
 }
 
 impl MapState {
-    /// Which of the spaces it is.
+    /// The index of a space.
     pub(crate) fn entry_of(&self, space: &AddressSpace) -> Result<usize, MapError> {
         let at = self.spaces.iter().position(|entry| entry.space.is_same(space));
         at.ok_or_else(|| MapError::UnknownSpace { name: space.name().to_owned() })
     }
 
-    /// All that is there, as a change of the view of `space`.
+    /// The change from an empty view to that of `space`.
     pub(crate) fn all_of(&self, space: &AddressSpace) -> ViewChange {
         let mut change = diff(&FlatView::default(), &space.view());
         change.global_log = global_change(ClientSet::EMPTY, self.topology.global_log);
         change
     }
 
-    /// The map with the edited tree, which the views and the listeners follow; or it fails
-    /// and leaves everything as it was.
+    /// Commits `garbage.topology`: renders it, switches clients on, notifies listeners, publishes
+    /// the views, switches clients off. Returns the new map; on an error everything is as before.
     pub(crate) fn commit(
         &self,
         clients: &mut Clients,
@@ -123,19 +124,20 @@ impl MapState {
             Ok(())
         };
         let result: Result<(), DirtyError> = switch_on();
-        // Now that the client has its number there, and before anybody writes for it.
+        // After the client has its number in the block, and before any write is logged for it.
         let mut claimed = Claimed::default();
         let mut claim = || claims().claim_blocks(after).map(|new| claimed = new);
         let mut result = result.map_err(MapError::from).and_then(|()| claim());
         if result.is_ok() {
-            // From the first listener on that follows, guests may write through what comes.
+            // As soon as the first listener has followed, guests may write through the new
+            // sections: syncs have to ask for them from before that on.
             for (entry, view) in self.spaces.iter().zip(&views) {
                 garbage.views.extend(entry.space.set_pending(Some(view.clone())));
             }
             result = notify_all(&notifications);
         }
         if let Err(error) = result {
-            self.end_announcements(garbage);
+            self.clear_pending(garbage);
             for (ram, client) in switched_on {
                 clients.switch_off(ram, client, claims().of_client(client, ram));
             }
@@ -143,7 +145,8 @@ impl MapState {
             return Err(error);
         }
 
-        // RAM that joins while all of it is logged is new to those who log: all of it.
+        // RAM that joins while all RAM is logged: its clients have seen none of it, so all of its
+        // pages are dirty for them.
         let all_along = self.topology.global_log.intersection(topology.global_log);
         for (ram, _) in after.iter().filter(|(at, _)| !before.contains_key(*at)).map(|(_, b)| b) {
             if !all_along.is_empty() {
@@ -153,7 +156,7 @@ impl MapState {
         for (entry, view) in self.spaces.iter().zip(views) {
             garbage.views.push(entry.space.publish(view));
         }
-        self.end_announcements(garbage);
+        self.clear_pending(garbage);
         for (block, (ram, logging)) in before {
             let still = after.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
             for client in logging.iter().filter(|client| !still.contains(*client)) {
@@ -167,10 +170,11 @@ impl MapState {
         Ok(Self { topology, logged, spaces })
     }
 
-    /// The views that were announced are the current ones, or will never be.
-    fn end_announcements(&self, garbage: &mut Garbage) {
-        let announced = self.spaces.iter().filter_map(|entry| entry.space.set_pending(None));
-        garbage.views.extend(announced);
+    /// Ends the time in which syncs ask for the pending views as well: they are published by now,
+    /// or will never be.
+    fn clear_pending(&self, garbage: &mut Garbage) {
+        let pending = self.spaces.iter().filter_map(|entry| entry.space.set_pending(None));
+        garbage.views.extend(pending);
     }
 }
 

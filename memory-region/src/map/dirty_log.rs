@@ -1,4 +1,4 @@
-//! The front door of the dirty log: who logs, and what they find.
+//! The dirty log of the map's RAM: switched on and off, synced, harvested.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,16 +19,16 @@ impl MemoryMap {
     /// Everything written from the return of this call on is logged. The map
     /// switches the clients of its blocks: [`DirtyMemory::enable`] is not needed.
     ///
-    /// A log may start with pages that nobody wrote: an accelerator may report *all* pages
-    /// first, so that the start costs nothing, as KVM does with manual protection
-    /// (KVM_DIRTY_LOG_INITIALLY_SET, the default of `kvm-accel` where KVM has it). The first
-    /// harvest then gives all of RAM. It is right for who begins with all of memory; who wants
-    /// exactly what is written from now on sets `KvmConfig::initially_set` to false.
+    /// The first harvest may report pages that were not written: an accelerator may report *all*
+    /// pages first, so that starting the log costs nothing, as KVM does with manual protection
+    /// (KVM_DIRTY_LOG_INITIALLY_SET, the default of `kvm-accel` where KVM has it). A migration,
+    /// which sends all of memory first, loses nothing by that. A client that wants exactly the
+    /// pages that are written from now on needs `KvmConfig::initially_set` to be false.
     ///
     /// # Errors
     ///
-    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], [`MapError::Dirty`] if nobody can
-    /// log for the client (see [`MapEdit::set_log`](crate::MapEdit::set_log)),
+    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], [`MapError::Dirty`] if the
+    /// client is not registered (see [`MapEdit::set_log`](crate::MapEdit::set_log)),
     /// [`MapError::Claimed`] if a log that is claimed is to be switched off,
     /// [`MapError::Refused`], [`MapError::Nested`].
     ///
@@ -41,15 +41,16 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// [`MapError::Dirty`] if nobody can log for the client, or a block cannot,
+    /// [`MapError::Dirty`] if the client is not registered, or a block cannot log for it,
     /// [`MapError::Claimed`] if a log that is claimed is to be switched off,
     /// [`MapError::Refused`], [`MapError::Nested`].
     pub fn set_global_log(&self, client: DirtyClient, on: bool) -> Result<(), MapError> {
         self.update(|map| map.set_global_log(client, on))
     }
 
-    /// Merges what accelerators know of writes to `region` into its block, for every
-    /// client that is on; nothing else is asked for. Regions without RAM know of none.
+    /// Merges the writes to `region` that accelerators and other listeners have logged into its
+    /// block, for every client that is on. Asks for this region's block only; does nothing for a
+    /// region without RAM.
     ///
     /// # Errors
     ///
@@ -61,7 +62,7 @@ impl MemoryMap {
         }
     }
 
-    /// Merges what accelerators know of writes to all RAM that is logged.
+    /// Merges the writes to all logged RAM that accelerators and other listeners have logged.
     ///
     /// # Errors
     ///
@@ -94,16 +95,16 @@ impl MemoryMap {
         Ok(())
     }
 
-    /// Says that the `bytes` of `block` are about to be read: a listener that reports a
-    /// page's first write only is to watch them again from now on. Call it after the bits
-    /// of these pages were taken, and before the pages are read.
+    /// Re-arms the log of `bytes` of `block`: a listener that reports only the first write to a
+    /// page reports the next one again (KVM_CLEAR_DIRTY_LOG). Call it after the bits of these
+    /// pages were taken, and before the pages are read; the harvests of this crate do.
     ///
     /// # Errors
     ///
     /// [`MapError::Sync`].
     pub fn log_clear(&self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
         for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
-            // What comes too, as a sync asked there: what was reported is to be watched again.
+            // In the pending view too: a sync asks there, and what it reported must be re-armed.
             for view in entry.space.visible_views() {
                 clear_sections(&view, &entry.listeners, block, &bytes)?;
             }
@@ -111,11 +112,11 @@ impl MemoryMap {
         Ok(())
     }
 
-    /// Asks for the block wherever it is mapped: other regions may show it too.
+    /// Syncs the block wherever it is mapped: several regions may show it.
     ///
-    /// No lock is held meanwhile: a section that a commit removes at this moment has
-    /// been synced by its listener. One that it brings is asked for, too: guests may write
-    /// through it before the map is published.
+    /// Takes no lock of the map. A section that a commit removes meanwhile is synced by its
+    /// listener as it is removed. Sections of a pending view are synced as well: guests may write
+    /// through them before the view is published.
     fn sync_block(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
         for entry in self.current().spaces.iter().filter(|entry| !entry.listeners.is_empty()) {
             let wanted = |section: &Section| shows(section, block);
@@ -125,16 +126,16 @@ impl MemoryMap {
         Ok(())
     }
 
-    /// Takes `client`'s dirty pages of the `bytes` of a RAM region: syncs the region, takes
-    /// the bits of exactly the pages that the bytes touch, and lets listeners watch these
-    /// pages again ([`log_clear`](Self::log_clear)).
+    /// Takes `client`'s dirty pages of the `bytes` of a RAM region: syncs the region, takes the
+    /// bits of exactly the pages that the bytes span, and re-arms the log of these pages
+    /// ([`log_clear`](Self::log_clear)).
     ///
     /// Read the pages after this call, not before: what is written later is in the
     /// next harvest. The first harvest after a log was switched on may give all pages, where
     /// the accelerator starts so: see [`set_log`](Self::set_log).
     ///
-    /// For a log that nobody has claimed. Two that harvest the same log eat each other's bits:
-    /// [`claim_log`](Self::claim_log) and harvest through the claim, if that is possible.
+    /// For a log without a claim. Two clients of the same number would eat each other's bits:
+    /// where that is possible, [`claim_log`](Self::claim_log) and harvest through the claim.
     ///
     /// # Errors
     ///
@@ -178,8 +179,8 @@ impl MemoryMap {
         })
     }
 
-    /// Syncs a block, takes bits of the pages that the bytes touch, and lets listeners watch
-    /// these pages again.
+    /// Syncs a block, takes bits of the pages that the bytes span, and re-arms the log of these
+    /// pages.
     pub(crate) fn harvest(
         &self,
         block: &Arc<RamBlock>,
@@ -201,7 +202,7 @@ fn shows(section: &Section, block: &Arc<RamBlock>) -> bool {
     section.ram().is_some_and(|ram| Arc::ptr_eq(ram, block))
 }
 
-/// Asks `listeners` for the sections that are logged and `wanted`.
+/// Syncs the sections that are logged and `wanted`.
 fn sync_sections(
     view: &FlatView,
     listeners: &[Arc<dyn MemoryListener>],
@@ -217,7 +218,7 @@ fn sync_sections(
     Ok(())
 }
 
-/// Lets `listeners` watch the `bytes` of a block again, in the sections that log it.
+/// Re-arms the log of the `bytes` of a block in the sections that log it.
 fn clear_sections(
     view: &FlatView,
     listeners: &[Arc<dyn MemoryListener>],

@@ -1,4 +1,4 @@
-//! The right to harvest a log, and the harvests of whoever has it.
+//! Claims of logs: the exclusive right to harvest one.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::map::memory_map::{DeferredDrop, MemoryMap};
 use crate::region_id::RegionId;
 use crate::transaction::claims::Claim;
 
-/// A client's log that is on, and that nobody else harvests, as long as this is kept.
+/// A client's log, switched on and harvested through this value alone until it is dropped.
 ///
 /// Each client's bits can be taken once. Whoever harvests a log claims it and takes its bits
 /// through the claim. While it stands, harvests without it are errors, whichever way they take

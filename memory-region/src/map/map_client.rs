@@ -80,7 +80,7 @@ mod tests {
     fn a_client_has_one_number_in_all_blocks_and_leaves_nothing_behind() {
         let memory = MemoryMap::new();
         let (one, other) = (block("one"), block("other"));
-        // The first number is somebody else's in one of the blocks.
+        // The first number is taken in one of the blocks.
         let theirs = other.dirty().register("theirs").unwrap();
         memory.update(|map| map.ram("one", one.clone())).unwrap();
         memory.update(|map| map.ram("other", other.clone())).unwrap();

@@ -22,26 +22,29 @@ use crate::view::address_space::AddressSpace;
 ///
 /// There is no process-wide state: two machines of one process have two maps.
 ///
-/// All methods may be called from any thread, from within a device's handler too. Those
-/// that only look, syncs and harvests among them, wait for nobody: they see the map as the
-/// last commit left it. Those that change it wait for their turn, in which listeners are
-/// told; called by the thread whose turn it is already, from within an update's closure or
-/// a listener, they fail with [`MapError::Nested`]. So a listener must not wait for another
-/// thread that may change the map, nor take a lock that somebody holds who does.
+/// All methods may be called from any thread, also from a device's handler. Those that only read,
+/// syncs and harvests among them, take no lock that a commit holds: they see the map as the last
+/// commit left it. Those that change it take the map's update lock, and hold it while listeners
+/// are notified; called by a thread that holds it already, from within an update's closure or a
+/// listener, they fail with [`MapError::Nested`]. So a listener must not wait for another thread
+/// that may change the map, nor for a lock that such a thread may hold.
 pub struct MemoryMap {
     /// The map as the last commit left it.
     current: ArcSwap<MapState>,
-    /// Locked by who changes the map.
+    /// The update lock: whoever changes the map holds it from before the edit until after the
+    /// listeners were notified.
     clients: Mutex<Clients>,
-    /// Locked for a moment only.
+    /// Never locked while listeners or devices are called.
     claims: Mutex<Claims>,
-    /// What was dropped in a turn. Locked for a moment only.
-    leaving: Mutex<Vec<DeferredDrop>>,
+    /// Clients and claims that were dropped by the thread that holds the update lock. Never locked
+    /// while listeners or devices are called.
+    deferred: Mutex<Vec<DeferredDrop>>,
 }
 
-/// The turn to change a map.
+/// The right to change a map.
 struct UpdateLock<'a> {
-    // Dropped in this order: the thread is in its turn until others can have theirs.
+    // In this order: first others may take the lock, then this thread, then what was deferred
+    // takes it again.
     clients: MutexGuard<'a, Clients>,
     _inside: ReentrancyGuard,
     after: DeferredDrops<'a>,
@@ -62,7 +65,7 @@ impl MemoryMap {
             current,
             clients: Mutex::default(),
             claims: Mutex::default(),
-            leaving: Mutex::default(),
+            deferred: Mutex::default(),
         })
     }
 
@@ -74,12 +77,13 @@ impl MemoryMap {
         Ok(UpdateLock { clients, _inside: inside, after: DeferredDrops::new(self) })
     }
 
-    /// The map as it is now. Others may change it, those with the turn excepted.
+    /// The map as the last commit left it.
     pub(crate) fn current(&self) -> Arc<MapState> {
         self.current.load_full()
     }
 
-    /// Lets everybody see `current`; returns the former map, to be dropped after the turn.
+    /// Makes `current` the map; returns the former one. Drop it after the lock: devices may go
+    /// with it, whose `Drop` may use the map.
     #[must_use]
     fn publish(&self, _: &UpdateLock<'_>, current: impl Into<Arc<MapState>>) -> Arc<MapState> {
         self.current.swap(current.into())
@@ -89,11 +93,11 @@ impl MemoryMap {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn leaving(&self) -> MutexGuard<'_, Vec<DeferredDrop>> {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn deferred(&self) -> MutexGuard<'_, Vec<DeferredDrop>> {
+        self.deferred.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a client's number out.
+    /// Allocates a client's number.
     pub(crate) fn take_name(&self, name: &str) -> Result<DirtyClient, MapError> {
         let mut lock = self.lock_for_update()?;
         Ok(lock.clients.register(name, self.current().topology.blocks())?)
@@ -145,8 +149,8 @@ impl MemoryMap {
         committed.map(|()| value)
     }
 
-    /// Edits the tree and, if that succeeds, makes it the map, with `then` done in the same
-    /// turn. Nothing is dropped in the turn that may use the map.
+    /// Edits the tree and, if that succeeds, commits it and calls `then`, all under one update
+    /// lock. What may use the map in its `Drop` stays in `garbage` until after that.
     fn transact<T>(
         &self,
         garbage: &mut Garbage,
@@ -195,8 +199,7 @@ impl MemoryMap {
         })
     }
 
-    /// Forgets an address space that no listener follows. Its view stays as it is for
-    /// those who have it.
+    /// Removes an address space without listeners. Whoever has its view keeps that as it is.
     ///
     /// # Errors
     ///
@@ -214,7 +217,7 @@ impl MemoryMap {
         })
     }
 
-    /// Lets `listener` follow `space`, beginning with all that is there now.
+    /// Registers a listener of `space`, and notifies it of all that is there.
     ///
     /// # Errors
     ///
@@ -234,23 +237,24 @@ impl MemoryMap {
         let priority = listener.priority();
         let at = listeners.partition_point(|other| other.priority() <= priority);
         listeners.insert(at, listener.clone());
-        // It is asked from before it follows: guests may write through it at once.
+        // Published before the listener is notified: once it is, guests may write through it at
+        // once, and a sync has to ask it.
         let mut garbage = vec![self.publish(&lock, current)];
         let told = notify_all(&[notification(space, &listener, all)]);
         if told.is_err() {
             garbage.push(self.publish(&lock, former));
         }
         drop(lock);
-        drop(garbage); // with it, perhaps, spaces and their devices
+        drop(garbage); // perhaps the last to hold spaces and their devices
         told
     }
 
-    /// Takes a listener off `space`, telling it that everything is gone. Returns
+    /// Removes a listener of `space`, and notifies it of a change that removes everything. Returns
     /// whether it was registered.
     ///
     /// # Errors
     ///
-    /// [`MapError::Refused`] if it cannot let go, [`MapError::Nested`]; it stays
+    /// [`MapError::Refused`] if it cannot follow, [`MapError::Nested`]; it stays
     /// registered then.
     pub fn remove_listener(
         &self,
@@ -269,7 +273,7 @@ impl MemoryMap {
         })
     }
 
-    /// Changes the list of spaces in a turn, or leaves it as it was.
+    /// Changes the list of spaces under the update lock, or leaves it as it was.
     fn change_spaces<T>(
         &self,
         change: impl FnOnce(&mut MapState) -> Result<T, MapError>,
@@ -278,7 +282,7 @@ impl MemoryMap {
         let mut current = MapState::clone(&self.current());
         let value = change(&mut current)?;
         let former = self.publish(&lock, current);
-        // In this order: a space, and with it devices, may go with the former map.
+        // In this order: the former map may be the last to hold a space and its devices.
         drop(lock);
         drop(former);
         Ok(value)
@@ -317,7 +321,7 @@ impl fmt::Debug for MemoryMap {
     }
 }
 
-/// What was dropped, and is to be switched off.
+/// A client or a claim that was dropped, and whose log is to be switched off.
 pub(crate) enum DeferredDrop {
     /// A claim to a log.
     Log(Claim),
@@ -330,7 +334,8 @@ impl DeferredDrop {
         match self {
             Self::Client(client) => map.drop_name(*client),
             Self::Log(claim) => {
-                // In one turn: the client's number may be another's afterwards.
+                // Under one lock: as soon as it is released, the client's number may be allocated
+                // to another client.
                 let switched = map.update(|edit| {
                     edit.ending = Some(claim.number);
                     match &claim.region {
@@ -355,18 +360,20 @@ impl DeferredDrop {
 }
 
 impl MemoryMap {
-    /// Ends what was dropped; after its turn, if this thread is in the middle of one.
+    /// Switches off the log of what was dropped; if this thread holds the update lock, once it has
+    /// released it.
     pub(crate) fn end(&self, leaving: DeferredDrop) {
         match leaving.end(self) {
             Ok(()) => {}
-            Err(MapError::Nested) => self.leaving().push(leaving),
-            // A client goes on to log, so nobody else gets its number.
+            Err(MapError::Nested) => self.deferred().push(leaving),
+            // The client goes on logging, so its number stays taken.
             Err(error) => log::warn!("{} cannot be switched off: {error}", leaving.client()),
         }
     }
 }
 
-/// What could not end in a turn, and ends when this is dropped, after it.
+/// Drops that had to wait for the update lock: they are dealt with when this is dropped, after the
+/// lock.
 pub(crate) struct DeferredDrops<'a> {
     map: &'a MemoryMap,
     left: Vec<DeferredDrop>,
@@ -377,9 +384,10 @@ impl<'a> DeferredDrops<'a> {
         Self { map, left: Vec::new() }
     }
 
-    /// Takes what was dropped in the turn, which is not over yet: others have theirs later.
+    /// Collects what this thread dropped while it held the lock, which it still holds: what other
+    /// holders drop is theirs to deal with.
     pub(crate) fn gather(&mut self) {
-        self.left = std::mem::take(&mut *self.map.leaving());
+        self.left = std::mem::take(&mut *self.map.deferred());
     }
 }
 

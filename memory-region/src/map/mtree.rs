@@ -234,7 +234,7 @@ impl fmt::Display for Section {
 }
 
 impl fmt::Display for FlatView {
-    /// A line for each section, eventfd and gathered range.
+    /// A line for each section, eventfd and coalesced range.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for section in self.sections() {
             writeln!(f, "  {section}")?;

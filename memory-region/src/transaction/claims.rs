@@ -72,7 +72,7 @@ pub(crate) struct Claims {
 pub(crate) struct Claimed(Vec<Arc<DirtyClaim>>);
 
 impl Claims {
-    /// Takes a claim; false if somebody else has it, or a part of it.
+    /// Adds a claim and numbers it; false if another one has some of its bits.
     pub(crate) fn take(&mut self, claim: &mut Claim) -> bool {
         let free = !self.claims.iter().any(|other| other.claim.meets(claim));
         if free {

@@ -1,4 +1,4 @@
-//! The edits of a transaction: writes that signal an eventfd, or are gathered.
+//! The edits of a transaction: ioeventfds and coalesced ranges of devices.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -50,11 +50,13 @@ impl MapEdit<'_> {
         Ok(registers.event_fds.len() < before)
     }
 
-    /// Lets accelerators gather the writes to these byte ranges of a device, and only
-    /// to these, before they hand them over: registers of which a guest writes many
-    /// before it wants an effect. Ranges that overlap or touch are one. No range ends it.
+    /// Sets the byte ranges of a device whose writes accelerators may coalesce (QEMU:
+    /// `memory_region_add_coalescing`; KVM: KVM_REGISTER_COALESCED_MMIO): the device gets them
+    /// later, in their order, and before its next other access. For registers of which a guest
+    /// writes many before it needs an effect. Replaces the former ranges; ranges that overlap or
+    /// touch become one.
     ///
-    /// What is at an eventfd's bytes is not gathered, whichever of them comes first.
+    /// Writes to the bytes of an ioeventfd are never coalesced.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The edits of one transaction, and who has which client and log.
+//! The edits of one transaction; the clients that are registered and the logs that are claimed.
 
 pub(crate) mod claims;
 pub(crate) mod client_registry;

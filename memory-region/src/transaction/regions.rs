@@ -28,7 +28,8 @@ pub struct MapEdit<'a> {
     pub(crate) roots: Vec<(RegionId, Arc<str>)>,
 }
 
-/// What a transaction brought, whatever became of it: kept until it is over.
+/// Blocks and devices that a transaction brought, whether they stay or not: dropped after the
+/// update lock is released, as their `Drop` may use the map.
 #[derive(Default)]
 pub(crate) struct NewObjects {
     blocks: Vec<Arc<RamBlock>>,
@@ -125,8 +126,9 @@ impl MapEdit<'_> {
         self.topology.add(name, size, Kind::Iommu(iommu))
     }
 
-    /// Addresses that somebody else answers for, as an interrupt controller in the
-    /// kernel does: nothing below them shows, and accesses that arrive here find nothing.
+    /// Addresses that are served outside of this map, as KVM's interrupt controller serves its
+    /// own: regions of lower priority do not show there, and accesses that arrive here fail as
+    /// unassigned.
     ///
     /// # Errors
     ///
@@ -228,9 +230,9 @@ impl MapEdit<'_> {
     ///
     /// # Errors
     ///
-    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], or [`MapError::Dirty`] if nobody
-    /// can log for the client: it is registered neither with the map nor with the block,
-    /// or it is [`CODE`](DirtyClient::CODE), whose bits are no log. [`MapError::Claimed`] if
+    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], or [`MapError::Dirty`] if the
+    /// client is registered neither with the map nor with the block,
+    /// or is [`CODE`](DirtyClient::CODE), whose bits are no log. [`MapError::Claimed`] if
     /// a [`LogClaim`](crate::LogClaim) of the region wants the log on.
     pub fn set_log(&mut self, id: RegionId, client: DirtyClient, on: bool) -> Result<(), MapError> {
         let region = self.topology.get(id)?;
@@ -263,7 +265,7 @@ impl MapEdit<'_> {
         Ok(())
     }
 
-    /// Whether a log may be switched off: nobody has claimed it whose claim goes on.
+    /// Checks that no claim, but for the one that this transaction ends, wants a log on.
     fn check_claims(
         &self,
         region: Option<RegionId>,

@@ -1,8 +1,8 @@
 //! From the region tree to a flat view.
 //!
-//! Regions are visited in the order in which they answer, and each fills only what
-//! is still free in the range that its containers and aliases leave it. So
-//! whatever is drawn first stays on top, and a hole shows what lies below.
+//! The renderer visits regions in the order in which they answer: the highest priority first,
+//! at equal priority the one added last. Each region gets only those addresses of its range
+//! that no earlier region has. So the first one stays on top, and a hole shows what lies below.
 //!
 //! # What it costs
 //!
@@ -29,7 +29,7 @@ use crate::view::section::{Section, SectionTarget};
 /// How deep regions may be nested, aliases counted.
 const MAX_DEPTH: usize = 128;
 
-/// The most sections of a view: four times what KVM has slots (KVM_CAP_NR_MEMSLOTS).
+/// The most sections of a view: four times the number of KVM's slots (KVM_CAP_NR_MEMSLOTS).
 const MAX_SECTIONS: usize = 1 << 17;
 
 /// Steps that any tree may take, and so many more for each region and section.
@@ -38,7 +38,7 @@ const STEPS: (u64, u64) = (1 << 16, 1 << 8);
 /// The most steps, whatever the sections: about a second. Each region may take some more.
 const MAX_STEPS: u64 = 1 << 22;
 
-/// What is inherited on the inherited down to a region.
+/// What a region inherits from the containers and aliases that lead to it.
 #[derive(Clone, Copy)]
 struct Inherited {
     /// The address of the region's first byte, which may lie outside the space where an
@@ -56,7 +56,7 @@ struct Renderer<'a> {
     topology: &'a Topology,
     root: RegionId,
     logged: &'a Logged,
-    /// In the order in which they are drawn; never overlapping.
+    /// In the order in which they were found; no two overlap.
     sections: Vec<Section>,
     covered: CoveredRanges,
     /// How many regions were visited so far, each time they were.
@@ -135,7 +135,8 @@ fn render_counted(
 }
 
 impl Renderer<'_> {
-    /// Draws region `id` as far as the inherited to it leaves room.
+    /// Adds the sections of region `id`, where `inherited.clip` leaves room and nothing answers
+    /// yet.
     fn visit(&mut self, id: RegionId, inherited: Inherited) -> Result<(), MapError> {
         let Inherited { base, clip, depth, .. } = inherited;
         let topology = self.topology;
@@ -198,7 +199,8 @@ impl Renderer<'_> {
         Ok(())
     }
 
-    /// Draws what is in a container.
+    /// Visits the children of a container; where an alias leads to it, only the parts of it that
+    /// no earlier visit at the same address has covered.
     fn visit_container(
         &mut self,
         id: RegionId,
@@ -212,7 +214,7 @@ impl Renderer<'_> {
         }
         let mut parts = vec![inherited.clip];
         if aliased {
-            // Where it was visited at this very address, all that it has is drawn.
+            // A visit at this very address has added all that the container has there.
             let visited = self.visited.entry((id, inherited.base)).or_default();
             parts.clear();
             if let (Ok(first), Ok(last)) =
@@ -246,7 +248,8 @@ impl Renderer<'_> {
         Ok(())
     }
 
-    /// Draws what is in a container that was visited before, elsewhere.
+    /// Visits a container again, at another address: only the children with anything in the
+    /// part that `inherited.clip` leaves, and of them only those that are not covered yet.
     fn visit_again(
         &mut self,
         id: RegionId,
@@ -275,7 +278,8 @@ impl Renderer<'_> {
         Ok(())
     }
 
-    /// Counts a step, of which there are only so many.
+    /// Counts a visit. Fails when there were many more than regions and sections: aliases of
+    /// aliases can show a region in exponentially many ways.
     fn count_step(&mut self) -> Result<(), MapError> {
         self.steps += 1;
         let (regions, sections) = (self.topology.len() as u64, self.sections.len());
@@ -306,7 +310,7 @@ impl CoveredRanges {
     /// Fills `first..=last`; calls `each` with the parts of it that were free, downwards.
     fn fill(&mut self, first: u64, last: u64, mut each: impl FnMut(u64, u64)) {
         let (mut start, mut end) = (first, last);
-        // How far down it is looked at, and is covered by now.
+        // The highest address that is neither covered nor reported yet.
         let mut rest = Some(last);
         while let Some(top) = rest.filter(|top| *top >= first) {
             let below = self.0.range(..=top).next_back().map(|(from, to)| (*from, *to));
@@ -325,7 +329,7 @@ impl CoveredRanges {
                 }
             }
         }
-        // What touches it is one with it.
+        // Ranges that touch are kept as one.
         if let Some(to) = end.checked_add(1).and_then(|next| self.0.remove(&next)) {
             end = to;
         }

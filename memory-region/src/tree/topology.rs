@@ -242,8 +242,8 @@ impl Topology {
         self.blocks.keys().map(|ById(block)| block)
     }
 
-    /// The clients that log each block. Several regions may show one block; who logs
-    /// one of them wants the stores through all of them.
+    /// The clients that log each block. Several regions may show one block: a client that logs
+    /// one of them needs the stores through all of them.
     pub(crate) fn logged(&self) -> Logged {
         let mut logged = Logged::new();
         for region in self.regions.values() {
@@ -258,8 +258,9 @@ impl Topology {
 
     /// Whether `from` shows `target`, as a child or through an alias.
     ///
-    /// Searches from both ends in turn, and ends when either has no way to go on: a new region
-    /// is in nothing yet, however much it shows, or shows nothing, wherever it is to go.
+    /// Searches downwards from `from` and upwards from `target` by turns, and ends when either
+    /// search has nothing left: a new region has no parents yet, however much it shows, or shows
+    /// nothing, wherever it is to be added.
     pub(crate) fn reaches(&self, from: RegionId, target: RegionId) -> bool {
         let (mut down, mut up) = (Search::from(from), Search::from(target));
         loop {

@@ -114,7 +114,7 @@ impl Access {
     }
 }
 
-/// What the block does not have reads as what nobody has.
+/// Bytes that the block does not have read as all ones, as unassigned addresses do.
 #[inline]
 fn read_block(block: &RamBlock, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
     Ok(block.read(offset, data).inspect_err(|_| data.fill(0xff))?)

@@ -24,7 +24,7 @@ pub struct AddressSpace {
     name: Arc<str>,
     root: RegionId,
     view: Arc<ArcSwap<FlatView>>,
-    /// The view of a commit that is under way, for as long as listeners are told of it.
+    /// The new view of a commit under way, while listeners are notified of it.
     pending: Arc<ArcSwapOption<FlatView>>,
 }
 
@@ -58,19 +58,21 @@ impl AddressSpace {
         self.view.load_full()
     }
 
-    /// Says which view listeners are being told of; returns what was said before.
+    /// Sets the view that listeners are being notified of; returns the one before.
     #[must_use]
     pub(crate) fn set_pending(&self, pending: Option<Arc<FlatView>>) -> Option<Arc<FlatView>> {
         self.pending.swap(pending)
     }
 
-    /// The views that listeners may follow at this moment.
+    /// The views whose sections listeners may have at this moment: the pending one, if a commit is
+    /// under way, and the current one.
     pub(crate) fn visible_views(&self) -> impl Iterator<Item = Arc<FlatView>> {
-        // Whoever knows of a write through what comes finds it here: it was announced (a swap,
-        // which releases) before a listener could follow it and a guest write, and what made
-        // the write known, a pause or a lock, comes after that and before this load.
-        // In this order: what is not announced any more is the current one by then, or was
-        // taken back, its writes merged.
+        // A caller that knows of a guest's write through the pending view finds the view here.
+        // `set_pending` (a swap, which releases) comes before a listener has followed it, and so
+        // before the write; what let the caller know of the write, a pause or a lock, comes after
+        // the write and before this load.
+        // The pending view is loaded first: if it is gone by then, it is the current one now, or
+        // the commit failed and its listeners have merged its writes.
         let pending = self.pending.load_full();
         pending.into_iter().chain([self.view()])
     }

@@ -16,7 +16,7 @@ pub struct FlatView {
     look_up: LookUp,
     event_fds: Vec<IoEventFd>,
     coalesced: Vec<CoalescedRange>,
-    /// Made when somebody asks.
+    /// Made at the first call of `ram`.
     ram: OnceLock<GuestRam>,
 }
 
@@ -47,7 +47,7 @@ impl FlatView {
         &self.event_fds
     }
 
-    /// The addresses of which writes may be gathered, in ascending order.
+    /// The ranges whose writes an accelerator may coalesce, in ascending order.
     pub fn coalesced(&self) -> &[CoalescedRange] {
         &self.coalesced
     }

@@ -19,7 +19,7 @@ pub struct RamRange {
     len: u64,
     block: Arc<RamBlock>,
     offset: u64,
-    /// Made when somebody asks: a descriptor of its own for the block's file.
+    /// A descriptor of its own for the block's file; made when it is first asked for.
     file: OnceLock<Option<FileOffset>>,
 }
 

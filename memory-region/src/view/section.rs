@@ -168,10 +168,10 @@ impl Section {
         })
     }
 
-    /// The parts of it that may be gathered.
+    /// Its ranges whose writes an accelerator may coalesce, at their addresses.
     pub(crate) fn coalesced(&self) -> impl Iterator<Item = CoalescedRange> {
         let registers = self.registers().into_iter();
-        registers.flat_map(|registers| registers.gathered()).filter_map(|range| {
+        registers.flat_map(|registers| registers.coalesced()).filter_map(|range| {
             let first = range.start.max(self.offset);
             let last = (range.end - 1).min(self.offset.saturating_add(self.last - self.start));
             let (first, last) = (first <= last).then_some((first, last))?;
