@@ -11,22 +11,21 @@ use std::time::{Duration, Instant};
 use memory_region::LogClaim;
 use ram_block::RamBlock;
 
-use crate::channel::Input;
-use crate::device::DeviceError;
+use crate::converge::trend::is_too_much;
+use crate::devices::device::DeviceError;
 use crate::error::SendError;
-use crate::format::*;
-use crate::progress::{Progress, State};
-use crate::stats::{DowntimeParts, Laps, MigrationStats, RoundStats, rate};
-use crate::trend::is_too_much;
-
-use super::answers::wait_for_the_end;
-use super::devices::encode_first;
-use super::multifd::Channels;
-use super::pace::Pace;
-use super::pages::Pages;
-use super::precopy::{Migrated, Precopy};
-use super::slowing::Brake;
-use super::stream::SendStream;
+use crate::send::devices::encode_first;
+use crate::send::multifd::Channels;
+use crate::send::pages::Pages;
+use crate::send::rate_limit::Pace;
+use crate::send::return_path::wait_for_the_end;
+use crate::send::settings::Precopy;
+use crate::send::throttling::Brake;
+use crate::status::progress::{Progress, State};
+use crate::status::stats::{DowntimeParts, Laps, MigrationStats, RoundStats, rate};
+use crate::wire::format::*;
+use crate::wire::transport::Input;
+use crate::wire::writer::SendStream;
 
 /// The number of RAM's section in the stream; any would do. Devices follow it.
 const RAM_SECTION: u32 = 2;
@@ -36,6 +35,17 @@ const REPORT: Duration = Duration::from_millis(100);
 const SYNC: Duration = Duration::from_secs(1);
 /// Fewer bytes than this say little of the connection: buffers take them.
 const TELLING: u64 = 8 << 20;
+
+/// A migration that its source has completed.
+#[derive(Debug)]
+#[must_use = "dropping it lets the machine run on, next to its copy"]
+pub struct Migrated<P> {
+    /// What it did.
+    pub stats: MigrationStats,
+    /// What the caller's `pause` returned: as long as it is kept, the machine stands
+    /// still. Once the destination runs, the machine must not.
+    pub paused: P,
+}
 
 /// A migration under way.
 pub(super) struct Sending<'a> {

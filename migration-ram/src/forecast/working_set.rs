@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::dirty_rate::DirtySample;
+use crate::forecast::report::DirtySample;
 
 /// Memory that a guest writes again and again, and how fast.
 ///

@@ -14,7 +14,7 @@ use ram_block::{ReceiveList, SendList, TransferError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use thiserror::Error;
 
-use crate::channel::{HangUp, Input, Output, wait_for_input};
+use crate::wire::transport::{HangUp, Input, Output, wait_for_input};
 
 /// From one try to reach a destination that is about to listen to the next.
 const RETRY: Duration = Duration::from_millis(5);

@@ -50,6 +50,9 @@ pub(crate) const DEFAULT_PAGE_SHIFT: u32 = 12;
 /// The longest name that is accepted for a machine, in bytes.
 pub(crate) const MAX_MACHINE_NAME: u32 = 1024;
 
+/// The longest description that is accepted, in bytes.
+pub(crate) const MAX_DESCRIPTION: u64 = 64 << 20;
+
 /// The page size of a stream that says nothing of it.
 pub(crate) fn default_page_size() -> PageSize {
     match PageSize::new(1 << DEFAULT_PAGE_SHIFT) {

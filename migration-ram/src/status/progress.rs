@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::stats::RoundStats;
+use crate::status::stats::RoundStats;
 
 /// What a migration is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

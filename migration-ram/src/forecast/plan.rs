@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
-use crate::dirty_limit::{DirtyLimit, DirtyLimitError, LimitChoice};
-use crate::dirty_rate::DirtyRateReport;
-use crate::working_set::{WorkingSet, float, round};
+use crate::converge::auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
+use crate::converge::dirty_limit::{DirtyLimit, DirtyLimitError, LimitChoice};
+use crate::forecast::report::DirtyRateReport;
+use crate::forecast::working_set::{WorkingSet, float, round};
 
 /// Bytes of a page in the stream, of its record, and of the record of a page of zeros.
 const PAGE: f64 = 4096.0;

@@ -7,10 +7,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ram_block::{PageSize, RamBlock};
 
-use crate::contents::Contents;
 use crate::error::ReceiveError;
+use crate::pages::holes::Contents;
+use crate::receive::received::BlockInfo;
+use crate::wire::reader::StreamReader;
 
-use super::{BlockInfo, MakeBlock, StreamReader, Target};
+/// What becomes of a block that the stream has.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Its pages are put there. It must have the length that the stream says.
+    Memory(Arc<RamBlock>),
+    /// Its pages are read and dropped.
+    Drop,
+    /// The stream is refused.
+    Refuse,
+}
+
+pub(super) type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> Target + Send + 'a>;
 
 /// What populated memory is looked for around a zero page, in bytes.
 const WINDOW: u64 = 64 << 20;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::throttle::MOST;
-use crate::trend::Trend;
+use crate::converge::throttle::MOST;
+use crate::converge::trend::Trend;
 
 /// When to slow a guest down, and how much: the steps of QEMU's auto-converge, with its
 /// defaults.
@@ -113,7 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::trend::PERIOD;
+    use crate::converge::trend::PERIOD;
 
     #[test]
     fn steps_that_lead_nowhere_are_refused() {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use ram_block::ReceiveList;
 
-use crate::channel::Input;
 use crate::error::SendError;
-use crate::format::{ANSWER_PONG, ANSWER_SHUT, ANSWER_SWITCHOVER_ACK};
+use crate::wire::format::{ANSWER_PONG, ANSWER_SHUT, ANSWER_SWITCHOVER_ACK};
+use crate::wire::transport::Input;
 
 /// Waits for the answer that ends a migration, for `limit` at most: the receiver has everything,
 /// or says why not.

@@ -1,143 +1,22 @@
-//! The receiving side: a parser that trusts nothing.
-
-mod ahead;
-mod encoded;
-mod multifd;
-mod ram;
-mod sections;
-mod stream;
-mod unknown;
-#[cfg(feature = "zstd")]
-mod zstd;
+//! What the destination of a migration is told, and its run.
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ram_block::RamBlock;
 
-use crate::channel::{Incoming, Input, Output};
-use crate::deadline::{Clock, Deadlines};
-use crate::device::{Device, Devices};
+use crate::devices::device::{Device, Devices};
 use crate::error::ReceiveError;
-use crate::format::{ANSWER_PONG, ANSWER_SHUT, ANSWER_SWITCHOVER_ACK, MAGIC};
-use crate::multifd::{MAX_CHANNELS, MULTIFD_MAGIC, read_hello};
-
-use multifd::Shared;
-use ram::Blocks;
-use sections::Sections;
-pub(crate) use stream::StreamReader;
-use unknown::Body;
-
-/// What a stream brought.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Received {
-    /// The name of the machine that sent it.
-    pub machine: String,
-    /// Bytes of a page of the stream.
-    pub page_size: u64,
-    /// Pages of the stream that came with their bytes, compressed or not.
-    pub pages: u64,
-    /// Pages of the stream that came as zeros.
-    pub zero_pages: u64,
-    /// Pages of the stream that came as what had changed of them since they came last.
-    pub delta_pages: u64,
-    /// Bytes of the stream, on all connections.
-    pub bytes: u64,
-    /// The blocks, in the stream's order.
-    pub blocks: Vec<BlockInfo>,
-    /// The sections of devices, in the stream's order.
-    pub sections: Vec<SectionInfo>,
-    /// What the sender says of its devices' sections: JSON, usually.
-    pub description: Vec<u8>,
-}
-
-/// A block of a stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BlockInfo {
-    /// Its id.
-    pub id: String,
-    /// Its length in bytes; 0 if the stream did not say.
-    pub len: u64,
-    /// Pages of the stream that came with their bytes, compressed or not.
-    pub pages: u64,
-    /// Pages of the stream that came as zeros.
-    pub zero_pages: u64,
-    /// Pages of the stream that came as what had changed of them since they came last.
-    pub delta_pages: u64,
-}
-
-/// A device's section of a stream.
-///
-/// One that no device took is kept as it came, if it can be told where it ends
-/// ([`Receiver::keep_unknown_sections`]): [`Precopy::section`](crate::Precopy::section) sends it
-/// on, and [`parts`](Self::parts) are its bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SectionInfo {
-    /// Its name.
-    pub name: String,
-    /// Which of several of this name.
-    pub instance: u32,
-    /// The version of the state.
-    pub version: u32,
-    /// Where the section begins in the stream, in bytes.
-    pub at: u64,
-    /// Bytes of the state, of all its parts together.
-    pub len: u64,
-    /// Whether a device took it.
-    pub restored: bool,
-    /// Whether it began before RAM had come.
-    pub early: bool,
-    /// Whether it may have several parts, as RAM's section has.
-    pub iterable: bool,
-    kept: Parts,
-}
-
-/// The bytes of a section, of which an iterable one has several parts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Parts {
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
-    /// There were too many, or a part is missing.
-    dropped: bool,
-}
-
-impl SectionInfo {
-    /// The bytes that were kept: of a section that is whole one part; of an iterable one those of
-    /// its start, of each of its parts, and of its end. `None` if nothing was kept, as a device
-    /// took it, or as there were more than 256 MiB of unknown sections.
-    pub fn parts(&self) -> Option<impl ExactSizeIterator<Item = &[u8]>> {
-        let Parts { bytes, ends, dropped } = &self.kept;
-        let start = |n: usize| n.checked_sub(1).map_or(0, |before| ends[before]);
-        let parts = (0..ends.len()).map(move |n| &bytes[start(n)..ends[n]]);
-        (!dropped && !ends.is_empty()).then_some(parts)
-    }
-
-    fn add_part(&mut self, Body { len, bytes, .. }: Body) {
-        self.len += len;
-        match bytes {
-            Some(bytes) if !self.kept.dropped => {
-                self.kept.bytes.extend(bytes);
-                self.kept.ends.push(self.kept.bytes.len());
-            }
-            _ => self.kept = Parts { dropped: true, ..Parts::default() },
-        }
-    }
-}
-
-/// What becomes of a block that the stream has.
-#[derive(Clone, Debug)]
-pub enum Target {
-    /// Its pages are put there. It must have the length that the stream says.
-    Memory(Arc<RamBlock>),
-    /// Its pages are read and dropped.
-    Drop,
-    /// The stream is refused.
-    Refuse,
-}
-
-type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> Target + Send + 'a>;
+use crate::receive::blocks::{Blocks, MakeBlock, Target};
+use crate::receive::multifd::Shared;
+use crate::receive::received::Received;
+use crate::receive::return_path::Answers;
+use crate::receive::sections::{Sections, Settings};
+use crate::wire::deadline::{Clock, Deadlines};
+use crate::wire::format::MAGIC;
+use crate::wire::multifd::{MAX_CHANNELS, MULTIFD_MAGIC, read_hello};
+use crate::wire::reader::StreamReader;
+use crate::wire::transport::{Incoming, Input};
 
 /// The destination of a migration.
 ///
@@ -174,14 +53,6 @@ pub struct Receiver<'a> {
     settings: Settings,
     deadlines: Deadlines,
     acknowledges: bool,
-}
-
-/// What a receiver is told of the stream.
-#[derive(Clone, Copy, Debug)]
-struct Settings {
-    keep_unknown: bool,
-    is_described: bool,
-    fresh: bool,
 }
 
 impl fmt::Debug for Receiver<'_> {
@@ -350,51 +221,6 @@ fn classify<'a>(
     }
     let main = main.ok_or(ReceiveError::NoMainStream { channels: channels.len() })?;
     Ok((main, channels))
-}
-
-/// What the sender is told, if it asked.
-struct Answers<'a> {
-    back: Option<&'a mut dyn Output>,
-    acknowledges: bool,
-    /// How long the sender may take nothing.
-    limit: Option<Duration>,
-    asked: bool,
-}
-
-impl Answers<'_> {
-    fn send(&mut self, kind: u16, value: &[u8]) -> Result<(), ReceiveError> {
-        let Some(back) = self.back.as_mut().filter(|_| self.asked) else { return Ok(()) };
-        let len = u16::try_from(value.len()).expect("answers are short");
-        let mut list = ram_block::SendList::new();
-        list.copy(&kind.to_be_bytes());
-        list.copy(&len.to_be_bytes());
-        list.copy(value);
-        // A few bytes: they go out at once if any do.
-        if let Some(limit) = self.limit {
-            let takes =
-                back.wait_for_room(limit).map_err(|source| ReceiveError::Answer { source })?;
-            if !takes {
-                let text = format!("It took nothing for {limit:.1?}");
-                let source = io::Error::new(io::ErrorKind::TimedOut, text);
-                return Err(ReceiveError::Answer { source });
-            }
-        }
-        back.send(&mut list).map_err(|error| ReceiveError::Answer { source: error.into() })
-    }
-
-    /// The sender asks for answers.
-    fn open(&mut self) -> Result<(), ReceiveError> {
-        self.asked = true;
-        if self.acknowledges { self.send(ANSWER_SWITCHOVER_ACK, &[]) } else { Ok(()) }
-    }
-
-    fn pong(&mut self, value: u32) -> Result<(), ReceiveError> {
-        self.send(ANSWER_PONG, &value.to_be_bytes())
-    }
-
-    fn shut(&mut self, well: bool) -> Result<(), ReceiveError> {
-        self.send(ANSWER_SHUT, &u32::from(!well).to_be_bytes())
-    }
 }
 
 /// Reads a migration stream of RAM alone from `input` into `blocks`: short for

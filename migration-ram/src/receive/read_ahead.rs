@@ -17,10 +17,9 @@ use std::sync::Arc;
 use bitvec::vec::BitVec;
 use ram_block::{PageSize, RamBlock, ReceiveList};
 
-use crate::contents::Contents;
 use crate::error::ReceiveError;
-
-use super::stream::{BUFFER, StreamReader};
+use crate::pages::holes::Contents;
+use crate::wire::reader::{BUFFER, StreamReader};
 
 /// Bytes of a record's head.
 const HEAD: u64 = size_of::<Head>() as u64;

@@ -6,10 +6,8 @@
 //! bytes within a state are told from real ones by that.
 
 use crate::error::ReceiveError;
-use crate::format::*;
-
-use super::StreamReader;
-use super::sections::MAX_DESCRIPTION;
+use crate::wire::format::*;
+use crate::wire::reader::StreamReader;
 
 /// The most bytes that are kept of all unknown sections.
 const MOST: u64 = 256 << 20;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use ram_block::{PageSize, RamBlock, SendList};
 
-use crate::channel::Output;
 use crate::error::SendError;
-use crate::format::*;
+use crate::wire::format::*;
+use crate::wire::transport::Output;
 
 /// Guest memory that is gathered before it is sent, in bytes: more at a time is slower, as
 /// it leaves the cache before the receiver takes it.

@@ -3,40 +3,21 @@
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use memory_region::{LogClaim, MemoryMap};
-use ram_block::{DirtyClient, PageSize};
+use memory_region::MemoryMap;
+use ram_block::PageSize;
 
-use crate::auto_converge::AutoConverge;
-use crate::channel::{HangUp, Input, Outgoing, Output};
-use crate::deadline::Deadlines;
-use crate::device::{Device, DeviceError, Devices};
-use crate::dirty_limit::DirtyLimit;
+use crate::converge::auto_converge::AutoConverge;
+use crate::converge::dirty_limit::DirtyLimit;
+use crate::devices::device::{Device, DeviceError, Devices};
+use crate::devices::section_info::SectionInfo;
 use crate::error::SendError;
-use crate::format::{RAM_NAME, default_page_size};
-use crate::multifd::MAX_CHANNELS;
-use crate::progress::Progress;
-use crate::receive::SectionInfo;
-use crate::stats::MigrationStats;
-
-use super::multifd::Channels;
-use super::pace::Cancel;
-use super::sending::Sending;
-use super::slowing::Slowing;
-use super::stream::SendStream;
-use super::watch::{Watch, Watched};
-
-/// A migration that its source has completed.
-#[derive(Debug)]
-#[must_use = "dropping it lets the machine run on, next to its copy"]
-pub struct Migrated<P> {
-    /// What it did.
-    pub stats: MigrationStats,
-    /// What the caller's `pause` returned: as long as it is kept, the machine stands
-    /// still. Once the destination runs, the machine must not.
-    pub paused: P,
-}
+use crate::send::cancel::Cancel;
+use crate::send::throttling::Slowing;
+use crate::wire::deadline::Deadlines;
+use crate::wire::format::{RAM_NAME, default_page_size};
+use crate::wire::multifd::MAX_CHANNELS;
 
 /// A live migration of all RAM of one machine, and of its devices, by precopy.
 ///
@@ -215,81 +196,8 @@ impl Precopy {
         self.cancel.clone()
     }
 
-    /// Sends the machine's RAM while it runs, then calls `pause` and sends the rest, and the
-    /// devices. `observe` is called after each round, and ten times a second in between.
-    ///
-    /// `pause` stops everything that writes guest memory and returns a guard that
-    /// keeps it so, and lets it go on when dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`SendError`], also if another migration of this map is under way; the log is off
-    /// again then, the guard of a pause is dropped, and a second try can be made over new
-    /// connections. Whether the destination has everything is for it to say: see
-    /// [`Outgoing::answers`]. If its answer is lost ([`SendError::NoAnswer`]) or makes no sense
-    /// ([`SendError::Answer`]), it may have everything all the same: it must not start before it
-    /// is told that this has succeeded.
-    pub fn run<'c, P>(
-        &self,
-        to: impl Into<Outgoing<'c>>,
-        pause: impl FnOnce() -> Result<P, DeviceError>,
-        mut observe: impl FnMut(&Progress),
-    ) -> Result<Migrated<P>, SendError> {
-        let begin = Instant::now();
-        let Outgoing { main, channels, back } = to.into();
-        self.check(channels.len())?;
-        // On before the first page is read: what is written from now on comes again.
-        // Off again when this ends, however it ends. Whoever does not get it does not get
-        // hold of the cancel either, which is that of the migration under way.
-        let logging = self.memory.claim_global_log(DirtyClient::MIGRATION)?;
-        let channel_ends: Vec<_> = channels.iter().filter_map(|to| to.hang_up()).collect();
-        let back_end = back.as_ref().and_then(|back| back.hang_up());
-        let ends = main.hang_up().into_iter().chain(back_end).chain(channel_ends.iter().cloned());
-        let ends: Vec<_> = ends.collect();
-        let watch = Arc::new(Watch::new(self.deadlines.idle, ends.clone()));
-        self.cancel.begin(ends);
-        let watched = |(connection, output)| {
-            let watch = watch.clone();
-            Watched { output, connection, watch }
-        };
-        // Each transfer is watched, whoever makes it.
-        let mut channels: Vec<_> = (1..).zip(channels).map(watched).collect();
-        let channels = channels.iter_mut().map(|channel| channel as &mut dyn Output).collect();
-        let mut main = watched((0, main));
-        let migrated = std::thread::scope(|scope| {
-            let _over = watch.until_dropped();
-            scope.spawn(|| watch.run());
-            let (main, observe) = (&mut main, &mut observe);
-            self.send(begin, &logging, main, channels, channel_ends, back, pause, observe)
-        });
-        drop(logging);
-        self.cancel.end(migrated.map_err(|error| watch.explain(error)))
-    }
-
-    #[allow(clippy::too_many_arguments)] // what `run` has, taken apart
-    fn send<P>(
-        &self,
-        begin: Instant,
-        log: &LogClaim,
-        main: &mut dyn Output,
-        channels: Vec<&mut dyn Output>,
-        channel_ends: Vec<HangUp>,
-        back: Option<&mut dyn Input>,
-        pause: impl FnOnce() -> Result<P, DeviceError>,
-        observe: &mut dyn FnMut(&Progress),
-    ) -> Result<Migrated<P>, SendError> {
-        let blocks = self.memory.ram_blocks();
-        std::thread::scope(|scope| {
-            let page = self.page.bytes();
-            let channels = (!channels.is_empty())
-                .then(|| Channels::start(scope, channels, channel_ends, page));
-            let stream = SendStream::new(main);
-            let mut sending = Sending::new(self, begin, stream, channels, log, &blocks, observe)?;
-            sending.run(&blocks, pause, back)
-        })
-    }
-
-    fn check(&self, channels: usize) -> Result<(), SendError> {
+    /// An error if there can be no such migration over so many channels.
+    pub(super) fn check(&self, channels: usize) -> Result<(), SendError> {
         let host = PageSize::host();
         if self.page > host || self.page < default_page_size() {
             return Err(SendError::PageSize { page: self.page.bytes(), host: host.bytes() });

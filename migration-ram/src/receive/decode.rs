@@ -7,12 +7,11 @@ use flate2::{Decompress, FlushDecompress, Status};
 use ram_block::PageSize;
 
 use crate::error::ReceiveError;
-use crate::multifd::{Compression, Part};
-
-use super::StreamReader;
-use super::ram::Block;
+use crate::receive::blocks::Block;
 #[cfg(feature = "zstd")]
-use super::zstd::Zstd;
+use crate::receive::zstd::Zstd;
+use crate::wire::multifd::{Compression, Part};
+use crate::wire::reader::StreamReader;
 
 /// Decodes pages one by one, in a page of its own.
 pub(super) struct Decoder {
@@ -188,10 +187,10 @@ mod tests {
     use proptest::prelude::*;
     use ram_block::{RamBlock, ReceiveList, TransferError};
 
-    use crate::channel::Input;
+    use crate::wire::transport::Input;
 
-    use super::super::ram::Blocks;
     use super::*;
+    use crate::receive::blocks::Blocks;
 
     const PAGE: usize = 4096;
     const PAGES: usize = 64;

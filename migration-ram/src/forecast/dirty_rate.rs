@@ -9,9 +9,7 @@ use memory_region::{LogClaim, MapClient, MapError, MemoryMap};
 use ram_block::{DirtyClient, DirtyError, RamBlock};
 use thiserror::Error;
 
-mod report;
-
-pub use report::{BlockDirtyRate, DirtyRateReport, DirtySample};
+use crate::forecast::report::{BlockDirtyRate, DirtyRateReport, DirtySample};
 
 /// The shortest time after which [`DirtyRate::measure`] looks.
 const SHORTEST: Duration = Duration::from_millis(10);

@@ -5,12 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auto_converge::{AutoConverge, ThrottleSteps};
-use crate::device::DeviceError;
-use crate::dirty_limit::{DirtyLimit, LimitChoice};
+use crate::converge::auto_converge::{AutoConverge, ThrottleSteps};
+use crate::converge::dirty_limit::{DirtyLimit, LimitChoice};
+use crate::converge::throttle::Throttle;
+use crate::devices::device::DeviceError;
 use crate::error::SendError;
-use crate::progress::Progress;
-use crate::throttle::Throttle;
+use crate::status::progress::Progress;
 
 type Pause = dyn Fn() -> Result<Box<dyn Any>, DeviceError> + Send + Sync;
 type SetLimit = dyn Fn(Option<u64>) -> Result<(), DeviceError> + Send + Sync;

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use ram_block::{RamBlock, ReceiveList};
 
-use crate::channel::{HangUp, Input};
-use crate::deadline::{Clock, Wait};
 use crate::error::ReceiveError;
+use crate::wire::deadline::{Clock, Wait};
+use crate::wire::transport::{HangUp, Input};
 
 /// What is read at once, in bytes.
-pub(super) const BUFFER: usize = 1 << 18;
+pub(crate) const BUFFER: usize = 1 << 18;
 
 pub(crate) struct StreamReader<'a> {
     input: &'a mut dyn Input,
@@ -36,12 +36,12 @@ impl<'a> StreamReader<'a> {
     }
 
     /// What measures the deadlines.
-    pub(super) fn clock(&self) -> &Clock {
+    pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
 
     /// What ends a read under way.
-    pub(super) fn hang_up(&self) -> Option<HangUp> {
+    pub(crate) fn hang_up(&self) -> Option<HangUp> {
         self.input.hang_up()
     }
 
@@ -62,7 +62,7 @@ impl<'a> StreamReader<'a> {
     }
 
     /// Reads more of `what` behind what is buffered; says how much, 0 at the end.
-    pub(super) fn fill(&mut self, what: &'static str) -> Result<usize, ReceiveError> {
+    pub(crate) fn fill(&mut self, what: &'static str) -> Result<usize, ReceiveError> {
         if self.filled.start > 0 {
             self.buffer.copy_within(self.filled.clone(), 0);
             self.filled = 0..self.filled.len();
@@ -76,7 +76,7 @@ impl<'a> StreamReader<'a> {
     }
 
     /// Whether anything more comes as long as a description is waited for, be it the end.
-    pub(super) fn description_comes(&mut self) -> Result<bool, ReceiveError> {
+    pub(crate) fn description_comes(&mut self) -> Result<bool, ReceiveError> {
         let at = self.at;
         let wait = self.input.wait(self.clock.description());
         wait.map_err(|source| ReceiveError::Read { at, source })
@@ -95,7 +95,7 @@ impl<'a> StreamReader<'a> {
 
     /// The next bytes, which are (a part of) `most` bytes of `what`; one at least, unless that
     /// is 0. They are not consumed.
-    pub(super) fn some(&mut self, most: u64, what: &'static str) -> Result<&[u8], ReceiveError> {
+    pub(crate) fn some(&mut self, most: u64, what: &'static str) -> Result<&[u8], ReceiveError> {
         if most > 0 && self.is_at_end(what)? {
             return Err(ReceiveError::Truncated { at: self.at, what });
         }
@@ -152,7 +152,7 @@ impl<'a> StreamReader<'a> {
     }
 
     /// Puts what is buffered, less than a page, to where it belongs; says how much it was.
-    pub(super) fn take_buffered(
+    pub(crate) fn take_buffered(
         &mut self,
         block: &RamBlock,
         offset: u64,
@@ -164,7 +164,7 @@ impl<'a> StreamReader<'a> {
     }
 
     /// Reads once, past the buffer, which is empty; says how much.
-    pub(super) fn receive_list(
+    pub(crate) fn receive_list(
         &mut self,
         list: &mut ReceiveList<'_>,
         what: &'static str,
@@ -200,7 +200,7 @@ impl<'a> StreamReader<'a> {
 
     /// Fills pages of a block, in the order of their offsets, and reads nothing behind them:
     /// what comes next has a place of its own, too.
-    pub(super) fn guest_pages(
+    pub(crate) fn guest_pages(
         &mut self,
         block: &RamBlock,
         offsets: &[u64],
@@ -221,18 +221,18 @@ impl<'a> StreamReader<'a> {
     }
 
     /// So many bytes that were read past the buffer are consumed.
-    pub(super) fn advance(&mut self, bytes: u64) {
+    pub(crate) fn advance(&mut self, bytes: u64) {
         self.at += bytes;
     }
 
     /// Appends to the buffer what was read past it.
-    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+    pub(crate) fn put_back(&mut self, bytes: &[u8]) {
         self.buffer[self.filled.end..][..bytes.len()].copy_from_slice(bytes);
         self.filled.end += bytes.len();
     }
 
     /// Appends `len` bytes of a block to the buffer, which were read there.
-    pub(super) fn put_back_memory(
+    pub(crate) fn put_back_memory(
         &mut self,
         block: &RamBlock,
         offset: u64,
@@ -371,7 +371,7 @@ mod tests {
     use ram_block::TransferError;
 
     use super::*;
-    use crate::deadline::Deadlines;
+    use crate::wire::deadline::Deadlines;
 
     /// Nothing comes here before other connections have brought so many pages.
     struct Late {

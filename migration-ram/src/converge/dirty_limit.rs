@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::trend::Trend;
+use crate::converge::trend::Trend;
 
 /// When to limit what a guest dirties in a second, and to how much: as soon as it writes too
 /// much (see [`AutoConverge`](crate::AutoConverge)), to a part of what is sent in a second.
@@ -101,7 +101,7 @@ impl LimitChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trend::PERIOD;
+    use crate::converge::trend::PERIOD;
 
     #[test]
     fn limits_that_lead_nowhere_are_refused() {

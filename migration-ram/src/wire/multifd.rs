@@ -9,7 +9,7 @@
 //! their offsets; the offsets of zero pages are behind those of the others. All big-endian.
 
 use crate::error::ReceiveError;
-use crate::receive::StreamReader;
+use crate::wire::reader::StreamReader;
 
 pub(crate) const MULTIFD_MAGIC: u32 = 0x1122_3344;
 const VERSION: u32 = 1;
