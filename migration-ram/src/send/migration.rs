@@ -9,7 +9,7 @@ use ram_block::DirtyClient;
 use crate::devices::device::DeviceError;
 use crate::error::SendError;
 use crate::send::multifd::Channels;
-use crate::send::sending::{Migrated, Sending};
+use crate::send::precopy::{Migrated, Sending};
 use crate::send::settings::Precopy;
 use crate::send::watch::{Watch, Watched};
 use crate::status::progress::Progress;

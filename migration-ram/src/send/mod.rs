@@ -4,7 +4,7 @@
 //! `converge` for how much to slow a guest down.
 //!
 //! - `migration`: the run of a migration: its claim of the log, its connections and its threads;
-//! - `sending`: the algorithm: sync, rounds, pause, the rest;
+//! - `precopy`: the algorithm: sync, rounds, pause, the rest;
 //! - `settings`: what the source is told, and whether that can be done;
 //! - `pages`: which pages go out next, and how; `multifd`: over several connections;
 //! - `devices`: the sections of devices;
@@ -16,13 +16,13 @@ mod devices;
 mod migration;
 mod multifd;
 mod pages;
+mod precopy;
 mod rate_limit;
 mod return_path;
-mod sending;
 mod settings;
 mod throttling;
 mod watch;
 
 pub use cancel::Cancel;
-pub use sending::Migrated;
+pub use precopy::Migrated;
 pub use settings::Precopy;
