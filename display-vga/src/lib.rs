@@ -68,28 +68,22 @@
 //! The vertical retrace lasts until the next frame begins: guests whose reads leave the
 //! virtual machine would miss the real one.
 
-mod bar;
-mod bus;
-mod damage;
+mod device;
 mod draw;
-mod edid;
 mod font;
-mod graphics_controller;
-mod mode;
+mod modes;
 mod output;
-mod pace;
+mod picture;
 mod rare_log;
 mod refresh;
 mod registers;
-mod state;
-mod surface;
-mod text_mode;
-mod text_screen;
-mod vga;
-mod window;
 
-pub use edid::EdidError;
-pub use mode::{Mode, VbeError};
+pub use device::edid::EdidError;
+pub use device::regions::VgaRegions;
+pub use device::state::StateError;
+pub use device::vga::{Vga, VgaError};
+pub use modes::limits::VbeError;
+pub use modes::mode::Mode;
 pub use output::input::InputEvent;
 #[cfg(feature = "png")]
 pub use output::png::{PngError, write_png};
@@ -99,9 +93,7 @@ pub use output::terminal::TerminalView;
 pub use output::vnc::{VncBuilder, VncError, VncEvent, VncListener, VncServer};
 #[cfg(feature = "window")]
 pub use output::window::{WindowError, WindowView};
-pub use pace::{Pace, Watch};
-pub use refresh::{Refresh, RefreshError, Screen};
-pub use state::StateError;
-pub use surface::{Rect, Surface, SurfaceError};
-pub use text_screen::{TextCell, TextCursor, TextScreen};
-pub use vga::{Vga, VgaError, VgaRegions};
+pub use picture::surface::{Rect, Surface, SurfaceError};
+pub use picture::text_screen::{TextCell, TextCursor, TextScreen};
+pub use refresh::refresh_timer::{Pace, Watch};
+pub use refresh::screen::{Refresh, RefreshError, Screen};

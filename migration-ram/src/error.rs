@@ -7,7 +7,7 @@ use memory_region::MapError;
 use ram_block::{DirtyError, RamBlockError};
 use thiserror::Error;
 
-use crate::device::DeviceError;
+use crate::devices::device::DeviceError;
 
 /// A migration that its source could not complete. The machine runs on, its log is
 /// off, and another try begins from all pages.
@@ -62,10 +62,10 @@ pub enum SendError {
     Cancelled,
     /// Percentages of a throttle that make no sequence.
     #[error(transparent)]
-    AutoConverge(#[from] crate::auto_converge::AutoConvergeError),
+    AutoConverge(#[from] crate::converge::auto_converge::AutoConvergeError),
     /// A dirty limit that leads nowhere.
     #[error(transparent)]
-    DirtyLimitSettings(#[from] crate::dirty_limit::DirtyLimitError),
+    DirtyLimitSettings(#[from] crate::converge::dirty_limit::DirtyLimitError),
     /// What the guest dirties cannot be limited.
     #[error("What the guest dirties cannot be limited")]
     DirtyLimit(#[source] DeviceError),

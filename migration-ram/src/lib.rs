@@ -43,42 +43,33 @@
 //! # }
 //! ```
 
-mod auto_converge;
-mod channel;
-mod contents;
-mod deadline;
-mod device;
-mod dirty_limit;
-mod dirty_rate;
+mod converge;
+mod devices;
 mod error;
-mod format;
-mod multifd;
-mod pending;
-mod plan;
-mod progress;
+mod forecast;
+mod pages;
 mod receive;
 mod send;
-mod socket;
-mod stats;
+mod status;
 #[cfg(test)]
 #[path = "../../tests/machines/src/deadline.rs"]
 mod test_deadline;
-mod throttle;
-mod trend;
-mod working_set;
+mod wire;
 
-pub use auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
-pub use channel::{Copied, HangUp, Incoming, Input, Outgoing, Output};
-pub use deadline::Deadlines;
-pub use device::{Device, DeviceError, FnDevice, Framing, MAX_STATE};
-pub use dirty_limit::{DirtyLimit, DirtyLimitError, LimitChoice};
-pub use dirty_rate::{BlockDirtyRate, DirtyRate, DirtyRateError, DirtyRateReport, DirtySample};
+pub use converge::auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
+pub use converge::dirty_limit::{DirtyLimit, DirtyLimitError, LimitChoice};
+pub use converge::throttle::Throttle;
+pub use devices::device::{Device, DeviceError, FnDevice, Framing, MAX_STATE};
+pub use devices::section_info::SectionInfo;
 pub use error::{ReceiveError, SendError};
-pub use plan::{Forecast, ForecastRound, MigrationPlan, Outcome, PlanError};
-pub use progress::{Progress, QueryMigrate, QueryMigrateRam, State};
-pub use receive::{BlockInfo, Received, Receiver, SectionInfo, Target, receive};
+pub use forecast::dirty_rate::{DirtyRate, DirtyRateError};
+pub use forecast::plan::{Forecast, ForecastRound, MigrationPlan, Outcome, PlanError};
+pub use forecast::report::{BlockDirtyRate, DirtyRateReport, DirtySample};
+pub use forecast::working_set::WorkingSet;
+pub use receive::{BlockInfo, Received, Receiver, Target, receive};
 pub use send::{Cancel, Migrated, Precopy};
-pub use socket::{Address, AddressError, Listener, Socket, SocketError};
-pub use stats::{DowntimeParts, MigrationStats, RoundStats};
-pub use throttle::Throttle;
-pub use working_set::WorkingSet;
+pub use status::progress::{Progress, QueryMigrate, QueryMigrateRam, State};
+pub use status::stats::{DowntimeParts, MigrationStats, RoundStats};
+pub use wire::deadline::Deadlines;
+pub use wire::socket::{Address, AddressError, Listener, Socket, SocketError};
+pub use wire::transport::{Copied, HangUp, Incoming, Input, Outgoing, Output};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use syn::visit::{self, Visit};
 
-const CRATES: [&str; 1] = ["memory-region"];
+const CRATES: [&str; 3] = ["memory-region", "migration-ram", "display-vga"];
 const HEADING: &str = "# Layers";
 
 /// A path of modules from a crate's root.

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use ram_block::{RamBlock, RamBlockError};
 
-use super::copied::Copied;
-use super::{Buffers, Part};
-use crate::damage::Damage;
-use crate::mode::linear::{Format, Linear};
-use crate::surface::{Rect, Surface};
+use crate::draw::part::{Buffers, Part};
+use crate::draw::row_copy::Copied;
+use crate::modes::linear::{Format, Linear};
+use crate::picture::damage::Damage;
+use crate::picture::surface::{Rect, Surface};
 
 pub(super) fn draw(
     vram: &RamBlock,

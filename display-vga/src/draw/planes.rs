@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use ram_block::{RamBlock, RamBlockError};
 
-use super::{Buffers, Part};
-use crate::damage::Damage;
-use crate::mode::planes::{Planes, Shift};
-use crate::mode::raster::ScanLine;
-use crate::surface::{Rect, Surface};
+use crate::draw::part::{Buffers, Part};
+use crate::modes::planes::{Planes, Shift};
+use crate::modes::raster::ScanLine;
+use crate::picture::damage::Damage;
+use crate::picture::surface::{Rect, Surface};
 
 /// Bit 7 of the byte in the first byte, bit 0 in the last.
 static SPREAD: [u64; 256] = spread();

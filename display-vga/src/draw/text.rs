@@ -2,15 +2,16 @@
 
 use ram_block::{DirtySnapshot, PageSize, RamBlock, RamBlockError};
 
-use super::{Blinks, Part};
-use crate::damage::Damage;
+use crate::draw::blinks::Blinks;
+use crate::draw::part::Part;
 use crate::font;
-use crate::mode::decode::LEGACY_BYTES;
-use crate::mode::raster::Row;
-use crate::mode::text::{BLINKING, Look, Text, UNDERLINED};
+use crate::modes::limits::LEGACY_BYTES;
+use crate::modes::raster::Row;
+use crate::modes::text::{BLINKING, Look, Text, UNDERLINED};
+use crate::picture::damage::Damage;
+use crate::picture::surface::{Rect, Surface};
+use crate::picture::text_screen::{TextCell, TextCursor, TextScreen};
 use crate::registers::retrace::Blink;
-use crate::surface::{Rect, Surface};
-use crate::text_screen::{TextCell, TextCursor, TextScreen};
 
 /// The most pixels that a character is wide: nine dots of two.
 const WIDEST: usize = 18;

@@ -5,7 +5,7 @@ use std::io::Write;
 /// What the encoder says when a picture cannot be written.
 pub use ::png::EncodingError as PngError;
 
-use crate::surface::Surface;
+use crate::picture::surface::Surface;
 
 /// Writes `surface` as a PNG of 8 bits each of red, green and blue.
 ///

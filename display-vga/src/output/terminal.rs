@@ -7,15 +7,15 @@ use crossterm::cursor::SetCursorStyle;
 use crossterm::style::ResetColor;
 use crossterm::{cursor, queue, terminal};
 
-use crate::refresh::Screen;
-use crate::surface::{Rect, Surface};
-use crate::text_screen::{TextCursor, TextScreen};
+use crate::picture::surface::{Rect, Surface};
+use crate::picture::text_screen::{TextCursor, TextScreen};
+use crate::refresh::screen::Screen;
 
 mod pen;
 #[cfg(test)]
 mod tests;
 
-use pen::{Glyph, Pen};
+use crate::output::terminal::pen::{Glyph, Pen};
 
 /// Rows of fewer lines cannot hold characters that can be read: such texts are pictures made
 /// of blocks, as those of 160x100 pixels are.

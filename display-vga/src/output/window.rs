@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use minifb::{InputCallback, Key, MouseButton, MouseMode, ScaleMode, Window, WindowOptions};
 use thiserror::Error;
 
-use super::input::InputEvent;
-use crate::surface::{Rect, Surface};
+use crate::output::input::InputEvent;
+use crate::picture::surface::{Rect, Surface};
 
 /// What a window shows is put there again after this time: it is not told what other
 /// windows hid.

@@ -1,7 +1,7 @@
 //! The I/O ports 0x3B0 to 0x3DF, byte by byte.
 
-use super::retrace::Timing;
-use super::{Registers, attribute, crtc, graphics, sequencer};
+use crate::registers::register_file::{Registers, attribute, crtc, graphics, sequencer};
+use crate::registers::retrace::Timing;
 
 /// The first of the ports.
 pub(crate) const FIRST: u16 = 0x3b0;

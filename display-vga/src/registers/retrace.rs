@@ -1,6 +1,6 @@
 //! Where the beam is: the frame's timing, and the bits of it that a guest can read.
 
-use super::{Registers, crtc, sequencer};
+use crate::registers::register_file::{Registers, crtc, sequencer};
 
 /// Frequencies of the dot clocks, in Hz.
 const DOT_CLOCKS: [u64; 2] = [25_175_000, 28_322_000];
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_bits_move_with_time() {
-        let registers = crate::text_mode::registers();
+        let registers = crate::registers::text_mode::registers();
         let timing = Timing::of(&registers);
         assert_eq!((timing.lines, timing.displayed, timing.retrace), (449, 400, 412));
         let at = |line: u64, of_line: u64| {

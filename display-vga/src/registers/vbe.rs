@@ -7,8 +7,8 @@
 //! that do not fit video memory are reset. Other than there, a size is not made to fit: an
 //! impossible one shows nothing, and widths need not be multiples of 8.
 
-use crate::mode::linear::{Format, Linear};
-use crate::mode::{MAX_HEIGHT, MAX_WIDTH, VbeError};
+use crate::modes::limits::{MAX_HEIGHT, MAX_WIDTH, VbeError};
+use crate::modes::linear::{Format, Linear};
 
 // Register numbers.
 pub(crate) const ID: u16 = 0;

@@ -8,15 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ram_block::PageSize;
 
-use crate::channel::HangUp;
-use crate::deadline::Clock;
 use crate::error::ReceiveError;
-use crate::format::default_page_size;
-use crate::multifd::{Packet, SYNC};
-
-use super::StreamReader;
-use super::encoded::Decoder;
-use super::ram::{Blocks, Populated};
+use crate::receive::blocks::{Blocks, Populated};
+use crate::receive::decode::Decoder;
+use crate::wire::deadline::Clock;
+use crate::wire::format::default_page_size;
+use crate::wire::multifd::{Packet, SYNC};
+use crate::wire::reader::StreamReader;
+use crate::wire::transport::HangUp;
 
 #[derive(Default)]
 struct State {

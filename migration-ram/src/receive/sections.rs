@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use ram_block::PageSize;
 
-use crate::device::{Device, Devices};
+use crate::devices::device::{Device, Devices};
 use crate::error::ReceiveError;
-use crate::format::*;
-
-use super::ahead::Ahead;
-use super::encoded::Decoder;
-use super::multifd::Shared;
-use super::ram::{Block, Populated};
-use super::unknown::Kept;
-use super::{Answers, Received, Settings, StreamReader};
+use crate::receive::blocks::{Block, Populated};
+use crate::receive::decode::Decoder;
+use crate::receive::multifd::Shared;
+use crate::receive::read_ahead::Ahead;
+use crate::receive::received::Received;
+use crate::receive::return_path::Answers;
+use crate::receive::unknown_sections::Kept;
+use crate::wire::format::*;
+use crate::wire::reader::StreamReader;
 
 mod devices;
 mod records;
@@ -22,8 +23,13 @@ mod records;
 /// A device's state that has come, with its version.
 pub(super) type State = (Arc<dyn Device>, u32, Vec<u8>);
 
-/// The longest description, in bytes.
-pub(super) const MAX_DESCRIPTION: u64 = 64 << 20;
+/// What a receiver is told of the stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) keep_unknown: bool,
+    pub(super) is_described: bool,
+    pub(super) fresh: bool,
+}
 
 /// When the stream waits for the channels.
 #[derive(Clone, Copy, PartialEq)]

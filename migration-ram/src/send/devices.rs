@@ -5,12 +5,11 @@ use std::sync::Arc;
 use ram_block::PageSize;
 use serde_json::{Value, json};
 
-use crate::device::{Devices, Framing, MAX_STATE};
+use crate::devices::device::{Devices, Framing, MAX_STATE};
+use crate::devices::section_info::SectionInfo;
 use crate::error::SendError;
-use crate::format::{SECTION_END, SECTION_FULL, SECTION_PART, SECTION_START};
-use crate::receive::SectionInfo;
-
-use super::stream::SendStream;
+use crate::wire::format::{SECTION_END, SECTION_FULL, SECTION_PART, SECTION_START};
+use crate::wire::writer::SendStream;
 
 impl Devices {
     /// Encodes a section for each device, numbered from `first` on, and then `sections` that

@@ -11,9 +11,9 @@ use std::thread::Scope;
 
 use ram_block::{RamBlock, SendList};
 
-use crate::channel::{HangUp, Output};
 use crate::error::SendError;
-use crate::multifd::{PACKET_PAGES, Packet, SYNC, hello};
+use crate::wire::multifd::{PACKET_PAGES, Packet, SYNC, hello};
+use crate::wire::transport::{HangUp, Output};
 
 /// Pages of one block, on their way.
 struct Batch {

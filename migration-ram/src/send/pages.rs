@@ -6,14 +6,13 @@ use std::sync::Arc;
 use memory_region::{LogClaim, MemoryMap};
 use ram_block::{PageSize, RamBlock};
 
-use crate::contents::Contents;
 use crate::error::SendError;
-use crate::format::*;
-use crate::pending::{BITS, Pending};
-use crate::stats::RoundStats;
-
-use super::multifd::Channels;
-use super::stream::SendStream;
+use crate::pages::holes::Contents;
+use crate::pages::send_bitmap::{BITS, Pending};
+use crate::send::multifd::Channels;
+use crate::status::stats::RoundStats;
+use crate::wire::format::*;
+use crate::wire::writer::SendStream;
 
 /// Bytes that are watched again at once: as many as cost little more than fewer.
 const CLEARED: u64 = 32 << 20;

@@ -1,31 +1,40 @@
-//! What a migration is to do, as its source is told.
+//! A migration under way, from its source.
+//!
+//! Order, for each page: the accelerator's log is merged into the block's bitmaps,
+//! the migration's bits move into a private bitmap, the page's private bit is
+//! cleared, and only then the page is read. A store that comes after the read finds
+//! its page clean, or its bit set after the sync: either way it is sent again.
 
-use std::any::Any;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memory_region::{LogClaim, MemoryMap};
-use ram_block::{DirtyClient, PageSize};
+use memory_region::LogClaim;
+use ram_block::RamBlock;
 
-use crate::auto_converge::AutoConverge;
-use crate::channel::{HangUp, Input, Outgoing, Output};
-use crate::deadline::Deadlines;
-use crate::device::{Device, DeviceError, Devices};
-use crate::dirty_limit::DirtyLimit;
+use crate::converge::trend::is_too_much;
+use crate::devices::device::DeviceError;
 use crate::error::SendError;
-use crate::format::{RAM_NAME, default_page_size};
-use crate::multifd::MAX_CHANNELS;
-use crate::progress::Progress;
-use crate::receive::SectionInfo;
-use crate::stats::MigrationStats;
+use crate::send::devices::encode_first;
+use crate::send::multifd::Channels;
+use crate::send::pages::Pages;
+use crate::send::rate_limit::Pace;
+use crate::send::return_path::wait_for_the_end;
+use crate::send::settings::Precopy;
+use crate::send::throttling::Brake;
+use crate::status::progress::{Progress, State};
+use crate::status::stats::{DowntimeParts, Laps, MigrationStats, RoundStats, rate};
+use crate::wire::format::*;
+use crate::wire::transport::Input;
+use crate::wire::writer::SendStream;
 
-use super::multifd::Channels;
-use super::pace::Cancel;
-use super::sending::Sending;
-use super::slowing::Slowing;
-use super::stream::SendStream;
-use super::watch::{Watch, Watched};
+/// The number of RAM's section in the stream; any would do. Devices follow it.
+const RAM_SECTION: u32 = 2;
+/// From one call of the observer to the next, within a round.
+const REPORT: Duration = Duration::from_millis(100);
+/// From one sync of the log to the next, if a round takes longer.
+const SYNC: Duration = Duration::from_secs(1);
+/// Fewer bytes than this say little of the connection: buffers take them.
+const TELLING: u64 = 8 << 20;
 
 /// A migration that its source has completed.
 #[derive(Debug)]
@@ -38,316 +47,304 @@ pub struct Migrated<P> {
     pub paused: P,
 }
 
-/// A live migration of all RAM of one machine, and of its devices, by precopy.
-///
-/// A clone makes the same migration, and shares its [`Cancel`].
-#[derive(Clone, Debug)]
-pub struct Precopy {
-    pub(super) memory: Arc<MemoryMap>,
-    pub(super) devices: Devices,
-    pub(super) sections: Vec<Arc<SectionInfo>>,
-    pub(super) downtime: Duration,
-    pub(super) max_rounds: u32,
-    pub(super) must_converge: bool,
-    pub(super) bandwidth: Option<u64>,
-    pub(super) slowing: Option<Slowing>,
-    pub(super) machine: String,
-    pub(super) page: PageSize,
-    pub(super) deadlines: Deadlines,
-    flush_after_each_section: Option<bool>,
-    pub(super) cancel: Cancel,
+/// A migration under way.
+pub(super) struct Sending<'a> {
+    precopy: &'a Precopy,
+    stream: SendStream<'a>,
+    channels: Option<Channels>,
+    pages: Pages<'a>,
+    pace: Pace,
+    observe: &'a mut dyn FnMut(&Progress),
+    progress: Progress,
+    stats: MigrationStats,
+    begin: Instant,
+    reported: Instant,
+    synced: Instant,
+    /// What the last sync took.
+    sync_time: Duration,
+    /// Pages that were newly dirty since the round began.
+    dirtied: u64,
+    brake: Brake,
+    /// When it was last judged whether to slow the guest down, and what was sent until then.
+    judged: (Instant, u64),
 }
 
-impl Precopy {
-    /// A migration of every block of `memory`, with a downtime of 300 ms, at most 30
-    /// rounds, no limit of bandwidth, no devices, machine name "none", and pages of 4 KiB in
-    /// the stream.
-    pub fn new(memory: Arc<MemoryMap>) -> Self {
-        Self {
-            memory,
-            devices: Devices::default(),
-            sections: Vec::new(),
-            downtime: Duration::from_millis(300),
-            max_rounds: 30,
-            must_converge: false,
-            bandwidth: None,
-            slowing: None,
-            machine: "none".to_owned(),
-            page: default_page_size(),
-            deadlines: Deadlines::default(),
-            flush_after_each_section: None,
-            cancel: Cancel::default(),
-        }
-    }
-
-    /// The device's state goes along, after those given before.
-    #[must_use]
-    pub fn device(mut self, device: Arc<dyn Device>) -> Self {
-        self.devices.0.push(device);
-        self
-    }
-
-    /// The section goes along as a receiver [kept](crate::Receiver::keep_unknown_sections) it,
-    /// behind the devices; before RAM, if it came whole before the end of RAM. So what is not
-    /// known here of a machine of QEMU's is sent on.
-    #[must_use]
-    pub fn section(mut self, section: SectionInfo) -> Self {
-        self.sections.push(Arc::new(section));
-        self
-    }
-
-    /// The machine is paused when the rest is expected to be sent within `downtime`.
-    #[must_use]
-    pub fn downtime(mut self, downtime: Duration) -> Self {
-        self.downtime = downtime;
-        self
-    }
-
-    /// After this many rounds the machine is paused however much is left; 0 pauses it
-    /// before anything is sent.
-    #[must_use]
-    pub fn max_rounds(mut self, rounds: u32) -> Self {
-        self.max_rounds = rounds;
-        self
-    }
-
-    /// After the last round that is allowed the migration fails with
-    /// [`SendError::NotConverging`] if the rest does not fit the downtime, instead of
-    /// pausing the machine for longer.
-    #[must_use]
-    pub fn must_converge(mut self, must: bool) -> Self {
-        self.must_converge = must;
-        self
-    }
-
-    /// At most so many bytes a second while the machine runs; as fast as it goes once it
-    /// stands still. At least 1.
-    #[must_use]
-    pub fn bandwidth(mut self, bytes_per_second: u64) -> Self {
-        self.bandwidth = Some(bytes_per_second.max(1));
-        self
-    }
-
-    /// A guest that writes faster than what is written can be sent is slowed down, by
-    /// `settings`. `pause` stops all vCPUs, and returns a guard that holds them: it is called
-    /// again and again, by a thread of its own (see [`Throttle`](crate::Throttle)).
-    ///
-    /// Rounds in which it writes too much then do not count for the limit of rounds, until it
-    /// is slowed down as much as it may be. Takes the place of
-    /// [`dirty_limit`](Self::dirty_limit).
-    #[must_use]
-    pub fn auto_converge<G: 'static>(
-        mut self,
-        settings: AutoConverge,
-        pause: impl Fn() -> Result<G, DeviceError> + Send + Sync + 'static,
-    ) -> Self {
-        let pause = Arc::new(move || Ok(Box::new(pause()?) as Box<dyn Any>));
-        self.slowing = Some(Slowing::Throttle { settings, pause });
-        self
-    }
-
-    /// A guest that writes faster than what is written can be sent may dirty only so much from
-    /// then on, by `settings`. `set` is told how many bytes of pages the whole guest may dirty
-    /// in a second: with kvm-accel's dirty rings, `KvmVm::set_dirty_limit` with the part of
-    /// each vCPU.
-    ///
-    /// `set` is called with `None` before anything is sent, so that an accelerator that knows
-    /// no limits says so then; and once more when the migration has ended, however it ended, if
-    /// there was a limit.
-    ///
-    /// Rounds in which it writes too much then do not count for the limit of rounds, until it
-    /// is limited. Takes the place of [`auto_converge`](Self::auto_converge).
-    #[must_use]
-    pub fn dirty_limit(
-        mut self,
-        settings: DirtyLimit,
-        set: impl Fn(Option<u64>) -> Result<(), DeviceError> + Send + Sync + 'static,
-    ) -> Self {
-        self.slowing = Some(Slowing::Limit { settings, set: Arc::new(set) });
-        self
-    }
-
-    /// The machine's name in the stream, which QEMU compares with its own; at most
-    /// 1,024 bytes, what exceeds them is cut.
-    #[must_use]
-    pub fn machine(mut self, name: &str) -> Self {
-        let end = (0..=name.len().min(1024)).rev().find(|end| name.is_char_boundary(*end));
-        self.machine = name[..end.unwrap_or(0)].to_owned();
-        self
-    }
-
-    /// The page size of the stream: the target's, which divides the host's. 4 KiB unless said,
-    /// and always with channels, whose packets depend on it.
-    #[must_use]
-    pub fn page_size(mut self, page: PageSize) -> Self {
-        self.page = page;
-        self
-    }
-
-    /// Whether the receiver waits for the channels at the end of each section of RAM, by itself:
-    /// QEMU's `multifd-flush-after-each-section`. Otherwise the stream says where to wait, which
-    /// QEMU before 8.1 refuses, and later ones need. Both sides must agree, or pages are lost.
-    ///
-    /// Unless this is called, it is as QEMU has it by the [machine](Self::machine)'s version, as
-    /// in "pc-q35-7.2": on up to 8.0, and off from 8.1 on and for other names. This crate's
-    /// receiver takes both.
-    #[must_use]
-    pub fn multifd_flush_after_each_section(mut self, after: bool) -> Self {
-        self.flush_after_each_section = Some(after);
-        self
-    }
-
-    /// Whether the stream says where to wait for the channels.
-    pub(super) fn says_flush(&self) -> bool {
-        let by_version = || version(&self.machine).is_some_and(|version| version <= (8, 0));
-        !self.flush_after_each_section.unwrap_or_else(by_version)
-    }
-
-    /// How long the receiver is waited for: as [`Deadlines::default`] says unless this is called.
-    #[must_use]
-    pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
-        self.deadlines = deadlines;
-        self
-    }
-
-    /// What ends this migration, from another thread or from the observer.
-    pub fn cancel(&self) -> Cancel {
-        self.cancel.clone()
-    }
-
-    /// Sends the machine's RAM while it runs, then calls `pause` and sends the rest, and the
-    /// devices. `observe` is called after each round, and ten times a second in between.
-    ///
-    /// `pause` stops everything that writes guest memory and returns a guard that
-    /// keeps it so, and lets it go on when dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`SendError`], also if another migration of this map is under way; the log is off
-    /// again then, the guard of a pause is dropped, and a second try can be made over new
-    /// connections. Whether the destination has everything is for it to say: see
-    /// [`Outgoing::answers`]. If its answer is lost ([`SendError::NoAnswer`]) or makes no sense
-    /// ([`SendError::Answer`]), it may have everything all the same: it must not start before it
-    /// is told that this has succeeded.
-    pub fn run<'c, P>(
-        &self,
-        to: impl Into<Outgoing<'c>>,
-        pause: impl FnOnce() -> Result<P, DeviceError>,
-        mut observe: impl FnMut(&Progress),
-    ) -> Result<Migrated<P>, SendError> {
-        let begin = Instant::now();
-        let Outgoing { main, channels, back } = to.into();
-        self.check(channels.len())?;
-        // On before the first page is read: what is written from now on comes again.
-        // Off again when this ends, however it ends. Whoever does not get it does not get
-        // hold of the cancel either, which is that of the migration under way.
-        let logging = self.memory.claim_global_log(DirtyClient::MIGRATION)?;
-        let channel_ends: Vec<_> = channels.iter().filter_map(|to| to.hang_up()).collect();
-        let back_end = back.as_ref().and_then(|back| back.hang_up());
-        let ends = main.hang_up().into_iter().chain(back_end).chain(channel_ends.iter().cloned());
-        let ends: Vec<_> = ends.collect();
-        let watch = Arc::new(Watch::new(self.deadlines.idle, ends.clone()));
-        self.cancel.begin(ends);
-        let watched = |(connection, output)| {
-            let watch = watch.clone();
-            Watched { output, connection, watch }
-        };
-        // Each transfer is watched, whoever makes it.
-        let mut channels: Vec<_> = (1..).zip(channels).map(watched).collect();
-        let channels = channels.iter_mut().map(|channel| channel as &mut dyn Output).collect();
-        let mut main = watched((0, main));
-        let migrated = std::thread::scope(|scope| {
-            let _over = watch.until_dropped();
-            scope.spawn(|| watch.run());
-            let (main, observe) = (&mut main, &mut observe);
-            self.send(begin, &logging, main, channels, channel_ends, back, pause, observe)
-        });
-        drop(logging);
-        self.cancel.end(migrated.map_err(|error| watch.explain(error)))
-    }
-
-    #[allow(clippy::too_many_arguments)] // what `run` has, taken apart
-    fn send<P>(
-        &self,
+impl<'a> Sending<'a> {
+    pub(super) fn new(
+        precopy: &'a Precopy,
         begin: Instant,
-        log: &LogClaim,
-        main: &mut dyn Output,
-        channels: Vec<&mut dyn Output>,
-        channel_ends: Vec<HangUp>,
-        back: Option<&mut dyn Input>,
-        pause: impl FnOnce() -> Result<P, DeviceError>,
-        observe: &mut dyn FnMut(&Progress),
-    ) -> Result<Migrated<P>, SendError> {
-        let blocks = self.memory.ram_blocks();
-        std::thread::scope(|scope| {
-            let page = self.page.bytes();
-            let channels = (!channels.is_empty())
-                .then(|| Channels::start(scope, channels, channel_ends, page));
-            let stream = SendStream::new(main);
-            let mut sending = Sending::new(self, begin, stream, channels, log, &blocks, observe)?;
-            sending.run(&blocks, pause, back)
+        stream: SendStream<'a>,
+        channels: Option<Channels>,
+        log: &'a LogClaim,
+        blocks: &[Arc<RamBlock>],
+        observe: &'a mut dyn FnMut(&Progress),
+    ) -> Result<Self, SendError> {
+        Ok(Self {
+            precopy,
+            stream,
+            channels,
+            pages: Pages::all(&precopy.memory, log, blocks, precopy.page),
+            pace: Pace::new(precopy.bandwidth),
+            observe,
+            progress: Progress {
+                total: blocks.iter().map(|block| block.len()).sum(),
+                page_size: precopy.page.bytes(),
+                ..Progress::default()
+            },
+            stats: MigrationStats::default(),
+            begin,
+            reported: begin,
+            synced: begin,
+            sync_time: Duration::ZERO,
+            dirtied: 0,
+            brake: Brake::new(precopy.slowing.as_ref())?,
+            judged: (begin, 0),
         })
     }
 
-    fn check(&self, channels: usize) -> Result<(), SendError> {
-        let host = PageSize::host();
-        if self.page > host || self.page < default_page_size() {
-            return Err(SendError::PageSize { page: self.page.bytes(), host: host.bytes() });
+    /// Sends everything, first while the machine runs.
+    pub(super) fn run<P>(
+        &mut self,
+        blocks: &[Arc<RamBlock>],
+        pause: impl FnOnce() -> Result<P, DeviceError>,
+        back: Option<&mut dyn Input>,
+    ) -> Result<Migrated<P>, SendError> {
+        // What a log starts with is among what is pending; and pages that were reported can
+        // be watched again from the first round on.
+        self.sync()?;
+        self.stream.begin(&self.precopy.machine, self.precopy.page);
+        if back.is_some() {
+            self.stream.command(COMMAND_OPEN_RETURN_PATH, &[]);
         }
-        if channels > MAX_CHANNELS {
-            return Err(SendError::TooManyChannels { channels });
+        let sections = &self.precopy.sections;
+        let devices = u32::try_from(self.precopy.devices.0.len() + sections.len()).unwrap_or(0);
+        // Numbers that no later section has.
+        encode_first(&mut self.stream, RAM_SECTION + 1 + devices, sections);
+        self.block_list(blocks)?;
+        self.progress.setup_time = self.begin.elapsed();
+        self.progress.state = State::Active;
+        self.rounds()?;
+        self.stats.throttle = self.progress.throttle;
+        self.stats.dirty_limit = self.progress.dirty_limit;
+
+        let (pausing, mut parts) = (Instant::now(), DowntimeParts::default());
+        let sent = self.transferred();
+        let mut laps = Laps::since(pausing);
+        self.brake.before_pause();
+        let paused = pause().map_err(SendError::Pause)?;
+        parts.pause = laps.lap();
+        self.progress.state = State::Device;
+        self.precopy.memory.sync_last_dirty_logs()?;
+        self.progress.syncs += 1;
+        self.pages.harvest()?;
+        self.check_blocks(blocks)?;
+        parts.sync = laps.lap();
+        let mut round = self.round(true)?;
+        round.paused = true;
+        parts.pages = laps.lap();
+        let Precopy { devices, sections, page, .. } = self.precopy;
+        let description = devices.encode(&mut self.stream, RAM_SECTION + 1, sections, *page)?;
+        self.stream.end(&description);
+        self.stream.flush()?;
+        parts.devices = laps.lap();
+        if let Some(back) = back {
+            wait_for_the_end(back, self.precopy.deadlines.answer)?;
+            parts.answer = laps.lap();
         }
-        if channels > 0 && self.page != default_page_size() {
-            return Err(SendError::ChannelPageSize { page: self.page.bytes() });
+        self.stats.downtime_parts = parts;
+        self.stats.bytes = self.transferred();
+        self.stats.downtime = pausing.elapsed();
+        self.stats.total_time = self.begin.elapsed();
+        self.progress.downtime = self.stats.downtime;
+        self.progress.downtime_bytes = self.stats.bytes - sent;
+        self.progress.state = State::Completed;
+        self.end_round(round);
+        Ok(Migrated { stats: std::mem::take(&mut self.stats), paused })
+    }
+
+    fn block_list(&mut self, blocks: &[Arc<RamBlock>]) -> Result<(), SendError> {
+        let stream = &mut self.stream;
+        stream.section_head(SECTION_START, RAM_SECTION, RAM_NAME, RAM_INSTANCE, RAM_VERSION);
+        stream.u64(self.progress.total | FLAG_MEM_SIZE);
+        for block in blocks {
+            stream.name(block.id());
+            stream.u64(block.len());
         }
-        if let Some(section) = self.sections.iter().find(|section| section.parts().is_none()) {
-            let (name, instance) = (section.name.clone(), section.instance);
-            return Err(SendError::SectionNotKept { name, instance });
-        }
-        let mut names = BTreeSet::new();
-        let devices = self.devices.0.iter().map(|device| (device.name(), device.instance()));
-        let sections = self.sections.iter().map(|section| (&*section.name, section.instance));
-        for (name, instance) in devices.chain(sections) {
-            let fits = (1..=255).contains(&name.len()) && name != RAM_NAME;
-            if !fits || !names.insert((name, instance)) {
-                return Err(SendError::DeviceName { name: name.to_owned(), instance });
+        self.close_section()
+    }
+
+    /// Ends a section of RAM; all channels have sent what belongs to it.
+    fn close_section(&mut self) -> Result<(), SendError> {
+        if let Some(channels) = &mut self.channels {
+            self.stream.flush()?;
+            channels.sync()?;
+            if self.precopy.says_flush() {
+                self.stream.u64(FLAG_MULTIFD_FLUSH);
             }
+        }
+        self.stream.u64(FLAG_EOS);
+        self.stream.footer(RAM_SECTION);
+        self.stream.flush()
+    }
+
+    /// Rounds until the rest fits the downtime, or no more are allowed.
+    fn rounds(&mut self) -> Result<(), SendError> {
+        let mut counted = 0;
+        while counted < self.precopy.max_rounds {
+            let may_be_slowed = self.brake.has_more();
+            let mut round = self.round(false)?;
+            let since = self.synced;
+            self.sync()?;
+            round.dirtied = std::mem::take(&mut self.dirtied);
+            round.dirtied_within = since.elapsed().max(round.time);
+            // A guest that writes little is not slowed down, however long one waits for it.
+            let dirtied = round.dirtied * self.progress.page_size;
+            counted += u32::from(!(may_be_slowed && is_too_much(dirtied, round.bytes)));
+            self.stats.converged = self.fits();
+            self.end_round(round);
+            if self.stats.converged {
+                return Ok(());
+            }
+        }
+        if self.precopy.must_converge {
+            return Err(SendError::NotConverging {
+                rounds: self.progress.rounds,
+                remaining: self.pages.remaining(),
+                dirty_rate: self.progress.dirty_rate * self.precopy.page.bytes() as f64,
+                bandwidth: self.progress.bandwidth,
+            });
         }
         Ok(())
     }
-}
 
-/// The version at the end of a machine's name: "pc-i440fx-7.2".
-fn version(machine: &str) -> Option<(u32, u32)> {
-    let (_, version) = machine.rsplit_once('-')?;
-    let (major, minor) = version.split_once('.')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn channels_are_waited_for_as_by_the_machines_version() {
-        let precopy = |machine| Precopy::new(MemoryMap::new()).machine(machine);
-        for (machine, says_flush) in [
-            ("pc-i440fx-7.2", false),
-            ("pc-q35-8.0", false),
-            ("virt-2.12", false),
-            ("pc-q35-8.1", true),
-            ("s390-ccw-virtio-10.1", true),
-            // QEMU has these in no version, and the properties of the newest.
-            ("none", true),
-            ("microvm", true),
-            ("pc-i440fx-rhel7.6.0", true),
-            ("x-8.0.1", true),
-        ] {
-            assert_eq!(precopy(machine).says_flush(), says_flush, "{machine}");
-            for after in [false, true] {
-                let told = precopy(machine).multifd_flush_after_each_section(after);
-                assert_eq!(told.says_flush(), !after);
+    /// Sends every pending page once, as one section; ends early if a sync meanwhile says
+    /// that the rest fits the downtime.
+    fn round(&mut self, last: bool) -> Result<RoundStats, SendError> {
+        let begin = Instant::now();
+        let start = self.transferred();
+        let (mut measured, mut measured_at) = (start, begin);
+        let mut round = RoundStats { round: self.progress.rounds, ..RoundStats::default() };
+        let (normal, zero) = (self.progress.normal_pages, self.progress.zero_pages);
+        self.stream.u8(if last { SECTION_END } else { SECTION_PART });
+        self.stream.u32(RAM_SECTION);
+        self.pages.rewind();
+        loop {
+            let more = self.pages.part(&mut self.stream, &mut self.channels, last, &mut round)?;
+            if self.stream.is_full() {
+                self.stream.flush()?;
+            }
+            self.progress.normal_pages = normal + round.pages - round.zero_pages;
+            self.progress.zero_pages = zero + round.zero_pages;
+            if !more {
+                break;
+            }
+            let sent = self.transferred();
+            if last {
+                continue;
+            }
+            self.pace.wait(sent, &self.precopy.cancel)?;
+            if self.reported.elapsed() >= REPORT {
+                self.measure(sent - measured, measured_at.elapsed());
+                self.report(None);
+            }
+            if self.synced.elapsed().min(begin.elapsed()) >= SYNC {
+                self.sync()?;
+                if self.fits() {
+                    break;
+                }
+                (measured, measured_at) = (self.transferred(), Instant::now());
             }
         }
+        self.close_section()?;
+        round.bytes = self.transferred() - start;
+        round.time = begin.elapsed();
+        self.measure(self.transferred() - measured, measured_at.elapsed());
+        Ok(round)
+    }
+
+    fn transferred(&self) -> u64 {
+        let channels = self.channels.as_ref().map_or(0, Channels::sent);
+        self.stream.position() + channels
+    }
+
+    /// Brings the log and moves it into the private bitmaps.
+    fn sync(&mut self) -> Result<(), SendError> {
+        self.precopy.cancel.check()?;
+        let (begin, since) = (Instant::now(), self.synced);
+        self.precopy.memory.sync_all_dirty_logs()?;
+        let new = self.pages.harvest()?;
+        self.synced = Instant::now();
+        self.sync_time = begin.elapsed();
+        self.progress.syncs += 1;
+        self.dirtied += new;
+        if self.progress.state == State::Active {
+            self.progress.dirty_rate = rate(new, self.synced - since);
+            self.judge(new)?;
+        }
+        Ok(())
+    }
+
+    /// Slows the guest down if it writes too much.
+    fn judge(&mut self, new: u64) -> Result<(), SendError> {
+        let (sent, now) = (self.transferred(), Instant::now());
+        let (since, before) = std::mem::replace(&mut self.judged, (now, sent));
+        let (time, dirtied) = (now - since, new * self.progress.page_size);
+        self.brake.observe(time, dirtied, sent - before, &mut self.progress)
+    }
+
+    /// What the connection carries, if that was enough to tell. Little in a long time is a slow
+    /// connection, which a machine must not be paused for as if it were still a fast one.
+    fn measure(&mut self, bytes: u64, time: Duration) {
+        if bytes >= TELLING || time >= SYNC / 2 || self.progress.bandwidth == 0.0 {
+            self.progress.bandwidth = rate(bytes, time);
+        }
+    }
+
+    /// How long the machine will stand still if it is paused now.
+    #[allow(clippy::cast_precision_loss)] // an estimate
+    fn expected_downtime(&self) -> Option<Duration> {
+        let seconds = match self.pages.remaining() {
+            0 => 0.0,
+            bytes => bytes as f64 / self.progress.bandwidth,
+        };
+        Duration::try_from_secs_f64(seconds).ok().map(|time| time + self.sync_time)
+    }
+
+    /// Whether what is pending can be sent within the downtime.
+    fn fits(&self) -> bool {
+        self.pages.remaining() == 0
+            || self.expected_downtime().is_some_and(|time| time <= self.precopy.downtime)
+    }
+
+    fn end_round(&mut self, round: RoundStats) {
+        log::debug!("{round}");
+        self.progress.rounds += 1;
+        self.stats.rounds.push(round);
+        self.report(Some(round));
+    }
+
+    fn report(&mut self, round_ended: Option<RoundStats>) {
+        self.progress.round_ended = round_ended;
+        self.progress.elapsed = self.begin.elapsed();
+        self.progress.remaining = self.pages.remaining();
+        self.progress.transferred = self.transferred();
+        self.progress.channel_bytes = self.channels.as_ref().map_or(0, Channels::sent);
+        let is_over = self.progress.state == State::Completed;
+        self.progress.expected_downtime = self.expected_downtime().filter(|_| !is_over);
+        (self.observe)(&self.progress);
+        self.reported = Instant::now();
+    }
+
+    fn check_blocks(&self, before: &[Arc<RamBlock>]) -> Result<(), SendError> {
+        let after = self.precopy.memory.ram_blocks();
+        let same = before.len() == after.len()
+            && before.iter().zip(&after).all(|(a, b)| Arc::ptr_eq(a, b));
+        if same {
+            return Ok(());
+        }
+        let ids = |blocks: &[Arc<RamBlock>]| {
+            blocks.iter().map(|block| block.id()).collect::<Vec<_>>().join(", ")
+        };
+        Err(SendError::BlocksChanged { before: ids(before), after: ids(&after) })
     }
 }

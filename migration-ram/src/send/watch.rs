@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use ram_block::{SendList, TransferError};
 
-use crate::channel::{HangUp, Output};
 use crate::error::SendError;
+use crate::wire::transport::{HangUp, Output};
 
 struct State {
     /// Transfers under way: their connections.

@@ -7,7 +7,7 @@ use crossterm::style::{
 };
 use crossterm::{cursor, queue};
 
-use crate::text_screen::TextCell;
+use crate::picture::text_screen::TextCell;
 
 type Rgb = [u8; 3];
 

@@ -1,8 +1,8 @@
 //! Pixels kept: what was published, and what a viewer has.
 
-use super::region::{Region, intersection};
-use crate::damage::Damage;
-use crate::surface::{Rect, Surface};
+use crate::output::vnc::region::{Region, intersection};
+use crate::picture::damage::Damage;
+use crate::picture::surface::{Rect, Surface};
 
 const PIXEL: usize = 4;
 

@@ -4,9 +4,9 @@ use std::io::{self, Read, Write};
 
 use thiserror::Error;
 
-use super::format::PixelFormat;
-use super::message::bytes;
-use super::password::{Password, challenge};
+use crate::output::vnc::format::PixelFormat;
+use crate::output::vnc::message::bytes;
+use crate::output::vnc::password::{Password, challenge};
 
 /// Why a viewer is not let in.
 #[derive(Debug, Error)]

@@ -7,9 +7,9 @@ use std::io::{self, Read};
 
 use thiserror::Error;
 
-use super::format::{FormatError, PixelFormat};
 use crate::output::input::InputEvent;
-use crate::surface::Rect;
+use crate::output::vnc::format::{FormatError, PixelFormat};
+use crate::picture::surface::Rect;
 
 /// The longest text that is taken from a viewer's clipboard, in bytes; longer ones are
 /// skipped.

@@ -1,6 +1,6 @@
 //! An area of few rectangles, however much is added to it.
 
-use crate::surface::Rect;
+use crate::picture::surface::Rect;
 
 /// How many rectangles at most. More are joined, where it wastes least.
 const LIMIT: usize = 64;

@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
-use super::frame::Frame;
-use crate::surface::Rect;
+use crate::output::vnc::frame::Frame;
+use crate::picture::surface::Rect;
 
 /// Below this many lines or columns it is not worth a look.
 const SMALLEST: u32 = 24;
@@ -88,7 +88,7 @@ pub(crate) fn find(old: &Frame, new: &Frame, area: &Rect) -> Option<Scroll> {
 mod tests {
     use super::*;
     use crate::output::vnc::region::Region;
-    use crate::surface::Surface;
+    use crate::picture::surface::Surface;
     use proptest::prelude::*;
 
     /// A picture whose line `y` shows `lines[y]`, in the columns of `area` only.

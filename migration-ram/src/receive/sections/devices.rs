@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::device::{Framing, MAX_STATE};
+use crate::devices::device::{Framing, MAX_STATE};
+use crate::devices::section_info::SectionInfo;
 use crate::error::ReceiveError;
-use crate::format::RAM_NAME;
-
-use super::super::SectionInfo;
-use super::super::unknown::{Body, Follows};
-use super::Sections;
+use crate::receive::sections::Sections;
+use crate::receive::unknown_sections::{Body, Follows};
+use crate::wire::format::RAM_NAME;
 
 /// The most sections of devices: each takes more memory here than it need have bytes in the
 /// stream.
@@ -87,7 +86,7 @@ impl Sections<'_, '_, '_> {
         }
         let body = self.unknown_body(number)?;
         if let Some(section) = self.received.sections.last_mut() {
-            section.add_part(body);
+            section.add_part(body.len, body.bytes);
         }
         Ok(())
     }
@@ -97,7 +96,7 @@ impl Sections<'_, '_, '_> {
         let body = self.unknown_body(number)?;
         let place = self.unknown.get(&number).copied();
         if let Some(section) = place.and_then(|place| self.received.sections.get_mut(place)) {
-            section.add_part(body);
+            section.add_part(body.len, body.bytes);
         }
         if last {
             self.unknown.remove(&number);

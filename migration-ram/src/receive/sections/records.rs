@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use crate::error::ReceiveError;
-use crate::format::*;
-
-use super::super::encoded::{Decoder, Place};
-use super::super::ram::Block;
-use super::{Sections, SyncAt};
+use crate::receive::blocks::Block;
+use crate::receive::decode::{Decoder, Place};
+use crate::receive::sections::{Sections, SyncAt};
+use crate::wire::format::*;
 
 impl Sections<'_, '_, '_> {
     /// The records of a section of RAM, up to its end mark.

@@ -1,7 +1,7 @@
 //! Hextile (RFC 6143, 7.7.4): tiles of 16 pixels to a side, each a background with
 //! rectangles on it, or raw.
 
-use super::tiles;
+use crate::output::vnc::encode::tiles::tiles;
 use crate::output::vnc::format::Coder;
 
 const TILE: usize = 16;

@@ -1,8 +1,8 @@
 //! Tight without JPEG (the community's rfbproto, "Tight Encoding"): one colour, a palette,
 //! or pixels.
 
-use super::palette::{Palette, pack};
-use super::zlib::Zlib;
+use crate::output::vnc::encode::palette::{Palette, pack};
+use crate::output::vnc::encode::zlib::Zlib;
 use crate::output::vnc::format::Coder;
 
 const FILL: u8 = 0x80;

@@ -1,8 +1,8 @@
 //! ZRLE, before it is compressed (RFC 6143, 7.7.6): tiles of 64 pixels to a side, each in
 //! the shortest of five ways.
 
-use super::palette::{Palette, pack, runs};
-use super::{TILE, tiles};
+use crate::output::vnc::encode::palette::{Palette, pack, runs};
+use crate::output::vnc::encode::tiles::{TILE, tiles};
 use crate::output::vnc::format::Coder;
 
 /// The most colours of a palette with runs.

@@ -1,0 +1,57 @@
+//! From video memory to a surface: what a mode of any kind makes of bytes.
+
+use ram_block::{RamBlock, RamBlockError};
+
+use crate::draw::blinks::Blinks;
+use crate::draw::part::{Buffers, Part};
+use crate::draw::text::TextPainter;
+use crate::draw::{linear, planes};
+use crate::modes::mode::{Kind, Mode};
+use crate::picture::damage::Damage;
+use crate::picture::surface::Surface;
+use crate::picture::text_screen::TextScreen;
+use crate::registers::retrace::Blink;
+
+/// Draws modes; keeps what the next picture of the same mode can build on.
+#[derive(Debug, Default)]
+pub(crate) struct Painter {
+    text: TextPainter,
+    buffers: Buffers,
+}
+
+impl Painter {
+    /// What blinks of the picture of `mode` that was drawn last.
+    pub(crate) fn blinks(&self, mode: &Mode) -> Blinks {
+        if mode.is_text() { self.text.blinks } else { Blinks::default() }
+    }
+
+    /// The characters of the picture of `mode` that was drawn last, if it is a text.
+    pub(crate) fn characters(&self, mode: &Mode) -> Option<TextScreen> {
+        match &mode.kind {
+            Kind::Text(text) => Some(self.text.characters(text, mode.height)),
+            Kind::Planes(_) | Kind::Linear(_) => None,
+        }
+    }
+
+    /// Draws into a surface of the mode's size with memory of its own, and adds what
+    /// changed to `damage`. Returns how many bytes of video memory were read.
+    pub(crate) fn draw(
+        &mut self,
+        vram: &RamBlock,
+        mode: &Mode,
+        blink: Blink,
+        part: Part<'_>,
+        surface: &mut Surface,
+        damage: &mut Damage,
+    ) -> Result<u64, RamBlockError> {
+        match &mode.kind {
+            Kind::Text(text) => self.text.draw(vram, text, blink, part, surface, damage),
+            Kind::Planes(planes) => {
+                planes::draw(vram, planes, part, surface, damage, &mut self.buffers)
+            }
+            Kind::Linear(linear) => {
+                linear::draw(vram, linear, part, surface, damage, &mut self.buffers)
+            }
+        }
+    }
+}

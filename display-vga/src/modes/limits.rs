@@ -1,0 +1,63 @@
+//! What no mode exceeds, and the error of those that would.
+
+use thiserror::Error;
+
+/// The longest line, in pixels, that the VBE registers report as possible.
+pub(crate) const MAX_WIDTH: u32 = 16000;
+/// The most lines that the VBE registers report as possible.
+pub(crate) const MAX_HEIGHT: u32 = 12000;
+
+/// The most pixels of a picture: as many as the largest video memory holds at 32 bits each.
+/// Fewer bits would ask for surfaces of many times the video memory.
+pub(crate) const MAX_PIXELS: u32 = 1 << 26;
+
+/// Bytes of video memory that the VGA's own modes can show: 64 KiB a plane.
+pub(crate) const LEGACY_BYTES: u64 = 256 << 10;
+
+/// A VBE mode that cannot be set.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum VbeError {
+    /// A side is zero or longer than the registers can say.
+    #[error("{width}x{height} pixels: both sides must be from 1 to {MAX_WIDTH}x{MAX_HEIGHT}")]
+    Geometry {
+        /// Width in pixels.
+        width: u32,
+        /// Height in lines.
+        height: u32,
+    },
+    /// The picture would take too much of the host's memory.
+    #[error("{width}x{height} pixels: at most {MAX_PIXELS} are shown")]
+    Pixels {
+        /// Width in pixels.
+        width: u32,
+        /// Height in lines.
+        height: u32,
+    },
+    /// There are no pixels of so many bits.
+    #[error("{depth} bits per pixel were asked for; there are 4, 8, 15, 16, 24 and 32")]
+    Depth {
+        /// Bits per pixel.
+        depth: u32,
+    },
+    /// The visible part reaches past the end of video memory.
+    #[error(
+        "{width}x{height} pixels from ({x}, {y}) in lines of {virtual_width} need {needed} bytes \
+            of video memory, there are {vram}"
+    )]
+    TooLarge {
+        /// Width in pixels.
+        width: u32,
+        /// Height in lines.
+        height: u32,
+        /// First visible column of the virtual screen.
+        x: u32,
+        /// First visible line of the virtual screen.
+        y: u32,
+        /// Length of a line in pixels, the invisible part included.
+        virtual_width: u32,
+        /// Bytes up to the end of the last visible line.
+        needed: u64,
+        /// Bytes that there are.
+        vram: u64,
+    },
+}

@@ -1,0 +1,156 @@
+//! Reads what one viewer says: the first thread of its connection.
+
+use std::io::{BufReader, Write};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::output::input::InputEvent;
+use crate::output::vnc::client::{Request, State, Viewer};
+use crate::output::vnc::event::VncEvent;
+use crate::output::vnc::frame::Frame;
+use crate::output::vnc::handshake::{HandshakeError, greet, server_init};
+use crate::output::vnc::listener::Hurried;
+use crate::output::vnc::message::{self, Message, MessageError};
+use crate::output::vnc::shared::Hub;
+use crate::output::vnc::writer;
+
+/// More keys than anybody has fingers for.
+const KEYS: usize = 64;
+
+#[derive(Debug, Error)]
+enum ViewerError {
+    #[error("The viewer was not let in")]
+    Handshake(#[from] HandshakeError),
+    #[error("The viewer went away, or cannot be understood")]
+    Message(#[from] MessageError),
+    #[error("The viewer cannot be served")]
+    Stream(#[from] std::io::Error),
+}
+
+/// Takes the viewer off the list, also when a handler of input panics.
+struct Leave<'a>(&'a Hub, &'a Viewer);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.1.close();
+        self.0.remove(self.1.id);
+    }
+}
+
+/// Serves a viewer until it goes away: the body of its first thread.
+pub(super) fn serve(hub: &Arc<Hub>, viewer: &Arc<Viewer>) {
+    let mut held = Held::default();
+    let result = {
+        let _leave = Leave(hub, viewer);
+        talk(hub, viewer, &mut held)
+    };
+    if let Err(error) = result {
+        let cause = std::error::Error::source(&error);
+        let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+        log::debug!("vnc: viewer {}: {error}{cause}", viewer.id);
+    }
+    held.release(hub);
+    if viewer.watches() {
+        hub.tell(VncEvent::Viewers(hub.watching()));
+    }
+}
+
+fn talk(hub: &Arc<Hub>, viewer: &Arc<Viewer>, held: &mut Held) -> Result<(), ViewerError> {
+    let settings = &hub.settings;
+    viewer.stream.prepare()?;
+    let mut hurried = Hurried::new(&viewer.stream, settings.handshake);
+    greet(&mut hurried, settings.password.as_ref())?;
+    let (width, height) = hub.picture().size();
+    let size = u16::try_from(width).ok().zip(u16::try_from(height).ok());
+    hurried.write_all(&server_init(size.unwrap_or_default(), &settings.name))?;
+    viewer.stream.set_patience(settings.patience)?;
+
+    let seen = Frame::new((width, height));
+    viewer.change(|state| state.forced.add(seen.area()));
+    let writer = { (hub.clone(), viewer.clone()) };
+    std::thread::Builder::new()
+        .name(format!("vnc-out-{}", viewer.id))
+        .spawn(move || writer::run(&writer.0, &writer.1, seen))?;
+    viewer.let_in();
+    hub.tell(VncEvent::Viewers(hub.watching()));
+
+    let mut stream = BufReader::new(&viewer.stream);
+    loop {
+        let message = message::read(&mut stream)?;
+        held.note(&message);
+        match message {
+            Message::Input(event) => hub.tell(VncEvent::Input(event)),
+            Message::CutText(text) => hub.tell(VncEvent::CutText(text)),
+            message => viewer.change(|state| obey(state, message)),
+        }
+    }
+}
+
+/// What of a message concerns the updates.
+fn obey(state: &mut State, message: Message) {
+    match message {
+        Message::SetPixelFormat(format) => {
+            state.tell_colours = format.colour_map().is_some();
+            state.format = Some(format);
+        }
+        Message::SetEncodings(abilities) => {
+            state.tell_keys |= abilities.qemu_keys && !state.abilities.qemu_keys;
+            // A picture that was cut because the viewer could not follow is due now.
+            state.check_size = true;
+
+            state.abilities = abilities;
+        }
+        Message::UpdateRequest { incremental, area } => {
+            if !incremental {
+                state.forced.add(area);
+                state.tell_size |= state.abilities.extended_desktop_size;
+            }
+            state.add_request(Request { area, at_once: !incremental });
+        }
+        Message::SetDesktopSize => state.refuse_size |= state.abilities.extended_desktop_size,
+        Message::Input(_) | Message::CutText(_) | Message::Skipped => {}
+    }
+}
+
+/// What a viewer holds down: it is released if the viewer goes away.
+#[derive(Debug, Default)]
+struct Held {
+    keys: Vec<(u32, Option<u32>)>,
+    buttons: bool,
+    at: (u32, u32),
+}
+
+impl Held {
+    fn note(&mut self, message: &Message) {
+        match *message {
+            Message::Input(InputEvent::Key { keysym, keycode, down }) => {
+                // A key goes up as another symbol if Shift went up before it.
+                self.keys.retain(|(symbol, code)| match keycode {
+                    Some(_) => *code != keycode,
+                    None => code.is_some() || *symbol != keysym,
+                });
+                if down {
+                    if self.keys.len() == KEYS {
+                        self.keys.remove(0); // most likely one that went up as another symbol
+                    }
+                    self.keys.push((keysym, keycode));
+                }
+            }
+            Message::Input(InputEvent::Pointer { x, y, buttons }) => {
+                (self.buttons, self.at) = (buttons != 0, (x, y));
+            }
+            _ => {}
+        }
+    }
+
+    fn release(self, hub: &Hub) {
+        for (keysym, keycode) in self.keys {
+            hub.tell(VncEvent::Input(InputEvent::Key { keysym, keycode, down: false }));
+        }
+        if self.buttons {
+            let (x, y) = self.at;
+            hub.tell(VncEvent::Input(InputEvent::Pointer { x, y, buttons: 0 }));
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What all threads of a server share: the picture, and the list of viewers.
+//!
+//! No lock is held while anybody waits for the network, or copies pixels: a picture that is
+//! published is not written any more, and the next one is made of the one before, if no
+//! viewer looks at that any more. Locks are held to change a few numbers.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::output::vnc::client::Viewer;
+use crate::output::vnc::event::VncEvent;
+use crate::output::vnc::frame::Frame;
+use crate::output::vnc::password::Password;
+use crate::output::vnc::region::Region;
+use crate::picture::surface::{Rect, Surface};
+
+/// All that a viewer can be shown, in pixels of a side: the protocol has 16 bits.
+const LARGEST: u32 = 65535;
+const EVERYTHING: Rect = Rect { x: 0, y: 0, width: LARGEST, height: LARGEST };
+
+pub(super) type Handler = Box<dyn Fn(VncEvent) + Send + Sync>;
+
+/// What the caller chose.
+pub(super) struct Settings {
+    pub(super) name: String,
+    pub(super) password: Option<Password>,
+    pub(super) handler: Option<Handler>,
+    pub(super) viewers: usize,
+    pub(super) handshake: Duration,
+    pub(super) patience: Duration,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("name", &self.name)
+            .field("password", &self.password)
+            .field("viewers", &self.viewers)
+            .field("handshake", &self.handshake)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the next picture is made of.
+#[derive(Debug, Default)]
+struct Spare {
+    /// The picture before the present one; `None` before there was one.
+    frame: Option<Arc<Frame>>,
+    /// Where the present one differs from it.
+    stale: Region,
+}
+
+#[derive(Debug)]
+pub(super) struct Hub {
+    pub(super) settings: Settings,
+    picture: Mutex<Arc<Frame>>,
+    spare: Mutex<Spare>,
+    viewers: Mutex<Vec<Arc<Viewer>>>,
+}
+
+impl Hub {
+    pub(super) fn new(settings: Settings, size: (u32, u32)) -> Self {
+        let picture = Mutex::new(Arc::new(Frame::new(size)));
+        Self { settings, picture, spare: Mutex::default(), viewers: Mutex::default() }
+    }
+
+    /// What was published last.
+    pub(super) fn picture(&self) -> Arc<Frame> {
+        self.picture.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn viewers(&self) -> MutexGuard<'_, Vec<Arc<Viewer>>> {
+        self.viewers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many have got through the handshake.
+    pub(super) fn watching(&self) -> usize {
+        self.viewers().iter().filter(|viewer| viewer.watches()).count()
+    }
+
+    pub(super) fn tell(&self, event: VncEvent) {
+        if let Some(handler) = &self.settings.handler {
+            handler(event);
+        }
+    }
+
+    /// The pixels first, the damage second: whoever takes the damage finds the pixels.
+    pub(super) fn publish(&self, surface: &Surface, damage: &[Rect]) {
+        let size = (surface.width().min(LARGEST), surface.height().min(LARGEST));
+        if size.0 == 0 || size.1 == 0 {
+            return;
+        }
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.picture();
+        let (first, resized) = (spare.frame.is_none(), before.size() != size);
+        if damage.is_empty() && !first && !resized {
+            return;
+        }
+        let mut changed = Region::default();
+        if first || resized {
+            changed.add(EVERYTHING);
+        } else {
+            changed.add_all(damage);
+        }
+        let mut picture = match spare.frame.take().map(Arc::try_unwrap) {
+            _ if resized => Frame::new(size),
+            Some(Ok(mut frame)) if frame.size() == size => {
+                frame.copy(&before, &spare.stale);
+                frame
+            }
+            // A viewer looks at it.
+            _ => before.duplicate(),
+        };
+        picture.publish(surface, changed.rects());
+        *self.picture.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(picture);
+        *spare = Spare { frame: Some(before), stale: changed.clone() };
+        drop(spare);
+        for viewer in self.viewers().iter() {
+            viewer.change(|state| state.changed.add_all(changed.rects()));
+        }
+    }
+
+    pub(super) fn remove(&self, id: u64) {
+        self.viewers().retain(|viewer| viewer.id != id);
+    }
+
+    /// Ends all connections.
+    pub(super) fn close(&self) {
+        std::mem::take(&mut *self.viewers()).iter().for_each(|viewer| viewer.close());
+    }
+}

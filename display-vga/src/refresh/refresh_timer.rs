@@ -1,0 +1,111 @@
+//! When to refresh next.
+
+use std::time::Duration;
+
+use crate::refresh::screen::Refresh;
+
+/// What is known of those who draw and those who look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// The machine runs, and somebody looks.
+    Running,
+    /// The machine stands still, or has moved away: one more refresh shows its last
+    /// picture, then there is nothing to refresh until it runs.
+    Stopped,
+    /// Nobody looks.
+    Unwatched,
+}
+
+/// How long to wait from one refresh to the next: a plain value without a clock.
+///
+/// As long as the guest draws, refreshes come in the quickest interval; each that finds
+/// nothing doubles it, up to the slowest. A cursor that blinks is drawn in time, and does
+/// not count.
+///
+/// ```
+/// use std::time::Duration;
+/// use display_vga::{Pace, Refresh, Watch};
+///
+/// let mut pace = Pace::default();
+/// let idle = Refresh::default();
+/// let waits = [(); 6].map(|()| pace.next(Watch::Running, &idle).unwrap().as_millis());
+/// assert_eq!(waits, [60, 120, 240, 480, 500, 500]);
+/// pace.wake(); // a key was pressed: something will change
+/// assert_eq!(pace.next(Watch::Running, &idle), Some(Duration::from_millis(60)));
+/// assert_eq!(pace.next(Watch::Unwatched, &idle), None);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    quickest: Duration,
+    slowest: Duration,
+    interval: Duration,
+    /// Whether the picture of a machine that stands still was drawn.
+    settled: bool,
+}
+
+impl Default for Pace {
+    /// From 30 ms to half a second.
+    fn default() -> Self {
+        Self::new(Duration::from_millis(30), Duration::from_millis(500))
+    }
+}
+
+impl Pace {
+    /// From `quickest` while the picture changes to `slowest` when it has not for a while.
+    pub fn new(quickest: Duration, slowest: Duration) -> Self {
+        Self { quickest, slowest: slowest.max(quickest), interval: quickest, settled: false }
+    }
+
+    /// Something will change soon, or somebody has begun to look: goes back to the quickest
+    /// interval.
+    pub fn wake(&mut self) {
+        self.interval = self.quickest;
+        self.settled = false;
+    }
+
+    /// How long to wait after a refresh that did `last`; `None` if there is no need of
+    /// another one until [`wake`](Self::wake), and `watch` is another.
+    pub fn next(&mut self, watch: Watch, last: &Refresh) -> Option<Duration> {
+        match watch {
+            Watch::Unwatched => None,
+            Watch::Stopped if self.settled => None,
+            Watch::Stopped => {
+                self.settled = true;
+                Some(Duration::ZERO)
+            }
+            Watch::Running => {
+                self.settled = false;
+                let slower = (self.interval * 2).min(self.slowest);
+                self.interval = if last.active { self.quickest } else { slower };
+                let blink = last.next_blink.unwrap_or(Duration::MAX).max(Duration::from_millis(1));
+                Some(self.interval.min(blink))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_machine_is_shown_once_more() {
+        let mut pace = Pace::default();
+        let changed = Refresh { active: true, ..Refresh::default() };
+        assert_eq!(pace.next(Watch::Running, &changed), Some(Duration::from_millis(30)));
+        assert_eq!(pace.next(Watch::Stopped, &changed), Some(Duration::ZERO));
+        assert_eq!(pace.next(Watch::Stopped, &changed), None);
+        pace.wake();
+        assert_eq!(pace.next(Watch::Stopped, &changed), Some(Duration::ZERO));
+        assert_eq!(pace.next(Watch::Running, &changed), Some(Duration::from_millis(30)));
+    }
+
+    #[test]
+    fn a_cursor_blinks_in_time() {
+        let mut pace = Pace::default();
+        let blinking =
+            Refresh { next_blink: Some(Duration::from_millis(100)), ..Refresh::default() };
+        let waits = [(); 4].map(|()| pace.next(Watch::Running, &blinking).unwrap().as_millis());
+        assert_eq!(waits, [60, 100, 100, 100]);
+    }
+}

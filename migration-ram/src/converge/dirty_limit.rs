@@ -1,0 +1,129 @@
+//! How much a guest may dirty, so that its migration ends.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::converge::trend::Trend;
+
+/// When to limit what a guest dirties in a second, and to how much: as soon as it writes too
+/// much (see [`AutoConverge`](crate::AutoConverge)), to a part of what is sent in a second.
+///
+/// A guest that may dirty half of what can be sent leaves half as much with each round. Other
+/// than a throttle, the limit hits writers only: who reads, or writes the same pages over and
+/// over, runs at full speed.
+///
+/// ```
+/// use std::time::Duration;
+/// use migration_ram::DirtyLimit;
+///
+/// let mut limit = DirtyLimit::default().begin()?;
+/// let second = Duration::from_secs(1);
+/// assert_eq!(limit.observe(second, 60 << 20, 100 << 20), None); // 60 % of what was sent
+/// assert_eq!(limit.observe(second, 60 << 20, 100 << 20), Some(50 << 20)); // again
+/// # Ok::<(), migration_ram::DirtyLimitError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirtyLimit {
+    /// What may be dirtied, in percent of what is sent in the same time: from 1 to 99.
+    pub percent: u8,
+    /// Bytes per second that may always be dirtied, at least 1: a connection that stalls is
+    /// not to stop the guest.
+    pub least: u64,
+}
+
+impl Default for DirtyLimit {
+    /// Half of what is sent, and at least 1 MiB/s.
+    fn default() -> Self {
+        Self { percent: 50, least: 1 << 20 }
+    }
+}
+
+/// A limit that leads nowhere.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error(
+    "A dirty limit is 1 to 99 % of what is sent and at least 1 byte a second, not {} % and {}",
+    settings.percent, settings.least
+)]
+pub struct DirtyLimitError {
+    /// What was asked for.
+    pub settings: DirtyLimit,
+}
+
+impl DirtyLimit {
+    /// The decision of one migration, which begins without a limit.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyLimitError`] unless 1 ≤ `percent` ≤ 99 and 1 ≤ `least`.
+    pub fn begin(self) -> Result<LimitChoice, DirtyLimitError> {
+        if !(1..=99).contains(&self.percent) || self.least == 0 {
+            return Err(DirtyLimitError { settings: self });
+        }
+        Ok(LimitChoice { settings: self, limit: None, trend: Trend::default() })
+    }
+}
+
+/// The limit of one migration by its [`DirtyLimit`]. A decision and nothing else: it has no
+/// clock, and limits nobody.
+#[derive(Clone, Debug)]
+pub struct LimitChoice {
+    settings: DirtyLimit,
+    limit: Option<u64>,
+    trend: Trend,
+}
+
+impl LimitChoice {
+    /// Takes in what happened in the `time` since the last call: bytes of RAM that were
+    /// dirtied, and bytes that were sent. Returns the limit in bytes per second, if it is
+    /// another from now on.
+    ///
+    /// Calls are gathered to periods of at least a second. When more was dirtied than half
+    /// of what was sent, in two periods in a row, there is a limit from then on, which each
+    /// further period brings up to date.
+    pub fn observe(&mut self, time: Duration, dirtied: u64, sent: u64) -> Option<u64> {
+        let judged = self.trend.observe(time, dirtied, sent)?;
+        if self.limit.is_none() && !judged.too_much {
+            return None;
+        }
+        let part = u128::from(judged.bandwidth) * u128::from(self.settings.percent) / 100;
+        let limit = u64::try_from(part).unwrap_or(u64::MAX).max(self.settings.least);
+        let before = self.limit.replace(limit);
+        (before != Some(limit)).then_some(limit)
+    }
+
+    /// Bytes per second that may be dirtied, if that is limited.
+    pub fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::converge::trend::PERIOD;
+
+    #[test]
+    fn limits_that_lead_nowhere_are_refused() {
+        for (percent, least) in [(0, 1), (100, 1), (50, 0)] {
+            let settings = DirtyLimit { percent, least };
+            assert_eq!(settings.begin().unwrap_err(), DirtyLimitError { settings });
+        }
+        assert!(DirtyLimit { percent: 99, least: 1 }.begin().is_ok());
+    }
+
+    #[test]
+    fn a_limit_comes_late_and_follows_the_connection() {
+        let mut limit = DirtyLimit { percent: 50, least: 10 }.begin().unwrap();
+        let mut observe = |dirtied, sent| limit.observe(PERIOD, dirtied, sent);
+        // One good period breaks the row.
+        assert_eq!([observe(51, 100), observe(50, 100), observe(51, 100)], [None; 3]);
+        assert_eq!(observe(51, 100), Some(50));
+        // In force it is what the connection allows, whatever was dirtied.
+        assert_eq!(observe(0, 100), None);
+        assert_eq!([observe(99, 60), observe(0, 300), observe(0, 0)], [30, 150, 10].map(Some));
+        assert_eq!(limit.limit(), Some(10));
+        // A period is as long as it is.
+        assert_eq!(limit.observe(2 * PERIOD, 0, 400), Some(100));
+    }
+}

@@ -1,0 +1,376 @@
+//! What a migration will do, before it is begun.
+
+use std::fmt;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::converge::auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
+use crate::converge::dirty_limit::{DirtyLimit, DirtyLimitError, LimitChoice};
+use crate::forecast::report::DirtyRateReport;
+use crate::forecast::working_set::{WorkingSet, float, round};
+
+/// Bytes of a page in the stream, of its record, and of the record of a page of zeros.
+const PAGE: f64 = 4096.0;
+const PAGE_RECORD: f64 = 8.0 + PAGE;
+const ZERO_RECORD: f64 = 9.0;
+
+/// So many rounds are looked ahead at most.
+const MOST_ROUNDS: u32 = 10_000;
+
+/// A precopy migration to be judged: what there is to send, over what, and what the guest
+/// does meanwhile. [`forecast`](Self::forecast) is a pure function of it.
+///
+/// ```
+/// use migration_ram::{AutoConverge, DirtyLimit, MigrationPlan, WorkingSet};
+///
+/// // 1 TiB over 25 Gbit/s, while 2 GiB/s are dirtied within 64 GiB.
+/// let mut plan = MigrationPlan::new(1 << 40, 25_000_000_000 / 8);
+/// plan.writes = vec![WorkingSet { bytes: 64 << 30, rate: 2 << 30 }];
+/// let forecast = plan.forecast()?;
+/// assert!(forecast.converges());
+/// println!("{forecast}");
+///
+/// plan.bandwidth /= 2; // less than the guest dirties
+/// assert!(!plan.forecast()?.converges());
+/// plan.throttle = Some(AutoConverge::default());
+/// assert!(plan.forecast()?.converges());
+/// (plan.throttle, plan.dirty_limit) = (None, Some(DirtyLimit::default()));
+/// assert!(plan.forecast()?.converges());
+/// # Ok::<(), migration_ram::PlanError>(())
+/// ```
+///
+/// # What it assumes
+///
+/// - Each round sends what the one before left dirty, each page once; what is dirtied
+///   meanwhile is what the [`WorkingSet`]s say of the round's time.
+///   [`Precopy`](crate::Precopy) has less to send: it looks each second of a round, and
+///   pages that are written before their turn are sent once.
+/// - The bandwidth is that of the slowest part of the way. Reading pages and looking for
+///   zeros is a part of it: a machine of zeros is sent at the speed of memory, not of the
+///   link.
+/// - A guest that stands still for a part of the time dirties so much less, and one that is
+///   limited dirties as much as it would, but no more than the limit. The throttle and the
+///   limit are judged at the end of each round, and each round counts. `Precopy` judges them
+///   each second, so that it slows a large guest down within the first round, and does not
+///   count rounds while there is a further step: it converges earlier than is forecast.
+/// - A pause takes no time, nor do syncs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrationPlan {
+    /// RAM in bytes, of all blocks.
+    pub ram: u64,
+    /// Bytes of pages that are not zero; the others take 9 bytes each of the stream.
+    pub filled: u64,
+    /// What the guest writes; none if it is idle.
+    pub writes: Vec<WorkingSet>,
+    /// Bytes per second that the stream takes.
+    pub bandwidth: u64,
+    /// The machine is paused when the rest can be sent within this time.
+    pub downtime: Duration,
+    /// The machine is paused after this many rounds, however much is left.
+    pub max_rounds: u32,
+    /// How vCPUs are slowed down, if they are.
+    pub throttle: Option<AutoConverge>,
+    /// How much they may dirty, if that is limited, in place of a throttle.
+    pub dirty_limit: Option<DirtyLimit>,
+}
+
+/// A plan that means nothing.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// Nothing can be sent.
+    #[error("{ram} bytes of RAM cannot be sent with no bandwidth")]
+    NoBandwidth {
+        /// RAM in bytes.
+        ram: u64,
+    },
+    /// More was said to be in memory, or to be written, than there is.
+    #[error("{what} is {found} bytes, of {ram} bytes of RAM")]
+    NotInRam {
+        /// What it is.
+        what: &'static str,
+        /// Its bytes.
+        found: u128,
+        /// RAM in bytes.
+        ram: u64,
+    },
+    /// More rounds than are looked ahead.
+    #[error("{found} rounds are planned, {MOST_ROUNDS} are the most")]
+    Rounds {
+        /// Rounds asked for.
+        found: u32,
+    },
+    /// The throttle's steps lead nowhere.
+    #[error(transparent)]
+    Throttle(#[from] AutoConvergeError),
+    /// The dirty limit leads nowhere.
+    #[error(transparent)]
+    DirtyLimit(#[from] DirtyLimitError),
+    /// A migration slows a guest down in one way.
+    #[error("A throttle and a dirty limit are planned, a migration has one of them")]
+    TwoWays,
+}
+
+impl MigrationPlan {
+    /// All of `ram` bytes is filled, nothing is written, with the defaults of
+    /// [`Precopy`](crate::Precopy): 300 ms of downtime, 30 rounds, no throttle and no
+    /// limit.
+    pub fn new(ram: u64, bandwidth: u64) -> Self {
+        let downtime = Duration::from_millis(300);
+        let (filled, writes) = (ram, Vec::new());
+        let (throttle, dirty_limit) = (None, None);
+        Self { ram, filled, writes, bandwidth, downtime, max_rounds: 30, throttle, dirty_limit }
+    }
+
+    /// As [`new`](Self::new), with the RAM of a machine that was measured, and a working set
+    /// for each of its blocks.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use migration_ram::{DirtyRate, MigrationPlan};
+    /// # let memory = memory_region::MemoryMap::new();
+    /// let report = DirtyRate::measure(&memory, Duration::from_millis(50))?;
+    /// let plan = MigrationPlan::measured(&report, 25_000_000_000 / 8);
+    /// println!("{}", plan.forecast()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn measured(report: &DirtyRateReport, bandwidth: u64) -> Self {
+        let sets = report.blocks.iter().map(|block| WorkingSet::fit(&block.curve, block.len));
+        let writes = sets.filter(|set| set.rate > 0).collect();
+        Self { writes, ..Self::new(report.len, bandwidth) }
+    }
+
+    fn check(&self) -> Result<(), PlanError> {
+        let &Self { ram, filled, .. } = self;
+        let within = |what, found: u128| match found > ram.into() {
+            true => Err(PlanError::NotInRam { what, found, ram }),
+            false => Ok(()),
+        };
+        within("What is filled", filled.into())?;
+        within("What is written", self.writes.iter().map(|set| u128::from(set.bytes)).sum())?;
+        if self.bandwidth == 0 {
+            return Err(PlanError::NoBandwidth { ram });
+        }
+        if self.max_rounds > MOST_ROUNDS {
+            return Err(PlanError::Rounds { found: self.max_rounds });
+        }
+        if self.throttle.is_some() && self.dirty_limit.is_some() {
+            return Err(PlanError::TwoWays);
+        }
+        Ok(())
+    }
+
+    /// What will happen.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError`], if the plan contradicts itself.
+    pub fn forecast(&self) -> Result<Forecast, PlanError> {
+        self.check()?;
+        let mut walk = Walk {
+            plan: self,
+            throttle: self.throttle.map(AutoConverge::steps).transpose()?,
+            limit: self.dirty_limit.map(DirtyLimit::begin).transpose()?,
+            pending: stream_bytes(self.filled) + float(self.ram - self.filled) / PAGE * ZERO_RECORD,
+        };
+        let mut rounds = Vec::new();
+        let mut fits = false;
+        while rounds.len() < self.max_rounds as usize && !fits {
+            rounds.push(walk.round());
+            fits = walk.fits();
+        }
+        let last = walk.last();
+        let (left, downtime) = (walk.left(), last.time);
+        let ahead = MOST_ROUNDS - self.max_rounds;
+        let outcome = if fits {
+            Outcome::Converges
+        } else if let Some(more) = (1..=ahead).find(|_| walk.round_fits()) {
+            Outcome::TooFewRounds { needed: self.max_rounds + more }
+        } else {
+            let downtime = walk.last().time;
+            Outcome::DirtiesTooFast { left: walk.left(), downtime }
+        };
+        rounds.push(last);
+        let seconds: f64 = rounds.iter().map(|round| round.time.as_secs_f64()).sum();
+        Ok(Forecast {
+            bytes: rounds.iter().fold(0, |sum, round| round.bytes.saturating_add(sum)),
+            total_time: duration(seconds),
+            downtime,
+            left,
+            rounds,
+            outcome,
+        })
+    }
+}
+
+fn stream_bytes(bytes: u64) -> f64 {
+    float(bytes) / PAGE * PAGE_RECORD
+}
+
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
+/// A migration between two rounds.
+struct Walk<'a> {
+    plan: &'a MigrationPlan,
+    throttle: Option<ThrottleSteps>,
+    limit: Option<LimitChoice>,
+    /// Bytes of the stream that are still to be sent.
+    pending: f64,
+}
+
+impl Walk<'_> {
+    fn percent(&self) -> u8 {
+        self.throttle.as_ref().map_or(0, ThrottleSteps::percent)
+    }
+
+    fn dirty_limit(&self) -> Option<u64> {
+        self.limit.as_ref().and_then(LimitChoice::limit)
+    }
+
+    fn seconds(&self) -> f64 {
+        self.pending / float(self.plan.bandwidth)
+    }
+
+    /// Sends what is pending, while the guest writes.
+    fn round(&mut self) -> ForecastRound {
+        let (seconds, throttle, dirty_limit) = (self.seconds(), self.percent(), self.dirty_limit());
+        let runs = f64::from(100 - throttle) / 100.0;
+        let wanted: f64 = self.plan.writes.iter().map(|set| set.expect(seconds, runs)).sum();
+        let expected = dirty_limit.map_or(wanted, |limit| wanted.min(float(limit) * seconds));
+        let (bytes, time, dirtied) = (round(self.pending), duration(seconds), round(expected));
+        if let Some(steps) = &mut self.throttle {
+            steps.observe(time, dirtied, bytes);
+        }
+        if let Some(limit) = &mut self.limit {
+            limit.observe(time, dirtied, bytes);
+        }
+        self.pending = expected / PAGE * PAGE_RECORD;
+        ForecastRound { bytes, time, dirtied, throttle, dirty_limit, paused: false }
+    }
+
+    fn fits(&self) -> bool {
+        self.seconds() <= self.plan.downtime.as_secs_f64()
+    }
+
+    fn round_fits(&mut self) -> bool {
+        self.round();
+        self.fits()
+    }
+
+    /// The round for which the machine stands still.
+    fn last(&self) -> ForecastRound {
+        let (bytes, time) = (round(self.pending), duration(self.seconds()));
+        let (throttle, dirty_limit) = (self.percent(), self.dirty_limit());
+        ForecastRound { bytes, time, dirtied: 0, throttle, dirty_limit, paused: true }
+    }
+
+    /// Bytes of pages that are pending.
+    fn left(&self) -> u64 {
+        round(self.pending / PAGE_RECORD * PAGE)
+    }
+}
+
+/// A round that is expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForecastRound {
+    /// Bytes of the stream.
+    pub bytes: u64,
+    /// From the first page to the last.
+    pub time: Duration,
+    /// Bytes of distinct pages that the guest dirties meanwhile.
+    pub dirtied: u64,
+    /// Percent of the time for which the vCPUs stand still in it.
+    pub throttle: u8,
+    /// Bytes per second that may be dirtied in it, if that is limited.
+    pub dirty_limit: Option<u64>,
+    /// Whether the machine is paused.
+    pub paused: bool,
+}
+
+/// Whether precopy comes to its end, and what is in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The rest fits the allowed downtime.
+    Converges,
+    /// Each round leaves less than the one before, but there are not enough of them.
+    TooFewRounds {
+        /// Rounds after which the rest would fit.
+        needed: u32,
+    },
+    /// The guest dirties so much, slowed down as far as is allowed, that rounds do not
+    /// become short enough.
+    DirtiesTooFast {
+        /// Bytes of pages that are left after each round, in the long run.
+        left: u64,
+        /// The downtime that would have to be allowed for them.
+        downtime: Duration,
+    },
+}
+
+/// What a migration is expected to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// The rounds; the last one with the machine paused.
+    pub rounds: Vec<ForecastRound>,
+    /// Bytes of the stream.
+    pub bytes: u64,
+    /// From the first byte to the last.
+    pub total_time: Duration,
+    /// For how long the machine is paused at the end.
+    pub downtime: Duration,
+    /// Bytes of pages that are sent in that time.
+    pub left: u64,
+    /// Whether the downtime is as short as is allowed, and if not, why.
+    pub outcome: Outcome,
+}
+
+impl Forecast {
+    /// Whether the downtime is as short as is allowed.
+    pub fn converges(&self) -> bool {
+        self.outcome == Outcome::Converges
+    }
+
+    /// The percentage of time for which vCPUs stand still at the end of the last round that
+    /// they run in.
+    pub fn throttle(&self) -> u8 {
+        self.rounds.last().map_or(0, |round| round.throttle)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Converges => write!(f, "converges"),
+            Self::TooFewRounds { needed } => write!(f, "converges in {needed} rounds only"),
+            Self::DirtiesTooFast { left, downtime } => {
+                write!(f, "dirties too fast: {left} bytes are left each time, {downtime:.1?}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Forecast {
+    /// A line, and one for each round.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { total_time, downtime, outcome, .. } = self;
+        let rounds = self.rounds.len().saturating_sub(1);
+        write!(f, "{outcome}: {rounds} rounds in {total_time:.1?}, {downtime:.1?} down")?;
+        for (n, round) in self.rounds.iter().enumerate() {
+            let ForecastRound { bytes, time, dirtied, throttle, dirty_limit, paused } = round;
+            let paused = if *paused { " (paused)" } else { "" };
+            write!(
+                f,
+                "\n  round {n}{paused}: {bytes} bytes in {time:.1?}, {dirtied} bytes dirtied"
+            )?;
+            if *throttle > 0 {
+                write!(f, " at {throttle} %")?;
+            }
+            if let Some(limit) = dirty_limit {
+                write!(f, " of {limit} a second at most")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,284 @@
+//! The blocks of a stream, and where their pages go.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ram_block::{PageSize, RamBlock};
+
+use crate::error::ReceiveError;
+use crate::pages::holes::Contents;
+use crate::receive::received::BlockInfo;
+use crate::wire::reader::StreamReader;
+
+/// What becomes of a block that the stream has.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Its pages are put there. It must have the length that the stream says.
+    Memory(Arc<RamBlock>),
+    /// Its pages are read and dropped.
+    Drop,
+    /// The stream is refused.
+    Refuse,
+}
+
+pub(super) type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> Target + Send + 'a>;
+
+/// What populated memory is looked for around a zero page, in bytes.
+const WINDOW: u64 = 64 << 20;
+
+/// A block that the stream has named.
+pub(super) struct Block {
+    pub(super) id: Arc<str>,
+    /// In bytes, as the stream says, or as it is here.
+    pub(super) len: u64,
+    /// `None`: its pages are dropped.
+    memory: Option<Arc<RamBlock>>,
+    announced: bool,
+    // Counts for people: in no order with anything.
+    pages: AtomicU64,
+    zero_pages: AtomicU64,
+    delta_pages: AtomicU64,
+}
+
+impl Block {
+    /// An error if there is no such page.
+    pub(super) fn check(&self, at: u64, offset: u64, page: PageSize) -> Result<(), ReceiveError> {
+        let fits = offset.checked_add(page.bytes()).is_some_and(|end| end <= self.len);
+        if fits && page.is_aligned(offset) {
+            return Ok(());
+        }
+        Err(ReceiveError::NoSuchPage { at, id: self.id.to_string(), offset, len: self.len })
+    }
+
+    /// Reads the contents of pages that were checked.
+    pub(super) fn contents(
+        &self,
+        stream: &mut StreamReader<'_>,
+        bytes: Range<u64>,
+        page: PageSize,
+    ) -> Result<(), ReceiveError> {
+        let len = bytes.end - bytes.start;
+        self.count(page.count(len));
+        match &self.memory {
+            Some(memory) => stream.guest_memory(memory, bytes, "a page"),
+            None => stream.skip(len, "a page"),
+        }
+    }
+
+    /// Reads the contents of pages at offsets that were checked, all of them at once.
+    pub(super) fn pages(
+        &self,
+        stream: &mut StreamReader<'_>,
+        offsets: &[u64],
+        page: PageSize,
+    ) -> Result<(), ReceiveError> {
+        self.count(offsets.len() as u64);
+        match &self.memory {
+            Some(memory) => stream.guest_pages(memory, offsets, page.bytes(), "a page"),
+            None => stream.skip(offsets.len() as u64 * page.bytes(), "a page"),
+        }
+    }
+
+    /// The block's memory here, if its pages are not dropped.
+    pub(super) fn memory(&self) -> Option<&Arc<RamBlock>> {
+        self.memory.as_ref()
+    }
+
+    /// So many pages came with their contents.
+    pub(super) fn count(&self, pages: u64) {
+        self.pages.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// Puts a page at an offset that was checked.
+    pub(super) fn put(&self, offset: u64, page: &[u8]) -> Result<(), ReceiveError> {
+        self.count(1);
+        self.write(offset, page)
+    }
+
+    /// As [`put`](Self::put), for a page that came as what changed of it.
+    pub(super) fn put_delta(&self, offset: u64, page: &[u8]) -> Result<(), ReceiveError> {
+        self.delta_pages.fetch_add(1, Ordering::Relaxed);
+        self.write(offset, page)
+    }
+
+    fn write(&self, offset: u64, page: &[u8]) -> Result<(), ReceiveError> {
+        match &self.memory {
+            Some(memory) => Ok(memory.write(offset, page)?),
+            None => Ok(()),
+        }
+    }
+
+    /// What a page at an offset that was checked has here; anything if its pages are dropped.
+    pub(super) fn get(&self, offset: u64, page: &mut [u8]) -> Result<(), ReceiveError> {
+        match &self.memory {
+            Some(memory) => Ok(memory.read(offset, page)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes pages zero that were checked.
+    pub(super) fn zero(
+        &self,
+        bytes: Range<u64>,
+        page: PageSize,
+        populated: &mut Populated,
+    ) -> Result<(), ReceiveError> {
+        let len = bytes.end - bytes.start;
+        self.zero_pages.fetch_add(page.count(len), Ordering::Relaxed);
+        match &self.memory {
+            Some(memory) => populated.zero(memory, bytes, page),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where a block is known to have memory: zeros are written there only where something else
+/// stands, and nothing is asked of the kernel.
+pub(super) struct Populated(Contents);
+
+impl Default for Populated {
+    fn default() -> Self {
+        Self(Contents::new(WINDOW))
+    }
+}
+
+impl Populated {
+    fn zero(
+        &mut self,
+        block: &Arc<RamBlock>,
+        bytes: Range<u64>,
+        page: PageSize,
+    ) -> Result<(), ReceiveError> {
+        let known = self.0.next(block, bytes.start, page.bytes());
+        if bytes.start < known.start || known.end < bytes.end {
+            return Ok(block.zero(bytes.start, bytes.end - bytes.start)?);
+        }
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let pages = page.count(bytes.end - at).min(64);
+            let mut other = !block.zero_mask(at, page, u32::try_from(pages).unwrap_or(0))?;
+            if pages < 64 {
+                other &= (1 << pages) - 1;
+            }
+            while other != 0 {
+                let offset = at + u64::from(other.trailing_zeros()) * page.bytes();
+                block.zero(offset, page.bytes())?;
+                other &= other - 1;
+            }
+            at += pages * page.bytes();
+        }
+        Ok(())
+    }
+}
+
+/// All blocks: those that are here, and those that the stream has.
+pub(super) struct Blocks<'a> {
+    here: Vec<Arc<RamBlock>>,
+    named: Mutex<Named>,
+    by: Mutex<Option<MakeBlock<'a>>>,
+}
+
+/// Those that the stream has, in its order, and where they are by their ids.
+#[derive(Default)]
+struct Named {
+    blocks: Vec<Arc<Block>>,
+    places: HashMap<Arc<str>, usize>,
+}
+
+impl Named {
+    fn find(&self, id: &str) -> Option<&Arc<Block>> {
+        self.blocks.get(*self.places.get(id)?)
+    }
+}
+
+/// The most blocks of a stream.
+const MAX_BLOCKS: usize = 16_384;
+
+impl<'a> Blocks<'a> {
+    pub(super) fn new(here: &[Arc<RamBlock>], by: Option<MakeBlock<'a>>) -> Self {
+        Self { here: here.to_vec(), named: Mutex::default(), by: Mutex::new(by) }
+    }
+
+    fn named(&self) -> MutexGuard<'_, Named> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A block that the stream has named before.
+    pub(super) fn find(&self, id: &str) -> Option<Arc<Block>> {
+        self.named().find(id).cloned()
+    }
+
+    /// The block of a record, which the list need not have announced.
+    pub(super) fn get(&self, at: u64, id: &str) -> Result<Arc<Block>, ReceiveError> {
+        match self.find(id) {
+            Some(block) => Ok(block),
+            None => self.add(at, id, None),
+        }
+    }
+
+    /// A block of the list, of `len` bytes.
+    pub(super) fn announce(&self, at: u64, id: &str, len: u64) -> Result<(), ReceiveError> {
+        if self.find(id).is_some() {
+            return Err(ReceiveError::DuplicateBlock { at, id: id.to_owned() });
+        }
+        self.add(at, id, Some(len)).map(drop)
+    }
+
+    fn add(&self, at: u64, id: &str, len: Option<u64>) -> Result<Arc<Block>, ReceiveError> {
+        let unknown = || ReceiveError::UnknownBlock { at, id: id.to_owned() };
+        let here = self.here.iter().find(|block| block.id() == id).cloned();
+        let target = match here {
+            Some(block) => Target::Memory(block),
+            None => match &mut *self.by.lock().unwrap_or_else(PoisonError::into_inner) {
+                Some(by) => by(id, len.unwrap_or(0)),
+                None => Target::Refuse,
+            },
+        };
+        let (expected, memory) = match target {
+            Target::Refuse => return Err(unknown()),
+            // Without a length, any offset is as good as another.
+            Target::Drop => (len.unwrap_or(u64::MAX), None),
+            Target::Memory(memory) => (memory.len(), Some(memory)),
+        };
+        let found = len.unwrap_or(expected);
+        if found != expected {
+            return Err(ReceiveError::BlockLength { at, id: id.to_owned(), found, expected });
+        }
+        let mut named = self.named();
+        if named.blocks.len() >= MAX_BLOCKS {
+            return Err(unknown());
+        }
+        let block = Arc::new(Block {
+            id: id.into(),
+            len: expected,
+            memory,
+            announced: len.is_some(),
+            pages: AtomicU64::new(0),
+            zero_pages: AtomicU64::new(0),
+            delta_pages: AtomicU64::new(0),
+        });
+        let place = named.blocks.len();
+        named.places.insert(block.id.clone(), place);
+        named.blocks.push(block.clone());
+        Ok(block)
+    }
+
+    /// The ids of blocks that are here and not in the stream.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let missing = self.here.iter().filter(|block| self.find(block.id()).is_none());
+        missing.map(|block| block.id().to_owned()).collect()
+    }
+
+    pub(super) fn info(&self) -> Vec<BlockInfo> {
+        let info = |block: &Arc<Block>| BlockInfo {
+            id: block.id.to_string(),
+            len: if block.announced { block.len } else { 0 },
+            pages: block.pages.load(Ordering::Relaxed),
+            zero_pages: block.zero_pages.load(Ordering::Relaxed),
+            delta_pages: block.delta_pages.load(Ordering::Relaxed),
+        };
+        self.named().blocks.iter().map(info).collect()
+    }
+}

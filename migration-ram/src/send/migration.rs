@@ -1,0 +1,93 @@
+//! The run of a migration: its claim of the log, its connections and its threads.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use memory_region::LogClaim;
+use ram_block::DirtyClient;
+
+use crate::devices::device::DeviceError;
+use crate::error::SendError;
+use crate::send::multifd::Channels;
+use crate::send::precopy::{Migrated, Sending};
+use crate::send::settings::Precopy;
+use crate::send::watch::{Watch, Watched};
+use crate::status::progress::Progress;
+use crate::wire::transport::{HangUp, Input, Outgoing, Output};
+use crate::wire::writer::SendStream;
+
+impl Precopy {
+    /// Sends the machine's RAM while it runs, then calls `pause` and sends the rest, and the
+    /// devices. `observe` is called after each round, and ten times a second in between.
+    ///
+    /// `pause` stops everything that writes guest memory and returns a guard that
+    /// keeps it so, and lets it go on when dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`], also if another migration of this map is under way; the log is off
+    /// again then, the guard of a pause is dropped, and a second try can be made over new
+    /// connections. Whether the destination has everything is for it to say: see
+    /// [`Outgoing::answers`]. If its answer is lost ([`SendError::NoAnswer`]) or makes no sense
+    /// ([`SendError::Answer`]), it may have everything all the same: it must not start before it
+    /// is told that this has succeeded.
+    pub fn run<'c, P>(
+        &self,
+        to: impl Into<Outgoing<'c>>,
+        pause: impl FnOnce() -> Result<P, DeviceError>,
+        mut observe: impl FnMut(&Progress),
+    ) -> Result<Migrated<P>, SendError> {
+        let begin = Instant::now();
+        let Outgoing { main, channels, back } = to.into();
+        self.check(channels.len())?;
+        // On before the first page is read: what is written from now on comes again.
+        // Off again when this ends, however it ends. Whoever does not get it does not get
+        // hold of the cancel either, which is that of the migration under way.
+        let logging = self.memory.claim_global_log(DirtyClient::MIGRATION)?;
+        let channel_ends: Vec<_> = channels.iter().filter_map(|to| to.hang_up()).collect();
+        let back_end = back.as_ref().and_then(|back| back.hang_up());
+        let ends = main.hang_up().into_iter().chain(back_end).chain(channel_ends.iter().cloned());
+        let ends: Vec<_> = ends.collect();
+        let watch = Arc::new(Watch::new(self.deadlines.idle, ends.clone()));
+        self.cancel.begin(ends);
+        let watched = |(connection, output)| {
+            let watch = watch.clone();
+            Watched { output, connection, watch }
+        };
+        // Each transfer is watched, whoever makes it.
+        let mut channels: Vec<_> = (1..).zip(channels).map(watched).collect();
+        let channels = channels.iter_mut().map(|channel| channel as &mut dyn Output).collect();
+        let mut main = watched((0, main));
+        let migrated = std::thread::scope(|scope| {
+            let _over = watch.until_dropped();
+            scope.spawn(|| watch.run());
+            let (main, observe) = (&mut main, &mut observe);
+            self.send(begin, &logging, main, channels, channel_ends, back, pause, observe)
+        });
+        drop(logging);
+        self.cancel.end(migrated.map_err(|error| watch.explain(error)))
+    }
+
+    #[allow(clippy::too_many_arguments)] // what `run` has, taken apart
+    fn send<P>(
+        &self,
+        begin: Instant,
+        log: &LogClaim,
+        main: &mut dyn Output,
+        channels: Vec<&mut dyn Output>,
+        channel_ends: Vec<HangUp>,
+        back: Option<&mut dyn Input>,
+        pause: impl FnOnce() -> Result<P, DeviceError>,
+        observe: &mut dyn FnMut(&Progress),
+    ) -> Result<Migrated<P>, SendError> {
+        let blocks = self.memory.ram_blocks();
+        std::thread::scope(|scope| {
+            let page = self.page.bytes();
+            let channels = (!channels.is_empty())
+                .then(|| Channels::start(scope, channels, channel_ends, page));
+            let stream = SendStream::new(main);
+            let mut sending = Sending::new(self, begin, stream, channels, log, &blocks, observe)?;
+            sending.run(&blocks, pause, back)
+        })
+    }
+}

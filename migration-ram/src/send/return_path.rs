@@ -1,0 +1,71 @@
+//! What the receiver answers, in QEMU's return path: a kind and a length, two bytes each,
+//! then as many bytes, all big-endian.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use ram_block::ReceiveList;
+
+use crate::error::SendError;
+use crate::wire::format::{ANSWER_PONG, ANSWER_SHUT, ANSWER_SWITCHOVER_ACK};
+use crate::wire::transport::Input;
+
+/// Waits for the answer that ends a migration, for `limit` at most: the receiver has everything,
+/// or says why not.
+pub(crate) fn wait_for_the_end(
+    answers: &mut dyn Input,
+    limit: Option<Duration>,
+) -> Result<(), SendError> {
+    let mut answers = Answers { input: answers, begin: Instant::now(), limit };
+    loop {
+        let mut head = [0; 4];
+        answers.fill(&mut head)?;
+        let kind = u16::from_be_bytes([head[0], head[1]]);
+        let len = u16::from_be_bytes([head[2], head[3]]);
+        match (kind, len) {
+            (ANSWER_SHUT | ANSWER_PONG, 4) => {}
+            (ANSWER_SWITCHOVER_ACK, 0) => continue,
+            _ => return Err(SendError::Answer { kind, len }),
+        }
+        let mut value = [0; 4];
+        answers.fill(&mut value)?;
+        match (kind, u32::from_be_bytes(value)) {
+            (ANSWER_SHUT, 0) => return Ok(()),
+            (ANSWER_SHUT, reason) => return Err(SendError::Refused { reason }),
+            _ => {}
+        }
+    }
+}
+
+struct Answers<'a> {
+    input: &'a mut dyn Input,
+    begin: Instant,
+    limit: Option<Duration>,
+}
+
+impl Answers<'_> {
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SendError> {
+        let mut list = ReceiveList::new();
+        list.bytes(bytes);
+        while !list.is_empty() {
+            self.wait().map_err(|source| SendError::NoAnswer { source })?;
+            let got = self.input.receive(&mut list);
+            let got = got.map_err(|error| SendError::NoAnswer { source: error.into() })?;
+            if got == 0 {
+                let source = io::ErrorKind::UnexpectedEof.into();
+                return Err(SendError::NoAnswer { source });
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there is something to read, or the end.
+    fn wait(&mut self) -> io::Result<()> {
+        let Some(limit) = self.limit else { return Ok(()) };
+        if self.input.wait(limit.saturating_sub(self.begin.elapsed()))? {
+            return Ok(());
+        }
+        let text = format!("Its answer did not come within {limit:.1?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    }
+}

@@ -1,0 +1,129 @@
+//! Slowing a guest down while it is sent: by a throttle, or by a limit of what it dirties.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::converge::auto_converge::{AutoConverge, ThrottleSteps};
+use crate::converge::dirty_limit::{DirtyLimit, LimitChoice};
+use crate::converge::throttle::Throttle;
+use crate::devices::device::DeviceError;
+use crate::error::SendError;
+use crate::status::progress::Progress;
+
+type Pause = dyn Fn() -> Result<Box<dyn Any>, DeviceError> + Send + Sync;
+type SetLimit = dyn Fn(Option<u64>) -> Result<(), DeviceError> + Send + Sync;
+
+/// What slows the guest down, if need be.
+#[derive(Clone)]
+pub(super) enum Slowing {
+    Throttle { settings: AutoConverge, pause: Arc<Pause> },
+    Limit { settings: DirtyLimit, set: Arc<SetLimit> },
+}
+
+impl fmt::Debug for Slowing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Throttle { settings, .. } => settings.fmt(f),
+            Self::Limit { settings, .. } => settings.fmt(f),
+        }
+    }
+}
+
+/// The brake of one migration. Dropped, it lets the guest go.
+pub(super) enum Brake {
+    None,
+    Throttle { steps: ThrottleSteps, throttle: Option<Throttle>, pause: Arc<Pause> },
+    Limit { choice: LimitChoice, limit: Limit },
+}
+
+impl Brake {
+    pub(super) fn new(slowing: Option<&Slowing>) -> Result<Self, SendError> {
+        Ok(match slowing {
+            None => Self::None,
+            Some(Slowing::Throttle { settings, pause }) => {
+                Self::Throttle { steps: settings.steps()?, throttle: None, pause: pause.clone() }
+            }
+            Some(Slowing::Limit { settings, set }) => {
+                let choice = settings.begin()?;
+                set(None).map_err(SendError::DirtyLimit)?;
+                Self::Limit { choice, limit: Limit { set: set.clone(), in_force: false } }
+            }
+        })
+    }
+
+    /// Whether it can be expected to slow the guest down by more than it does now.
+    pub(super) fn has_more(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Throttle { steps, .. } => !steps.is_at_most(),
+            Self::Limit { limit, .. } => !limit.in_force,
+        }
+    }
+
+    /// Slows the guest down if it dirtied too much in a time in which so much was sent.
+    pub(super) fn observe(
+        &mut self,
+        time: Duration,
+        dirtied: u64,
+        sent: u64,
+        progress: &mut Progress,
+    ) -> Result<(), SendError> {
+        match self {
+            Self::None => {}
+            Self::Throttle { steps, throttle, pause } => {
+                let Some(percent) = steps.observe(time, dirtied, sent) else { return Ok(()) };
+                let throttle = match throttle {
+                    Some(throttle) => throttle,
+                    none => {
+                        let pause = pause.clone();
+                        none.insert(Throttle::new(move || pause()).map_err(SendError::Throttle)?)
+                    }
+                };
+                throttle.set(percent);
+                progress.throttle = percent;
+            }
+            Self::Limit { choice, limit } => {
+                let Some(bytes) = choice.observe(time, dirtied, sent) else { return Ok(()) };
+                limit.set(bytes)?;
+                progress.dirty_limit = Some(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of what a pause would wait for. A limit stays: nothing waits for it, and without
+    /// it the guest would make up for what it did not write, just before the last round.
+    pub(super) fn before_pause(&mut self) {
+        if let Self::Throttle { throttle, .. } = self {
+            *throttle = None;
+        }
+    }
+}
+
+/// A limit that is lifted when this is dropped.
+pub(super) struct Limit {
+    set: Arc<SetLimit>,
+    in_force: bool,
+}
+
+impl Limit {
+    fn set(&mut self, bytes: u64) -> Result<(), SendError> {
+        log::debug!("The guest may dirty {bytes} bytes a second");
+        // Also if it says that it failed: who knows.
+        self.in_force = true;
+        (self.set)(Some(bytes)).map_err(SendError::DirtyLimit)
+    }
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        if !self.in_force {
+            return;
+        }
+        if let Err(error) = (self.set)(None) {
+            log::warn!("The guest's dirty limit cannot be lifted: {error}");
+        }
+    }
+}

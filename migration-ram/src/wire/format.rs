@@ -1,0 +1,84 @@
+//! Constants of the migration stream, version 3, as QEMU 7.2 to 10.0 speak it
+//! (documented in its `docs/devel/migration`). Numbers are big-endian.
+
+use ram_block::PageSize;
+
+/// "QEVM", the first four bytes.
+pub(crate) const MAGIC: u32 = 0x5145_564d;
+pub(crate) const VERSION: u32 = 3;
+
+// What begins each part of the stream.
+pub(crate) const EOF: u8 = 0x00;
+pub(crate) const SECTION_START: u8 = 0x01;
+pub(crate) const SECTION_PART: u8 = 0x02;
+pub(crate) const SECTION_END: u8 = 0x03;
+pub(crate) const SECTION_FULL: u8 = 0x04;
+pub(crate) const SUBSECTION: u8 = 0x05;
+pub(crate) const VMDESC: u8 = 0x06;
+pub(crate) const CONFIGURATION: u8 = 0x07;
+pub(crate) const COMMAND: u8 = 0x08;
+pub(crate) const FOOTER: u8 = 0x7e;
+
+/// A command without a payload that needs no answer: the source switches over.
+pub(crate) const COMMAND_SWITCHOVER_START: u16 = 11;
+
+// The section of RAM.
+pub(crate) const RAM_NAME: &str = "ram";
+pub(crate) const RAM_INSTANCE: u32 = 0;
+pub(crate) const RAM_VERSION: u32 = 4;
+
+// Flags in the low bits of a RAM record's first word; the rest is a byte offset.
+pub(crate) const FLAG_ZERO: u64 = 0x02;
+pub(crate) const FLAG_MEM_SIZE: u64 = 0x04;
+pub(crate) const FLAG_PAGE: u64 = 0x08;
+pub(crate) const FLAG_EOS: u64 = 0x10;
+pub(crate) const FLAG_CONTINUE: u64 = 0x20;
+/// What changed of a page: a byte that is [`XBZRLE_ENCODING`], the length, and the delta.
+pub(crate) const FLAG_XBZRLE: u64 = 0x40;
+pub(crate) const XBZRLE_ENCODING: u8 = 1;
+/// A page as a zlib stream, with its length before it; of QEMU before 9.1.
+pub(crate) const FLAG_COMPRESSED: u64 = 0x100;
+/// The bits that flags can take: offsets are multiples of 4 KiB at least.
+pub(crate) const FLAG_MASK: u64 = 0xfff;
+
+/// The subsection that carries the base-2 logarithm of the target's page size. QEMU
+/// leaves it out where the machine's type fixes it, as x86's does to 4 KiB.
+pub(crate) const PAGE_BITS: &str = "configuration/target-page-bits";
+/// The page size of a stream without that subsection.
+pub(crate) const DEFAULT_PAGE_SHIFT: u32 = 12;
+
+/// The longest name that is accepted for a machine, in bytes.
+pub(crate) const MAX_MACHINE_NAME: u32 = 1024;
+
+/// The longest description that is accepted, in bytes.
+pub(crate) const MAX_DESCRIPTION: u64 = 64 << 20;
+
+/// The page size of a stream that says nothing of it.
+pub(crate) fn default_page_size() -> PageSize {
+    match PageSize::new(1 << DEFAULT_PAGE_SHIFT) {
+        Ok(size) => size,
+        Err(_) => PageSize::host(), // 4 KiB is a page size
+    }
+}
+
+// Commands, and the answers of the return path.
+pub(crate) const COMMAND_OPEN_RETURN_PATH: u16 = 1;
+pub(crate) const COMMAND_PING: u16 = 2;
+/// The source may turn to postcopy. Until it does, the stream is as without; it does so by a
+/// command of its own.
+pub(crate) const COMMAND_POSTCOPY_ADVISE: u16 = 3;
+pub(crate) const ANSWER_SHUT: u16 = 1;
+pub(crate) const ANSWER_PONG: u16 = 2;
+/// The destination has nothing against a switch-over, says QEMU from 8.1 on if it is told to.
+pub(crate) const ANSWER_SWITCHOVER_ACK: u16 = 7;
+
+/// Where 8.1 and later wait for all channels; earlier ones do at each end of a section.
+pub(crate) const FLAG_MULTIFD_FLUSH: u64 = 0x200;
+
+/// Subsections of the configuration that change nothing here.
+pub(crate) const UUID: &str = "configuration/uuid";
+/// The names of those capabilities that change the stream.
+pub(crate) const CAPABILITIES: &str = "configuration/capabilities";
+
+/// The bytes of a record of a page that is zero and of the same block as the one before.
+pub(crate) const ZERO_RECORD: usize = 9;

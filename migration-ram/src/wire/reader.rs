@@ -1,0 +1,414 @@
+//! Reading a stream, with its place in every error.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ram_block::{RamBlock, ReceiveList};
+
+use crate::error::ReceiveError;
+use crate::wire::deadline::{Clock, Wait};
+use crate::wire::transport::{HangUp, Input};
+
+/// What is read at once, in bytes.
+pub(crate) const BUFFER: usize = 1 << 18;
+
+pub(crate) struct StreamReader<'a> {
+    input: &'a mut dyn Input,
+    clock: Arc<Clock>,
+    buffer: Box<[u8]>,
+    /// The part of the buffer that is not consumed.
+    filled: Range<usize>,
+    /// Bytes consumed.
+    at: u64,
+}
+
+impl<'a> StreamReader<'a> {
+    /// Reads `input`, by the deadlines of `clock`.
+    pub(crate) fn new(input: &'a mut dyn Input, clock: Arc<Clock>) -> Self {
+        Self { input, clock, buffer: vec![0; BUFFER].into(), filled: 0..0, at: 0 }
+    }
+
+    /// A reader that waits for ever.
+    #[cfg(test)]
+    pub(crate) fn untimed(input: &'a mut dyn Input) -> Self {
+        Self::new(input, Arc::default())
+    }
+
+    /// What measures the deadlines.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// What ends a read under way.
+    pub(crate) fn hang_up(&self) -> Option<HangUp> {
+        self.input.hang_up()
+    }
+
+    /// Bytes consumed so far.
+    pub(crate) fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// What was read and is not consumed.
+    pub(crate) fn buffered(&self) -> &[u8] {
+        &self.buffer[self.filled.clone()]
+    }
+
+    /// Consumes `len` bytes of what is buffered.
+    pub(crate) fn consume(&mut self, len: usize) {
+        self.filled.start += len;
+        self.at += len as u64;
+    }
+
+    /// Reads more of `what` behind what is buffered; says how much, 0 at the end.
+    pub(crate) fn fill(&mut self, what: &'static str) -> Result<usize, ReceiveError> {
+        if self.filled.start > 0 {
+            self.buffer.copy_within(self.filled.clone(), 0);
+            self.filled = 0..self.filled.len();
+        }
+        let at = self.at + self.filled.len() as u64;
+        let mut list = ReceiveList::new();
+        list.bytes(&mut self.buffer[self.filled.end..]);
+        let got = receive(self.input, &self.clock, &mut list, at, what)?;
+        self.filled.end += got;
+        Ok(got)
+    }
+
+    /// Whether anything more comes as long as a description is waited for, be it the end.
+    pub(crate) fn description_comes(&mut self) -> Result<bool, ReceiveError> {
+        let at = self.at;
+        let wait = self.input.wait(self.clock.description());
+        wait.map_err(|source| ReceiveError::Read { at, source })
+    }
+
+    /// Has `len` bytes of `what` in the buffer, at most as many as that holds.
+    pub(crate) fn need(&mut self, len: usize, what: &'static str) -> Result<&[u8], ReceiveError> {
+        while self.filled.len() < len {
+            if self.fill(what)? == 0 {
+                let at = self.at + self.filled.len() as u64;
+                return Err(ReceiveError::Truncated { at, what });
+            }
+        }
+        Ok(&self.buffer[self.filled.start..][..len])
+    }
+
+    /// The next bytes, which are (a part of) `most` bytes of `what`; one at least, unless that
+    /// is 0. They are not consumed.
+    pub(crate) fn some(&mut self, most: u64, what: &'static str) -> Result<&[u8], ReceiveError> {
+        if most > 0 && self.is_at_end(what)? {
+            return Err(ReceiveError::Truncated { at: self.at, what });
+        }
+        let len = usize::try_from(most).unwrap_or(usize::MAX).min(self.filled.len());
+        Ok(&self.buffered()[..len])
+    }
+
+    /// Whether nothing follows any more, where `what` may.
+    pub(crate) fn is_at_end(&mut self, what: &'static str) -> Result<bool, ReceiveError> {
+        Ok(self.filled.is_empty() && self.fill(what)? == 0)
+    }
+
+    /// Fills `bytes`, which hold (a part of) `what`.
+    pub(crate) fn bytes(
+        &mut self,
+        bytes: &mut [u8],
+        what: &'static str,
+    ) -> Result<(), ReceiveError> {
+        for part in bytes.chunks_mut(BUFFER) {
+            let len = part.len();
+            part.copy_from_slice(self.need(len, what)?);
+            self.consume(len);
+        }
+        Ok(())
+    }
+
+    /// Fills `bytes` of a block, past the buffer where they are not in it yet.
+    pub(crate) fn guest_memory(
+        &mut self,
+        block: &RamBlock,
+        bytes: Range<u64>,
+        what: &'static str,
+    ) -> Result<(), ReceiveError> {
+        let buffered = self.filled.len().min(usize::try_from(bytes.end - bytes.start).unwrap_or(0));
+        block.write(bytes.start, &self.buffered()[..buffered])?;
+        self.consume(buffered);
+        let mut left = bytes.start + buffered as u64..bytes.end;
+        while !left.is_empty() {
+            // The buffer is empty now: what comes behind the page goes there.
+            self.filled = 0..0;
+            let mut list = ReceiveList::new();
+            list.memory(block, left.clone())?;
+            list.bytes(&mut self.buffer);
+            let got = receive(self.input, &self.clock, &mut list, self.at, what)? as u64;
+            if got == 0 {
+                return Err(ReceiveError::Truncated { at: self.at, what });
+            }
+            let direct = got.min(left.end - left.start);
+            left.start += direct;
+            self.at += direct;
+            self.filled.end = usize::try_from(got - direct).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    /// Puts what is buffered, less than a page, to where it belongs; says how much it was.
+    pub(crate) fn take_buffered(
+        &mut self,
+        block: &RamBlock,
+        offset: u64,
+    ) -> Result<u64, ReceiveError> {
+        block.write(offset, self.buffered())?;
+        let taken = self.filled.len() as u64;
+        self.filled = 0..0;
+        Ok(taken)
+    }
+
+    /// Reads once, past the buffer, which is empty; says how much.
+    pub(crate) fn receive_list(
+        &mut self,
+        list: &mut ReceiveList<'_>,
+        what: &'static str,
+    ) -> Result<u64, ReceiveError> {
+        match receive(self.input, &self.clock, list, self.at, what)? {
+            0 => Err(ReceiveError::Truncated { at: self.at, what }),
+            got => Ok(got as u64),
+        }
+    }
+
+    /// Fills `bytes`, and reads nothing behind them; says whether they came, or the end did.
+    pub(crate) fn exactly(
+        &mut self,
+        bytes: &mut [u8],
+        what: &'static str,
+    ) -> Result<bool, ReceiveError> {
+        let buffered = self.filled.len().min(bytes.len());
+        bytes[..buffered].copy_from_slice(&self.buffered()[..buffered]);
+        self.consume(buffered);
+        let mut list = ReceiveList::new();
+        list.bytes(&mut bytes[buffered..]);
+        let mut came = buffered > 0;
+        while !list.is_empty() {
+            match receive(self.input, &self.clock, &mut list, self.at, what)? {
+                0 if came => return Err(ReceiveError::Truncated { at: self.at, what }),
+                0 => return Ok(false),
+                got => self.at += got as u64,
+            }
+            came = true;
+        }
+        Ok(true)
+    }
+
+    /// Fills pages of a block, in the order of their offsets, and reads nothing behind them:
+    /// what comes next has a place of its own, too.
+    pub(crate) fn guest_pages(
+        &mut self,
+        block: &RamBlock,
+        offsets: &[u64],
+        page: u64,
+        what: &'static str,
+    ) -> Result<(), ReceiveError> {
+        let mut list = ReceiveList::new();
+        for offset in offsets {
+            let buffered = self.filled.len().min(usize::try_from(page).unwrap_or(0));
+            block.write(*offset, &self.buffered()[..buffered])?;
+            self.consume(buffered);
+            list.memory(block, offset + buffered as u64..offset + page)?;
+        }
+        while !list.is_empty() {
+            self.at += self.receive_list(&mut list, what)?;
+        }
+        Ok(())
+    }
+
+    /// So many bytes that were read past the buffer are consumed.
+    pub(crate) fn advance(&mut self, bytes: u64) {
+        self.at += bytes;
+    }
+
+    /// Appends to the buffer what was read past it.
+    pub(crate) fn put_back(&mut self, bytes: &[u8]) {
+        self.buffer[self.filled.end..][..bytes.len()].copy_from_slice(bytes);
+        self.filled.end += bytes.len();
+    }
+
+    /// Appends `len` bytes of a block to the buffer, which were read there.
+    pub(crate) fn put_back_memory(
+        &mut self,
+        block: &RamBlock,
+        offset: u64,
+        len: usize,
+    ) -> Result<(), ReceiveError> {
+        block.read(offset, &mut self.buffer[self.filled.end..][..len])?;
+        self.filled.end += len;
+        Ok(())
+    }
+
+    pub(crate) fn u8(&mut self, what: &'static str) -> Result<u8, ReceiveError> {
+        let mut bytes = [0; 1];
+        self.bytes(&mut bytes, what)?;
+        Ok(bytes[0])
+    }
+
+    pub(crate) fn u16(&mut self, what: &'static str) -> Result<u16, ReceiveError> {
+        let mut bytes = [0; 2];
+        self.bytes(&mut bytes, what)?;
+        Ok(u16::from_be_bytes(bytes))
+    }
+
+    pub(crate) fn u32(&mut self, what: &'static str) -> Result<u32, ReceiveError> {
+        let mut bytes = [0; 4];
+        self.bytes(&mut bytes, what)?;
+        Ok(u32::from_be_bytes(bytes))
+    }
+
+    pub(crate) fn u64(&mut self, what: &'static str) -> Result<u64, ReceiveError> {
+        let mut bytes = [0; 8];
+        self.bytes(&mut bytes, what)?;
+        Ok(u64::from_be_bytes(bytes))
+    }
+
+    /// A number that must have one value.
+    #[allow(clippy::unused_self)] // reads like the others
+    pub(crate) fn expect(
+        &self,
+        what: &'static str,
+        found: u64,
+        expected: u64,
+        at: u64,
+    ) -> Result<(), ReceiveError> {
+        if found == expected {
+            Ok(())
+        } else {
+            Err(ReceiveError::Unexpected { at, what, found, expected })
+        }
+    }
+
+    /// Text of `len` bytes, at most `most`.
+    pub(crate) fn text(
+        &mut self,
+        len: u32,
+        most: u32,
+        what: &'static str,
+    ) -> Result<String, ReceiveError> {
+        let at = self.at;
+        let refused = ReceiveError::Name { at, len: u64::from(len) };
+        if len > most {
+            return Err(refused);
+        }
+        let mut bytes = vec![0; len as usize];
+        self.bytes(&mut bytes, what)?;
+        String::from_utf8(bytes).map_err(|_| refused)
+    }
+
+    /// A name with its length in one byte.
+    pub(crate) fn name(&mut self, what: &'static str) -> Result<String, ReceiveError> {
+        let len = self.u8(what)?;
+        self.text(u32::from(len), u32::from(u8::MAX), what)
+    }
+
+    /// `len` bytes, for which memory is taken only as they come.
+    pub(crate) fn counted(
+        &mut self,
+        len: u64,
+        what: &'static str,
+    ) -> Result<Vec<u8>, ReceiveError> {
+        let mut bytes = Vec::new();
+        let mut left = len;
+        while left > 0 {
+            let part = self.some(left, what)?;
+            bytes.extend_from_slice(part);
+            let part = part.len();
+            self.consume(part);
+            left -= part as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// Skips `len` bytes.
+    pub(crate) fn skip(&mut self, len: u64, what: &'static str) -> Result<(), ReceiveError> {
+        let mut left = len;
+        while left > 0 {
+            let part = self.some(left, what)?.len();
+            self.consume(part);
+            left -= part as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Reads once, as soon as something is there, or says that nothing came in time.
+fn receive(
+    input: &mut dyn Input,
+    clock: &Clock,
+    list: &mut ReceiveList<'_>,
+    at: u64,
+    what: &'static str,
+) -> Result<usize, ReceiveError> {
+    loop {
+        let (limit, waited) = match clock.next() {
+            Wait::Within(limit) => (limit, None),
+            // Looked at once more: what came while this side was busy is there.
+            Wait::Last(waited) => (Duration::ZERO, Some(waited)),
+            Wait::Over => return Ok(0),
+        };
+        if input.wait(limit).map_err(|source| ReceiveError::Read { at, source })? {
+            break;
+        }
+        if let Some(waited) = waited {
+            return Err(ReceiveError::TimedOut { at, what, waited });
+        }
+    }
+    let got = input.receive(list);
+    let got = got.map_err(|error| ReceiveError::Read { at, source: error.into() })?;
+    clock.received(got);
+    Ok(got)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use ram_block::TransferError;
+
+    use super::*;
+    use crate::wire::deadline::Deadlines;
+
+    /// Nothing comes here before other connections have brought so many pages.
+    struct Late {
+        clock: Arc<Clock>,
+        pages: usize,
+    }
+
+    impl Input for Late {
+        fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+            list.read_some_from(&mut &[7; 16][..])
+        }
+
+        fn wait(&mut self, _: Duration) -> io::Result<bool> {
+            let Some(left) = self.pages.checked_sub(1) else { return Ok(true) };
+            self.pages = left;
+            self.clock.received(4096);
+            Ok(false)
+        }
+    }
+
+    #[test]
+    fn what_comes_on_another_connection_is_no_silence() {
+        let deadlines = Deadlines::none().idle(Duration::from_secs(3600));
+        let clock = Arc::new(Clock::new(deadlines));
+        clock.begun();
+        let mut input = Late { clock: clock.clone(), pages: 5 };
+        let mut stream = StreamReader::new(&mut input, clock.clone());
+        assert_eq!(stream.u8("a byte").unwrap(), 7);
+        // No time at all: only what is there already is taken.
+        let clock = Arc::new(Clock::new(Deadlines::none().idle(Duration::ZERO)));
+        clock.begun();
+        let mut input = Late { clock: clock.clone(), pages: 0 };
+        let mut stream = StreamReader::new(&mut input, clock.clone());
+        assert_eq!(stream.u8("a byte").unwrap(), 7);
+        let mut input = Late { clock: clock.clone(), pages: 1 };
+        let mut stream = StreamReader::new(&mut input, clock);
+        let error = stream.u8("a byte").unwrap_err();
+        assert!(matches!(error, ReceiveError::TimedOut { at: 0, what: "a byte", .. }), "{error}");
+    }
+}
