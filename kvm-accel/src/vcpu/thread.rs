@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{Builder, JoinHandle};
 
 use crate::error::KvmError;
-use crate::vcpu::{Vcpu, VcpuEvent, VcpuKicker};
+use crate::vcpu::run::{Vcpu, VcpuEvent, VcpuKicker};
 
 /// A vCPU that runs on its own thread until something ends its `run`.
 ///
@@ -82,8 +82,19 @@ fn run(mut vcpu: Vcpu) -> Ended {
     }
 }
 
+impl Vcpu {
+    /// Runs the vCPU on a thread of its own until something ends [`run`](Self::run).
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Spawn`].
+    pub fn spawn(self, name: &str) -> Result<VcpuThread, KvmError> {
+        VcpuThread::new(self, name)
+    }
+}
+
 impl VcpuThread {
-    pub(crate) fn new(vcpu: Vcpu, name: &str) -> Result<Self, KvmError> {
+    fn new(vcpu: Vcpu, name: &str) -> Result<Self, KvmError> {
         let (id, kicker) = (vcpu.id(), vcpu.kicker());
         let handle = Builder::new().name(name.to_owned()).spawn(move || run(vcpu));
         let handle = Some(handle.map_err(|source| KvmError::Spawn { id, source })?);

@@ -9,9 +9,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::ioctl::SlotCalls;
-use crate::ring::{Entries, Ring};
+use crate::dirty_ring::ring::{Entries, Ring};
 use crate::stats::DirtyLogStats;
+use crate::sys::ioctl::SlotCalls;
 
 /// After so many resets in a row that reset nothing, nothing is left to be reset. One says
 /// little: what no mask of signals keeps off (SIGSTOP, a freezer, work of io_uring) ends a reset

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
 use ram_block::{PageSize, RamBlock};
 
-use crate::ioctl::{SlotCalls, SlotRegion};
-use crate::ring::Entry;
-use crate::ring::paper::PaperRing;
-use crate::slots::Mode;
+use crate::dirty_ring::fake_ring::PaperRing;
+use crate::slots::table::Mode;
+use crate::sys::dirty_gfn::Entry;
+use crate::sys::ioctl::{SlotCalls, SlotRegion};
 
 /// A slot of the paper KVM.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! Rings of a KVM of paper that are not overrun. Those that are, while KVM pushes at every
 //! moment: `slots/tests/rings.rs`.
 
-use super::paper::PaperRing;
 use super::*;
+use crate::dirty_ring::fake_ring::PaperRing;
 
 /// Entries that KVM keeps free (KVM_DIRTY_RING_RSVD_ENTRIES).
 const RESERVED: u32 = 64;

@@ -51,23 +51,9 @@
 //! every flag clear has cleared none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// An entry as KVM writes it (`struct kvm_dirty_gfn`).
-#[repr(C)]
-#[derive(Debug, Default)]
-pub(crate) struct Entry {
-    flags: AtomicU32,
-    /// The slot's number; the address space in the upper 16 bits.
-    slot: AtomicU32,
-    /// The page within the slot.
-    page: AtomicU64,
-}
-
-/// KVM_DIRTY_GFN_F_DIRTY.
-const DIRTY: u32 = 1;
-/// KVM_DIRTY_GFN_F_RESET.
-const RESET: u32 = 2;
+use crate::sys::dirty_gfn::{DIRTY, Entry, RESET};
 
 /// The entries of a ring, which KVM writes at any time; a trait so that tests can let it.
 pub(crate) trait Entries {
@@ -321,7 +307,5 @@ impl<E: Entries> Ring<E> {
 
 #[cfg(test)]
 mod model_tests;
-#[cfg(test)]
-pub(crate) mod paper;
 #[cfg(test)]
 mod tests;

@@ -11,9 +11,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::KvmError;
-use crate::kick::VcpuShared;
-use crate::run_state::Place;
-use crate::standstill::Standstill;
+use crate::exclusion::blocked_time::Standstill;
+use crate::exclusion::kick::VcpuShared;
+use crate::exclusion::run_state::Place;
 
 /// How long a waiter sleeps at most before it interrupts the vCPUs again.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{DIRTY, Entry, RESET};
+use crate::sys::dirty_gfn::{DIRTY, Entry, RESET};
 
 /// What KVM does to a ring, its overruns included.
 #[derive(Debug)]

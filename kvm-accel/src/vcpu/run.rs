@@ -6,27 +6,17 @@ use std::sync::Arc;
 
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use memory_region::{AccessError, AddressSpace};
 
+use crate::bus::buses::{Buses, note};
+use crate::dirty_ring::set::RingOfVcpu;
 use crate::error::{KvmError, io_error};
-use crate::gate::Gate;
-use crate::ioctl::{self, PortExit};
-use crate::kick::VcpuShared;
-use crate::rings::RingOfVcpu;
+use crate::exclusion::gate::Gate;
+use crate::exclusion::kick::VcpuShared;
+use crate::exclusion::run_state::Place;
+use crate::machine::Machine;
+use crate::sys::ioctl::{self, PortExit};
 #[cfg(target_arch = "x86_64")]
-use crate::run_page::RunPage;
-use crate::run_state::Place;
-use crate::thread::VcpuThread;
-use crate::vm::KvmVm;
-
-/// The address spaces that a vCPU's exits go to.
-#[derive(Clone, Debug)]
-pub struct Buses {
-    /// What KVM has no slot for: devices, ROM writes, RAM of less than a page.
-    pub memory: Arc<AddressSpace>,
-    /// x86 port accesses, at the port's number.
-    pub ports: Arc<AddressSpace>,
-}
+use crate::vcpu::run_page::RunPage;
 
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +42,7 @@ pub enum VcpuEvent {
 pub struct Vcpu {
     fd: VcpuFd,
     shared: Arc<VcpuShared>,
-    vm: Arc<KvmVm>,
+    machine: Arc<Machine>,
     buses: Buses,
     /// Its dirty ring, if there are rings.
     ring: RingOfVcpu,
@@ -66,11 +56,11 @@ impl Vcpu {
     pub(crate) fn new(
         fd: VcpuFd,
         shared: Arc<VcpuShared>,
-        vm: Arc<KvmVm>,
+        machine: Arc<Machine>,
         buses: Buses,
         ring: RingOfVcpu,
     ) -> Self {
-        Self { fd, shared, vm, buses, ring, incomplete: false, owed: None }
+        Self { fd, shared, machine, buses, ring, incomplete: false, owed: None }
     }
 
     /// KVM's descriptor of the vCPU, for its registers.
@@ -113,8 +103,8 @@ impl Vcpu {
     }
 
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn vm(&self) -> &KvmVm {
-        &self.vm
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// The number it was created with.
@@ -124,16 +114,7 @@ impl Vcpu {
 
     /// For other threads, to make [`run`](Self::run) return.
     pub fn kicker(&self) -> VcpuKicker {
-        VcpuKicker { shared: self.shared.clone(), gate: self.vm.gate().clone() }
-    }
-
-    /// Runs the vCPU on a thread of its own until something ends [`run`](Self::run).
-    ///
-    /// # Errors
-    ///
-    /// [`KvmError::Spawn`].
-    pub fn spawn(self, name: &str) -> Result<VcpuThread, KvmError> {
-        VcpuThread::new(self, name)
+        VcpuKicker { shared: self.shared.clone(), gate: self.machine.gate().clone() }
     }
 
     /// Runs guest code, and turns its exits into accesses of the buses, until there is
@@ -173,7 +154,7 @@ impl Vcpu {
                 self.1.detach_thread();
             }
         }
-        let (shared, gate) = (self.shared.clone(), self.vm.gate().clone());
+        let (shared, gate) = (self.shared.clone(), self.machine.gate().clone());
         shared.attach_thread()?;
         let _rest = Rest(&gate, &shared);
         if self.incomplete && !self.wait_for_a_pause() {
@@ -213,7 +194,7 @@ impl Vcpu {
     /// panicked, or the caller was to act. A pause has not waited for it, so KVM must not
     /// complete it meanwhile. False if the vCPU was kicked; the access is left then.
     fn wait_for_a_pause(&self) -> bool {
-        let (shared, gate) = (&self.shared, self.vm.gate());
+        let (shared, gate) = (&self.shared, self.machine.gate());
         loop {
             // From here on a pause waits for this vCPU, or it is seen.
             gate.announce(shared, Place::Host);
@@ -239,7 +220,7 @@ impl Vcpu {
         &mut self,
         other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
     ) -> Result<Option<VcpuEvent>, KvmError> {
-        let (shared, gate) = (self.shared.clone(), self.vm.gate().clone());
+        let (shared, gate) = (self.shared.clone(), self.machine.gate().clone());
         // A string instruction may go on with its next access: then once more.
         while self.incomplete {
             if !shared.state.enter(|| shared.set_immediate_exit(), || gate.is_exclusive()) {
@@ -277,8 +258,8 @@ impl Vcpu {
     ) -> Result<Option<VcpuEvent>, KvmError> {
         let moves = self.ring.moves();
         let exit = self.fd.run();
-        self.vm.gate().announce(&self.shared, Place::Host);
-        *flushed = catch_unwind(AssertUnwindSafe(|| self.vm.flush_coalesced()));
+        self.machine.gate().announce(&self.shared, Place::Host);
+        *flushed = catch_unwind(AssertUnwindSafe(|| self.machine.flush_coalesced()));
         self.incomplete = false;
         let event = match exit {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
@@ -302,7 +283,7 @@ impl Vcpu {
                 return Ok(None);
             }
             Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
-                self.vm.gate().hold_up(|| self.vm.ring_full(&self.ring, moves))?;
+                self.machine.gate().hold_up(|| self.machine.ring_full(&self.ring, moves))?;
                 return Ok(None);
             }
             Ok(VcpuExit::Intr) => return Ok(None),
@@ -353,12 +334,6 @@ impl VcpuKicker {
     pub fn kick(&self) {
         self.shared.kick();
         self.gate.wake();
-    }
-}
-
-pub(crate) fn note(result: Result<(), AccessError>) {
-    if let Err(error) = result {
-        log::trace!("guest: {error}");
     }
 }
 

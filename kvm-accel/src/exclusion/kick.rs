@@ -11,8 +11,8 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::error::KvmError;
-use crate::mapping::VcpuMapping;
-use crate::run_state::RunState;
+use crate::exclusion::run_state::RunState;
+use crate::sys::mapping::VcpuMapping;
 
 /// A second mapping of the page that KVM shares with the vCPU's owner, for the one
 /// byte that other threads write.

@@ -8,7 +8,7 @@ use kvm_bindings::{kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
 use kvm_ioctls::VcpuFd;
 use ram_block::PageSize;
 
-use crate::mapping::VcpuMapping;
+use crate::sys::mapping::VcpuMapping;
 
 /// A write of a guest that KVM has gathered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

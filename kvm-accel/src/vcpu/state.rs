@@ -10,8 +10,8 @@ use kvm_ioctls::{Cap, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{KvmError, io_error};
-use crate::ioctl;
-use crate::vcpu::Vcpu;
+use crate::sys::ioctl;
+use crate::vcpu::run::Vcpu;
 
 /// The state of a vCPU: registers, special and model-specific registers, extended state,
 /// pending events, debug registers, local APIC if KVM has it, how the vCPU is scheduled, and
@@ -154,7 +154,7 @@ impl Vcpu {
 
     /// How many bytes KVM's extended state has here.
     fn xsave_bytes(&self) -> usize {
-        let bytes = self.vm().fd().check_extension_int(Cap::Xsave2);
+        let bytes = self.machine().fd().check_extension_int(Cap::Xsave2);
         usize::try_from(bytes).unwrap_or(0)
     }
 
@@ -164,7 +164,7 @@ impl Vcpu {
     }
 
     fn save_nested(&self) -> Result<Option<KvmNestedStateBuffer>, KvmError> {
-        if !self.vm().fd().check_extension(Cap::NestedState) {
+        if !self.machine().fd().check_extension(Cap::NestedState) {
             return Ok(None);
         }
         let mut state = KvmNestedStateBuffer::empty();

@@ -24,8 +24,8 @@ use memory_region::IoEventFd;
 use ram_block::{PageSize, RamBlock};
 
 use crate::error::io_error;
-use crate::mapping::VcpuMapping;
-use crate::ring::Entry;
+use crate::sys::dirty_gfn::Entry;
+use crate::sys::mapping::VcpuMapping;
 
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
@@ -85,7 +85,7 @@ pub(crate) trait SlotCalls {
     fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> io::Result<()>;
 }
 
-/// Of a machine without vCPUs; see [`GatedVm`](crate::gated_vm::GatedVm).
+/// Of a machine without vCPUs; one with vCPUs has a `GatedVm`.
 impl SlotCalls for VmFd {
     fn exclude<T>(&self, work: impl FnOnce() -> T) -> T {
         work()

@@ -5,8 +5,8 @@ use std::io;
 use kvm_ioctls::VmFd;
 use ram_block::RamBlock;
 
-use crate::gate::Gate;
-use crate::ioctl::{SlotCalls, SlotRegion};
+use crate::exclusion::gate::Gate;
+use crate::sys::ioctl::{SlotCalls, SlotRegion};
 
 /// A machine's descriptor, and the gate of its vCPUs.
 pub(crate) struct GatedVm<'a> {

@@ -1,5 +1,4 @@
-//! Writes for which a guest need not exit: those that signal an eventfd, and those that
-//! KVM gathers in a ring.
+//! Writes that KVM gathers in a ring, on their way to their devices.
 //!
 //! What is gathered has happened for the guest, but not yet for the device. It is handed
 //! over, in its order, after every exit and before the exit itself is dealt with: so a
@@ -7,94 +6,17 @@
 //! the ring empty. When a device leaves the map, or its place, what is still in the ring was
 //! meant for the map as it was: it is set aside with that map's view. A device that asks for
 //! what was gathered from within its own handler cannot be given it there: that waits.
-//!
-//! KVM asks whatever was registered first for an address, and takes every range off that has
-//! the one it is told of. So the ranges of a view have no address in common, with each other
-//! or with an eventfd (`CoalescedRange`).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::ThreadId;
 
-use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
-use memory_region::{
-    AccessError, AddressSpace, CoalescedRange, FlatView, IoEventFd, Section, ViewChange,
-};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use memory_region::{AccessError, AddressSpace, FlatView, Section, ViewChange};
 
-use crate::coalesced_ring::{CoalescedRing, GatheredWrite};
-use crate::error::{KvmError, io_error};
-use crate::ioctl;
-use crate::vcpu::{Buses, note};
-
-/// Which of a machine's buses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bus {
-    Memory,
-    Ports,
-}
-
-/// One call of KVM, to be taken back if a later one fails.
-#[derive(Clone, Copy)]
-enum Step<'a> {
-    Event(&'a IoEventFd, bool),
-    Gather(CoalescedRange, bool),
-}
-
-/// Makes KVM's eventfds and gathered ranges those of the changed view, or leaves them as
-/// they were.
-pub(crate) fn follow(vm: &VmFd, bus: Bus, change: &ViewChange) -> Result<(), KvmError> {
-    let gathers = match bus {
-        Bus::Memory => vm.check_extension(Cap::CoalescedMmio),
-        Bus::Ports => vm.check_extension(Cap::CoalescedPio),
-    };
-    let (events, ranges) = (&change.event_fds, &change.coalesced);
-    let gather = |on| move |range: &CoalescedRange| Step::Gather(*range, on);
-    let steps = (events.removed.iter().map(|event| Step::Event(event, false)))
-        .chain(ranges.removed.iter().map(gather(false)).filter(|_| gathers))
-        .chain(events.added.iter().map(|event| Step::Event(event, true)))
-        .chain(ranges.added.iter().map(gather(true)).filter(|_| gathers));
-    let mut done = Vec::new();
-    for step in steps {
-        if let Err(error) = take(vm, bus, step) {
-            for step in done.into_iter().rev() {
-                let back = match step {
-                    Step::Event(event, on) => Step::Event(event, !on),
-                    Step::Gather(range, on) => Step::Gather(range, !on),
-                };
-                if let Err(error) = take(vm, bus, back) {
-                    log::error!("Cannot go back: {error}");
-                }
-            }
-            return Err(error);
-        }
-        done.push(step);
-    }
-    Ok(())
-}
-
-fn take(vm: &VmFd, bus: Bus, step: Step<'_>) -> Result<(), KvmError> {
-    match step {
-        Step::Event(event, on) => {
-            let IoEventFd { address, size, .. } = *event;
-            ioctl::set_io_event(vm, event, bus == Bus::Ports, on)
-                .map_err(|source| KvmError::IoEvent { address, size, source })
-        }
-        Step::Gather(CoalescedRange { start, last }, on) => {
-            let size = last - start + 1;
-            let place = match bus {
-                Bus::Memory => IoEventAddress::Mmio(start),
-                Bus::Ports => IoEventAddress::Pio(start),
-            };
-            let result = match u32::try_from(size) {
-                Ok(size) if on => vm.register_coalesced_mmio(place, size).map_err(io_error),
-                Ok(size) => vm.unregister_coalesced_mmio(place, size).map_err(io_error),
-                Err(_) => Err(std::io::ErrorKind::InvalidInput.into()),
-            };
-            result.map_err(|source| KvmError::Gather { start, size, source })
-        }
-    }
-}
+use crate::bus::buses::{Buses, note};
+use crate::bus::coalesced_ring::{CoalescedRing, GatheredWrite};
 
 /// The gathered writes of a machine, on their way to its devices.
 #[derive(Debug, Default)]
