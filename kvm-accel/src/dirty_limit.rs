@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use ram_block::PageSize;
 
-use crate::gate::Gate;
-use crate::kick::VcpuShared;
-use crate::vm::KvmVm;
+use crate::exclusion::gate::Gate;
+use crate::exclusion::kick::VcpuShared;
+use crate::machine::Machine;
 
 /// How often rings are looked into.
 const LOOK: Duration = Duration::from_millis(1);
@@ -167,34 +167,38 @@ impl DirtyLimit {
         self.lock().limit
     }
 
-    /// From now on each vCPU of `vm` dirties at most so many bytes per second.
-    pub(crate) fn set(self: &Arc<Self>, vm: &Arc<KvmVm>, limit: Option<u64>) -> io::Result<()> {
+    /// From now on each vCPU of `machine` dirties at most so many bytes per second.
+    pub(crate) fn set(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        limit: Option<u64>,
+    ) -> io::Result<()> {
         let mut state = self.lock();
         if limit.is_some() && !state.kept {
-            let (this, vm) = (self.clone(), Arc::downgrade(vm));
-            Builder::new().name("dirty limit".to_owned()).spawn(move || this.keep(&vm))?;
+            let (this, machine) = (self.clone(), Arc::downgrade(machine));
+            Builder::new().name("dirty limit".to_owned()).spawn(move || this.keep(&machine))?;
             state.kept = true;
         }
         state.limit = limit;
         // What was dirtied until now is forgiven.
         state.let_all_in();
         for limited in &mut state.vcpus {
-            limited.bucket = Bucket::new(Instant::now(), vm.ring_seen(limited.ring));
+            limited.bucket = Bucket::new(Instant::now(), machine.ring_seen(limited.ring));
         }
         drop(state);
-        vm.gate().wake();
+        machine.gate().wake();
         self.changed.notify_all();
         Ok(())
     }
 
     /// Keeps the limit until there is none, or no machine.
-    fn keep(&self, vm: &Weak<KvmVm>) {
+    fn keep(&self, machine: &Weak<Machine>) {
         let mut state = self.lock();
-        while let (Some(limit), Some(vm)) = (state.limit, vm.upgrade()) {
-            let next = state.look(limit, vm.gate(), |ring| vm.ring_seen(ring));
+        while let (Some(limit), Some(machine)) = (state.limit, machine.upgrade()) {
+            let next = state.look(limit, machine.gate(), |ring| machine.ring_seen(ring));
             // Whoever drops the machine's last reference may be this thread.
             drop(state);
-            drop(vm);
+            drop(machine);
             state = self.lock();
             if state.limit.is_some() {
                 let waited = self.changed.wait_timeout(state, next);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ram_block::DirtyError;
 use thiserror::Error;
 
-use crate::tracking::DirtyTracking;
+use crate::config::DirtyTracking;
 
 /// An operation on KVM that failed.
 #[derive(Debug, Error)]

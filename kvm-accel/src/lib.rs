@@ -64,48 +64,39 @@
 //!
 //! # Where the unsafe code is
 //!
-//! `ioctl` passes memory to KVM and reads what it answers, `mapping` maps what KVM shares
-//! through a vCPU's descriptor, `kick` writes a byte of that and sends signals, and
-//! `coalesced_ring` maps the ring of gathered writes.
+//! `sys::ioctl` passes memory to KVM and reads what it answers, `sys::mapping` maps what KVM
+//! shares through a vCPU's descriptor, `exclusion::kick` writes a byte of that and sends signals,
+//! and `bus::coalesced_ring` maps the ring of gathered writes.
 //! Everything else is safe Rust.
 
-mod coalesced_ring;
+mod bus;
+mod config;
 mod dirty_limit;
+mod dirty_ring;
 mod error;
-mod gate;
-mod gated_vm;
-mod io_events;
-mod ioctl;
-mod kick;
-mod mapping;
-mod ring;
-mod rings;
-#[cfg(target_arch = "x86_64")]
-mod run_page;
-mod run_state;
+mod exclusion;
+mod machine;
 mod slots;
-mod standstill;
-#[cfg(target_arch = "x86_64")]
-mod state;
 mod stats;
-mod thread;
+mod sys;
 mod tracking;
 mod vcpu;
 mod vm;
-mod vm_ioctls;
 
+pub use bus::buses::Buses;
+pub use config::{DirtyTracking, KvmConfig};
 pub use error::KvmError;
-pub use gate::PauseGuard;
-#[cfg(target_arch = "x86_64")]
-pub use run_page::RunPage;
-pub use slots::SlotInfo;
-#[cfg(target_arch = "x86_64")]
-pub use state::VcpuState;
+pub use exclusion::gate::PauseGuard;
+pub use slots::table::SlotInfo;
 pub use stats::{Cost, DirtyLogStats};
-pub use thread::{VcpuThread, VcpuThreadError};
-pub use tracking::{Chosen, DirtyTracking, KvmConfig};
-pub use vcpu::{Buses, Vcpu, VcpuEvent, VcpuKicker};
+pub use sys::vm_ioctls::VmIoctls;
+pub use tracking::Chosen;
+pub use vcpu::run::{Vcpu, VcpuEvent, VcpuKicker};
+#[cfg(target_arch = "x86_64")]
+pub use vcpu::run_page::RunPage;
+#[cfg(target_arch = "x86_64")]
+pub use vcpu::state::VcpuState;
+pub use vcpu::thread::{VcpuThread, VcpuThreadError};
 pub use vm::KvmVm;
-pub use vm_ioctls::VmIoctls;
 /// The versions of the KVM crates whose types appear here.
 pub use {kvm_bindings, kvm_ioctls};

@@ -2,26 +2,25 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_ioctls::{Cap, VmFd};
 use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
 use ram_block::PageSize;
 
+use crate::bus::buses::Buses;
+use crate::config::{DirtyTracking, KvmConfig};
 use crate::dirty_limit::DirtyLimit;
 use crate::error::{KvmError, io_error};
-use crate::gate::{Gate, PauseGuard};
-use crate::gated_vm::GatedVm;
-use crate::io_events::{self, Bus, Gathered};
-use crate::ioctl::MappedEntries;
-use crate::kick::VcpuShared;
-use crate::rings::RingOfVcpu;
-use crate::slots::{self, Mode, SlotInfo, Slots};
+use crate::exclusion::gate::PauseGuard;
+use crate::exclusion::kick::VcpuShared;
+use crate::machine::Machine;
+use crate::slots::table::{Mode, SlotInfo, Slots};
 use crate::stats::DirtyLogStats;
-use crate::tracking::{Chosen, DirtyTracking, KvmConfig, choose};
-use crate::vcpu::{Buses, Vcpu};
-use crate::vm_ioctls::VmIoctls;
+use crate::sys::vm_ioctls::VmIoctls;
+use crate::tracking::{Chosen, choose};
+use crate::vcpu::run::Vcpu;
 
 /// A virtual machine of KVM: memory slots that follow a flat view, and vCPUs.
 ///
@@ -31,15 +30,8 @@ use crate::vm_ioctls::VmIoctls;
 /// Dropped, it takes its slots away: what KVM had logged is merged, and a vCPU that somebody
 /// else has open finds no memory any more. A [`Vcpu`] keeps its machine.
 pub struct KvmVm {
-    fd: VmFd,
-    chosen: Chosen,
-    ring_staleness: Duration,
-    slots: Mutex<Slots>,
-    gate: Arc<Gate>,
-    gathered: Gathered,
+    machine: Arc<Machine>,
     limit: Arc<DirtyLimit>,
-    /// When guests were last interrupted for what their processors hold back.
-    looked: Mutex<Option<Instant>>,
 }
 
 impl KvmVm {
@@ -107,39 +99,23 @@ impl KvmVm {
         log::info!("written pages are tracked by {chosen}");
         log::debug!("KVM has {slots} memory slots, of which up to {limit} are used");
         #[cfg(target_arch = "x86_64")]
-        if let Err(error) = crate::ioctl::listed_msrs() {
+        if let Err(error) = crate::sys::ioctl::listed_msrs() {
             log::debug!("states of vCPUs cannot be saved yet: {error}");
         }
         let slots = Slots::new(limit, most, mode);
-        Ok(Arc::new(Self {
-            fd,
-            chosen,
-            ring_staleness: config.ring_staleness,
-            slots: Mutex::new(slots),
-            gate: Arc::default(),
-            gathered: Gathered::default(),
-            limit: Arc::default(),
-            looked: Mutex::new(None),
-        }))
+        let machine = Machine::new(fd, chosen, config.ring_staleness, slots);
+        Ok(Arc::new(Self { machine: Arc::new(machine), limit: Arc::default() }))
     }
 
     /// How written pages are tracked, and why so.
     pub fn dirty_tracking(&self) -> &Chosen {
-        &self.chosen
+        self.machine.chosen()
     }
 
     /// The ioctls of the machine for what this crate does not do: interrupt controllers,
     /// clocks, irqfds.
     pub fn fd(&self) -> VmIoctls<'_> {
-        VmIoctls::new(&self.fd)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn gate(&self) -> &Arc<Gate> {
-        &self.gate
+        VmIoctls::new(self.machine.fd())
     }
 
     /// A vCPU that sees `buses`.
@@ -148,21 +124,13 @@ impl KvmVm {
     ///
     /// [`KvmError::CreateVcpu`], [`KvmError::Signal`].
     pub fn create_vcpu(self: &Arc<Self>, id: u64, buses: Buses) -> Result<Vcpu, KvmError> {
-        let fd = self
-            .fd
-            .create_vcpu(id)
-            .map_err(|error| KvmError::CreateVcpu { id, source: io_error(error) })?;
+        let fd = self.machine.fd().create_vcpu(id);
+        let fd = fd.map_err(|error| KvmError::CreateVcpu { id, source: io_error(error) })?;
         let shared = VcpuShared::new(id, &fd)?;
-        let failed = |source| KvmError::CreateVcpu { id, source };
-        self.gathered.attach(&self.fd, &fd, &buses).map_err(failed)?;
-        let mut ring = RingOfVcpu::default();
-        if let DirtyTracking::Ring { entries } = self.chosen.tracking {
-            let entries = MappedEntries::new(&fd, entries).map_err(failed)?;
-            ring = self.lock().rings.add(entries);
-        }
-        self.gate.add(&shared);
+        let ring = self.machine.add(&fd, &shared, &buses);
+        let ring = ring.map_err(|source| KvmError::CreateVcpu { id, source })?;
         self.limit.add(&shared, ring.number);
-        Ok(Vcpu::new(fd, shared, self.clone(), buses, ring))
+        Ok(Vcpu::new(fd, shared, self.machine.clone(), buses, ring))
     }
 
     /// Stops all vCPUs: when this returns, none executes guest code, and none handles
@@ -174,7 +142,7 @@ impl KvmVm {
     /// [`KvmError::PauseTimeout`] if one does not stop within `timeout` (a device's
     /// handler takes its time), and [`KvmError::PauseFromVcpu`].
     pub fn pause(&self, timeout: Duration) -> Result<PauseGuard, KvmError> {
-        self.gate.pause(timeout)
+        self.machine.gate().pause(timeout)
     }
 
     /// Lets each vCPU dirty at most so many bytes of pages per second, as its ring counts
@@ -201,14 +169,14 @@ impl KvmVm {
     /// [`KvmError::Config`] for a limit of 0, [`KvmError::LimitThread`]. The limit is as it
     /// was then.
     pub fn set_dirty_limit(self: &Arc<Self>, bytes: Option<u64>) -> Result<(), KvmError> {
-        let tracking = self.chosen.tracking;
+        let tracking = self.machine.chosen().tracking;
         if !matches!(tracking, DirtyTracking::Ring { .. }) {
             return Err(KvmError::NoRings { tracking });
         }
         if bytes == Some(0) {
             return Err(KvmError::Config { what: "A dirty limit", unit: 1, found: 0 });
         }
-        self.limit.set(self, bytes).map_err(|source| KvmError::LimitThread { source })
+        self.limit.set(&self.machine, bytes).map_err(|source| KvmError::LimitThread { source })
     }
 
     /// How many bytes per second each vCPU may dirty, if that is limited.
@@ -224,7 +192,7 @@ impl KvmVm {
     /// within one that is called for such a write it does nothing. From within a handler
     /// that holds a lock of its device, be sure that no device uses that one in its turn.
     pub fn flush_coalesced(&self) {
-        self.gathered.hand_over();
+        self.machine.flush_coalesced();
     }
 
     /// What follows the space of the I/O ports: their eventfds and gathered writes. The
@@ -241,88 +209,17 @@ impl KvmVm {
     /// # }
     /// ```
     pub fn ports(self: &Arc<Self>) -> Arc<dyn MemoryListener> {
-        Arc::new(Ports(self.clone()))
-    }
-
-    /// Follows what a change does to eventfds and gathered writes, then does the rest;
-    /// takes the first back if that fails.
-    fn follow(
-        &self,
-        bus: Bus,
-        change: &ViewChange,
-        rest: impl FnOnce() -> Result<(), KvmError>,
-    ) -> Result<(), KvmError> {
-        let follow = || {
-            self.gathered.prepare(change);
-            io_events::follow(&self.fd, bus, change)?;
-            rest().inspect_err(|_| {
-                if let Err(error) = io_events::follow(&self.fd, bus, &change.inverse()) {
-                    log::error!("Cannot go back: {error}");
-                }
-            })
-        };
-        if slots::needs_exclusion(change) || self.gathered.needs_exclusion(change) {
-            self.gate.exclude(follow)
-        } else {
-            follow()
-        }
-    }
-
-    /// KVM's calls about slots.
-    fn calls(&self) -> GatedVm<'_> {
-        GatedVm { fd: &self.fd, gate: &self.gate }
-    }
-
-    /// A guest stopped because its dirty ring is full; `moves` is what the ring's count said
-    /// before it was let in.
-    pub(crate) fn ring_full(&self, ring: &RingOfVcpu, moves: u64) -> Result<(), KvmError> {
-        self.lock().ring_full(&self.calls(), ring, moves)
-    }
-
-    /// How many entries the ring of this number had so far.
-    pub(crate) fn ring_seen(&self, ring: usize) -> u64 {
-        self.lock().rings.seen(ring)
-    }
-
-    /// With rings, gets guests out of the processor, which may hold back entries until then,
-    /// unless that was done a short time ago.
-    fn look_into_processors(&self) {
-        if !matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
-            return;
-        }
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if looked.is_none_or(|looked| looked.elapsed() >= self.ring_staleness) {
-            self.gate.exclude(|| ());
-            *looked = Some(Instant::now());
-        }
-    }
-
-    fn sync_section(&self, at: u64) -> Result<(), KvmError> {
-        if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
-            return self.lock().harvest(&self.calls(), at);
-        }
-        // Slot by slot, so that others get in between.
-        let slots = self.lock().slots_of(at);
-        (0..slots).try_for_each(|n| self.lock().harvest_slot(&self.calls(), at, n))
+        Arc::new(Ports(self.machine.clone()))
     }
 
     /// What tracking has cost so far.
     pub fn dirty_log_stats(&self) -> DirtyLogStats {
-        let (kicks, stood_still) = self.gate.cost();
-        let limited = self.limit.waited();
-        DirtyLogStats { kicks, stood_still, limited, ..self.lock().stats }
+        DirtyLogStats { limited: self.limit.waited(), ..self.machine.dirty_log_stats() }
     }
 
     /// The memory slots, in the order of their addresses.
     pub fn slots(&self) -> Vec<SlotInfo> {
-        self.lock().list()
-    }
-}
-
-impl Drop for KvmVm {
-    fn drop(&mut self) {
-        let slots = self.slots.get_mut().unwrap_or_else(PoisonError::into_inner);
-        slots.remove_all(&self.fd);
+        self.machine.slots()
     }
 }
 
@@ -332,35 +229,26 @@ impl MemoryListener for KvmVm {
     }
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
-        let slots = || self.lock().commit(&self.calls(), change);
-        Ok(self.follow(Bus::Memory, change, slots)?)
+        Ok(self.machine.commit(change)?)
     }
 
     fn sync(&self, section: &Section) -> Result<(), ListenerError> {
-        self.look_into_processors();
-        Ok(self.sync_section(section.start())?)
+        Ok(self.machine.sync(section.start())?)
     }
 
-    /// Every slot that KVM has, whatever view is published at this moment. With rings without
-    /// a bitmap, one walk brings all.
+    /// Every slot that KVM has, whatever view is published at this moment.
     fn sync_all(&self, _: bool) -> Result<bool, ListenerError> {
-        self.look_into_processors();
-        if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) && !self.chosen.with_bitmap {
-            self.lock().take_rings(&self.calls())?;
-        } else {
-            let sections = self.lock().sections();
-            sections.into_iter().try_for_each(|at| self.sync_section(at))?;
-        }
+        self.machine.sync_all()?;
         Ok(true)
     }
 
     fn log_clear(&self, section: &Section, bytes: Range<u64>) -> Result<(), ListenerError> {
-        Ok(self.lock().clear(&self.calls(), section.start(), &bytes)?)
+        Ok(self.machine.clear(section.start(), &bytes)?)
     }
 }
 
 /// A machine as the listener of its ports.
-struct Ports(Arc<KvmVm>);
+struct Ports(Arc<Machine>);
 
 impl MemoryListener for Ports {
     fn name(&self) -> &str {
@@ -368,7 +256,7 @@ impl MemoryListener for Ports {
     }
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
-        Ok(self.0.follow(Bus::Ports, change, || Ok(()))?)
+        Ok(self.0.commit_ports(change)?)
     }
 
     fn sync(&self, _: &Section) -> Result<(), ListenerError> {

@@ -47,50 +47,44 @@
 //!
 //! # Where the unsafe code is
 //!
-//! `backing` maps memory, `backing::pages` populates and gives back its pages, `builder` takes
-//! the caller's, `block` lends it to vm-memory, `compare` looks at it in place, `word` makes
-//! arrays of words of it, `wide` and `zero::scan` choose instructions at run time; `barrier`,
-//! `io::vectored` and `presence` issue system calls.
+//! `page` asks for the host's page size, `sys::mapping` maps memory, `sys::populate` and
+//! `sys::discard` give it pages and take them back, `block::builder` takes the caller's,
+//! `block::ram_block` lends it to vm-memory, `content::compare` looks at it in place,
+//! `bitmap::word` makes arrays of words of it, `bitmap::simd` and `content::zero_scan` choose
+//! instructions at run time; `sys::membarrier`, `io::vectored` and `sys::pagemap` issue system
+//! calls.
 //! Everything else is safe Rust.
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("guest memory is indexed with 64-bit offsets: a 64-bit host is needed");
 
-mod backing;
-mod barrier;
 mod bitmap;
 mod block;
-mod builder;
-mod bulk;
-mod client;
-mod code;
-mod compare;
+mod content;
 mod dirty;
-mod error;
-mod extents;
 mod io;
 mod page;
-mod presence;
-mod snapshot;
-mod visit;
-mod vm_memory_bitmap;
-mod wide;
-mod word;
-mod zero;
+mod sys;
 
-pub use backing::HugePages;
-pub use block::{MAX_ID_LEN, RamBlock, RamSlice};
-pub use builder::RamBlockBuilder;
-pub use client::{ClientSet, DirtyClient};
-pub use code::{CodeWatch, Watching};
-pub use compare::difference;
-pub use dirty::{ClientRegistration, DirtyClaim, DirtyError, DirtyMemory};
-pub use error::RamBlockError;
-pub use extents::DataExtents;
-pub use io::{ReceiveList, SendList, TransferError};
+pub use bitmap::simd::summarize;
+pub use block::builder::RamBlockBuilder;
+pub use block::error::{MAX_ID_LEN, RamBlockError};
+pub use block::ram_block::{RamBlock, RamSlice};
+pub use content::compare::difference;
+pub use content::extents::DataExtents;
+pub use dirty::claim::DirtyClaim;
+pub use dirty::client::{ClientSet, DirtyClient};
+pub use dirty::code_watch::{CodeWatch, Watching};
+pub use dirty::error::DirtyError;
+pub use dirty::harvest::Harvest;
+pub use dirty::memory::DirtyMemory;
+pub use dirty::registration::ClientRegistration;
+pub use dirty::snapshot::DirtySnapshot;
+pub use dirty::vm_memory_bitmap::DirtyBitmap;
+pub use io::error::TransferError;
+pub use io::receive::ReceiveList;
+pub use io::send::SendList;
 pub use page::{PageSize, PageSizeError};
-pub use snapshot::{DirtySnapshot, Harvest};
+pub use sys::mapping::HugePages;
 /// The version of vm-memory whose traits the public types implement.
 pub use vm_memory;
-pub use vm_memory_bitmap::DirtyBitmap;
-pub use wide::summarize;

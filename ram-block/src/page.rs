@@ -1,4 +1,5 @@
 //! The page size as a value.
+#![allow(unsafe_code)]
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -57,7 +58,7 @@ impl PageSize {
     pub fn host() -> Self {
         static HOST: OnceLock<PageSize> = OnceLock::new();
         *HOST.get_or_init(|| {
-            let bytes = crate::backing::host_page_bytes();
+            let bytes = host_page_bytes();
             Self::new(bytes).expect("the host's page size is a power of two of at least 512 bytes")
         })
     }
@@ -97,6 +98,13 @@ impl PageSize {
         }
         first..self.page_of(offset.saturating_add(len - 1)) + 1
     }
+}
+
+/// The host's page size in bytes.
+fn host_page_bytes() -> u64 {
+    // SAFETY: sysconf reads no memory of ours.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).unwrap_or(0)
 }
 
 /// Narrows an index for use with slices; lossless, as hosts are 64-bit.

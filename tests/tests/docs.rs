@@ -200,7 +200,7 @@ fn spans(text: &str) -> BTreeSet<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// `ram-block/src/zero/scan.rs` as `zero::scan`.
+/// `ram-block/src/content/zero_scan.rs` as `content::zero_scan`.
 fn module_name(file: &str) -> String {
     let (_, path) = file.split_once("/src/").unwrap_or(("", file));
     path.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::")
@@ -382,14 +382,14 @@ fn what_is_planted_is_found() {
     assert!(workspace.has_folder("src/draw") && !workspace.has_folder("src/dra"));
     assert!(workspace.has_folder(".ci/run") && !workspace.has_folder(".ci/ru"));
     assert!(workspace.has_folder("src/draw/text.rs") && !workspace.has_folder("draw/text.sh"));
-    assert!(workspace.has("bitmap.rs", Some("ram-block")) && workspace.has("bitmap.rs", None));
-    assert!(!workspace.has("bitmap.rs", Some("kvm-accel")), "another package's");
-    assert!(!workspace.has("itmap.rs", None) && !workspace.has("ram-block/bitmap.rs", None));
+    assert!(workspace.has("page.rs", Some("ram-block")) && workspace.has("page.rs", None));
+    assert!(!workspace.has("page.rs", Some("kvm-accel")), "another package's");
+    assert!(!workspace.has("age.rs", None) && !workspace.has("ram-block/page.rs", None));
 
     let text =
         "//! Text.\n//! # Where the unsafe code is\n//!\n//! `a::b` does.\nuse x;\n/// More.";
     let lines: Vec<_> = documentation(text).map(|(number, _)| number).collect();
     assert_eq!(lines, [1, 2, 3, 4, 6]);
     assert_eq!(spans("`a::b` and `c`"), ["a::b", "c"].map(str::to_owned).into());
-    assert_eq!(module_name("ram-block/src/zero/scan.rs"), "zero::scan");
+    assert_eq!(module_name("ram-block/src/content/zero_scan.rs"), "content::zero_scan");
 }

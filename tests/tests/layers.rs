@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use syn::visit::{self, Visit};
 
-const CRATES: [&str; 3] = ["memory-region", "migration-ram", "display-vga"];
+const CRATES: [&str; 5] =
+    ["ram-block", "memory-region", "kvm-accel", "migration-ram", "display-vga"];
 const HEADING: &str = "# Layers";
 
 /// A path of modules from a crate's root.

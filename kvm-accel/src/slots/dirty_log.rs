@@ -1,16 +1,42 @@
 //! Harvesting and clearing the log of slots, in each of the ways in which KVM keeps it.
+//!
+//! # Manual protection
+//!
+//! KVM_GET_DIRTY_LOG only looks then, and KVM_CLEAR_DIRTY_LOG says which bits to clear, and
+//! which pages to watch again. A slot keeps what it last got: its *held* bits. Only those are
+//! cleared, and they are held no longer then. A client's own bits would not do: with two
+//! clients, the first takes a bit, clears it in KVM and reads the page; the guest writes the
+//! page again, and KVM sets its bit; the second clears it with the copy that it still has,
+//! and the second write is lost. The held bit is gone after the first clear, until a look has
+//! given the second write's bit to every client.
+//!
+//! For the same reason nothing is held any more once a client is switched on: it was not given
+//! what was reported before. The map that the slots follow, another map that shows the block, or
+//! a caller at the block itself may switch one on at any moment. So the block counts them
+//! (`DirtyMemory::switch_ons`), and a slot keeps the count from before the merge of its report.
+//! A clear looks at the count twice. If it differs before the ioctl, the bits stay in KVM. If
+//! it differs after the ioctl, the client may have read a page just before a write that found
+//! KVM's bit still set and was cleared with it: what was cleared is merged again, for all
+//! clients. A code watch has no such count for each page that it comes to watch: it is told of
+//! all that was cleared.
+//!
+//! # Rings
+//!
+//! A ring is of a vCPU, not of a slot: whatever is asked for, all rings are taken. Where
+//! entries may be lost, every logged slot is watched anew and all its pages are marked, while
+//! no vCPU runs guest code.
 
 use std::ops::Range;
 
 use ram_block::PageSize;
 
-use super::report::index;
-use super::{Mode, Slot, Slots};
+use crate::dirty_ring::ring::Entries;
+use crate::dirty_ring::set::RingOfVcpu;
 use crate::error::KvmError;
-use crate::ioctl::SlotCalls;
-use crate::ring::Entries;
-use crate::rings::RingOfVcpu;
+use crate::slots::bitmap::index;
+use crate::slots::table::{Mode, Slot, Slots};
 use crate::stats::DirtyLogStats;
+use crate::sys::ioctl::SlotCalls;
 
 impl<E: Entries> Slots<E> {
     /// Merges what KVM knows of the slots of the section at `at` into their block, for every

@@ -7,9 +7,9 @@
 //! slot any more (KVM waits for the readers of its table), so a block may be freed once its
 //! slots are deleted. Where KVM refuses to delete one, its block is never freed.
 
-use super::Slots;
-use crate::ioctl::SlotCalls;
-use crate::ring::Entries;
+use crate::dirty_ring::ring::Entries;
+use crate::slots::table::Slots;
+use crate::sys::ioctl::SlotCalls;
 
 impl<E: Entries> Slots<E> {
     /// Merges what KVM has logged, then deletes all slots. If a log cannot be fetched, all

@@ -2,10 +2,10 @@
 //! and rings, in slots of any size: whatever fails, the table is what KVM has, and no store is
 //! lost to any client.
 
+mod fake_kvm;
 mod follower;
 mod losses;
 mod newcomers;
-mod paper;
 mod race;
 mod random;
 mod removal;

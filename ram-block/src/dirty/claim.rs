@@ -1,88 +1,17 @@
 //! Claims: a client's bits can be taken once, so that they have one taker.
 //!
-//! A word for each client says who may take its bits: the number of the claim that stands, in
-//! its upper half, and how many harvests run without a claim, in its lower half. A harvest
-//! without the claim is refused as soon as there is one; a claim waits for the harvests that run
-//! already, so that somebody who harvests all the time does not keep it from being taken. It is
-//! given out when there are none: no bit that is marked after a claim goes to anybody else.
+//! `takers` says how it is kept that nobody else does.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
 
-use super::switch::name_of;
-use super::{DirtyError, DirtyMemory};
-use crate::client::DirtyClient;
-use crate::snapshot::{DirtySnapshot, Harvest};
-
-/// Who takes a client's bits; see the module's documentation.
-#[derive(Default)]
-pub(super) struct Takers(AtomicU64);
-
-const HALF: u32 = 32;
-/// How long a claim waits for harvests under way: one whose visitor waits for the claim would
-/// hold it for ever.
-const PATIENCE: Duration = Duration::from_millis(100);
-
-impl Takers {
-    /// Admits a harvest without a claim; false if a claim stands.
-    fn admit(&self) -> bool {
-        let free = |takers: u64| (takers >> HALF == 0).then_some(takers + 1);
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).is_ok()
-    }
-
-    fn leave(&self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// Takes the claim; false if one stands, or if somebody harvests for too long.
-    fn claim(&self, number: u64) -> bool {
-        let claimed = number << HALF;
-        let free = |takers: u64| (takers >> HALF == 0).then_some(takers | claimed);
-        if self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).is_err() {
-            return false;
-        }
-        // No harvest begins from here on.
-        let begin = Instant::now();
-        while !self.has(number) {
-            if begin.elapsed() >= PATIENCE {
-                self.end();
-                return false;
-            }
-            std::thread::yield_now();
-        }
-        true
-    }
-
-    fn has(&self, number: u64) -> bool {
-        self.0.load(Ordering::Acquire) == number << HALF
-    }
-
-    fn is_claimed(&self) -> bool {
-        self.0.load(Ordering::Acquire) >> HALF != 0
-    }
-
-    /// Ends the claim of this number, if it still stands.
-    fn release(&self, number: u64) {
-        let _ = self.0.compare_exchange(number << HALF, 0, Ordering::AcqRel, Ordering::Acquire);
-    }
-
-    /// Ends whatever claim stands.
-    fn end(&self) {
-        self.0.fetch_and((1 << HALF) - 1, Ordering::AcqRel);
-    }
-}
-
-/// A harvest without a claim, while it runs: no claim can be taken.
-pub(crate) struct Unclaimed<'a>(&'a Takers);
-
-impl Drop for Unclaimed<'_> {
-    fn drop(&mut self) {
-        self.0.leave();
-    }
-}
+use crate::dirty::client::{DirtyClient, name_of};
+use crate::dirty::error::DirtyError;
+use crate::dirty::harvest::Harvest;
+use crate::dirty::memory::DirtyMemory;
+use crate::dirty::snapshot::DirtySnapshot;
 
 /// The right to take one client's bits of one block, which nobody else has as long as this is
 /// kept.
@@ -135,25 +64,6 @@ impl DirtyMemory {
             return Err(DirtyError::Claimed { client });
         }
         Ok(DirtyClaim { dirty: self.clone(), client, number })
-    }
-
-    /// Whether somebody has claimed the bits of `client`: only the claim can take them.
-    pub fn is_claimed(&self, client: DirtyClient) -> bool {
-        self.takers[client.index()].is_claimed()
-    }
-
-    /// Begins a harvest without a claim.
-    pub(crate) fn unclaimed(&self, client: DirtyClient) -> Result<Unclaimed<'_>, DirtyError> {
-        let takers = &self.takers[client.index()];
-        if takers.admit() { Ok(Unclaimed(takers)) } else { Err(DirtyError::Claimed { client }) }
-    }
-
-    /// Ends a claim whose client is gone.
-    pub(super) fn end_claim(&self, client: DirtyClient) {
-        self.takers[client.index()].end();
-        // After that, and also for a client that is off: whoever saw the claim stand has an
-        // earlier count.
-        self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
     }
 }
 
@@ -254,6 +164,8 @@ impl fmt::Debug for DirtyClaim {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
     use crate::page::PageSize;
 

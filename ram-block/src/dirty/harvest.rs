@@ -1,14 +1,78 @@
-//! Taking a client's bits: as a snapshot, into a private bitmap, or word by word.
+//! Taking a client's bits: as a snapshot, into a private bitmap, or word by word; and the
+//! promise to do something with what was taken.
 
-use std::ops::Range;
+use std::fmt;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use super::{DirtyError, DirtyMemory};
-use crate::bitmap::{BITS, GRANULE};
-use crate::bulk::Bulk;
-use crate::client::{ClientSet, DirtyClient};
+use crate::bitmap::bits::{BITS, GRANULE};
+use crate::bitmap::locked::Bulk;
+use crate::dirty::client::{ClientSet, DirtyClient};
+use crate::dirty::error::DirtyError;
+use crate::dirty::memory::DirtyMemory;
+use crate::dirty::snapshot::DirtySnapshot;
 use crate::page::index;
-use crate::snapshot::{DirtySnapshot, Harvest};
+
+/// Dirty pages that were taken from a client's bitmap and are not yet dealt with.
+///
+/// Holding one proves that the bits are no longer in the bitmap and that nobody
+/// else has them. [`commit`](Harvest::commit) says that the work is done (the
+/// lines drawn, the pages sent or noted in a private bitmap). Dropped without
+/// that, by an early return or a panic, it **gives the bits back**, so that the
+/// next harvest finds them again.
+#[must_use = "a harvest that is dropped gives its bits back; commit it when its pages are dealt \
+    with"]
+pub struct Harvest {
+    /// Empty once committed.
+    owner: Option<Arc<DirtyMemory>>,
+    client: DirtyClient,
+    /// How often the client had been switched off: its bits are dropped with it.
+    times_off: u64,
+    snapshot: DirtySnapshot,
+}
+
+impl Harvest {
+    fn new(
+        owner: Arc<DirtyMemory>,
+        client: DirtyClient,
+        times_off: u64,
+        snapshot: DirtySnapshot,
+    ) -> Self {
+        Self { owner: Some(owner), client, times_off, snapshot }
+    }
+
+    /// Declares the pages dealt with; returns the snapshot, whose buffer the next
+    /// harvest can reuse.
+    pub fn commit(mut self) -> DirtySnapshot {
+        self.owner = None;
+        std::mem::take(&mut self.snapshot)
+    }
+}
+
+impl Deref for Harvest {
+    type Target = DirtySnapshot;
+
+    fn deref(&self) -> &DirtySnapshot {
+        &self.snapshot
+    }
+}
+
+impl Drop for Harvest {
+    fn drop(&mut self) {
+        if let Some(owner) = self.owner.take() {
+            owner.give_back(self.client, self.times_off, &self.snapshot);
+        }
+    }
+}
+
+impl fmt::Debug for Harvest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Harvest")
+            .field("client", &self.client)
+            .field("snapshot", &self.snapshot)
+            .finish()
+    }
+}
 
 impl DirtyMemory {
     /// Takes the bits of exactly `pages` from `client`'s bitmap.
@@ -75,18 +139,9 @@ impl DirtyMemory {
 
     /// Returns the bits of a harvest to the client they came from, unless it was
     /// switched off since.
-    pub(crate) fn give_back(&self, client: DirtyClient, times_off: u64, snapshot: &DirtySnapshot) {
+    fn give_back(&self, client: DirtyClient, times_off: u64, snapshot: &DirtySnapshot) {
         if self.times_off(client) == times_off {
             snapshot.block_words().for_each(|(word, bits)| self.mark_for(client, word, bits));
-        }
-    }
-
-    /// Marks a word of pages for one client, if it is on.
-    pub(crate) fn mark_for(&self, client: DirtyClient, word: u64, bits: u64) {
-        if self.enabled().contains(client) {
-            if let Some(bitmap) = self.bitmaps[client.index()].get() {
-                bitmap.mark_word(word, bits);
-            }
         }
     }
 

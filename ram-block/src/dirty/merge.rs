@@ -1,11 +1,12 @@
 //! What somebody else logged, 64 pages a word.
 
-use super::{DirtyError, DirtyMemory};
-use crate::bitmap::{BITS, words_of};
-use crate::bulk::Shifted;
-use crate::client::DirtyClient;
+use crate::bitmap::bits::{BITS, words_of};
+use crate::bitmap::shifted::Shifted;
+use crate::bitmap::simd::{self, CHUNK};
+use crate::dirty::client::DirtyClient;
+use crate::dirty::error::DirtyError;
+use crate::dirty::memory::DirtyMemory;
 use crate::page::index;
-use crate::wide::{self, CHUNK};
 
 impl DirtyMemory {
     /// Merges a bitmap of `count` pages, bit 0 of which is page `first`, into every
@@ -85,7 +86,7 @@ impl DirtyMemory {
                 let words = source.chunk(chunk, &mut buffer);
                 if words.iter().fold(0, |all, word| all | word) != 0 {
                     let bulk = bulk.get_or_insert_with(|| self.lock_bulk());
-                    let (found, ones) = wide::scan(words);
+                    let (found, ones) = simd::scan(words);
                     nonzero[index(chunk - granule)] = found;
                     set += ones;
                     if ones == CHUNK as u64 * BITS {

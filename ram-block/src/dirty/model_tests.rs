@@ -8,8 +8,8 @@ use loom::sync::atomic::Ordering::{AcqRel, Acquire, SeqCst};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 
-use crate::bitmap::Bitmap;
-use crate::bulk::Bulk;
+use crate::bitmap::atomic::Bitmap;
+use crate::bitmap::locked::Bulk;
 
 fn model(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();

@@ -1,14 +1,18 @@
 //! Any sequence of operations by up to eight clients, against a set of pages for each.
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::bitmap::GRANULE;
-use crate::code::CodeWatch;
-use crate::page::index;
+use crate::bitmap::bits::GRANULE;
+use crate::dirty::client::{ClientSet, DirtyClient};
+use crate::dirty::code_watch::CodeWatch;
+use crate::dirty::error::DirtyError;
+use crate::dirty::memory::DirtyMemory;
+use crate::dirty::registration::ClientRegistration;
+use crate::page::{PageSize, index};
 
 const PAGE: u64 = 4096;
 const ROOM: u64 = GRANULE + 5000;

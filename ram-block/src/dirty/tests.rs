@@ -1,7 +1,15 @@
 //! Marks, merges and harvests of one block.
 
-use super::*;
-use crate::snapshot::DirtySnapshot;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::bitmap::bits::GRANULE;
+use crate::dirty::client::{ClientSet, DirtyClient};
+use crate::dirty::error::DirtyError;
+use crate::dirty::memory::DirtyMemory;
+use crate::dirty::registration::ClientRegistration;
+use crate::dirty::snapshot::DirtySnapshot;
+use crate::page::PageSize;
 
 const VGA: DirtyClient = DirtyClient::VGA;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
@@ -178,11 +186,11 @@ fn a_harvest_of_a_client_that_is_gone_gives_nothing_to_the_next() {
 #[test]
 fn a_harvest_that_a_switch_overtakes_takes_nothing_from_the_next() {
     use std::ops::ControlFlow;
-    let memory = memory(3 * crate::bitmap::GRANULE);
+    let memory = memory(3 * GRANULE);
     let first = memory.register("first").unwrap();
     let client = first.client();
     memory.enable(client).unwrap();
-    let late = 2 * crate::bitmap::GRANULE + 5;
+    let late = 2 * GRANULE + 5;
     memory.mark_pages(&[1, 3, late]);
 
     let (mut first, mut second) = (Some(first), None);

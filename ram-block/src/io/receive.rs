@@ -5,11 +5,12 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use super::pieces::{Memory, Piece, Pieces};
-use super::vectored::{MOST, Stream, Target};
-use super::{BUFFER, TransferError, copy_in};
-use crate::block::RamBlock;
-use crate::error::RamBlockError;
+use crate::block::error::RamBlockError;
+use crate::block::ram_block::RamBlock;
+use crate::io::copy::{BUFFER, copy_in};
+use crate::io::error::TransferError;
+use crate::io::segments::{Memory, Piece, Pieces};
+use crate::io::vectored::{MOST, Stream, Target};
 use crate::page::index;
 
 /// A place, without what has been filled of it.

@@ -5,11 +5,12 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use super::pieces::{Memory, Piece, Pieces};
-use super::vectored::{Source, Stream};
-use super::{BUFFER, TransferError, copy_out};
-use crate::block::RamBlock;
-use crate::error::RamBlockError;
+use crate::block::error::RamBlockError;
+use crate::block::ram_block::RamBlock;
+use crate::io::copy::{BUFFER, copy_out};
+use crate::io::error::TransferError;
+use crate::io::segments::{Memory, Piece, Pieces};
+use crate::io::vectored::{Source, Stream};
 use crate::page::index;
 
 /// A piece, without what has been written of it.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Write, pipe};
+use std::io::{self, Read, Write, pipe};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -11,10 +11,14 @@ use std::thread;
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::builder::tests::{LEN, Temporary, each_kind};
+use crate::block::builder::tests::{LEN, Temporary, each_kind};
+use crate::block::error::RamBlockError;
+use crate::block::ram_block::RamBlock;
+use crate::dirty::client::DirtyClient;
+use crate::io::error::TransferError;
+use crate::io::receive::ReceiveList;
+use crate::io::send::SendList;
 use crate::page::PageSize;
-use crate::{DirtyClient, RamBlockError};
 
 const CLIENT: DirtyClient = DirtyClient::MIGRATION;
 

@@ -9,10 +9,10 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
 use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
 use ram_block::PageSize;
 
-use super::paper::Paper;
-use crate::ioctl::SlotCalls;
-use crate::ring::Entry;
-use crate::slots::Slots;
+use super::fake_kvm::Paper;
+use crate::slots::table::Slots;
+use crate::sys::dirty_gfn::Entry;
+use crate::sys::ioctl::SlotCalls;
 
 /// Which bits a client's clear takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

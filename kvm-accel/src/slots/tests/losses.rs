@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use memory_region::{MemoryMap, RegionId};
 use ram_block::{DirtyClient, PageSize, RamBlock};
 
+use super::fake_kvm::Paper;
 use super::follower::{Follower, Policy};
-use super::paper::Paper;
-use crate::rings::RingOfVcpu;
-use crate::slots::{Mode, Slots};
+use crate::dirty_ring::set::RingOfVcpu;
+use crate::slots::table::{Mode, Slots};
 
 const MODE: Mode = Mode::Rings { with_bitmap: false };
 /// Pages of each block.

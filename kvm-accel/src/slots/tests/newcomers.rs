@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use memory_region::MemoryMap;
 use ram_block::{CodeWatch, DirtyClient, PageSize, RamBlock};
 
+use super::fake_kvm::Paper;
 use super::follower::{Follower, Policy};
-use super::paper::Paper;
-use crate::ioctl::{SlotCalls, SlotRegion};
-use crate::slots::{Mode, Slots};
+use crate::slots::table::{Mode, Slots};
+use crate::sys::ioctl::{SlotCalls, SlotRegion};
 
 const VGA: DirtyClient = DirtyClient::VGA;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;

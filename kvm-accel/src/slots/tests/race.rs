@@ -9,10 +9,10 @@ use kvm_ioctls::{Kvm, VmFd};
 use memory_region::{MemoryMap, RegionId};
 use ram_block::{DirtyClient, PageSize, RamBlock};
 
+use super::fake_kvm::Paper;
 use super::follower::{Follower, PaperSlots, Policy};
-use super::paper::Paper;
-use crate::ioctl::SlotCalls;
-use crate::slots::{Mode, Slots};
+use crate::slots::table::{Mode, Slots};
+use crate::sys::ioctl::SlotCalls;
 
 const VGA: DirtyClient = DirtyClient::VGA;
 const MODE: Mode = Mode::ManualProtect { chunk: 64 };
@@ -173,7 +173,8 @@ fn machine() -> Option<VmFd> {
             return None;
         }
     };
-    use crate::tracking::{DirtyTracking, KvmConfig, choose};
+    use crate::config::{DirtyTracking, KvmConfig};
+    use crate::tracking::choose;
     let tracking = DirtyTracking::ManualProtect;
     match choose(&vm, &KvmConfig { tracking, ..KvmConfig::default() }) {
         Ok(_) => Some(vm),

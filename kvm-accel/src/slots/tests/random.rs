@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
 use ram_block::{DirtyClient, PageSize, RamBlock};
 
+use super::fake_kvm::Paper;
 use super::follower::{Follower, Policy};
-use super::paper::Paper;
-use crate::rings::RingOfVcpu;
-use crate::slots::{Mode, Slots};
+use crate::dirty_ring::set::RingOfVcpu;
+use crate::slots::table::{Mode, Slots};
 
 #[derive(Clone, Debug)]
 enum Step {

@@ -5,10 +5,10 @@ use std::sync::{Arc, Weak};
 use memory_region::MemoryMap;
 use ram_block::{DirtyClient, PageSize, RamBlock};
 
+use super::fake_kvm::Paper;
 use super::follower::{Follower, PaperSlots, Policy};
-use super::paper::Paper;
-use crate::ioctl::{SlotCalls, SlotRegion};
-use crate::slots::{Mode, Slots};
+use crate::slots::table::{Mode, Slots};
+use crate::sys::ioctl::{SlotCalls, SlotRegion};
 
 const MODES: [Mode; 3] =
     [Mode::Bitmap, Mode::ManualProtect { chunk: 64 }, Mode::Rings { with_bitmap: false }];

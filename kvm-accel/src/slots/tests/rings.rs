@@ -13,12 +13,13 @@ use std::sync::Arc;
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use ram_block::{DirtyClient, PageSize, RamBlock};
 
-use crate::ioctl::{SlotCalls, SlotRegion};
-use crate::ring::paper::PaperRing;
-use crate::ring::{Entries, Entry};
-use crate::rings::RingOfVcpu;
-use crate::slots::report::Report;
-use crate::slots::{Mode, Slot, Slots};
+use crate::dirty_ring::fake_ring::PaperRing;
+use crate::dirty_ring::ring::Entries;
+use crate::dirty_ring::set::RingOfVcpu;
+use crate::slots::bitmap::Report;
+use crate::slots::table::{Mode, Slot, Slots};
+use crate::sys::dirty_gfn::Entry;
+use crate::sys::ioctl::{SlotCalls, SlotRegion};
 
 const CLIENT: DirtyClient = DirtyClient::MIGRATION;
 

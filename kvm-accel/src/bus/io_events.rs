@@ -1,0 +1,81 @@
+//! Writes for which a guest need not exit, as KVM is told of them: those that signal an
+//! eventfd, and those that it gathers in a ring.
+//!
+//! KVM asks whatever was registered first for an address, and takes every range off that has
+//! the one it is told of. So the ranges of a view have no address in common, with each other
+//! or with an eventfd (`CoalescedRange`).
+
+use kvm_ioctls::{Cap, IoEventAddress, VmFd};
+use memory_region::{CoalescedRange, IoEventFd, ViewChange};
+
+use crate::error::{KvmError, io_error};
+use crate::sys::ioctl;
+
+/// Which of a machine's buses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bus {
+    Memory,
+    Ports,
+}
+
+/// One call of KVM, to be taken back if a later one fails.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Event(&'a IoEventFd, bool),
+    Gather(CoalescedRange, bool),
+}
+
+/// Makes KVM's eventfds and gathered ranges those of the changed view, or leaves them as
+/// they were.
+pub(crate) fn follow(vm: &VmFd, bus: Bus, change: &ViewChange) -> Result<(), KvmError> {
+    let gathers = match bus {
+        Bus::Memory => vm.check_extension(Cap::CoalescedMmio),
+        Bus::Ports => vm.check_extension(Cap::CoalescedPio),
+    };
+    let (events, ranges) = (&change.event_fds, &change.coalesced);
+    let gather = |on| move |range: &CoalescedRange| Step::Gather(*range, on);
+    let steps = (events.removed.iter().map(|event| Step::Event(event, false)))
+        .chain(ranges.removed.iter().map(gather(false)).filter(|_| gathers))
+        .chain(events.added.iter().map(|event| Step::Event(event, true)))
+        .chain(ranges.added.iter().map(gather(true)).filter(|_| gathers));
+    let mut done = Vec::new();
+    for step in steps {
+        if let Err(error) = take(vm, bus, step) {
+            for step in done.into_iter().rev() {
+                let back = match step {
+                    Step::Event(event, on) => Step::Event(event, !on),
+                    Step::Gather(range, on) => Step::Gather(range, !on),
+                };
+                if let Err(error) = take(vm, bus, back) {
+                    log::error!("Cannot go back: {error}");
+                }
+            }
+            return Err(error);
+        }
+        done.push(step);
+    }
+    Ok(())
+}
+
+fn take(vm: &VmFd, bus: Bus, step: Step<'_>) -> Result<(), KvmError> {
+    match step {
+        Step::Event(event, on) => {
+            let IoEventFd { address, size, .. } = *event;
+            ioctl::set_io_event(vm, event, bus == Bus::Ports, on)
+                .map_err(|source| KvmError::IoEvent { address, size, source })
+        }
+        Step::Gather(CoalescedRange { start, last }, on) => {
+            let size = last - start + 1;
+            let place = match bus {
+                Bus::Memory => IoEventAddress::Mmio(start),
+                Bus::Ports => IoEventAddress::Pio(start),
+            };
+            let result = match u32::try_from(size) {
+                Ok(size) if on => vm.register_coalesced_mmio(place, size).map_err(io_error),
+                Ok(size) => vm.unregister_coalesced_mmio(place, size).map_err(io_error),
+                Err(_) => Err(std::io::ErrorKind::InvalidInput.into()),
+            };
+            result.map_err(|source| KvmError::Gather { start, size, source })
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! KVM's side of a ring, on paper.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::sys::dirty_gfn::{DIRTY, Entry, RESET};
+
+/// What KVM does to a ring, its overruns included.
+#[derive(Debug)]
+pub(crate) struct PaperRing {
+    entries: Arc<[Entry]>,
+    /// Entries that KVM keeps free.
+    reserved: u32,
+    dirty: u32,
+    reset: u32,
+}
+
+impl PaperRing {
+    pub(crate) fn new(size: usize, reserved: u32) -> Self {
+        let entries = (0..size).map(|_| Entry::default()).collect();
+        Self { entries, reserved, dirty: 0, reset: 0 }
+    }
+
+    /// The entries as they are mapped.
+    pub(crate) fn entries(&self) -> Arc<[Entry]> {
+        self.entries.clone()
+    }
+
+    fn size(&self) -> u32 {
+        u32::try_from(self.entries.len()).unwrap()
+    }
+
+    fn entry(&self, at: u32) -> &Entry {
+        &self.entries[at as usize % self.entries.len()]
+    }
+
+    fn used(&self) -> u32 {
+        self.dirty.wrapping_sub(self.reset)
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.used() >= self.size() - self.reserved
+    }
+
+    /// Puts a page in, over whatever is there.
+    pub(crate) fn push(&mut self, slot: u32, page: u64) {
+        let entry = self.entry(self.dirty);
+        entry.slot.store(slot, Ordering::Relaxed);
+        entry.page.store(page, Ordering::Relaxed);
+        entry.flags.store(DIRTY, Ordering::Release);
+        self.dirty = self.dirty.wrapping_add(1);
+    }
+
+    /// Goes round once, with entries that nobody ever saw: what an overrun may leave.
+    pub(crate) fn go_round(&mut self) {
+        self.dirty = self.dirty.wrapping_add(self.size());
+    }
+
+    /// The entry at the reset index, if it is flagged to be reset: what KVM looks at first.
+    pub(crate) fn flagged(&self) -> Option<(u32, u64)> {
+        let entry = self.entry(self.reset);
+        let flagged = entry.flags.load(Ordering::Acquire) & RESET != 0;
+        flagged.then(|| (entry.slot.load(Ordering::Relaxed), entry.page.load(Ordering::Relaxed)))
+    }
+
+    /// Frees the entry at the reset index, whatever was pushed over it since KVM looked.
+    pub(crate) fn free(&mut self) {
+        self.entry(self.reset).flags.store(0, Ordering::Release);
+        self.reset = self.reset.wrapping_add(1);
+    }
+
+    /// KVM_RESET_DIRTY_RINGS, of `most` entries: the (slot, page) of those that were freed.
+    pub(crate) fn reset(&mut self, most: u64) -> Vec<(u32, u64)> {
+        let mut freed = Vec::new();
+        while (freed.len() as u64) < most {
+            let Some(entry) = self.flagged() else { break };
+            freed.push(entry);
+            self.free();
+        }
+        freed
+    }
+}

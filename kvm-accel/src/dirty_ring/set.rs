@@ -1,0 +1,165 @@
+//! The dirty rings of all vCPUs of a machine.
+//!
+//! The order that loses nothing (rule of the authors of the ring): entries are taken, then
+//! KVM_RESET_DIRTY_RINGS write-protects their pages again, and only then are the pages
+//! published to consumers, who read them. A store before the reset is in what they read; a
+//! store after it is a new entry.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::dirty_ring::ring::{Entries, Ring};
+use crate::stats::DirtyLogStats;
+use crate::sys::ioctl::SlotCalls;
+
+/// After so many resets in a row that reset nothing, nothing is left to be reset. One says
+/// little: what no mask of signals keeps off (SIGSTOP, a freezer, work of io_uring) ends a reset
+/// before its first entry, without an error. It is dealt with before the next call.
+const RESETS: u32 = 16;
+
+/// A vCPU's side of its ring.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RingOfVcpu {
+    /// Its number among the machine's; 0 if there are no rings.
+    pub(crate) number: usize,
+    moves: Arc<AtomicU64>,
+}
+
+impl RingOfVcpu {
+    /// A count that changes when KVM's reset index is about to move, and when it has moved. If
+    /// it is the same before the guest was let in and after the ring was called full, the
+    /// ring was full the whole time.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Acquire)
+    }
+}
+
+/// All rings, whose entries are in `E`, and what was last found in them.
+#[derive(Debug)]
+pub(crate) struct Rings<E> {
+    rings: Vec<Ring<E>>,
+    /// (slot, page) of what was found; kept, so that nothing is allocated after a while.
+    pub(crate) found: Vec<(u32, u64)>,
+}
+
+impl<E> Default for Rings<E> {
+    fn default() -> Self {
+        Self { rings: Vec::new(), found: Vec::new() }
+    }
+}
+
+impl<E: Entries> Rings<E> {
+    /// Adds the ring of a new vCPU, which is empty.
+    pub(crate) fn add(&mut self, entries: E) -> RingOfVcpu {
+        let ring = Ring::new(entries);
+        let handle = RingOfVcpu { number: self.rings.len(), moves: ring.moves().clone() };
+        self.rings.push(ring);
+        handle
+    }
+
+    /// Takes the entries of all rings into `found`, and has their pages write-protected. Returns
+    /// whether some may be lost: then the rings want to be [realigned](Self::realign).
+    ///
+    /// # Errors
+    ///
+    /// If KVM does not reset: what was found is found all the same, but entries may be lost.
+    pub(crate) fn take(
+        &mut self,
+        vm: &impl SlotCalls,
+        stats: &mut DirtyLogStats,
+    ) -> io::Result<bool> {
+        let Self { rings, found } = self;
+        found.clear();
+        stats.reaps.count(|| {
+            for ring in rings.iter_mut() {
+                ring.take(|slot, page| found.push((slot, page)));
+            }
+        });
+        self.reset(vm, stats)
+    }
+
+    /// Resets what is flagged. Returns whether entries may be lost.
+    ///
+    /// A call that ends early, for a signal, may have freed entries whose pages it has not
+    /// write-protected. One that ends after the last entry looks complete: so signals are kept
+    /// off meanwhile ([`SlotCalls::reset_rings`]).
+    ///
+    /// What no mask keeps off ends a call, too: SIGSTOP, ptrace, a freezer, and work of io_uring
+    /// for the calling thread. If that comes between the last entry and the write-protection of
+    /// the last batch (entries of 64 adjacent pages), KVM returns the full count, and these pages
+    /// stay writable without an entry. User space cannot tell; the window is a few instructions
+    /// of the kernel. [`DirtyTracking::Ring`](crate::DirtyTracking::Ring) names it.
+    fn reset(&mut self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<bool> {
+        let flagged: usize = self.rings.iter().map(Ring::flagged).sum();
+        let complete = flagged == 0 || self.ask_for_reset(vm, stats)? == flagged as u64;
+        if complete {
+            self.rings.iter_mut().for_each(Ring::settle);
+        }
+        Ok(!complete || self.rings.iter().any(Ring::is_overrun))
+    }
+
+    /// One call. Returns how many entries KVM has reset, as far as it says.
+    fn ask_for_reset(&self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<u64> {
+        self.rings.iter().for_each(Ring::count_move);
+        let count = stats.resets.count(|| vm.reset_rings());
+        self.rings.iter().for_each(Ring::count_move);
+        match count {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            count => count,
+        }
+    }
+
+    /// After a loss: finds KVM's places in the rings again. No vCPU runs guest code meanwhile,
+    /// and all pages are to be write-protected and marked after it. Returns whether all rings
+    /// are in order, or will be with the next entry; one into which somebody pushes all the
+    /// same is not.
+    pub(crate) fn realign(
+        &mut self,
+        vm: &impl SlotCalls,
+        stats: &mut DirtyLogStats,
+    ) -> io::Result<bool> {
+        self.rings.iter_mut().for_each(Ring::look_at_guard);
+        if self.rings.iter().any(|ring| ring.flagged() > 0) {
+            self.rings.iter().for_each(Ring::flag_again);
+            let mut without = 0;
+            while without < RESETS {
+                without = if self.ask_for_reset(vm, stats)? > 0 { 0 } else { without + 1 };
+            }
+            self.rings.iter_mut().for_each(Ring::settle_again);
+        }
+        let overrun = |ring: &&mut Ring<E>| ring.is_overrun();
+        self.rings.iter_mut().filter(overrun).for_each(Ring::sweep);
+        Ok(!self.rings.iter().any(Ring::is_overrun))
+    }
+
+    /// How many entries ring `number` had so far.
+    pub(crate) fn seen(&self, number: usize) -> u64 {
+        self.rings.get(number).map_or(0, Ring::seen)
+    }
+
+    /// Whether ring `number` has free entries that KVM counts as used.
+    pub(crate) fn is_displaced(&self, number: usize) -> bool {
+        self.rings.get(number).is_some_and(Ring::is_displaced)
+    }
+
+    /// Entries of ring `number` were written over.
+    pub(crate) fn overrun(&mut self, number: usize) {
+        self.rings.get_mut(number).into_iter().for_each(Ring::overrun);
+    }
+
+    /// For a displaced ring that KVM calls full and in which there is nothing: lets KVM pass by a
+    /// quarter of it. Its vCPU is not in the guest. Returns whether entries may be lost.
+    pub(crate) fn skip_quarter(
+        &mut self,
+        number: usize,
+        vm: &impl SlotCalls,
+        stats: &mut DirtyLogStats,
+    ) -> io::Result<bool> {
+        match self.rings.get_mut(number) {
+            Some(ring) if ring.flagged() == 0 => ring.skip_quarter(),
+            _ => return Ok(false),
+        }
+        self.reset(vm, stats)
+    }
+}

@@ -1,0 +1,174 @@
+//! Interrupting a vCPU from another thread.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use kvm_bindings::kvm_run;
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
+
+use crate::error::KvmError;
+use crate::exclusion::run_state::RunState;
+use crate::sys::mapping::VcpuMapping;
+
+/// A second mapping of the page that KVM shares with the vCPU's owner, for the one
+/// byte that other threads write.
+///
+/// kvm-ioctls hands out the first mapping as `&mut`; this one has another address,
+/// so the two do not alias as far as Rust is concerned.
+#[derive(Debug)]
+struct SharedPage(VcpuMapping);
+
+impl SharedPage {
+    fn new(vcpu: &VcpuFd) -> io::Result<Self> {
+        // The kernel maps the vCPU's shared page at offset 0 of its descriptor.
+        Ok(Self(VcpuMapping::new(vcpu, 0, size_of::<kvm_run>())?))
+    }
+
+    fn immediate_exit(&self) -> &AtomicU8 {
+        // SAFETY: the field lies within the mapping, which holds all of `kvm_run`.
+        let byte = unsafe { self.0.start().add(offset_of!(kvm_run, immediate_exit)) };
+        // SAFETY: the mapping lives as long as `self`, a byte needs no alignment, and
+        // in this process the byte is accessed through here only; the kernel reads it.
+        unsafe { AtomicU8::from_ptr(byte.as_ptr()) }
+    }
+}
+
+/// What other threads see of a vCPU.
+#[derive(Debug)]
+pub(crate) struct VcpuShared {
+    pub(crate) id: u64,
+    pub(crate) state: RunState,
+    /// The owner asked that `run` return.
+    kicked: AtomicBool,
+    /// It has dirtied more than it may.
+    kept_out: AtomicBool,
+    page: SharedPage,
+    /// The thread in `run`. Held while a signal is sent, so that the number cannot
+    /// come to name another thread meanwhile.
+    thread: Mutex<Option<libc::pid_t>>,
+}
+
+/// The signal that interrupts KVM_RUN: the first real-time signal.
+fn kick_signal() -> i32 {
+    SIGRTMIN()
+}
+
+extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+fn install_handler() -> Result<(), KvmError> {
+    static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+    let signal = kick_signal();
+    let install = || register_signal_handler(signal, ignore).map_err(|error| error.errno());
+    let result = *INSTALLED.get_or_init(install);
+    result.map_err(|errno| KvmError::Signal { signal, source: io::Error::from_raw_os_error(errno) })
+}
+
+fn current_thread() -> libc::pid_t {
+    // SAFETY: gettid reads and writes no memory of ours.
+    unsafe { libc::gettid() }
+}
+
+impl VcpuShared {
+    pub(crate) fn new(id: u64, vcpu: &VcpuFd) -> Result<Arc<Self>, KvmError> {
+        install_handler()?;
+        let page = SharedPage::new(vcpu).map_err(|source| KvmError::CreateVcpu { id, source })?;
+        Ok(Arc::new(Self {
+            id,
+            state: RunState::new(),
+            kicked: AtomicBool::new(false),
+            kept_out: AtomicBool::new(false),
+            page,
+            thread: Mutex::new(None),
+        }))
+    }
+
+    /// Makes the calling thread the one that a kick interrupts.
+    pub(crate) fn attach_thread(&self) -> Result<(), KvmError> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if *thread != Some(current_thread()) {
+            let signal = kick_signal();
+            unblock_signal(signal).map_err(|error| KvmError::Signal {
+                signal,
+                source: io::Error::other(error.to_string()),
+            })?;
+            *thread = Some(current_thread());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn detach_thread(&self) {
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether the calling thread is the one in `run`.
+    pub(crate) fn is_current_thread(&self) -> bool {
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) == Some(current_thread())
+    }
+
+    pub(crate) fn clear_immediate_exit(&self) {
+        self.page.immediate_exit().swap(0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn set_immediate_exit(&self) {
+        self.page.immediate_exit().swap(1, Ordering::AcqRel);
+    }
+
+    /// The owner's kick: `run` is to return.
+    pub(crate) fn kick(&self) {
+        self.kicked.store(true, Ordering::Release);
+        self.interrupt();
+    }
+
+    /// Whether the owner's kick has come; it is spent by [`take_kick`](Self::take_kick).
+    pub(crate) fn is_kicked(&self) -> bool {
+        self.kicked.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn take_kick(&self) -> bool {
+        self.is_kicked() && self.kicked.swap(false, Ordering::AcqRel)
+    }
+
+    /// The guest is to wait until it is let in again.
+    pub(crate) fn keep_out(&self) {
+        self.kept_out.store(true, Ordering::Release);
+        self.interrupt();
+    }
+
+    /// Whoever does this wakes the gate's waiters.
+    pub(crate) fn let_in(&self) {
+        self.kept_out.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn is_kept_out(&self) -> bool {
+        self.kept_out.load(Ordering::Acquire)
+    }
+
+    /// Gets the guest out of KVM_RUN. The caller has stored its wish before. Returns whether
+    /// a signal was sent for that: none is where the guest is out.
+    pub(crate) fn interrupt(&self) -> bool {
+        if self.state.ring(|| self.set_immediate_exit()) {
+            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(thread) = *thread {
+                // SAFETY: getpid reads and writes no memory of ours.
+                let process = unsafe { libc::getpid() };
+                // SAFETY: tgkill takes numbers only; the thread is in `run` while the
+                // lock is held, so the number is its own.
+                let result =
+                    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, kick_signal()) };
+                if result != 0 {
+                    log::warn!(
+                        "vCPU {} cannot be signalled: {}",
+                        self.id,
+                        io::Error::last_os_error()
+                    );
+                }
+                return result == 0;
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,190 @@
+//! KVM's memory slots, kept equal to the RAM of a flat view.
+//!
+//! Nothing is lost when slots change. A slot that is logged is harvested before it
+//! is deleted, with the vCPUs kept out of the guest from before the harvest until
+//! after the deletion, so that no store falls between the two. A log that is
+//! switched off is harvested first; what is stored after that has no reader left.
+//! KVM_GET_DIRTY_LOG takes the bits of all clients at once, so each harvest is
+//! merged for *every* client that is on: whoever asks, nobody's bits are eaten.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use log::Level;
+use memory_region::{Section, ViewChange};
+use ram_block::PageSize;
+
+use crate::dirty_ring::ring::Entries;
+use crate::error::KvmError;
+use crate::slots::bitmap::Report;
+use crate::slots::table::{Slot, Slots};
+use crate::sys::ioctl::SlotCalls;
+
+/// The slots for a section, of at most `most` bytes each; none if it has no whole pages that
+/// KVM can map.
+fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
+    let Some(block) = section.ram() else { return Vec::new() };
+    let mask = u128::from(page.bytes() - 1);
+    let first = (u128::from(section.start()) + mask) & !mask;
+    let end = (u128::from(section.last()) + 1) & !mask;
+    let skipped = first - u128::from(section.start());
+    if first >= end {
+        return Vec::new(); // less than a page: every access exits
+    }
+    if (u128::from(section.offset()) + skipped) & mask != 0 {
+        // A guest can move what it has there again and again: one warning is enough.
+        static WARNED: AtomicBool = AtomicBool::new(false);
+        let level = if WARNED.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
+        log::log!(level, "{section:?} is not page-aligned in its block: every access to it exits");
+        return Vec::new();
+    }
+    let slot = |guest: u128| {
+        Some(Slot {
+            id: 0,
+            guest: u64::try_from(guest).ok()?,
+            size: u64::try_from((end - guest).min(u128::from(most))).ok()?,
+            block: block.clone(),
+            offset: section.offset() + u64::try_from(guest - u128::from(section.start())).ok()?,
+            readonly: section.readonly(),
+            logged: !section.log().is_empty(),
+            held: Report::default(),
+            held_since: 0,
+        })
+    };
+    let step = usize::try_from(most).unwrap_or(usize::MAX);
+    (first..end).step_by(step).filter_map(slot).collect()
+}
+
+impl<E: Entries> Slots<E> {
+    /// Follows `change`, or leaves the slots as they were.
+    pub(crate) fn commit(
+        &mut self,
+        vm: &impl SlotCalls,
+        change: &ViewChange,
+    ) -> Result<(), KvmError> {
+        let going: Vec<u64> = change
+            .removed
+            .iter()
+            .map(Section::start)
+            .filter(|at| self.used.contains_key(at))
+            .collect();
+        let coming: Vec<(u64, Slot)> = change
+            .added
+            .iter()
+            .flat_map(|section| {
+                let slots = plan(section, self.page, self.most);
+                slots.into_iter().map(|slot| (section.start(), slot))
+            })
+            .collect();
+        let leaving: usize = going.iter().map(|at| self.used[at].len()).sum();
+        let used: usize = self.used.values().map(Vec::len).sum();
+        let needed = used - leaving + coming.len();
+        if needed > self.limit {
+            return Err(KvmError::SlotLimit { needed, limit: self.limit });
+        }
+
+        let mut undo = Vec::new();
+        let result = self.apply(vm, &going, coming, change, &mut undo);
+        if result.is_err() {
+            for step in undo.into_iter().rev() {
+                if let Err(error) = self.take_back(vm, step) {
+                    log::error!("A slot cannot be restored: {error}");
+                }
+            }
+        }
+        result
+    }
+
+    fn apply(
+        &mut self,
+        vm: &impl SlotCalls,
+        going: &[u64],
+        coming: Vec<(u64, Slot)>,
+        change: &ViewChange,
+        undo: &mut Vec<Undo>,
+    ) -> Result<(), KvmError> {
+        for &at in going {
+            self.harvest(vm, at)?;
+            while let Some(slot) = self.used.get(&at).and_then(|slots| slots.last()) {
+                slot.delete(vm)?;
+                undo.extend(self.forget(at).map(|slot| Undo::Create(at, slot)));
+            }
+        }
+        for (at, mut slot) in coming {
+            slot.id = self.free.first().copied().unwrap_or(self.fresh);
+            slot.create(vm)?;
+            self.enter(at, slot);
+            undo.push(Undo::Delete(at));
+        }
+        for relogged in &change.relogged {
+            let at = relogged.section.start();
+            // What is held was not given to a client that comes now.
+            for slot in self.used.get_mut(&at).into_iter().flatten() {
+                slot.held.forget();
+            }
+            let logged = !relogged.section.log().is_empty();
+            if self.used.get(&at).is_some_and(|slots| slots.iter().any(|s| s.logged != logged)) {
+                undo.push(Undo::Log(at, !logged));
+                self.set_logged(vm, at, logged)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_back(&mut self, vm: &impl SlotCalls, step: Undo) -> Result<(), KvmError> {
+        match step {
+            Undo::Create(at, mut slot) => {
+                slot.create(vm)?;
+                slot.held.forget();
+                self.enter(at, slot);
+            }
+            Undo::Delete(at) => {
+                if let Err(error) = self.harvest(vm, at) {
+                    // It goes all the same, or the former ones cannot come back.
+                    log::error!("{error}: all of the slot counts as written");
+                    for slot in self.used.get(&at).into_iter().flatten() {
+                        slot.block.dirty().mark(slot.offset, slot.size);
+                    }
+                }
+                // As long as KVM has the slot, the table keeps its block.
+                if let Some(slot) = self.used.get(&at).and_then(|slots| slots.last()) {
+                    slot.delete(vm)?;
+                }
+                self.forget(at);
+            }
+            Undo::Log(at, logged) => {
+                let switched = self.set_logged(vm, at, logged);
+                // What was stored while the log was off is known to nobody.
+                for slot in self.used.get(&at).into_iter().flatten().filter(|_| logged) {
+                    slot.block.dirty().mark(slot.offset, slot.size);
+                }
+                switched?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_logged(&mut self, vm: &impl SlotCalls, at: u64, logged: bool) -> Result<(), KvmError> {
+        if !logged {
+            self.harvest(vm, at)?;
+        }
+        for slot in self.used.get_mut(&at).into_iter().flatten() {
+            if slot.logged != logged {
+                slot.switch(vm, logged)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether slots come or go, so that guests must stand still: also where they only
+/// come, as a later step may fail and take them back.
+pub(crate) fn needs_exclusion(change: &ViewChange) -> bool {
+    change.removed.iter().chain(&change.added).any(|section| section.ram().is_some())
+}
+
+/// A step of a commit, to be taken back in reverse order.
+enum Undo {
+    Create(u64, Slot),
+    Delete(u64),
+    Log(u64, bool),
+}

@@ -1,0 +1,17 @@
+//! KVM's memory slots, kept equal to the RAM of a flat view, and their dirty log.
+//!
+//! - `bitmap`: a slot's log as KVM reported it
+//! - `table`: the slots in use
+//! - `dirty_log`: harvesting and clearing their log, by bitmap, manual protection and rings
+//! - `commit`: following a change of the view
+//! - `removal`: taking all slots away, when their machine is dropped
+//!
+//! Stands on `dirty_ring` and on `sys`. It calls KVM through a trait, which tests implement.
+
+mod bitmap;
+pub(crate) mod commit;
+mod dirty_log;
+mod removal;
+pub(crate) mod table;
+#[cfg(test)]
+mod tests;

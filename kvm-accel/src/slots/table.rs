@@ -1,0 +1,195 @@
+//! The slots in use, and what KVM is told of each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
+use ram_block::{PageSize, RamBlock};
+
+use crate::dirty_ring::ring::Entries;
+use crate::dirty_ring::set::Rings;
+use crate::error::KvmError;
+use crate::slots::bitmap::Report;
+use crate::stats::DirtyLogStats;
+use crate::sys::ioctl::{MappedEntries, SlotCalls, SlotRegion};
+
+/// A memory slot as KVM has it; see [`KvmVm::slots`](crate::KvmVm::slots).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// Guest-physical address, in bytes.
+    pub guest: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether guests cannot write it.
+    pub readonly: bool,
+    /// Whether KVM logs writes to it.
+    pub logged: bool,
+}
+
+/// A slot of the table.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) id: u32,
+    pub(super) guest: u64,
+    pub(super) size: u64,
+    /// Kept alive for KVM, which has its address.
+    pub(super) block: Arc<RamBlock>,
+    pub(super) offset: u64,
+    pub(super) readonly: bool,
+    pub(super) logged: bool,
+    /// With manual protection, the bits that KVM has reported and not cleared.
+    pub(super) held: Report,
+    /// The block's count of clients switched on, from before `held` was merged.
+    pub(super) held_since: u64,
+}
+
+impl Slot {
+    fn set(&self, vm: &impl SlotCalls, size: u64) -> Result<(), KvmError> {
+        let log = if self.logged { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        let readonly = if self.readonly { KVM_MEM_READONLY } else { 0 };
+        let &Self { id: slot, guest, offset, .. } = self;
+        let region = SlotRegion { slot, flags: log | readonly, guest, offset, size };
+        log::debug!(
+            "slot {slot}: {size:#x} bytes of {} at {guest:#x}, flags {:#x}",
+            self.block.id(),
+            region.flags
+        );
+        vm.set_slot(region, &self.block).map_err(|source| KvmError::SetSlot {
+            slot,
+            guest,
+            size,
+            block: self.block.id().to_owned(),
+            source,
+        })
+    }
+
+    pub(super) fn create(&self, vm: &impl SlotCalls) -> Result<(), KvmError> {
+        self.set(vm, self.size)
+    }
+
+    pub(super) fn delete(&self, vm: &impl SlotCalls) -> Result<(), KvmError> {
+        self.set(vm, 0)
+    }
+
+    /// Switches the log: the same place and size, only the flags change.
+    pub(super) fn switch(&mut self, vm: &impl SlotCalls, logged: bool) -> Result<(), KvmError> {
+        let before = std::mem::replace(&mut self.logged, logged);
+        self.create(vm).inspect_err(|_| self.logged = before)?;
+        self.held.discard();
+        Ok(())
+    }
+}
+
+/// What a number of KVM stands for: a part of a block.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) block: Arc<RamBlock>,
+    /// The slot's first page in the block.
+    pub(super) first: u64,
+    pub(super) pages: u64,
+}
+
+/// How KVM tracks written pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// A report clears.
+    Bitmap,
+    /// A report does not clear; so many pages are cleared at once.
+    ManualProtect { chunk: u64 },
+    /// Entries of rings, and perhaps a bitmap of what was written outside of vCPUs.
+    Rings { with_bitmap: bool },
+}
+
+/// The slots in use, by the first address of their section; of rings whose entries are `E`.
+#[derive(Debug)]
+pub(crate) struct Slots<E = MappedEntries> {
+    pub(super) page: PageSize,
+    pub(super) limit: usize,
+    /// The largest slot, in bytes.
+    pub(super) most: u64,
+    pub(super) mode: Mode,
+    pub(super) used: BTreeMap<u64, Vec<Slot>>,
+    /// By the slot's number.
+    pub(super) places: Vec<Option<Place>>,
+    pub(super) free: BTreeSet<u32>,
+    /// One past the highest number ever used.
+    pub(super) fresh: u32,
+    /// Without manual protection, the last report; grows to the largest slot and stays.
+    pub(super) report: Report,
+    /// Pages of one block, to be marked; kept.
+    pub(super) pages: Vec<u64>,
+    pub(crate) rings: Rings<E>,
+    /// Entries were lost, and not every slot could be watched anew, or not every ring be
+    /// realigned.
+    pub(super) unwatched: bool,
+    pub(crate) stats: DirtyLogStats,
+}
+
+impl<E: Entries> Slots<E> {
+    /// At most `limit` slots of at most `most` bytes.
+    pub(crate) fn new(limit: usize, most: u64, mode: Mode) -> Self {
+        Self {
+            page: PageSize::host(),
+            limit,
+            most,
+            mode,
+            used: BTreeMap::new(),
+            places: Vec::new(),
+            free: BTreeSet::new(),
+            fresh: 0,
+            report: Report::default(),
+            pages: Vec::new(),
+            rings: Rings::default(),
+            unwatched: false,
+            stats: DirtyLogStats::default(),
+        }
+    }
+
+    /// Notes a slot that KVM has now.
+    pub(super) fn enter(&mut self, at: u64, slot: Slot) {
+        let id = slot.id as usize;
+        if !self.free.remove(&slot.id) {
+            self.fresh = self.fresh.max(slot.id + 1);
+        }
+        if self.places.len() <= id {
+            self.places.resize(id + 1, None);
+        }
+        self.places[id] = Some(Place {
+            block: slot.block.clone(),
+            first: self.page.page_of(slot.offset),
+            pages: self.page.count(slot.size),
+        });
+        self.used.entry(at).or_default().push(slot);
+    }
+
+    /// Forgets the last slot of the section at `at`, which KVM has no more.
+    pub(super) fn forget(&mut self, at: u64) -> Option<Slot> {
+        let slots = self.used.get_mut(&at)?;
+        let slot = slots.pop();
+        if slots.is_empty() {
+            self.used.remove(&at);
+        }
+        let slot = slot?;
+        self.places[slot.id as usize] = None;
+        self.free.insert(slot.id);
+        Some(slot)
+    }
+
+    /// The sections that have slots.
+    pub(crate) fn sections(&self) -> Vec<u64> {
+        self.used.keys().copied().collect()
+    }
+
+    /// The slots in the order of their addresses.
+    pub(crate) fn list(&self) -> Vec<SlotInfo> {
+        let info = |slot: &Slot| SlotInfo {
+            guest: slot.guest,
+            size: slot.size,
+            readonly: slot.readonly,
+            logged: slot.logged,
+        };
+        let mut slots: Vec<_> = self.used.values().flatten().map(info).collect();
+        slots.sort_by_key(|slot| slot.guest);
+        slots
+    }
+}

@@ -1,0 +1,318 @@
+//! What is passed to KVM by pointer, and what is read from its shared page.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::AsRawFd;
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
+
+use kvm_bindings::{
+    KVM_DIRTY_LOG_PAGE_OFFSET, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVMIO,
+    kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
+    kvm_dirty_log__bindgen_ty_1, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_userspace_memory_region,
+};
+#[cfg(target_arch = "x86_64")]
+use kvm_bindings::{MsrList, Xsave};
+#[cfg(target_arch = "x86_64")]
+use kvm_ioctls::Kvm;
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
+use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
+
+use memory_region::IoEventFd;
+use ram_block::{PageSize, RamBlock};
+
+use crate::error::io_error;
+use crate::sys::dirty_gfn::Entry;
+use crate::sys::mapping::VcpuMapping;
+
+ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
+ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
+ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
+
+/// Lets writes signal an eventfd, or exit again (KVM API, section 4.59).
+///
+/// kvm-ioctls has this too, but for no size without a value.
+pub(crate) fn set_io_event(
+    vm: &VmFd,
+    event: &IoEventFd,
+    is_port: bool,
+    on: bool,
+) -> io::Result<()> {
+    let flag = |number: u32, set: bool| u32::from(set) << number;
+    let argument = kvm_ioeventfd {
+        datamatch: event.datamatch.unwrap_or(0),
+        addr: event.address,
+        len: u32::from(event.size),
+        fd: event.fd.as_raw_fd(),
+        flags: flag(kvm_ioeventfd_flag_nr_datamatch, event.datamatch.is_some())
+            | flag(kvm_ioeventfd_flag_nr_pio, is_port)
+            | flag(kvm_ioeventfd_flag_nr_deassign, !on),
+        ..Default::default()
+    };
+    // SAFETY: KVM only reads the argument, which is borrowed for the call, and keeps a
+    // reference of its own to the eventfd.
+    let result = unsafe { ioctl_with_ref(vm, KVM_IOEVENTFD(), &argument) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What is asked of KVM about memory slots; a trait so that tests can let it fail.
+pub(crate) trait SlotCalls {
+    /// Reads and clears the dirty log of `slot`, of `pages` pages, into `bitmap`.
+    ///
+    /// One bit a page, 64 to a word; the bits past the last page are zero. KVM
+    /// write-protects the pages that it reports.
+    fn get_dirty_log(&self, slot: u32, pages: u64, bitmap: &mut [u64]) -> io::Result<()>;
+
+    /// Clears the bits of `bitmap` in the log of `slot`, and write-protects their pages.
+    ///
+    /// Bit 0 is page `first`, a multiple of 64. `count` pages, a multiple of 64 unless the
+    /// slot ends with them.
+    fn clear_dirty_log(&self, slot: u32, first: u64, count: u32, bitmap: &[u64]) -> io::Result<()>;
+
+    /// Write-protects the pages of all ring entries that are flagged, and frees these
+    /// entries. Returns how many.
+    fn reset_rings(&self) -> io::Result<u64>;
+
+    /// Does `work` while no vCPU runs guest code.
+    fn exclude<T>(&self, work: impl FnOnce() -> T) -> T;
+
+    /// Creates, changes or deletes a slot that shows a part of `block`.
+    ///
+    /// The caller keeps `block` alive until the slot is deleted or the VM is gone.
+    fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> io::Result<()>;
+}
+
+/// Of a machine without vCPUs; one with vCPUs has a `GatedVm`.
+impl SlotCalls for VmFd {
+    fn exclude<T>(&self, work: impl FnOnce() -> T) -> T {
+        work()
+    }
+
+    /// Panics if `bitmap` has not at least `pages` bits.
+    fn get_dirty_log(&self, slot: u32, pages: u64, bitmap: &mut [u64]) -> io::Result<()> {
+        assert!(bitmap.len() as u64 >= pages.div_ceil(64), "bitmap too short for the slot");
+        let log = kvm_dirty_log {
+            slot,
+            padding1: 0,
+            __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 {
+                dirty_bitmap: bitmap.as_mut_ptr().cast(),
+            },
+        };
+        // SAFETY: KVM writes one bit for each page of the slot, rounded up to 64 of
+        // them, to `dirty_bitmap`, which has room for `pages` of them (asserted above)
+        // and is borrowed for the call; the caller passes the slot's own page count.
+        let result = unsafe { ioctl_with_ref(self, KVM_GET_DIRTY_LOG(), &log) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Panics if `bitmap` has not at least `count` bits.
+    fn clear_dirty_log(&self, slot: u32, first: u64, count: u32, bitmap: &[u64]) -> io::Result<()> {
+        assert!(bitmap.len() as u64 >= u64::from(count).div_ceil(64), "bitmap too short");
+        let log = kvm_clear_dirty_log {
+            slot,
+            num_pages: count,
+            first_page: first,
+            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+                dirty_bitmap: bitmap.as_ptr().cast_mut().cast(),
+            },
+        };
+        // SAFETY: KVM reads one bit for each page, rounded up to 64 of them, from
+        // `dirty_bitmap`, which has as many (asserted above) and is borrowed for the call.
+        let result = unsafe { ioctl_with_ref(self, KVM_CLEAR_DIRTY_LOG(), &log) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn reset_rings(&self) -> io::Result<u64> {
+        // A signal would end the call early, with entries freed whose pages are not
+        // write-protected: none comes meanwhile.
+        let _blocked = SignalsBlocked::new();
+        // SAFETY: the call takes no argument; it writes to the rings' entries, which are
+        // atomics here.
+        let result = unsafe { ioctl(self, KVM_RESET_DIRTY_RINGS()) };
+        u64::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Panics if the region is not within the block.
+    fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> io::Result<()> {
+        let SlotRegion { slot, flags, guest, offset, size } = region;
+        let fits = offset.checked_add(size).is_some_and(|end| end <= block.max_len());
+        assert!(fits, "slot outside of its block");
+        let memory = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: guest,
+            memory_size: size,
+            userspace_addr: block.host_address() as u64 + offset,
+        };
+        // SAFETY: the addresses lie in the block's mapping (asserted above), which stays
+        // where it is as long as the block lives, and the slot table of the caller keeps
+        // the block until KVM has forgotten the slot. Guests may write it at any time,
+        // which RamBlock's accessors are made for.
+        unsafe { self.set_user_memory_region(memory) }.map_err(io_error)
+    }
+}
+
+/// Holding one, the thread gets no signal.
+struct SignalsBlocked(libc::sigset_t);
+
+impl SignalsBlocked {
+    fn new() -> Self {
+        let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigfillset fills the set that it is given.
+        unsafe { libc::sigfillset(all.as_mut_ptr()) };
+        // SAFETY: the first set is filled, the second is written; with SIG_SETMASK and valid
+        // sets the call does not fail.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
+        // SAFETY: written by the call above.
+        Self(unsafe { before.assume_init() })
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: the set is the mask that the thread had.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut())
+        };
+    }
+}
+
+/// A vCPU's ring of `struct kvm_dirty_gfn`.
+#[derive(Debug)]
+pub(crate) struct MappedEntries {
+    mapping: VcpuMapping,
+}
+
+impl MappedEntries {
+    /// Maps the `count` entries of the vCPU's ring.
+    pub(crate) fn new(vcpu: &VcpuFd, count: u32) -> io::Result<Self> {
+        let offset = libc::off_t::from(KVM_DIRTY_LOG_PAGE_OFFSET) << PageSize::host().shift();
+        let len = count as usize * size_of::<Entry>();
+        Ok(Self { mapping: VcpuMapping::new(vcpu, offset, len)? })
+    }
+}
+
+impl AsRef<[Entry]> for MappedEntries {
+    fn as_ref(&self) -> &[Entry] {
+        let count = self.mapping.len() / size_of::<Entry>();
+        // SAFETY: the mapping is page-aligned, holds `count` entries of the kernel's layout,
+        // for which every bit pattern is valid, and lives as long as `self`. They consist of
+        // atomics, as the kernel writes them at any time.
+        unsafe { std::slice::from_raw_parts(self.mapping.start().as_ptr().cast(), count) }
+    }
+}
+
+/// A piece of a block as KVM is told of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlotRegion {
+    pub(crate) slot: u32,
+    pub(crate) flags: u32,
+    /// Guest-physical address, page-aligned.
+    pub(crate) guest: u64,
+    /// Offset in the block, page-aligned.
+    pub(crate) offset: u64,
+    /// In bytes, page-aligned; 0 deletes the slot.
+    pub(crate) size: u64,
+}
+
+/// A port access that a guest made: `data.len() / size` accesses of `size` bytes.
+pub(crate) struct PortExit<'a> {
+    pub(crate) port: u64,
+    pub(crate) size: usize,
+    pub(crate) is_read: bool,
+    pub(crate) data: &'a mut [u8],
+}
+
+/// The port access of a vCPU whose last exit was KVM_EXIT_IO; `None` after another.
+pub(crate) fn port_exit(vcpu: &mut VcpuFd) -> Option<PortExit<'_>> {
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != KVM_EXIT_IO {
+        return None;
+    }
+    // SAFETY: the exit reason, which only the kernel writes, says that this member of
+    // the union is filled.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    let size = usize::from(io.size);
+    let len = size * io.count as usize;
+    let start = std::ptr::from_mut(run).cast::<u8>();
+    // SAFETY: the kernel's offset points into the vCPU's mapping, behind `kvm_run`,
+    // and the mapping is as long as KVM said it must be.
+    let data = unsafe { start.add(usize::try_from(io.data_offset).ok()?) };
+    // SAFETY: the kernel put `len` bytes there, which nobody uses until the next
+    // KVM_RUN; the exclusive borrow of the vCPU prevents that one.
+    let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
+    Some(PortExit {
+        port: u64::from(io.port),
+        size,
+        is_read: u32::from(io.direction) == KVM_EXIT_IO_IN,
+        data,
+    })
+}
+
+/// The suberror of a vCPU whose last exit was KVM_EXIT_INTERNAL_ERROR; 0 after another.
+pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
+        return 0;
+    }
+    // SAFETY: the exit reason, which only the kernel writes, says that this member of
+    // the union is filled.
+    unsafe { run.__bindgen_anon_1.internal.suberror }
+}
+
+/// The model-specific registers that KVM lists, for all machines of this host. It is asked
+/// once: whoever makes a machine may open /dev/kvm, which a jail may forbid later.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn listed_msrs() -> Result<&'static MsrList, kvm_ioctls::Error> {
+    static LIST: OnceLock<MsrList> = OnceLock::new();
+    if let Some(list) = LIST.get() {
+        return Ok(list);
+    }
+    let list = Kvm::new()?.get_msr_index_list()?;
+    Ok(LIST.get_or_init(|| list))
+}
+
+/// The extended state of a vCPU, of `bytes` bytes as KVM says (0 if it says nothing).
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn get_xsave(vcpu: &VcpuFd, bytes: usize) -> io::Result<Xsave> {
+    let mut xsave = xsave_of(bytes)?;
+    if bytes == 0 {
+        // SAFETY: the structure's first part is all that this call knows.
+        unsafe { xsave.as_mut_fam_struct() }.xsave = vcpu.get_xsave().map_err(io_error)?;
+    } else {
+        // SAFETY: the structure has room for as many bytes as KVM said that it writes.
+        unsafe { vcpu.get_xsave2(&mut xsave) }.map_err(io_error)?;
+    }
+    Ok(xsave)
+}
+
+/// Sets the extended state of a vCPU; `bytes` as above.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn set_xsave(vcpu: &VcpuFd, bytes: usize, xsave: &Xsave) -> io::Result<()> {
+    let needed = xsave_of(bytes)?.as_slice().len();
+    let found = xsave.as_slice().len();
+    if found < needed {
+        let message = format!("{found} words more than 4,096 bytes, where KVM reads {needed}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    if bytes == 0 {
+        let first = &xsave.as_fam_struct_ref().xsave;
+        // SAFETY: without KVM_CAP_XSAVE2 KVM reads the 4,096 bytes of this structure only.
+        return unsafe { vcpu.set_xsave(first) }.map_err(io_error);
+    }
+    // SAFETY: the structure has at least as many bytes as KVM said that it reads, as was
+    // just checked.
+    unsafe { vcpu.set_xsave2(xsave) }.map_err(io_error)
+}
+
+/// An empty structure of at least `bytes` bytes.
+#[cfg(target_arch = "x86_64")]
+fn xsave_of(bytes: usize) -> io::Result<Xsave> {
+    let more = bytes.saturating_sub(size_of::<kvm_bindings::kvm_xsave>());
+    Xsave::new(more.div_ceil(size_of::<u32>()))
+        .map_err(|error| io::Error::other(format!("{error:?}")))
+}

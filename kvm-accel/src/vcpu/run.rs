@@ -1,0 +1,344 @@
+//! A virtual processor: guest code in, bus accesses out.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::bus::buses::{Buses, note};
+use crate::dirty_ring::set::RingOfVcpu;
+use crate::error::{KvmError, io_error};
+use crate::exclusion::gate::Gate;
+use crate::exclusion::kick::VcpuShared;
+use crate::exclusion::run_state::Place;
+use crate::machine::Machine;
+use crate::sys::ioctl::{self, PortExit};
+#[cfg(target_arch = "x86_64")]
+use crate::vcpu::run_page::RunPage;
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VcpuEvent {
+    /// [`VcpuKicker::kick`] was called.
+    Kicked,
+    /// The guest halted, and no interrupt controller in the kernel waits for it.
+    Halted,
+    /// The guest shut down: a triple fault, on x86.
+    Shutdown,
+    /// The guest asked for a reset or for power-off (KVM_SYSTEM_EVENT_*).
+    SystemEvent(u32),
+    /// KVM could not enter the guest; the hardware's reason.
+    FailEntry(u64),
+    /// KVM could not go on (KVM_INTERNAL_ERROR_*); 1 is an instruction that its
+    /// emulator does not know.
+    InternalError(u32),
+    /// An exit that this loop does not handle.
+    Unhandled(String),
+}
+
+/// A virtual processor, owned by the thread that runs it.
+pub struct Vcpu {
+    fd: VcpuFd,
+    shared: Arc<VcpuShared>,
+    machine: Arc<Machine>,
+    buses: Buses,
+    /// Its dirty ring, if there are rings.
+    ring: RingOfVcpu,
+    /// The last exit left an access that KVM completes at the next KVM_RUN.
+    incomplete: bool,
+    /// What the last run ended with, as a device's panic kept it from being returned.
+    owed: Option<VcpuEvent>,
+}
+
+impl Vcpu {
+    pub(crate) fn new(
+        fd: VcpuFd,
+        shared: Arc<VcpuShared>,
+        machine: Arc<Machine>,
+        buses: Buses,
+        ring: RingOfVcpu,
+    ) -> Self {
+        Self { fd, shared, machine, buses, ring, incomplete: false, owed: None }
+    }
+
+    /// KVM's descriptor of the vCPU, for its registers.
+    ///
+    /// Shared only: with the descriptor itself, or exclusive access to it, safe code could run
+    /// the guest past the machine, while its slots change, or put another vCPU's in its place:
+    ///
+    /// ```compile_fail,E0596
+    /// fn swap(vcpu: &mut kvm_accel::Vcpu, other: &mut kvm_accel::kvm_ioctls::VcpuFd) {
+    ///     std::mem::swap(vcpu.fd(), other);
+    /// }
+    /// ```
+    /// ```compile_fail,E0596
+    /// fn run(vcpu: &mut kvm_accel::Vcpu) {
+    ///     let _ = vcpu.fd().run();
+    /// }
+    /// ```
+    ///
+    /// [`run_page`](Self::run_page) has what is set in the page that it shares with KVM.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// The fields of the page shared with KVM that the owner of a vCPU sets between two runs.
+    #[cfg(target_arch = "x86_64")]
+    pub fn run_page(&mut self) -> RunPage<'_> {
+        RunPage::new(&mut self.fd)
+    }
+
+    /// Whether KVM has an access of the guest to complete.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    /// Whether the next run returns what the last one ended with.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn owes_event(&self) -> bool {
+        self.owed.is_some()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The number it was created with.
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// For other threads, to make [`run`](Self::run) return.
+    pub fn kicker(&self) -> VcpuKicker {
+        VcpuKicker { shared: self.shared.clone(), gate: self.machine.gate().clone() }
+    }
+
+    /// Runs guest code, and turns its exits into accesses of the buses, until there is
+    /// something that this loop does not decide. Waits while the machine is paused.
+    ///
+    /// The calling thread gets the first real-time signal unblocked, by which it is
+    /// interrupted; a device's handler may see a system call end with EINTR for it.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Run`] if KVM refuses, [`KvmError::Signal`]; with dirty rings, what harvesting
+    /// a full one meets.
+    pub fn run(&mut self) -> Result<VcpuEvent, KvmError> {
+        self.run_with(|exit| Some(VcpuEvent::Unhandled(format!("{exit:?}"))))
+    }
+
+    /// As [`run`](Self::run), with `other` called for the exits that this crate does not
+    /// know what to do with (hypercalls, MSRs, debug exits, a window for interrupts that was
+    /// asked for, ...).
+    ///
+    /// It fills in what KVM expects and returns `None` to go on, or the event with which
+    /// to return.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_with(
+        &mut self,
+        mut other: impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
+    ) -> Result<VcpuEvent, KvmError> {
+        /// At rest again however the run ends, by a device's panic too: a pause does
+        /// not wait for a thread that is gone.
+        struct Rest<'a>(&'a Gate, &'a VcpuShared);
+        impl Drop for Rest<'_> {
+            fn drop(&mut self) {
+                self.0.announce(self.1, Place::Parked);
+                self.1.detach_thread();
+            }
+        }
+        let (shared, gate) = (self.shared.clone(), self.machine.gate().clone());
+        shared.attach_thread()?;
+        let _rest = Rest(&gate, &shared);
+        if self.incomplete && !self.wait_for_a_pause() {
+            return Ok(VcpuEvent::Kicked);
+        }
+        if let Some(event) = self.owed.take() {
+            return Ok(event);
+        }
+        loop {
+            let waits = || gate.is_pause_wanted() || shared.is_kept_out();
+            if shared.is_kicked() || waits() {
+                if let Some(event) = self.complete(&mut other)? {
+                    return Ok(event);
+                }
+                if shared.take_kick() {
+                    return Ok(VcpuEvent::Kicked);
+                }
+                gate.wait_while(&shared, Place::Parked, || waits() && !shared.is_kicked());
+                continue;
+            }
+            if gate.is_exclusive() {
+                gate.wait_while(&shared, Place::Host, || gate.is_exclusive());
+                continue;
+            }
+            let wanted_out = || shared.is_kicked() || shared.is_kept_out() || gate.is_closed();
+            if shared.state.enter(|| shared.clear_immediate_exit(), wanted_out) {
+                if let Some(event) = self.enter_guest(&mut other)? {
+                    return Ok(event);
+                }
+            } else {
+                gate.announce(&shared, Place::Host);
+            }
+        }
+    }
+
+    /// Waits while the machine is paused, with an access that an earlier run left: a device
+    /// panicked, or the caller was to act. A pause has not waited for it, so KVM must not
+    /// complete it meanwhile. False if the vCPU was kicked; the access is left then.
+    fn wait_for_a_pause(&self) -> bool {
+        let (shared, gate) = (&self.shared, self.machine.gate());
+        loop {
+            // From here on a pause waits for this vCPU, or it is seen.
+            gate.announce(shared, Place::Host);
+            if !gate.is_pause_wanted() {
+                return true;
+            }
+            gate.wait_while(shared, Place::Parked, || {
+                gate.is_pause_wanted() && !shared.is_kicked()
+            });
+            if gate.is_pause_wanted() && shared.take_kick() {
+                return false;
+            }
+        }
+    }
+
+    /// Lets KVM complete the access of the last exit without running the guest, so
+    /// that the vCPU's state is whole.
+    ///
+    /// Completing may store to guest memory (a string instruction that reads a port),
+    /// so it counts as being in the guest, and waits while slots change. With the
+    /// immediate exit set it ends at once.
+    fn complete(
+        &mut self,
+        other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
+    ) -> Result<Option<VcpuEvent>, KvmError> {
+        let (shared, gate) = (self.shared.clone(), self.machine.gate().clone());
+        // A string instruction may go on with its next access: then once more.
+        while self.incomplete {
+            if !shared.state.enter(|| shared.set_immediate_exit(), || gate.is_exclusive()) {
+                gate.wait_while(&shared, Place::Host, || gate.is_exclusive());
+                continue;
+            }
+            if let Some(event) = self.enter_guest(other)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    /// KVM_RUN, and what it exits with. The state is `Guest` before, and `Host` after.
+    fn enter_guest(
+        &mut self,
+        other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
+    ) -> Result<Option<VcpuEvent>, KvmError> {
+        let mut flushed = Ok(());
+        let event = self.run_once(other, &mut flushed);
+        // The panic of a device that got a gathered write. The exit is another's, and KVM
+        // tells of it once.
+        if let Err(panic) = flushed {
+            self.owed = event.unwrap_or(None);
+            resume_unwind(panic);
+        }
+        event
+    }
+
+    /// KVM_RUN, the writes that were gathered until then, and the access that it exits with.
+    fn run_once(
+        &mut self,
+        other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
+        flushed: &mut std::thread::Result<()>,
+    ) -> Result<Option<VcpuEvent>, KvmError> {
+        let moves = self.ring.moves();
+        let exit = self.fd.run();
+        self.machine.gate().announce(&self.shared, Place::Host);
+        *flushed = catch_unwind(AssertUnwindSafe(|| self.machine.flush_coalesced()));
+        self.incomplete = false;
+        let event = match exit {
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
+            Err(error) => {
+                return Err(KvmError::Run { id: self.shared.id, source: io_error(error) });
+            }
+            // A guest is not told of what fails on the bus: it reads all ones.
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.incomplete = true;
+                note(self.buses.memory.read(address, data));
+                return Ok(None);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.incomplete = true;
+                note(self.buses.memory.write(address, data));
+                return Ok(None);
+            }
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
+                self.incomplete = true;
+                self.access_ports();
+                return Ok(None);
+            }
+            Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
+                self.machine.gate().hold_up(|| self.machine.ring_full(&self.ring, moves))?;
+                return Ok(None);
+            }
+            Ok(VcpuExit::Intr) => return Ok(None),
+            Ok(VcpuExit::Hlt) => VcpuEvent::Halted,
+            Ok(VcpuExit::Shutdown) => VcpuEvent::Shutdown,
+            Ok(VcpuExit::SystemEvent(event, _)) => VcpuEvent::SystemEvent(event),
+            Ok(VcpuExit::FailEntry(reason, _)) => VcpuEvent::FailEntry(reason),
+            Ok(VcpuExit::InternalError) => {
+                VcpuEvent::InternalError(ioctl::internal_error(&mut self.fd))
+            }
+            Ok(exit) => {
+                let whole = matches!(exit, VcpuExit::IrqWindowOpen | VcpuExit::Debug(_));
+                self.incomplete = !whole;
+                match other(exit) {
+                    Some(event) => event,
+                    None => return Ok(None),
+                }
+            }
+        };
+        log::debug!("vCPU {}: {event:?}", self.shared.id);
+        Ok(Some(event))
+    }
+
+    /// The port accesses of the last exit: several of the same port when a string
+    /// instruction made them.
+    fn access_ports(&mut self) {
+        let Some(PortExit { port, size, is_read, data }) = ioctl::port_exit(&mut self.fd) else {
+            return;
+        };
+        for data in data.chunks_mut(size.max(1)) {
+            let ports = &self.buses.ports;
+            note(if is_read { ports.read(port, data) } else { ports.write(port, data) });
+        }
+    }
+}
+
+/// Makes a vCPU's `run` return, from any thread.
+#[derive(Clone, Debug)]
+pub struct VcpuKicker {
+    shared: Arc<VcpuShared>,
+    gate: Arc<Gate>,
+}
+
+impl VcpuKicker {
+    /// Makes the [`run`](Vcpu::run) that is under way, or the next one if there is none,
+    /// return [`VcpuEvent::Kicked`]. Several kicks before that are one. A vCPU that waits
+    /// because the machine is paused returns too.
+    pub fn kick(&self) {
+        self.shared.kick();
+        self.gate.wake();
+    }
+}
+
+impl fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vcpu").field("id", &self.shared.id).finish_non_exhaustive()
+    }
+}

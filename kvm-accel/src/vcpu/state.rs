@@ -1,0 +1,276 @@
+//! A vCPU's complete state, to be carried to another machine.
+
+use std::fmt;
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, nested::KvmNestedStateBuffer,
+};
+use kvm_ioctls::{Cap, VcpuFd};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{KvmError, io_error};
+use crate::sys::ioctl;
+use crate::vcpu::run::Vcpu;
+
+/// The state of a vCPU: registers, special and model-specific registers, extended state,
+/// pending events, debug registers, local APIC if KVM has it, how the vCPU is scheduled, and
+/// what KVM keeps of the guest's own guests if it can run such.
+///
+/// Taken by [`Vcpu::save`], and given to another vCPU by [`Vcpu::restore`]. It travels in any
+/// format of serde. What comes from outside may be anything: KVM refuses what it cannot take.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct VcpuState {
+    cpuid: CpuId,
+    tsc_khz: Option<u32>,
+    registers: kvm_regs,
+    special: kvm_sregs,
+    /// What KVM keeps of a guest's own guests, if it can run such.
+    nested: Option<KvmNestedStateBuffer>,
+    msrs: Vec<kvm_msr_entry>,
+    xsave: Xsave,
+    xcrs: kvm_xcrs,
+    events: kvm_vcpu_events,
+    debug: kvm_debugregs,
+    mp_state: Option<kvm_mp_state>,
+    lapic: Option<kvm_lapic_state>,
+}
+
+impl VcpuState {
+    /// The address of the next instruction.
+    pub fn instruction_pointer(&self) -> u64 {
+        self.registers.rip
+    }
+}
+
+impl fmt::Debug for VcpuState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuState")
+            .field("registers", &self.registers)
+            .field("msrs", &self.msrs.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Names a part of the state in an error.
+fn failed<T>(
+    id: u64,
+    part: &'static str,
+    result: Result<T, kvm_ioctls::Error>,
+) -> Result<T, KvmError> {
+    result.map_err(|error| KvmError::State { id, part, source: io_error(error) })
+}
+
+fn impossible(id: u64, part: &'static str, why: &str) -> KvmError {
+    KvmError::State { id, part, source: std::io::Error::other(why.to_owned()) }
+}
+
+impl Vcpu {
+    /// The vCPU's state, when it does not run.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::State`] if KVM does not hand out a part of it, or an access of the guest is
+    /// not complete, or a device's panic came before the event that the next run returns. It is
+    /// whole after [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked), and after a
+    /// halt.
+    pub fn save(&self) -> Result<VcpuState, KvmError> {
+        self.check_complete()?;
+        let (id, fd) = (self.id(), self.fd());
+        // The local APIC and the scheduling state first: reading them may settle events.
+        let mp_state = fd.get_mp_state().ok();
+        let lapic = fd.get_lapic().ok();
+        Ok(VcpuState {
+            cpuid: failed(id, "CPUID", fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?,
+            tsc_khz: fd.get_tsc_khz().ok().filter(|khz| *khz != 0),
+            registers: failed(id, "registers", fd.get_regs())?,
+            special: failed(id, "special registers", fd.get_sregs())?,
+            nested: self.save_nested()?,
+            msrs: save_msrs(id, fd)?,
+            xsave: self.save_xsave()?,
+            xcrs: failed(id, "extended control registers", fd.get_xcrs())?,
+            events: failed(id, "events", fd.get_vcpu_events())?,
+            debug: failed(id, "debug registers", fd.get_debug_regs())?,
+            mp_state,
+            lapic,
+        })
+    }
+
+    /// Makes this vCPU, which has not run yet, go on where the other one was saved.
+    ///
+    /// Guest memory is the caller's to bring, before this: of a guest with PAE paging, KVM reads
+    /// the page-directory pointers there. The time-stamp counter goes on from where it was.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::State`] if KVM refuses a part of it: another processor, or no state of a
+    /// vCPU at all; or this one has run, and an access of its guest is not complete. The vCPU is
+    /// not fit to run then.
+    pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        self.check_complete()?;
+        let (id, fd) = (self.id(), self.fd());
+        failed(id, "CPUID", fd.set_cpuid2(&state.cpuid))?;
+        if let Some(khz) = state.tsc_khz {
+            if fd.get_tsc_khz().ok() != Some(khz) {
+                failed(id, "frequency of the time-stamp counter", fd.set_tsc_khz(khz))?;
+            }
+        }
+        // The base of the local APIC is a special register; its timer reads model-specific
+        // ones; the guest's guests need a feature unlocked, and what follows may be theirs;
+        // events are last, as setting the others may raise or drop some.
+        failed(id, "special registers", fd.set_sregs(&state.special))?;
+        let unlocks = |msr: &&kvm_msr_entry| msr.index == FEATURE_CONTROL;
+        restore_msrs(id, fd, state.msrs.iter().find(unlocks).map_or(&[], std::slice::from_ref))?;
+        restore_nested(id, fd, state.nested.as_ref())?;
+        failed(id, "extended control registers", fd.set_xcrs(&state.xcrs))?;
+        self.restore_xsave(&state.xsave)?;
+        let fd = self.fd();
+        failed(id, "registers", fd.set_regs(&state.registers))?;
+        failed(id, "debug registers", fd.set_debug_regs(&state.debug))?;
+        if let Some(lapic) = &state.lapic {
+            failed(id, "local APIC", fd.set_lapic(lapic))?;
+        }
+        restore_msrs(id, fd, &state.msrs)?;
+        if let Some(mp_state) = state.mp_state {
+            failed(id, "scheduling state", fd.set_mp_state(mp_state))?;
+        }
+        failed(id, "events", fd.set_vcpu_events(&state.events))?;
+        // Without a local APIC in KVM, KVM_RUN takes the task's priority from here.
+        self.run_page().set_cr8(state.special.cr8);
+        Ok(())
+    }
+
+    /// What KVM would complete with the next run, and what that would return, belong to the
+    /// state that it was begun in.
+    fn check_complete(&self) -> Result<(), KvmError> {
+        if self.is_incomplete() {
+            return Err(impossible(self.id(), "the access under way", "it is not complete"));
+        }
+        if self.owes_event() {
+            return Err(impossible(self.id(), "the last event", "no run has returned it"));
+        }
+        Ok(())
+    }
+
+    /// How many bytes KVM's extended state has here.
+    fn xsave_bytes(&self) -> usize {
+        let bytes = self.machine().fd().check_extension_int(Cap::Xsave2);
+        usize::try_from(bytes).unwrap_or(0)
+    }
+
+    fn save_xsave(&self) -> Result<Xsave, KvmError> {
+        let saved = ioctl::get_xsave(self.fd(), self.xsave_bytes());
+        saved.map_err(|source| KvmError::State { id: self.id(), part: "extended state", source })
+    }
+
+    fn save_nested(&self) -> Result<Option<KvmNestedStateBuffer>, KvmError> {
+        if !self.machine().fd().check_extension(Cap::NestedState) {
+            return Ok(None);
+        }
+        let mut state = KvmNestedStateBuffer::empty();
+        failed(self.id(), NESTED, self.fd().nested_state(&mut state))?;
+        Ok(Some(state))
+    }
+
+    fn restore_xsave(&self, xsave: &Xsave) -> Result<(), KvmError> {
+        let set = ioctl::set_xsave(self.fd(), self.xsave_bytes(), xsave);
+        set.map_err(|source| KvmError::State { id: self.id(), part: "extended state", source })
+    }
+}
+
+/// What the state of a guest's guests is called in errors.
+const NESTED: &str = "nested state";
+/// IA32_FEATURE_CONTROL (Intel's manual, volume 4): whether a guest may have guests.
+const FEATURE_CONTROL: u32 = 0x3a;
+
+fn restore_nested(
+    id: u64,
+    fd: &VcpuFd,
+    state: Option<&KvmNestedStateBuffer>,
+) -> Result<(), KvmError> {
+    const MOST: usize = size_of::<KvmNestedStateBuffer>();
+    match state {
+        None => Ok(()),
+        // KVM reads as much as the state says that it has.
+        Some(state) if state.size as usize > MOST => {
+            let why = format!("{} bytes, where there are {MOST}", state.size);
+            Err(impossible(id, NESTED, &why))
+        }
+        Some(state) => failed(id, NESTED, fd.set_nested_state(state)),
+    }
+}
+
+/// What the state of model-specific registers is called in errors.
+const MSRS: &str = "model-specific registers";
+/// The most registers of a call: KVM refuses 256.
+const MOST_MSRS: usize = 255;
+
+fn entry(index: u32) -> kvm_msr_entry {
+    kvm_msr_entry { index, ..Default::default() }
+}
+
+/// The registers that KVM has and does not list: memory types and machine checks, of which
+/// other registers say how many there are (Intel's manual, volume 4).
+fn unlisted_msrs(fd: &VcpuFd) -> Vec<u32> {
+    const MTRR_CAP: u32 = 0xfe;
+    const MCG_CAP: u32 = 0x179;
+    let count = |index| {
+        let mut one = Msrs::from_entries(&[entry(index)]).ok()?;
+        let got = fd.get_msrs(&mut one).ok()? == 1;
+        u32::try_from(one.as_slice()[0].data & 0xff).ok().filter(|_| got)
+    };
+    let (ranges, banks) = (count(MTRR_CAP).unwrap_or(0), count(MCG_CAP).unwrap_or(0));
+    let fixed = [0x250, 0x258, 0x259].into_iter().chain(0x268..=0x26f);
+    let variable = 0x200..0x200 + 2 * ranges.min(0x28);
+    // The default type, which switches them on, is the last of them.
+    let memory_types = fixed.chain(variable).chain([0x2ff]);
+    memory_types.chain(0x400..0x400 + 4 * banks.min(0x20)).collect()
+}
+
+/// All model-specific registers that KVM and the vCPU have.
+fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, KvmError> {
+    const PART: &str = MSRS;
+    let list = failed(id, PART, ioctl::listed_msrs())?;
+    let listed = list.as_slice().iter().copied();
+    let unlisted = unlisted_msrs(fd).into_iter().filter(|index| !list.as_slice().contains(index));
+    let mut left: Vec<kvm_msr_entry> = listed.chain(unlisted).map(entry).collect();
+    let mut saved = Vec::new();
+    // KVM stops at the first that this vCPU has not.
+    while !left.is_empty() {
+        let some = left.len().min(MOST_MSRS);
+        let mut msrs = Msrs::from_entries(&left[..some])
+            .map_err(|error| impossible(id, PART, &format!("{error:?}")))?;
+        let count = failed(id, PART, fd.get_msrs(&mut msrs))?.min(some);
+        saved.extend_from_slice(&msrs.as_slice()[..count]);
+        let skipped = usize::from(count < some);
+        left.drain(..count + skipped);
+    }
+    Ok(saved)
+}
+
+/// Sets the registers, but for those that KVM refuses and that have the value already.
+fn restore_msrs(id: u64, fd: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<(), KvmError> {
+    const PART: &str = MSRS;
+    let wrong = |error| impossible(id, PART, &format!("{error:?}"));
+    let mut left = msrs;
+    while !left.is_empty() {
+        let most = left.len().min(MOST_MSRS);
+        let some = Msrs::from_entries(&left[..most]).map_err(wrong)?;
+        let count = failed(id, PART, fd.set_msrs(&some))?.min(most);
+        left = &left[count..];
+        if count == most {
+            continue;
+        }
+        if let Some((refused, rest)) = left.split_first() {
+            let index = refused.index;
+            let mut now = Msrs::from_entries(&[entry(index)]).map_err(wrong)?;
+            let has = fd.get_msrs(&mut now).unwrap_or(0) == 1;
+            if !has || now.as_slice()[0].data != refused.data {
+                let why = format!("KVM refuses {:#x} in MSR {index:#x}", refused.data);
+                return Err(impossible(id, PART, &why));
+            }
+            left = rest;
+        }
+    }
+    Ok(())
+}

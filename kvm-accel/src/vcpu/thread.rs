@@ -1,0 +1,170 @@
+//! A vCPU on a thread of its own.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::thread::{Builder, JoinHandle};
+
+use crate::error::KvmError;
+use crate::vcpu::run::{Vcpu, VcpuEvent, VcpuKicker};
+
+/// A vCPU that runs on its own thread until something ends its `run`.
+///
+/// Dropped, it is kicked and waited for; by its own thread, in a device's handler, kicked
+/// only.
+pub struct VcpuThread {
+    id: u64,
+    kicker: VcpuKicker,
+    /// Taken by whoever joins it.
+    handle: Option<JoinHandle<Ended>>,
+}
+
+/// Why the run of a vCPU on its own thread failed, and the vCPU.
+///
+/// Its error is [`Vcpu::run`]'s, or [`KvmError::Panicked`] after a device's panic. The vCPU
+/// can be looked at, saved or run again, as far as the failure allows it.
+pub struct VcpuThreadError {
+    /// Boxed, as results with it would be large.
+    vcpu: Box<Vcpu>,
+    error: KvmError,
+}
+
+impl VcpuThreadError {
+    /// What went wrong.
+    pub fn error(&self) -> &KvmError {
+        &self.error
+    }
+
+    /// The vCPU, and what went wrong.
+    pub fn into_parts(self) -> (Vcpu, KvmError) {
+        (*self.vcpu, self.error)
+    }
+}
+
+impl fmt::Display for VcpuThreadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl fmt::Debug for VcpuThreadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("VcpuThreadError").field(&self.error).finish()
+    }
+}
+
+impl std::error::Error for VcpuThreadError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+impl From<VcpuThreadError> for KvmError {
+    fn from(failed: VcpuThreadError) -> Self {
+        failed.error
+    }
+}
+
+type Ended = Result<(Vcpu, VcpuEvent), VcpuThreadError>;
+
+/// Runs the vCPU; also what panics gives it back.
+fn run(mut vcpu: Vcpu) -> Ended {
+    // A vCPU is whole at every point where a device's handler may panic.
+    let result = catch_unwind(AssertUnwindSafe(|| vcpu.run()));
+    let result = result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or(panic.downcast_ref::<String>().map(String::as_str));
+        let message = text.unwrap_or("no message").to_owned();
+        Err(KvmError::Panicked { id: vcpu.id(), message })
+    });
+    match result {
+        Ok(event) => Ok((vcpu, event)),
+        Err(error) => Err(VcpuThreadError { vcpu: Box::new(vcpu), error }),
+    }
+}
+
+impl Vcpu {
+    /// Runs the vCPU on a thread of its own until something ends [`run`](Self::run).
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Spawn`].
+    pub fn spawn(self, name: &str) -> Result<VcpuThread, KvmError> {
+        VcpuThread::new(self, name)
+    }
+}
+
+impl VcpuThread {
+    fn new(vcpu: Vcpu, name: &str) -> Result<Self, KvmError> {
+        let (id, kicker) = (vcpu.id(), vcpu.kicker());
+        let handle = Builder::new().name(name.to_owned()).spawn(move || run(vcpu));
+        let handle = Some(handle.map_err(|source| KvmError::Spawn { id, source })?);
+        Ok(Self { id, kicker, handle })
+    }
+
+    /// For other threads, to end the run.
+    pub fn kicker(&self) -> VcpuKicker {
+        self.kicker.clone()
+    }
+
+    /// Whether the run has ended by itself.
+    pub fn is_finished(&self) -> bool {
+        self.handle.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits until the run ends by itself; returns the vCPU and what ended it.
+    ///
+    /// # Errors
+    ///
+    /// What [`Vcpu::run`] returned, or [`KvmError::Panicked`], with the vCPU.
+    ///
+    /// # Panics
+    ///
+    /// If the vCPU's own thread calls it, in a device's handler: it cannot wait for itself.
+    pub fn join(mut self) -> Result<(Vcpu, VcpuEvent), VcpuThreadError> {
+        self.wait().expect("the handle is taken here and when dropped")
+    }
+
+    /// Kicks the vCPU and waits for it; returns it and what ended the run, which is
+    /// [`VcpuEvent::Kicked`] unless something else came first.
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Self::join).
+    ///
+    /// # Panics
+    ///
+    /// As [`join`](Self::join).
+    pub fn stop(self) -> Result<(Vcpu, VcpuEvent), VcpuThreadError> {
+        self.kicker.kick();
+        self.join()
+    }
+
+    fn wait(&mut self) -> Option<Ended> {
+        // What panics in the run is caught there; nothing else on the thread does.
+        Some(self.handle.take()?.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+}
+
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        // Whoever joined it has the vCPU, which is not to be kicked.
+        if let Some(handle) = &self.handle {
+            self.kicker.kick();
+            if handle.thread().id() == std::thread::current().id() {
+                return; // it cannot wait for itself
+            }
+            if let Some(Err(error)) = self.wait() {
+                log::warn!("{error}");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for VcpuThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuThread")
+            .field("id", &self.id)
+            .field("finished", &self.is_finished())
+            .finish()
+    }
+}

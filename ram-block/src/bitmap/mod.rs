@@ -1,0 +1,17 @@
+//! One bitmap, and what it is made of.
+//!
+//! - `bits`: which bits of which words a range of pages is
+//! - `word`: a word that is atomic, or a model checker's, and arrays of words
+//! - `atomic`: the bitmap that any thread marks
+//! - `locked`: the bitmap that only the synchronizer writes, under a lock
+//! - `shifted`: a bitmap that is merged at any offset
+//! - `simd`: the loops over many words, compiled for wider registers too
+//!
+//! Stands on `sys`, for memory. It knows pages by their numbers, and nothing of clients.
+
+pub(crate) mod atomic;
+pub(crate) mod bits;
+pub(crate) mod locked;
+pub(crate) mod shifted;
+pub(crate) mod simd;
+pub(crate) mod word;

@@ -1,0 +1,396 @@
+//! A piece of guest RAM.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vm_memory::bitmap::{Bitmap, RefSlice};
+use vm_memory::{VolatileMemoryError, VolatileSlice};
+
+use crate::block::error::RamBlockError;
+use crate::dirty::memory::DirtyMemory;
+use crate::page::{PageSize, index};
+use crate::sys::mapping::{HugePages, Mapping};
+
+/// A slice of a block's memory; writes through it mark the block's clients.
+pub type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, DirtyMemory>>;
+
+/// A piece of guest RAM: host memory and its dirty bitmaps.
+///
+/// The memory is zero and takes no host memory until it is touched. It stays
+/// mapped at one place as long as the block lives. Guests and threads may access
+/// it at the same time: all accesses here are volatile copies that tolerate that.
+#[derive(Debug)]
+pub struct RamBlock {
+    id: String,
+    /// All that is reserved; what is used of it, `dirty` knows.
+    mapping: Mapping,
+    dirty: Arc<DirtyMemory>,
+    resizing: Mutex<()>,
+}
+
+impl RamBlock {
+    /// A block of `len` bytes of the memory, the rest of which is reserved.
+    pub(crate) fn of(id: String, len: u64, mapping: Mapping) -> Arc<Self> {
+        let page_size = PageSize::host();
+        let max = page_size.count(mapping.len() as u64);
+        let dirty = DirtyMemory::with_room(page_size.count(len), max, page_size);
+        Arc::new(Self { id, mapping, dirty, resizing: Mutex::new(()) })
+    }
+
+    /// The name in a migration stream.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The length in bytes, a multiple of the page size.
+    #[allow(clippy::len_without_is_empty)] // never empty
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.pages() * self.page_size().bytes()
+    }
+
+    /// The length that the block can be [resized](Self::resize) to, in bytes.
+    pub fn max_len(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    /// The length in pages.
+    pub fn pages(&self) -> u64 {
+        self.dirty.pages()
+    }
+
+    /// The page size of the block's bitmaps: the host's.
+    pub fn page_size(&self) -> PageSize {
+        self.dirty.page_size()
+    }
+
+    /// The dirty bitmaps.
+    pub fn dirty(&self) -> &Arc<DirtyMemory> {
+        &self.dirty
+    }
+
+    /// The memory file, if there is one. Writes through the descriptor or another
+    /// mapping of it mark nothing.
+    pub fn file(&self) -> Option<&File> {
+        self.mapping.shared_file()
+    }
+
+    /// Where in its [file](Self::file) the block's first byte is, in bytes.
+    pub fn file_offset(&self) -> u64 {
+        self.mapping.file_offset()
+    }
+
+    /// The huge pages that were got, which may be fewer than were asked for.
+    pub fn huge_pages(&self) -> HugePages {
+        self.mapping.huge_pages()
+    }
+
+    /// The host address of the block's first byte, page-aligned; for those who hand
+    /// it to the kernel. What is written through it is not marked.
+    pub fn host_address(&self) -> *mut u8 {
+        self.mapping.start().as_ptr()
+    }
+
+    /// All of the block as a slice for vm-memory's accessors.
+    #[inline]
+    pub fn as_slice(&self) -> RamSlice<'_> {
+        let bitmap = self.dirty.slice_at(0);
+        // SAFETY: the mapping is valid for its length as long as `self` lives, which
+        // the slice's lifetime is bound to, and everybody who accesses it does so
+        // through such slices or from a guest.
+        unsafe {
+            VolatileSlice::with_bitmap(
+                self.mapping.start().as_ptr(),
+                index(self.len()),
+                bitmap,
+                None,
+            )
+        }
+    }
+
+    /// `len` bytes from `offset` as a slice for vm-memory's accessors.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`].
+    #[inline]
+    pub fn slice(&self, offset: u64, len: u64) -> Result<RamSlice<'_>, RamBlockError> {
+        let narrow = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        let slice = self.as_slice().subslice(narrow(offset), narrow(len));
+        slice.map_err(|_: VolatileMemoryError| self.out_of_bounds(offset, len))
+    }
+
+    #[cold]
+    fn out_of_bounds(&self, offset: u64, len: u64) -> RamBlockError {
+        RamBlockError::OutOfBounds { id: self.id.clone(), offset, len, size: self.len() }
+    }
+
+    /// Makes `len` bytes from `offset` on read as zeros, gives their memory back to the
+    /// host, and marks their pages for every client that is on.
+    ///
+    /// Of memory that others share, they see the zeros too. Memory of the caller is
+    /// zeroed, and stays his. Memory that is locked (`mlock`, `mlockall`) is given back too, and
+    /// locked again as it is touched; before Linux 5.18 it is zeroed and kept. What a guest
+    /// writes meanwhile may survive or not.
+    ///
+    /// Of a [copy of a file](crate::RamBlockBuilder::file_copy) 1,024 separate parts, and what
+    /// adjoins them, can be given back; what is discarded beyond these is zeroed and its memory
+    /// kept, as each part takes two of the process's mappings. So it is if it is locked, and
+    /// before Linux 6.12, where a part could not be replaced without a moment in which nothing is
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`]; [`RamBlockError::Unaligned`] unless both are
+    /// multiples of the page size; [`RamBlockError::Discard`] if the operating system
+    /// refuses, as it does for parts of a huge page and for files on some file systems.
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), RamBlockError> {
+        self.slice(offset, len)?;
+        let page_size = self.page_size();
+        if !page_size.is_aligned(offset) || !page_size.is_aligned(len) {
+            let (id, page) = (self.id.clone(), page_size.bytes());
+            return Err(RamBlockError::Unaligned { id, offset, len, page });
+        }
+        self.zero_pages(offset..offset + len)
+    }
+
+    /// Zeroes whole pages and marks them, even if only some of them could be zeroed.
+    fn zero_pages(&self, bytes: Range<u64>) -> Result<(), RamBlockError> {
+        let result = self.zero_untold(bytes.clone());
+        self.dirty.mark_code(&bytes);
+        result
+    }
+
+    /// As [`zero_pages`](Self::zero_pages), marked for all but a code watch.
+    fn zero_untold(&self, bytes: Range<u64>) -> Result<(), RamBlockError> {
+        let Range { start: offset, end } = bytes;
+        let len = end - offset;
+        let result = match self.mapping.discard(index(offset)..index(end)) {
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                self.write_zeros(offset..end);
+                Ok(())
+            }
+            result => result,
+        };
+        self.dirty.mark_but_code(&bytes);
+        result.map_err(|source| {
+            let id = self.id.clone();
+            RamBlockError::Discard { id, offset, len, source }
+        })
+    }
+
+    /// Zeroes bytes of the reserved memory, unmarked.
+    pub(crate) fn write_zeros(&self, bytes: Range<u64>) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let some = (bytes.end - at).min(ZEROS.len() as u64);
+            self.reserved(at..at + some).copy_from(&ZEROS[..index(some)]);
+            at += some;
+        }
+    }
+
+    /// Bytes of the reserved memory, whatever the length is now; writes to them are not
+    /// marked. Cut to what there is.
+    pub(crate) fn reserved(&self, bytes: Range<u64>) -> VolatileSlice<'_> {
+        let len = self.mapping.len();
+        let (start, end) = (index(bytes.start).min(len), index(bytes.end).min(len));
+        // SAFETY: the place lies within the mapping, or at its end.
+        let address = unsafe { self.mapping.start().as_ptr().add(start) };
+        // SAFETY: the mapping is valid for its length, within which the range lies, as long
+        // as `self` lives, and everybody who accesses it tolerates concurrent accesses.
+        unsafe { VolatileSlice::new(address, end.saturating_sub(start)) }
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// Has the host back the pages that `range` touches with memory that a store finds
+    /// without a fault. Their contents stay, and nothing is marked.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`], and [`RamBlockError::Populate`] if there is not as much
+    /// memory; some of the pages may be there then.
+    pub fn populate(&self, range: Range<u64>) -> Result<(), RamBlockError> {
+        self.check_range(&range)?;
+        let page = self.page_size();
+        let touched = page.touched(range.start, range.end - range.start);
+        let bytes = index(touched.start * page.bytes())..index(touched.end * page.bytes());
+        self.mapping.populate(bytes).map_err(|source| {
+            let (id, offset, len) = (self.id.clone(), range.start, range.end - range.start);
+            RamBlockError::Populate { id, offset, len, source }
+        })
+    }
+
+    /// Whether memory can go away under the block, so that an access ends the program.
+    pub(crate) fn may_vanish(&self) -> bool {
+        self.mapping.may_vanish()
+    }
+
+    /// Whether the block has the bytes `range`.
+    pub(crate) fn check_range(&self, range: &Range<u64>) -> Result<(), RamBlockError> {
+        let (offset, size) = (range.start, self.len());
+        if range.start <= range.end && range.end <= size {
+            return Ok(());
+        }
+        let len = range.end.saturating_sub(offset);
+        Err(RamBlockError::OutOfBounds { id: self.id.clone(), offset, len, size })
+    }
+
+    /// Makes the block `len` bytes long, within what is reserved for it.
+    ///
+    /// What is added reads as zeros and is dirty for every client that is on; what is
+    /// cut off is discarded with its bits. [`DirtyMemory::epoch`] changes for every
+    /// client, so that who counts on a length can tell. Slices that were lent before
+    /// stay valid memory. A memory map shows the new length when its region is resized:
+    /// after this when growing, before it when shrinking.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::Length`], [`RamBlockError::MaxLength`], and
+    /// [`RamBlockError::Discard`]; the length is as it was, though a part of what was to be
+    /// cut off may be zero.
+    pub fn resize(&self, len: u64) -> Result<(), RamBlockError> {
+        let page_size = self.page_size();
+        if len == 0 || !page_size.is_aligned(len) {
+            return Err(RamBlockError::Length { len, page: page_size.bytes() });
+        }
+        let max = self.max_len();
+        if len > max {
+            return Err(RamBlockError::MaxLength { id: self.id.clone(), len, max });
+        }
+        let resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.len();
+        // What comes has a file's bytes, or what was written through a slice lent before a shrink.
+        let changed = old.min(len)..old.max(len);
+        let result = self.zero_untold(changed.clone());
+        if result.is_ok() {
+            self.dirty.resize(page_size.count(len));
+        }
+        drop(resizing);
+        // Without the lock: a hook may resize this block too, or one whose hook resizes it.
+        self.dirty.mark_code(&changed);
+        result
+    }
+
+    /// Copies `buf.len()` bytes at `offset` out of the block.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`]; nothing is copied then.
+    #[inline]
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), RamBlockError> {
+        self.slice(offset, buf.len() as u64)?.copy_to(buf);
+        Ok(())
+    }
+
+    /// Copies `data` into the block at `offset` and marks its pages.
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`]; nothing is copied then.
+    #[inline]
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), RamBlockError> {
+        self.slice(offset, data.len() as u64)?.copy_from(data);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dirty::client::DirtyClient;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn bad_ids_and_lengths_are_refused_by_name() {
+        let page = PageSize::host().bytes();
+        for len in [0, 1, page - 1, page + 1] {
+            let refused = RamBlock::anonymous("ram", len).unwrap_err();
+            assert_eq!(
+                refused.to_string(),
+                format!(
+                    "A block's length is a non-zero multiple of {page} bytes, {len} were asked for"
+                )
+            );
+        }
+        for id in ["", &"x".repeat(256)] {
+            assert!(matches!(RamBlock::anonymous(id, page), Err(RamBlockError::Id { .. })));
+        }
+        let refused = RamBlock::anonymous("huge", (1 << 62) - page).unwrap_err();
+        assert!(matches!(refused, RamBlockError::Map { .. }), "{refused}");
+    }
+
+    #[test]
+    fn accesses_outside_are_refused_with_the_place() {
+        let page = PageSize::host().bytes();
+        let ram = RamBlock::anonymous("ram", page).unwrap();
+        for (offset, len) in [(page, 1), (page - 1, 2), (u64::MAX, 2)] {
+            let refused = ram.write(offset, &vec![0; len]).unwrap_err();
+            assert!(matches!(
+                refused,
+                RamBlockError::OutOfBounds { offset: o, len: l, size, .. }
+                    if o == offset && l == len as u64 && size == page
+            ));
+        }
+    }
+
+    #[test]
+    fn writes_through_vm_memory_mark_and_reads_do_not() {
+        for ram in
+            [RamBlock::anonymous("a", 1 << 20).unwrap(), RamBlock::memfd("m", 1 << 20).unwrap()]
+        {
+            let page = ram.page_size().bytes();
+            ram.dirty().enable(DirtyClient::VGA).unwrap();
+            ram.dirty().enable(DirtyClient::MIGRATION).unwrap();
+            let slice = ram.slice(3 * page, 2 * page).unwrap();
+            slice.write_obj(0x1122_3344u32, index(page) - 2).unwrap();
+            let _: u64 = slice.read_obj(0).unwrap();
+            for client in [DirtyClient::VGA, DirtyClient::MIGRATION] {
+                let dirty: Vec<_> =
+                    (0..ram.pages()).filter(|p| ram.dirty().is_dirty(client, *p)).collect();
+                assert_eq!(dirty, [3, 4]);
+            }
+            assert!(!ram.dirty().is_dirty(DirtyClient::CODE, 3));
+        }
+    }
+
+    /// Clean memory and clean bitmaps are addresses only.
+    #[test]
+    fn a_block_of_16_tib_with_three_clients_costs_what_is_dirty() {
+        use std::ops::ControlFlow;
+        let ram = RamBlock::anonymous("huge", 16 << 40).unwrap();
+        let reset = ram.dirty().register("reset").unwrap();
+        let clients = [DirtyClient::VGA, DirtyClient::MIGRATION, reset.client()];
+        clients.into_iter().for_each(|client| ram.dirty().enable(client).unwrap());
+        let (page, last) = (ram.page_size().bytes(), ram.pages() - 1);
+        ram.write(last * page, b"at the end").unwrap();
+        ram.dirty().merge(last / 2, 2, &[0b11]).unwrap();
+        ram.dirty().mark(0, 1);
+        for client in clients {
+            let mut runs = Vec::new();
+            let _ = ram
+                .dirty()
+                .visit_runs(client, 0..ram.pages(), 0, |run| {
+                    runs.push(run);
+                    ControlFlow::<()>::Continue(())
+                })
+                .unwrap();
+            assert_eq!(runs, [0..1, last / 2..last / 2 + 2, last..last + 1]);
+        }
+    }
+
+    #[test]
+    fn a_memory_file_is_shared() {
+        use std::os::unix::fs::FileExt;
+        let ram = RamBlock::memfd("shared", 1 << 20).unwrap();
+        ram.write(5000, b"seen by both").unwrap();
+        let mut seen = [0; 12];
+        ram.file().unwrap().read_exact_at(&mut seen, 5000).unwrap();
+        assert_eq!(&seen, b"seen by both");
+    }
+}

@@ -1,0 +1,180 @@
+//! Whether memory is all zeros, at the speed at which it can be read.
+//!
+//! A guest may store to the memory meanwhile, so no reference to it is made: it is read by
+//! instructions that the compiler does not see into, or by volatile loads. Of a store under
+//! way they find some bytes and others not, as another processor would.
+#![allow(unsafe_code)]
+
+use vm_memory::VolatileSlice;
+
+/// Bytes that a loop looks at in one turn.
+const TURN: usize = 256;
+
+/// Bytes of a line of the processor's cache, or of a part of one.
+const LINE: usize = 64;
+
+/// The lines of a page that are fetched while the page so many pages before it is looked
+/// at: the processor fetches ahead by itself, but not across pages of 4 KiB.
+const FETCHED: [usize; 2] = [0, LINE];
+const AHEAD: usize = 2;
+
+/// Whether `len` bytes from an address on are zero, both multiples of [`TURN`] and `len` not
+/// zero.
+///
+/// # Safety
+///
+/// The bytes are mapped and may be read.
+type Scan = unsafe fn(*const u8, usize) -> bool;
+
+/// With 32 bytes a load. The first line is looked at on its own: a page that is not zero has
+/// something there as a rule. Wider registers are no faster: this is as fast as memory.
+///
+/// # Safety
+///
+/// As for [`Scan`], and the processor has AVX.
+#[cfg(target_arch = "x86_64")]
+unsafe fn avx(start: *const u8, len: usize) -> bool {
+    let rest: usize;
+    // SAFETY: reads the `len` bytes from `start` on, of which the caller says that they are
+    // there, and touches nothing else but registers that a call may change.
+    unsafe {
+        std::arch::asm!(
+            "vmovups ymm0, [rdi]",
+            "vorps ymm0, ymm0, [rdi + 32]",
+            "vptest ymm0, ymm0",
+            "jnz 3f",
+            "2:",
+            "vmovups ymm0, [rdi]",
+            "vmovups ymm1, [rdi + 32]",
+            "vorps ymm0, ymm0, [rdi + 64]",
+            "vorps ymm1, ymm1, [rdi + 96]",
+            "vorps ymm0, ymm0, [rdi + 128]",
+            "vorps ymm1, ymm1, [rdi + 160]",
+            "vorps ymm0, ymm0, [rdi + 192]",
+            "vorps ymm1, ymm1, [rdi + 224]",
+            "vorps ymm0, ymm0, ymm1",
+            "vptest ymm0, ymm0",
+            "jnz 3f",
+            "add rdi, {turn}",
+            "sub rsi, {turn}",
+            "jnz 2b",
+            "3:",
+            // What is compiled without AVX would be slowed down by what is left in the upper
+            // halves.
+            "vzeroupper",
+            inout("rdi") start => _,
+            inout("rsi") len => rest,
+            turn = const TURN,
+            clobber_abi("sysv64"),
+            options(readonly, nostack),
+        );
+    }
+    rest == 0
+}
+
+/// With 8 bytes a load, which many processors do as fast as their memory allows.
+///
+/// # Safety
+///
+/// As for [`Scan`].
+unsafe fn portable(start: *const u8, len: usize) -> bool {
+    let any = |from: usize, len: usize| {
+        (from..from + len).step_by(8).fold(0, |any, at| {
+            // SAFETY: within the `len` bytes that the caller says are there.
+            let word = unsafe { start.add(at) }.cast::<u64>();
+            // SAFETY: as above; `start` is a multiple of `TURN`, so this is one of 8.
+            any | unsafe { word.read_volatile() }
+        })
+    };
+    any(0, LINE) == 0 && (0..len).step_by(TURN).all(|turn| any(turn, TURN) == 0)
+}
+
+fn best() -> Scan {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx") {
+        return avx;
+    }
+    portable
+}
+
+/// Only a matter of speed, whatever the address.
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, and it accesses nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Which of the pages of `page` bytes, up to 64 of them, are zero: bit n is set if page n is.
+///
+/// The memory starts at a multiple of 256 bytes, and consists of whole pages of as many
+/// bytes, or more.
+pub(super) fn mask(memory: &VolatileSlice<'_>, page: usize) -> u64 {
+    mask_by(best(), memory, page)
+}
+
+#[inline(always)]
+fn mask_by(scan: Scan, memory: &VolatileSlice<'_>, page: usize) -> u64 {
+    let guard = memory.ptr_guard();
+    let start = guard.as_ptr();
+    assert!(page > 0 && page % TURN == 0 && start as usize % TURN == 0, "not whole turns");
+    let mut mask = 0;
+    for n in 0..(memory.len() / page).min(64) {
+        let at = start.wrapping_add(n * page);
+        for line in FETCHED {
+            prefetch(at.wrapping_add(AHEAD * page + line));
+        }
+        // SAFETY: page `n` lies within the slice, whose memory is mapped as long as the slice
+        // is; the multiples were just checked, and `best` asks what the processor has.
+        mask |= u64::from(unsafe { scan(at, page) }) << n;
+    }
+    mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::ram_block::RamBlock;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Any bytes anywhere, by what is chosen here and portably.
+        #[test]
+        fn a_page_is_zero_if_each_byte_is(
+            shift in 9..17u32,
+            pages in 1..65usize,
+            bytes in prop::collection::vec((any::<prop::sample::Index>(), 1..=u8::MAX), 0..20),
+        ) {
+            let page = 1 << shift;
+            let len = pages * page;
+            let ram = RamBlock::anonymous("ram", (len as u64).next_multiple_of(65536)).unwrap();
+            let mut expected = u64::MAX >> (64 - pages);
+            for (at, byte) in &bytes {
+                let at = at.index(len);
+                ram.write(at as u64, &[*byte]).unwrap();
+                expected &= !(1 << (at / page));
+            }
+            let memory = ram.reserved(0..len as u64);
+            prop_assert_eq!(mask(&memory, page), expected);
+            prop_assert_eq!(mask_by(portable, &memory, page), expected);
+        }
+    }
+
+    /// Each byte of a page counts.
+    #[test]
+    fn no_byte_of_a_page_is_passed_over() {
+        let ram = RamBlock::anonymous("ram", 1 << 16).unwrap();
+        let memory = ram.reserved(0..4096);
+        for at in 0..4096 {
+            ram.write(at, &[1]).unwrap();
+            assert_eq!((mask(&memory, 4096), mask_by(portable, &memory, 4096)), (0, 0), "{at}");
+            ram.write(at, &[0]).unwrap();
+            assert_eq!((mask(&memory, 4096), mask_by(portable, &memory, 4096)), (1, 1), "{at}");
+        }
+    }
+}

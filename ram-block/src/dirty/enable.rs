@@ -1,0 +1,169 @@
+//! Which clients are on, and how long the block is: what changes under marks that are under way.
+
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{Ordering, fence};
+
+use crate::bitmap::atomic::Bitmap;
+use crate::bitmap::locked::Bulk;
+use crate::dirty::client::{DirtyClient, Names, name_of};
+use crate::dirty::error::DirtyError;
+use crate::dirty::memory::{DirtyMemory, WRITERS_FENCE};
+use crate::sys::membarrier;
+
+impl DirtyMemory {
+    /// Switches `client` on: every write from now on marks it.
+    ///
+    /// What was written before is not in its bitmap, so a client that mirrors
+    /// memory begins by taking all of it. A page whose write was under way is
+    /// either marked, or has its new contents in memory when this returns: a
+    /// client that reads pages afterwards misses neither.
+    ///
+    /// There is no count: the first switch off is one, unless the client is
+    /// [claimed](Self::claim). Who logs a block through a
+    /// memory map leaves its switches to the map.
+    ///
+    /// Uses the `membarrier` system call. A sandbox that comes to forbid it between the
+    /// first block and this call should allow it: writes that were under way in that
+    /// very moment are then not covered by the promise above.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::Unregistered`], [`DirtyError::NoMemory`], and [`DirtyError::Inverse`] for
+    /// the code client, which has a [`CodeWatch`](crate::CodeWatch) instead.
+    pub fn enable(&self, client: DirtyClient) -> Result<(), DirtyError> {
+        let names = self.lock_names();
+        if client == DirtyClient::CODE {
+            return Err(DirtyError::Inverse);
+        }
+        if name_of(&names, client).is_none() {
+            return Err(DirtyError::Unregistered { client });
+        }
+        reserve(&self.bitmaps[client.index()], self.room)?;
+        let mut bulk = self.lock_bulk();
+        if bulk[client.index()].is_none() {
+            let new = Bulk::new(self.room).map_err(|error| no_memory(self.room, &error))?;
+            bulk[client.index()] = Some(new);
+        }
+        drop(bulk);
+        self.switch_on(client);
+        Ok(())
+    }
+
+    /// Sets the client's bit, for every write that this thread has not seen.
+    fn switch_on(&self, client: DirtyClient) {
+        let bit = 1 << client.number();
+        if self.enabled.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
+            // After the bit: a merge that follows a look at the new count reaches the client.
+            // Before the caller's next step: a page that the client reads, or a write that
+            // it is promised, comes after the count has changed.
+            self.switch_ons.fetch_add(1, Ordering::SeqCst);
+        }
+        self.order_writers();
+    }
+
+    /// How often a client was switched on, by whichever map or caller. A code watch is not
+    /// counted; see [`report_to_code`](Self::report_to_code).
+    ///
+    /// For a synchronizer that keeps pages that it has merged, to clear them later in a log
+    /// such as KVM's: a client that was switched on since was not given those pages, and
+    /// may need them. Read the count before the [`merge`](Self::merge) and again before and
+    /// *after* the clear. If it differs before, keep the pages in the log. If it differs
+    /// after, merge what was cleared once more: the client may have come in between. The
+    /// count changes after [`enable`](Self::enable) has switched the client on and before it
+    /// returns.
+    pub fn switch_ons(&self) -> u64 {
+        // SeqCst: ordered after the caller's clear, which has its own barriers where it
+        // interrupts other processors.
+        fence(Ordering::SeqCst);
+        self.switch_ons.load(Ordering::SeqCst)
+    }
+
+    /// Parts every write of this process in two: it is in memory when this returns, or
+    /// its mark sees what this thread did before.
+    pub(crate) fn order_writers(&self) {
+        if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !membarrier::every_thread() {
+            log::warn!(
+                "membarrier is refused since the start: each mark of guest memory fences from now \
+                    on"
+            );
+            self.enabled.fetch_or(WRITERS_FENCE, Ordering::SeqCst);
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// Switches `client` off, drops its bits and frees its bitmap's memory. Does nothing
+    /// if it is off.
+    ///
+    /// A mark that is under way may still leave a bit behind: when the client is
+    /// switched on again, it may find a page dirty that is not.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::Claimed`], and [`DirtyError::Inverse`] for the code client.
+    pub fn disable(&self, client: DirtyClient) -> Result<(), DirtyError> {
+        if client == DirtyClient::CODE {
+            return Err(DirtyError::Inverse);
+        }
+        // Held: a claim is taken before or after this.
+        let names = self.lock_names();
+        if self.is_claimed(client) {
+            return Err(DirtyError::Claimed { client });
+        }
+        self.switch_off(&names, client);
+        Ok(())
+    }
+
+    pub(super) fn switch_off(&self, _switching: &Names, client: DirtyClient) {
+        let before = self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
+        if Self::clients_in(before).contains(client) {
+            self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
+            self.lock_bulk()[client.index()] = None;
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                bitmap.reset();
+            }
+        }
+    }
+
+    /// How often `client` was switched off, or the block resized.
+    ///
+    /// Between two looks with the same result, no bits of the client were dropped and the
+    /// block had one length: who builds on all that was harvested since the first look can
+    /// tell.
+    pub fn epoch(&self, client: DirtyClient) -> u64 {
+        self.times_off(client) + self.resizes.load(Ordering::Acquire)
+    }
+
+    /// Makes it `pages` pages, of those that there is room for: drops the bits of those
+    /// that go, and sets those of those that come. Watched pages that go are to be reported
+    /// after it, by who holds no lock.
+    pub(crate) fn resize(&self, pages: u64) {
+        let switching = self.lock_names();
+        // Before and after: whoever looks in between can tell.
+        self.resizes.fetch_add(1, Ordering::AcqRel);
+        let old = self.pages.swap(pages, Ordering::AcqRel);
+        let clients = self.enabled();
+        if pages < old {
+            for client in clients.iter() {
+                self.take_words(client, &(pages..old), |_, _| ());
+            }
+        } else {
+            self.mark_range(clients, &(old..pages));
+        }
+        self.resizes.fetch_add(1, Ordering::AcqRel);
+        drop(switching);
+    }
+}
+
+/// Gives `bitmap` addresses for `room` pages, unless it has them.
+pub(crate) fn reserve(bitmap: &OnceLock<Bitmap>, room: u64) -> Result<&Bitmap, DirtyError> {
+    let new = match bitmap.get() {
+        Some(bitmap) => return Ok(bitmap),
+        None => Bitmap::new(room).map_err(|error| no_memory(room, &error))?,
+    };
+    Ok(bitmap.get_or_init(|| new))
+}
+
+fn no_memory(pages: u64, error: &io::Error) -> DirtyError {
+    DirtyError::NoMemory { pages, kind: error.kind() }
+}

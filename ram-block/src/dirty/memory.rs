@@ -1,0 +1,325 @@
+//! The dirty bitmaps of one block, and the fan-out to all of them.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::bitmap::atomic::Bitmap;
+use crate::bitmap::bits::BITS;
+use crate::bitmap::locked::Bulk;
+use crate::bitmap::shifted::Shifted;
+use crate::dirty::client::{ClientSet, DirtyClient, Names};
+use crate::dirty::error::DirtyError;
+use crate::dirty::takers::{Takers, Unclaimed};
+use crate::dirty::watched::Watched;
+use crate::page::PageSize;
+use crate::sys::membarrier;
+
+/// The bulk part of each client that is on.
+pub(super) type BulkParts = [Option<Bulk>; DirtyClient::COUNT];
+
+/// Set in `enabled` where writers must fence for themselves; see `membarrier`.
+pub(super) const WRITERS_FENCE: u64 = 1 << 63;
+
+/// The dirty bitmaps of one block: one for each [`DirtyClient`] that is on.
+///
+/// All methods may be called from any thread at any time. A mark that has
+/// returned is in the next harvest of every client that was on when the mark
+/// began, or in one that was running at the time. Two harvests of one client at the
+/// same time share its bits in some way; a client has one harvester as a rule, who
+/// [claims](Self::claim) its bits to make sure of that. Page 0 is bit 0 of word 0, so
+/// blocks never share a word.
+///
+/// As vm-memory's `Bitmap` it marks whatever is written through a slice that
+/// carries it. Pointers escape it: after a write through `get_host_address`,
+/// `PtrGuardMut::as_ptr`, `get_atomic_ref` or `aligned_as_mut`, call
+/// [`mark`](Self::mark).
+pub struct DirtyMemory {
+    page_size: PageSize,
+    /// How many pages there are now.
+    pub(super) pages: AtomicU64,
+    /// How many there can be: what the bitmaps have room for.
+    pub(super) room: u64,
+    /// The mask of clients that are on, and [`WRITERS_FENCE`]. The code client is in it
+    /// while a page is watched.
+    pub(super) enabled: AtomicU64,
+    /// The names of registered clients. Held while a client is switched: the bits that
+    /// switching off drops are not those of a client that somebody else has switched on
+    /// again.
+    names: Mutex<Names>,
+    /// Who may take each client's bits.
+    pub(super) takers: [Takers; DirtyClient::COUNT],
+    /// How many claims were asked for.
+    pub(super) claims: AtomicU64,
+    /// How often each client was switched off.
+    pub(super) epochs: [AtomicU64; DirtyClient::COUNT],
+    /// How often a client, whichever, was switched on.
+    pub(super) switch_ons: AtomicU64,
+    /// How often the length was changed.
+    pub(super) resizes: AtomicU64,
+    /// What the synchronizer merged, under this lock; of clients that are on.
+    bulk: Mutex<BulkParts>,
+    /// What anybody marked. Reserved when a client is first on; without memory while it
+    /// is off.
+    pub(super) bitmaps: [OnceLock<Bitmap>; DirtyClient::COUNT],
+    /// The code client's pages.
+    code: Watched,
+}
+
+impl DirtyMemory {
+    /// Bitmaps for `pages` pages of `page_size`, every client off.
+    pub fn new(pages: u64, page_size: PageSize) -> Arc<Self> {
+        Self::with_room(pages, pages, page_size)
+    }
+
+    /// As [`new`](Self::new), with room for `room` pages.
+    pub(crate) fn with_room(pages: u64, room: u64, page_size: PageSize) -> Arc<Self> {
+        Self::with_fence(pages, room, page_size, !membarrier::available())
+    }
+
+    /// As [`with_room`](Self::with_room); with `fence`, each mark passes a fence of its
+    /// own.
+    pub(super) fn with_fence(pages: u64, room: u64, page_size: PageSize, fence: bool) -> Arc<Self> {
+        let fence = if fence { WRITERS_FENCE } else { 0 };
+        Arc::new(Self {
+            page_size,
+            pages: AtomicU64::new(pages),
+            room,
+            enabled: AtomicU64::new(fence),
+            names: Mutex::default(),
+            takers: std::array::from_fn(|_| Takers::default()),
+            claims: AtomicU64::new(0),
+            epochs: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
+            switch_ons: AtomicU64::new(0),
+            resizes: AtomicU64::new(0),
+            bulk: Mutex::default(),
+            bitmaps: [const { OnceLock::new() }; DirtyClient::COUNT],
+            code: Watched::default(),
+        })
+    }
+
+    /// The grain of the bitmaps.
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// How many pages there are.
+    #[inline]
+    pub fn pages(&self) -> u64 {
+        self.pages.load(Ordering::Acquire)
+    }
+
+    /// The clients that are on. The code client is never among them.
+    pub fn enabled(&self) -> ClientSet {
+        Self::clients_in(self.enabled.load(Ordering::Acquire)).without(DirtyClient::CODE)
+    }
+
+    /// How many pages there can be.
+    pub(crate) fn room(&self) -> u64 {
+        self.room
+    }
+
+    /// The mask of clients that are on, for a code watch.
+    pub(crate) fn switches(&self) -> &AtomicU64 {
+        &self.enabled
+    }
+
+    /// The code client's pages, for a code watch.
+    pub(crate) fn code(&self) -> &Watched {
+        &self.code
+    }
+
+    pub(super) fn lock_names(&self) -> MutexGuard<'_, Names> {
+        // Nothing that can panic runs between two writes.
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lock_bulk(&self) -> MutexGuard<'_, BulkParts> {
+        // Plain words: whatever panicked, each of them is whole.
+        self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn clients_in(mask: u64) -> ClientSet {
+        ClientSet::from_bits(mask.to_le_bytes()[0])
+    }
+
+    /// Who wants to know of a write, read after the caller's store to the page.
+    #[inline]
+    pub(super) fn interested(&self) -> ClientSet {
+        // Without a fence of its own this load may pass the caller's store to the
+        // page in the processor; `enable` makes that harmless, or sets WRITERS_FENCE.
+        // The compiler must not move the store behind the load: nobody could mend that.
+        compiler_fence(Ordering::SeqCst);
+        let mut mask = self.enabled.load(Ordering::Acquire);
+        if mask & WRITERS_FENCE != 0 {
+            fence(Ordering::SeqCst);
+            mask = self.enabled.load(Ordering::Acquire);
+        }
+        Self::clients_in(mask)
+    }
+
+    /// Marks the pages that `len` bytes from byte `offset` touch, for every client
+    /// that is on. The part that lies outside the block is ignored.
+    ///
+    /// Call it after the write. Costs a load and a branch when no client is on.
+    #[inline]
+    pub fn mark(&self, offset: u64, len: u64) {
+        let clients = self.interested();
+        if clients.is_empty() {
+            return;
+        }
+        let touched = self.page_size.touched(offset, len);
+        let touched = touched.start..touched.end.min(self.room);
+        if clients == ClientSet::EMPTY.with(DirtyClient::CODE) {
+            // A translator's guest stores all the time.
+            self.code_written(&touched);
+        } else {
+            self.mark_range(clients, &touched);
+        }
+    }
+
+    /// As [`mark`](Self::mark), of `bytes`, for all but a code watch.
+    pub(crate) fn mark_but_code(&self, bytes: &Range<u64>) {
+        let touched = self.page_size.touched(bytes.start, bytes.end - bytes.start);
+        let touched = touched.start..touched.end.min(self.room);
+        self.mark_range(self.interested().without(DirtyClient::CODE), &touched);
+    }
+
+    /// As [`mark`](Self::mark), of `bytes`, for a code watch alone.
+    pub(crate) fn mark_code(&self, bytes: &Range<u64>) {
+        if self.interested().contains(DirtyClient::CODE) {
+            let touched = self.page_size.touched(bytes.start, bytes.end - bytes.start);
+            self.code_written(&(touched.start..touched.end.min(self.room)));
+        }
+    }
+
+    /// To be called after a write to `pages`.
+    #[inline]
+    pub(super) fn code_written(&self, pages: &Range<u64>) {
+        self.code.written(&self.enabled, pages);
+    }
+
+    /// As [`code_written`](Self::code_written), for the pages of a bitmap.
+    pub(super) fn code_written_words(&self, source: &Shifted<'_>) {
+        self.code.written_words(&self.enabled, source);
+    }
+
+    /// Marks a word of pages for one client, if it is on.
+    pub(super) fn mark_for(&self, client: DirtyClient, word: u64, bits: u64) {
+        if self.enabled().contains(client) {
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                bitmap.mark_word(word, bits);
+            }
+        }
+    }
+
+    pub(super) fn mark_range(&self, clients: ClientSet, pages: &Range<u64>) {
+        if pages.is_empty() {
+            return;
+        }
+        for client in clients.without(DirtyClient::CODE).iter() {
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                bitmap.mark_range(pages);
+            }
+        }
+        // Last: a hook that panics takes no bits of others with it.
+        if clients.contains(DirtyClient::CODE) {
+            self.code_written(pages);
+        }
+    }
+
+    /// Marks the pages of these numbers for every client that is on: what a dirty ring
+    /// yields. Returns how many the block has; the others are ignored.
+    pub fn mark_pages(&self, pages: &[u64]) -> u64 {
+        let inside = |page: &&u64| **page < self.room;
+        let clients = self.interested();
+        for client in clients.without(DirtyClient::CODE).iter() {
+            if let Some(bitmap) = self.bitmaps[client.index()].get() {
+                for page in pages.iter().filter(inside) {
+                    bitmap.mark_word(page / BITS, 1 << (page % BITS));
+                }
+            }
+        }
+        if clients.contains(DirtyClient::CODE) {
+            pages.iter().filter(inside).for_each(|page| self.code_written(&(*page..page + 1)));
+        }
+        let there = self.pages();
+        pages.iter().filter(|page| **page < there).count() as u64
+    }
+
+    /// How often `client` was switched off.
+    pub(crate) fn times_off(&self, client: DirtyClient) -> u64 {
+        self.epochs[client.index()].load(Ordering::Acquire)
+    }
+
+    /// Whether somebody has claimed the bits of `client`: only the claim can take them.
+    pub fn is_claimed(&self, client: DirtyClient) -> bool {
+        self.takers[client.index()].is_claimed()
+    }
+
+    /// Begins a harvest without a claim.
+    pub(super) fn unclaimed(&self, client: DirtyClient) -> Result<Unclaimed<'_>, DirtyError> {
+        self.takers[client.index()].admit().ok_or(DirtyError::Claimed { client })
+    }
+
+    /// Ends a claim whose client is gone.
+    pub(super) fn end_claim(&self, client: DirtyClient) {
+        self.takers[client.index()].end();
+        // After that, and also for a client that is off: whoever saw the claim stand has an
+        // earlier count.
+        self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether `client` is on and the block has `pages`.
+    pub(crate) fn check_on(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+    ) -> Result<(), DirtyError> {
+        if client == DirtyClient::CODE {
+            return Err(DirtyError::Inverse);
+        }
+        self.check(pages, self.pages())?;
+        let enabled = self.enabled();
+        if enabled.contains(client) {
+            Ok(())
+        } else {
+            Err(DirtyError::ClientOff { client, enabled })
+        }
+    }
+
+    /// Whether there are `pages` among the first `count`.
+    pub(crate) fn check(&self, pages: &Range<u64>, count: u64) -> Result<(), DirtyError> {
+        let Range { start, end } = *pages;
+        if start > end || end > count {
+            return Err(DirtyError::OutOfRange { start, end, pages: count });
+        }
+        Ok(())
+    }
+
+    /// Whether `page` is dirty for `client`; false if the client is off or the block
+    /// has no such page. For the code client a page is dirty unless it is watched.
+    pub fn is_dirty(&self, client: DirtyClient, page: u64) -> bool {
+        if client == DirtyClient::CODE {
+            return self.code.exists() && page < self.pages() && !self.code.contains(page);
+        }
+        let marked = || {
+            let marked =
+                self.bitmaps[client.index()].get().is_some_and(|bitmap| bitmap.contains(page));
+            marked
+                || self.lock_bulk()[client.index()].as_ref().is_some_and(|bulk| bulk.contains(page))
+        };
+        page < self.pages() && self.enabled().contains(client) && marked()
+    }
+}
+
+impl fmt::Debug for DirtyMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirtyMemory")
+            .field("page_size", &self.page_size.bytes())
+            .field("pages", &self.pages())
+            .field("enabled", &self.enabled())
+            .finish()
+    }
+}

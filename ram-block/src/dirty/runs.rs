@@ -1,0 +1,324 @@
+//! Visiting runs of dirty pages, in order, without a snapshot.
+
+use std::ops::{ControlFlow, Range};
+
+use crate::bitmap::bits::{BITS, GRANULE, bits_of, mask_within, words_of};
+use crate::dirty::client::DirtyClient;
+use crate::dirty::error::DirtyError;
+use crate::dirty::memory::DirtyMemory;
+use crate::page::index;
+
+/// Words of a granule: what is taken at once.
+const WORDS: usize = 64 * 64;
+
+/// Bits that were taken and not yet visited; given back when this is dropped, by an
+/// early end or by a panic of the visitor.
+struct Taken<'a> {
+    dirty: &'a DirtyMemory,
+    client: DirtyClient,
+    /// The granule's first word.
+    base: u64,
+    /// A bit for each of `words` that is not zero.
+    summary: [u64; 64],
+    words: [u64; WORDS],
+    /// The last run found, which the next may join; it was not visited. Empty before the
+    /// first.
+    pending: Range<u64>,
+    /// What lies before this page was visited, unless it is pending.
+    from: u64,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let unseen = self.from..u64::MAX;
+        for (n, summary) in self.summary.into_iter().enumerate() {
+            for at in bits_of(n as u64, summary) {
+                let word = self.base + at;
+                let bits = self.words[index(at)] & mask_within(word, &unseen);
+                self.dirty.mark_for(self.client, word, bits);
+            }
+        }
+        for word in words_of(&self.pending) {
+            self.dirty.mark_for(self.client, word, mask_within(word, &self.pending));
+        }
+    }
+}
+
+impl Taken<'_> {
+    /// Takes the bits of a granule, all before which were visited or are pending.
+    fn take(&mut self, granule: &Range<u64>) {
+        self.base = granule.start / GRANULE * (GRANULE / BITS);
+        let Self { dirty, client, base, summary, words, .. } = self;
+        dirty.each_granule(*client, granule, |bulk, granule| {
+            bulk.move_into(granule, *base, words, |chunk, found| {
+                summary[index(chunk - *base / BITS)] = found;
+            });
+        });
+        dirty.take_marked(*client, granule, |word, bits| {
+            let at = index(word - *base);
+            words[at] |= bits;
+            summary[at / 64] |= 1 << (at % 64);
+        });
+    }
+
+    /// Visits the pending run, and lets `run` be pending.
+    #[inline(always)]
+    fn visit<B>(
+        &mut self,
+        run: Range<u64>,
+        visit: &mut impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        if self.pending.is_empty() {
+            self.pending = run;
+            return ControlFlow::Continue(());
+        }
+        // Until the visitor has returned, both are to be given back: `run` is still among
+        // the words.
+        let flow = visit(self.pending.clone());
+        self.from = self.pending.end;
+        self.pending = run;
+        flow
+    }
+
+    /// Joins `run` to the pending one, or visits that.
+    #[inline(always)]
+    fn push<B>(
+        &mut self,
+        run: Range<u64>,
+        gap: u64,
+        visit: &mut impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        if run.start - self.pending.end <= gap && !self.pending.is_empty() {
+            self.pending.end = run.end;
+            ControlFlow::Continue(())
+        } else {
+            self.visit(run, visit)
+        }
+    }
+
+    /// If all words of summary word `n` are all ones: makes one run of them.
+    #[inline]
+    fn push_full_words<B>(
+        &mut self,
+        n: usize,
+        gap: u64,
+        visit: &mut impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let words = &self.words[n * 64..(n + 1) * 64];
+        if words.iter().fold(u64::MAX, |all, word| all & word) != u64::MAX {
+            return ControlFlow::Continue(());
+        }
+        let page = (self.base + n as u64 * 64) * BITS;
+        self.push(page..page + 64 * BITS, gap, visit)?;
+        self.words[n * 64..(n + 1) * 64].fill(0);
+        self.summary[n] = 0;
+        ControlFlow::Continue(())
+    }
+
+    /// Visits the runs of the granule's words but the last, which stays pending.
+    fn visit_words<B>(
+        &mut self,
+        gap: u64,
+        visit: &mut impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        for n in 0..self.summary.len() {
+            if self.summary[n] == u64::MAX {
+                self.push_full_words(n, gap, visit)?;
+            }
+            while self.summary[n] != 0 {
+                let at = n * 64 + self.summary[n].trailing_zeros() as usize;
+                let bits = self.words[at];
+                let page = (self.base + at as u64) * BITS;
+                // Runs begin where a bit is set and the one below is not, and end where it
+                // is the other way round. The bit below the lowest is the pending run's.
+                let open = u64::from(self.pending.end == page);
+                let below = bits << 1 | open;
+                let (mut starts, mut ends) = (bits & !below, !bits & below);
+                if open != 0 {
+                    self.pending.end = page + u64::from(ends.trailing_zeros());
+                    ends &= ends.wrapping_sub(1);
+                }
+                while ends != 0 {
+                    let run = page + u64::from(starts.trailing_zeros())
+                        ..page + u64::from(ends.trailing_zeros());
+                    starts &= starts - 1;
+                    ends &= ends - 1;
+                    self.push(run, gap, visit)?;
+                }
+                if starts != 0 {
+                    let start = page + u64::from(starts.trailing_zeros());
+                    self.push(start..page + BITS, gap, visit)?;
+                }
+                self.words[at] = 0;
+                self.summary[n] &= self.summary[n] - 1;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl DirtyMemory {
+    /// Takes the bits of `pages` from `client`'s bitmap, run by run: calls `visit` for
+    /// each run of dirty pages, in ascending order. Runs with at most `gap` clean pages
+    /// between them are one, clean pages included.
+    ///
+    /// A run's bits are gone when `visit` has returned for it. When it breaks, or panics
+    /// (then also the run it was called for), what it has not seen stays in the bitmap.
+    /// Allocates nothing, and costs what is dirty: 32 KiB of the stack, and a look at
+    /// them, for each 262,144 pages that are not clean.
+    ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    /// use ram_block::{DirtyClient, RamBlock};
+    ///
+    /// let ram = RamBlock::anonymous("ram", 16 << 20)?;
+    /// let (page, client) = (ram.page_size().bytes(), DirtyClient::MIGRATION);
+    /// ram.dirty().enable(client)?;
+    /// for number in [3, 4, 6, 20] {
+    ///     ram.dirty().mark(number * page, 1);
+    /// }
+    /// let mut runs = Vec::new();
+    /// let _ = ram.dirty().visit_runs(client, 0..ram.pages(), 1, |run| {
+    ///     runs.push(run);
+    ///     ControlFlow::<()>::Continue(())
+    /// })?;
+    /// assert_eq!(runs, [3..7, 20..21]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, [`DirtyError::ClientOff`]
+    /// and [`DirtyError::Claimed`].
+    pub fn visit_runs<B>(
+        &self,
+        client: DirtyClient,
+        pages: Range<u64>,
+        gap: u64,
+        visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> Result<ControlFlow<B>, DirtyError> {
+        let _unclaimed = self.unclaimed(client)?;
+        self.take_runs(client, self.times_off(client), pages, gap, visit)
+    }
+
+    /// Whoever calls this may take the client's bits, if it was switched off `times_off` times
+    /// before he made sure of that.
+    pub(crate) fn take_runs<B>(
+        &self,
+        client: DirtyClient,
+        times_off: u64,
+        pages: Range<u64>,
+        gap: u64,
+        mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> Result<ControlFlow<B>, DirtyError> {
+        self.check_on(client, &pages)?;
+        let mut taken = Taken {
+            dirty: self,
+            client,
+            base: 0,
+            summary: [0; 64],
+            words: [0; WORDS],
+            pending: 0..0,
+            from: 0,
+        };
+        let mut rest = pages;
+        while let Some(granule) = self.dirty_granule(client, &rest) {
+            rest.start = granule.end;
+            taken.take(&granule);
+            // If not, what was taken is given back to whoever has the number now.
+            self.check_still_on(client, times_off, &granule)?;
+            if let ControlFlow::Break(value) = taken.visit_words(gap, &mut visit) {
+                return Ok(ControlFlow::Break(value));
+            }
+        }
+        Ok(taken.visit(0..0, &mut visit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::page::PageSize;
+    use proptest::prelude::*;
+
+    const CLIENT: DirtyClient = DirtyClient::MIGRATION;
+    const PAGES: u64 = 2 * GRANULE + 1000;
+
+    fn dirty(marks: &[(u64, u64, bool)]) -> (Arc<DirtyMemory>, BTreeSet<u64>) {
+        let dirty = DirtyMemory::new(PAGES, PageSize::new(4096).unwrap());
+        dirty.enable(CLIENT).unwrap();
+        let mut pages = BTreeSet::new();
+        for &(start, len, merge) in marks {
+            let len = len.min(PAGES - start);
+            if merge {
+                let words = vec![u64::MAX; index(len.div_ceil(64))];
+                dirty.merge(start, len, &words).unwrap();
+            } else {
+                dirty.mark(start * 4096, len * 4096);
+            }
+            pages.extend(start..start + len);
+        }
+        (dirty, pages)
+    }
+
+    fn left(dirty: &DirtyMemory) -> BTreeSet<u64> {
+        let mut words = vec![0u64; index(PAGES.div_ceil(64))];
+        dirty.move_into(CLIENT, 0..PAGES, &mut words).unwrap();
+        (0..PAGES).filter(|page| words[index(page / 64)] >> (page % 64) & 1 != 0).collect()
+    }
+
+    fn marks() -> impl Strategy<Value = Vec<(u64, u64, bool)>> {
+        let start = prop_oneof![0..600u64, GRANULE - 300..GRANULE + 300, 0..PAGES - 1];
+        let len = prop_oneof![4 => 1..5u64, 1 => 1..300u64];
+        prop::collection::vec((start, len, any::<bool>()), 0..60)
+    }
+
+    proptest! {
+        /// Runs against the set of pages, whole or stopped early, by a break or a panic.
+        #[test]
+        fn runs_are_visited_in_order_and_the_rest_stays(
+            marks in marks(),
+            (a, b) in (0..=PAGES, 0..=PAGES),
+            gap in 0..5u64,
+            stop in prop::option::of(0..12usize),
+            panics in any::<bool>(),
+        ) {
+            let (dirty, pages) = dirty(&marks);
+            let range = a.min(b)..a.max(b);
+            let mut expected: Vec<Range<u64>> = Vec::new();
+            for page in pages.range(range.clone()) {
+                match expected.last_mut() {
+                    Some(run) if page - run.end <= gap => run.end = page + 1,
+                    _ => expected.push(*page..page + 1),
+                }
+            }
+            let mut seen: Vec<Range<u64>> = Vec::new();
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                dirty.visit_runs(CLIENT, range.clone(), gap, |run| {
+                    if panics && stop == Some(seen.len()) {
+                        std::panic::resume_unwind(Box::new("stopped"));
+                    }
+                    seen.push(run);
+                    if stop == Some(seen.len() - 1) { ControlFlow::Break(()) }
+                        else { ControlFlow::Continue(()) }
+                })
+            }));
+            prop_assert_eq!(&seen[..], &expected[..seen.len()]);
+            if let Ok(Ok(ControlFlow::Continue(()))) = result {
+                prop_assert_eq!(seen.len(), expected.len());
+            }
+            let unseen: BTreeSet<u64> =
+                pages.into_iter().filter(|page| !seen.iter().any(|run| run.contains(page)))
+                    .collect();
+            let left = left(&dirty);
+            prop_assert!(left.is_superset(&unseen), "pages are lost");
+            // A run that was given back may bring the clean pages in its gaps along.
+            let extra = left.difference(&unseen).count() as u64;
+            prop_assert!(extra == 0 || panics && gap > 0, "{} pages too many", extra);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Copies between a block and a buffer, also of memory that can vanish.
+
+use crate::block::ram_block::RamBlock;
+use crate::io::vectored;
+
+/// Bytes of the buffer between guest memory and a `Write` or `Read`.
+pub(super) const BUFFER: usize = 1 << 18;
+
+/// Copies from `offset` of a block on; if some of it is not there, says where.
+pub(super) fn copy_out(block: &RamBlock, offset: u64, buffer: &mut [u8]) -> Result<(), u64> {
+    let memory = block.reserved(offset..offset + buffer.len() as u64);
+    if block.may_vanish() {
+        if let Some(count) = vectored::copy_out(&memory, buffer) {
+            return if count == buffer.len() { Ok(()) } else { Err(offset + count as u64) };
+        }
+    }
+    memory.copy_to(buffer);
+    Ok(())
+}
+
+/// Copies to `offset` of a block on and marks it; if some of it is not there, says where.
+pub(super) fn copy_in(block: &RamBlock, offset: u64, bytes: &[u8]) -> Result<(), u64> {
+    let memory = block.reserved(offset..offset + bytes.len() as u64);
+    let mut result = Ok(());
+    match block.may_vanish().then(|| vectored::copy_in(bytes, &memory)).flatten() {
+        Some(count) if count == bytes.len() => {}
+        Some(count) => result = Err(offset + count as u64),
+        None => memory.copy_from(bytes),
+    }
+    block.dirty().mark(offset, bytes.len() as u64);
+    result
+}

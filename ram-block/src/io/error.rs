@@ -1,0 +1,68 @@
+//! What can go wrong with a transfer.
+
+use std::io;
+
+use thiserror::Error;
+
+/// A transfer that ended early. What was transferred has left its list.
+#[derive(Debug, Error)]
+pub enum TransferError {
+    /// The descriptor, the `Write` or the `Read` failed.
+    #[error("A transfer failed after {done} bytes")]
+    Io {
+        /// Bytes that were transferred by this call.
+        done: u64,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// There was nothing left to read, or nothing more could be written.
+    #[error("A stream ended after {done} bytes, {missing} are missing")]
+    Ended {
+        /// Bytes that were transferred by this call.
+        done: u64,
+        /// Bytes that were not.
+        missing: u64,
+    },
+    /// Memory of a block is not there: the file that it maps was made shorter.
+    #[error("A transfer stopped after {done} bytes: byte {offset:#x} of block \"{id}\" is gone")]
+    Vanished {
+        /// Bytes that were transferred by this call.
+        done: u64,
+        /// The block's id.
+        id: String,
+        /// Where in the block the first such byte is.
+        offset: u64,
+    },
+}
+
+impl TransferError {
+    /// Bytes that the failed call has transferred.
+    pub fn done(&self) -> u64 {
+        match self {
+            Self::Io { done, .. } | Self::Ended { done, .. } | Self::Vanished { done, .. } => *done,
+        }
+    }
+}
+
+impl TransferError {
+    /// The same, of a call that had transferred `before` already.
+    pub(super) fn after(mut self, before: u64) -> Self {
+        match &mut self {
+            Self::Io { done, .. } | Self::Ended { done, .. } | Self::Vanished { done, .. } => {
+                *done += before;
+            }
+        }
+        self
+    }
+}
+
+impl From<TransferError> for io::Error {
+    fn from(error: TransferError) -> Self {
+        match error {
+            TransferError::Io { source, .. } => source,
+            TransferError::Ended { .. } => Self::new(io::ErrorKind::UnexpectedEof, error),
+            TransferError::Vanished { .. } => Self::other(error),
+        }
+    }
+}

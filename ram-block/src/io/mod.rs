@@ -1,0 +1,28 @@
+//! Scatter/gather I/O: guest memory goes to a descriptor, and comes from one, without a
+//! copy in between.
+//!
+//! A [`SendList`] names bytes of the caller and ranges of blocks that are written one
+//! after the other, a [`ReceiveList`] those that are filled. With a socket, a pipe or a file
+//! the kernel copies straight from and to guest memory, up to 1,024 pieces at a call. With
+//! any other `Write` or `Read` they go through a buffer.
+//!
+//! What is read into a block is marked for its clients like every other write to it, after
+//! the store: the kernel's copy is done when its call returns, on this thread, so the order
+//! of store and mark is that of [`DirtyMemory::mark`](crate::DirtyMemory::mark).
+//!
+//! - `error`: a transfer that ended early
+//! - `vectored`: the system calls
+//! - `copy`: through a buffer, where there is none
+//! - `segments`: a queue of pieces, used up byte by byte
+//! - `send` and `receive`: the lists
+//!
+//! Stands on `block`.
+
+mod copy;
+pub(crate) mod error;
+pub(crate) mod receive;
+mod segments;
+pub(crate) mod send;
+#[cfg(test)]
+mod tests;
+mod vectored;

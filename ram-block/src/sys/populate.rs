@@ -1,0 +1,49 @@
+//! Pages of a mapping, given to it before they are touched.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::page::{PageSize, index};
+use crate::sys::mapping::{Mapping, check};
+
+impl Mapping {
+    /// Makes the pages of `bytes`, whole pages of the mapping, writable without a fault.
+    pub(crate) fn populate(&self, bytes: Range<usize>) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        debug_assert!(bytes.end <= self.len);
+        // SAFETY: the range lies within the mapping.
+        let at = unsafe { self.start.as_ptr().add(bytes.start) };
+        loop {
+            // SAFETY: the range lies within the mapping, and the advice changes no contents.
+            let result =
+                check(unsafe { libc::madvise(at.cast(), bytes.len(), libc::MADV_POPULATE_WRITE) });
+            match result {
+                // The kernel is older than 5.14.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    self.touch(bytes);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Writes a byte of each page of `bytes` that is there already.
+    pub(crate) fn touch(&self, bytes: Range<usize>) {
+        for at in bytes.step_by(index(PageSize::host().bytes())) {
+            // SAFETY: the byte lies within the mapping, which lives as long as `self`.
+            let address = unsafe { self.start.as_ptr().add(at) };
+            // SAFETY: as above; others access it by atomic or volatile accesses, or are guests.
+            let byte = unsafe { AtomicU8::from_ptr(address) };
+            // An exchange is a write also if it changes nothing. If it fails, somebody else
+            // has written.
+            let value = byte.load(Ordering::Relaxed);
+            let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
