@@ -4,7 +4,7 @@
 //! and 256-colour modes, and the Bochs VBE registers with their linear ones. [`Screen`]
 //! looks at it: each [`refresh`](Screen::refresh) takes the display's own dirty bits of
 //! the *visible* bytes, draws what they show into a [`Surface`], and reports the damage.
-//! [`Pace`] says when to look next. A surface goes to a PNG file, a terminal, a window
+//! [`RefreshTimer`] says when to look next. A surface goes to a PNG file, a terminal, a window
 //! (feature `window`), or VNC viewers (`VncServer`, feature `vnc`).
 //!
 //! The invariant: **after a refresh the surface is what a full redraw would give**,
@@ -25,13 +25,13 @@
 //! let memory = MemoryMap::new();
 //! let vga = Vga::new("vga.vram", 16 << 20)?;
 //! let regions = vga.add_to(&memory)?;
-//! let system = memory.update(|map| {
+//! let system = memory.transaction(|map| {
 //!     let system = map.container("system", 1 << 64)?;
 //!     let ports = map.container("ports", 1 << 16)?;
-//!     map.place(system, Vga::WINDOW, regions.window)?;
-//!     map.place(system, 0xe000_0000, regions.vram)?;
-//!     map.place(ports, Vga::PORTS, regions.ports)?;
-//!     map.place(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
+//!     map.add_subregion(system, Vga::WINDOW, regions.window)?;
+//!     map.add_subregion(system, 0xe000_0000, regions.vram)?;
+//!     map.add_subregion(ports, Vga::PORTS, regions.ports)?;
+//!     map.add_subregion(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
 //!     Ok(system)
 //! })?;
 //! let space = memory.address_space("memory", system)?;
@@ -95,5 +95,5 @@ pub use output::vnc::{VncBuilder, VncError, VncEvent, VncListener, VncServer};
 pub use output::window::{WindowError, WindowView};
 pub use picture::surface::{Rect, Surface, SurfaceError};
 pub use picture::text_screen::{TextCell, TextCursor, TextScreen};
-pub use refresh::refresh_timer::{Pace, Watch};
+pub use refresh::refresh_timer::{RefreshTimer, ViewerState};
 pub use refresh::screen::{Refresh, RefreshError, Screen};

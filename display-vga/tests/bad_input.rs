@@ -53,7 +53,7 @@ fn every_register_takes_every_value_in_any_order() {
             board.peek(address ^ 1);
             if n % 251 == 0 {
                 screen.refresh().unwrap();
-                if let Some(picture) = board.vga.picture().unwrap() {
+                if let Some(picture) = board.vga.screenshot().unwrap() {
                     assert_eq!(difference(screen.surface(), &picture), None);
                     shown += 1;
                 }
@@ -86,7 +86,7 @@ fn no_geometry_reaches_beyond_video_memory() {
                 board.vbe(5, x);
                 board.poke(0xafffe, &[1, 2, 3, 4]);
                 screen.refresh().unwrap();
-                match board.vga.picture().unwrap() {
+                match board.vga.screenshot().unwrap() {
                     Some(picture) => {
                         assert_eq!(difference(screen.surface(), &picture), None);
                         assert_eq!((picture.width(), picture.height()), (x.into(), y.into()));

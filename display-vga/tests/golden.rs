@@ -17,7 +17,7 @@ fn registers(board: &Board) -> Registers {
 
 /// Compares a mode of the VGA's own with the monitor's picture; returns it.
 fn compare(board: &Board, what: &str) -> Surface {
-    let picture = board.vga.picture().unwrap().unwrap_or_else(|| panic!("{what}: blank"));
+    let picture = board.vga.screenshot().unwrap().unwrap_or_else(|| panic!("{what}: blank"));
     let monitor = registers(board).picture(&board.vram(), true, true).unwrap();
     assert_eq!(difference(&picture, &monitor), None, "{what}");
     let mut screen = board.screen();
@@ -104,17 +104,17 @@ fn a_guest_that_loads_no_glyphs_has_the_built_in_ones() {
     let board = Board::new(VRAM);
     modes::set_mode(&board, &modes::TEXT_80X25);
     board.poke(0xb8000, b"A\x07");
-    let picture = board.vga.picture().unwrap().unwrap();
+    let picture = board.vga.screenshot().unwrap().unwrap();
     let twin = Board::new(VRAM);
     twin.vga.set_text_mode().unwrap();
     twin.poke(0xb8000, b"A\x07");
     twin.set(0x3d4, 0xa, 0x20); // no cursor
     board.set(0x3d4, 0xa, 0x20);
-    let loaded = twin.vga.picture().unwrap().unwrap();
+    let loaded = twin.vga.screenshot().unwrap().unwrap();
     let shape = |picture: &Surface| -> Vec<bool> {
         (0..16 * 9).map(|n| picture.pixel(n % 9, n / 9) != picture.pixel(700, 390)).collect()
     };
-    let picture_now = board.vga.picture().unwrap().unwrap();
+    let picture_now = board.vga.screenshot().unwrap().unwrap();
     assert_ne!(shape(&picture), vec![false; 16 * 9]);
     assert_eq!(shape(&picture_now), shape(&loaded));
     compare(&twin, "text mode without a driver");
@@ -303,12 +303,12 @@ fn linear_modes_of_every_depth() {
             .collect();
         board.poke(common::BASE, &noise);
         let check = |what: &str| {
-            let picture = board.vga.picture().unwrap().unwrap();
+            let picture = board.vga.screenshot().unwrap().unwrap();
             let monitor = registers(&board).vbe_picture(&board.vram());
             assert_eq!(difference(&picture, &monitor), None, "{depth} bits, {what}");
             for shares in [false, true] {
                 let screen = board.screen();
-                let mut screen = if shares { screen.sharing() } else { screen };
+                let mut screen = if shares { screen.zero_copy() } else { screen };
                 screen.refresh().unwrap();
                 assert_eq!(screen.surface().is_shared(), shares && depth == 32);
                 assert_eq!(difference(screen.surface(), &monitor), None, "{depth} bits, {what}");
@@ -378,7 +378,7 @@ proptest! {
             .map(|n| ((n ^ seed).wrapping_mul(0x9e37_79b9) >> 15).to_le_bytes()[0])
             .collect();
         board.poke(common::BASE, &noise);
-        let picture = board.vga.picture().unwrap();
+        let picture = board.vga.screenshot().unwrap();
         let monitor = registers(&board).picture(&noise, true, true);
         prop_assert_eq!(picture.is_some(), monitor.is_some());
         if let (Some(picture), Some(monitor)) = (picture, monitor) {

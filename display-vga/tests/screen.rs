@@ -136,7 +136,7 @@ proptest! {
     ) {
         let board = Board::new(VRAM);
         let screen = board.screen();
-        let mut screen = if shares { screen.sharing() } else { screen };
+        let mut screen = if shares { screen.zero_copy() } else { screen };
         modes::set_mode(&board, modes::ALL[first]);
         let mut before = Surface::default();
         for step in steps.into_iter().chain([Step::Refresh]) {
@@ -146,7 +146,7 @@ proptest! {
             };
             let refresh = screen.refresh().unwrap().clone();
             let now = screen.surface();
-            match board.vga.picture().unwrap() {
+            match board.vga.screenshot().unwrap() {
                 Some(picture) => prop_assert_eq!(difference(now, &picture), None),
                 None => prop_assert!(now.bytes().iter().all(|byte| *byte == 0), "not blank"),
             }
@@ -171,7 +171,7 @@ proptest! {
             before = Surface::clone(screen.surface());
             if before.is_shared() {
                 // A shared surface would change with the next store.
-                before = board.vga.picture().unwrap().unwrap();
+                before = board.vga.screenshot().unwrap().unwrap();
             }
         }
     }
@@ -291,7 +291,7 @@ fn a_glyph_redraws_the_cells_of_its_map() {
         let refresh = screen.refresh().unwrap().clone();
         assert_eq!((refresh.damage[0].x, refresh.damage[0].width), (x, width));
         assert_eq!(refresh.damage.len(), if map == 0 { 2 } else { 1 });
-        assert_eq!(difference(screen.surface(), &board.vga.picture().unwrap().unwrap()), None);
+        assert_eq!(difference(screen.surface(), &board.vga.screenshot().unwrap().unwrap()), None);
     }
 }
 
@@ -310,7 +310,7 @@ fn built_in_glyphs_give_way_to_loaded_ones() {
     for (bits, shows_built_in) in [(0x55, false), (0, true)] {
         board.poke(row_of_a, &[bits]);
         screen.refresh().unwrap();
-        let picture = board.vga.picture().unwrap().unwrap();
+        let picture = board.vga.screenshot().unwrap().unwrap();
         assert_eq!(difference(screen.surface(), &picture), None);
         assert_eq!(*screen.surface() == built_in, shows_built_in);
     }

@@ -51,7 +51,7 @@ impl Stage {
     /// The same with a surface that shares video memory.
     fn sharing(self) -> Self {
         drop(self.screen);
-        let screen = self.board.screen().sharing();
+        let screen = self.board.screen().zero_copy();
         Self { screen, ..self }
     }
 
@@ -415,7 +415,7 @@ fn a_scroll_is_a_copy() {
 
 #[test]
 fn who_does_not_read_stops_nobody() {
-    let mut stage = Stage::with(|server| server.patience(deadline::seconds(4)));
+    let mut stage = Stage::with(|server| server.write_timeout(deadline::seconds(4)));
     stage.board.vga.set_mode(1000, 1000, 32).unwrap();
     stage.publish();
     let mut stalled = stage.viewer();
@@ -606,7 +606,7 @@ fn a_server_on_a_path_ends_its_connections() {
     let path = std::env::temp_dir().join(format!("display-vga-vnc-{}", std::process::id()));
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
-    let server = VncServer::on(listener).start().unwrap();
+    let server = VncServer::from_listener(listener).start().unwrap();
     assert_eq!(server.local_addr(), None);
     let mut viewer = UnixStream::connect(&path).unwrap();
     viewer.set_read_timeout(Some(patience())).unwrap();

@@ -70,7 +70,7 @@ pub struct KvmConfig {
     /// With the ring, how old the answer of a sync may be while guests run. The processor
     /// may hold back what a guest wrote until it leaves the guest; within this time of the
     /// last look guests are not interrupted for it. After a pause nothing is held back.
-    pub ring_staleness: Duration,
+    pub pml_flush_interval: Duration,
 }
 
 impl Default for KvmConfig {
@@ -81,7 +81,7 @@ impl Default for KvmConfig {
             slot_limit: usize::MAX,
             max_slot_bytes: 8 << 30,
             clear_chunk_bytes: 32 << 20,
-            ring_staleness: Duration::from_millis(200),
+            pml_flush_interval: Duration::from_millis(200),
         }
     }
 }

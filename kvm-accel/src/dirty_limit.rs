@@ -95,7 +95,7 @@ impl Bucket {
 }
 
 impl Limited {
-    fn keep_out(&mut self, now: Instant) {
+    fn throttle(&mut self, now: Instant) {
         if self.out.is_none() {
             self.out = Some(now);
             self.vcpu.upgrade().into_iter().for_each(|vcpu| vcpu.keep_out());
@@ -103,7 +103,7 @@ impl Limited {
     }
 
     /// Returns for how long it was kept out.
-    fn let_in(&mut self, now: Instant) -> Option<Duration> {
+    fn unthrottle(&mut self, now: Instant) -> Option<Duration> {
         let since = self.out.take()?;
         self.vcpu.upgrade().into_iter().for_each(|vcpu| vcpu.let_in());
         Some(now.saturating_duration_since(since))
@@ -113,7 +113,8 @@ impl Limited {
 impl State {
     fn let_all_in(&mut self) {
         let now = Instant::now();
-        self.waited += self.vcpus.iter_mut().filter_map(|vcpu| vcpu.let_in(now)).sum::<Duration>();
+        self.waited +=
+            self.vcpus.iter_mut().filter_map(|vcpu| vcpu.unthrottle(now)).sum::<Duration>();
     }
 
     /// Looks at all vCPUs; returns when to look again.
@@ -126,11 +127,11 @@ impl State {
             limited.bucket.update(now, seen(limited.ring), limit, was_out);
             match limited.bucket.wait(limit, was_out) {
                 Some(time) => {
-                    limited.keep_out(now);
+                    limited.throttle(now);
                     next = next.min(time);
                 }
                 None => {
-                    if let Some(time) = limited.let_in(now) {
+                    if let Some(time) = limited.unthrottle(now) {
                         self.waited += time;
                         gate.wake();
                     }
@@ -144,7 +145,7 @@ impl State {
     fn forget_the_dead(&mut self) {
         let now = Instant::now();
         for limited in self.vcpus.iter_mut().filter(|limited| limited.vcpu.strong_count() == 0) {
-            self.waited += limited.let_in(now).unwrap_or_default();
+            self.waited += limited.unthrottle(now).unwrap_or_default();
         }
         self.vcpus.retain(|limited| limited.vcpu.strong_count() > 0);
     }

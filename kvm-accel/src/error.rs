@@ -58,7 +58,7 @@ pub enum KvmError {
     },
     /// KVM does not gather writes.
     #[error("KVM refuses to gather writes to {size:#x} bytes at {start:#x}")]
-    Gather {
+    CoalescedZone {
         /// The first address or port.
         start: u64,
         /// The size in bytes.

@@ -5,7 +5,7 @@
 //! log into the bitmaps of every client that logs. [`Vcpu`] runs guest code and
 //! turns its exits into accesses of the memory and port address spaces. Writes for which
 //! a guest need not exit signal eventfds, or are gathered in KVM's ring; those of ports
-//! follow with [`KvmVm::ports`].
+//! follow with [`KvmVm::pio_listener`].
 //!
 //! The invariant: **a page that a guest wrote is in KVM's log or in its block's
 //! bitmaps**. Slots are changed only while no vCPU executes guest code, and what
@@ -28,10 +28,10 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let memory = MemoryMap::new();
-//! let (system, ports, ram) = memory.update(|map| {
+//! let (system, ports, ram) = memory.transaction(|map| {
 //!     let system = map.container("system", 1 << 64)?;
 //!     let ram = map.ram("ram", RamBlock::anonymous("pc.ram", 64 << 20)?)?;
-//!     map.place(system, 0, ram)?;
+//!     map.add_subregion(system, 0, ram)?;
 //!     Ok((system, map.container("ports", 1 << 16)?, ram))
 //! })?;
 //! let system = memory.address_space("memory", system)?;
@@ -39,7 +39,7 @@
 //!
 //! let vm = KvmVm::new(kvm_ioctls::Kvm::new()?.create_vm()?)?;
 //! memory.add_listener(&system, vm.clone())?;
-//! memory.add_listener(&ports, vm.ports())?;
+//! memory.add_listener(&ports, vm.pio_listener())?;
 //! let vcpu = vm.create_vcpu(0, Buses { memory: system, ports })?;
 //! // ... set registers through vcpu.fd() ...
 //! memory.set_log(ram, DirtyClient::VGA, true)?;
@@ -88,9 +88,9 @@ pub use config::{DirtyTracking, KvmConfig};
 pub use error::KvmError;
 pub use exclusion::gate::PauseGuard;
 pub use slots::table::SlotInfo;
-pub use stats::{Cost, DirtyLogStats};
+pub use stats::{CallStats, DirtyLogStats};
 pub use sys::vm_ioctls::VmIoctls;
-pub use tracking::Chosen;
+pub use tracking::DirtyTrackingMode;
 pub use vcpu::run::{Vcpu, VcpuEvent, VcpuKicker};
 #[cfg(target_arch = "x86_64")]
 pub use vcpu::run_page::RunPage;

@@ -10,7 +10,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use memory_region::ViewChange;
 
 use crate::bus::buses::Buses;
-use crate::bus::coalesced_queue::Gathered;
+use crate::bus::coalesced_queue::CoalescedQueue;
 use crate::bus::io_events::{self, Bus};
 use crate::config::DirtyTracking;
 use crate::dirty_ring::set::RingOfVcpu;
@@ -22,31 +22,36 @@ use crate::slots::commit;
 use crate::slots::table::{SlotInfo, Slots};
 use crate::stats::DirtyLogStats;
 use crate::sys::ioctl::MappedEntries;
-use crate::tracking::Chosen;
+use crate::tracking::DirtyTrackingMode;
 
 /// What a [`KvmVm`](crate::KvmVm) and its vCPUs have in common.
 ///
 /// Dropped with the last of them, it takes its slots away.
 pub(crate) struct Machine {
     fd: VmFd,
-    chosen: Chosen,
-    ring_staleness: Duration,
+    chosen: DirtyTrackingMode,
+    pml_flush_interval: Duration,
     slots: Mutex<Slots>,
     gate: Arc<Gate>,
-    gathered: Gathered,
+    gathered: CoalescedQueue,
     /// When guests were last interrupted for what their processors hold back.
     looked: Mutex<Option<Instant>>,
 }
 
 impl Machine {
-    pub(crate) fn new(fd: VmFd, chosen: Chosen, ring_staleness: Duration, slots: Slots) -> Self {
+    pub(crate) fn new(
+        fd: VmFd,
+        chosen: DirtyTrackingMode,
+        ring_staleness: Duration,
+        slots: Slots,
+    ) -> Self {
         Self {
             fd,
             chosen,
-            ring_staleness,
+            pml_flush_interval: ring_staleness,
             slots: Mutex::new(slots),
             gate: Arc::default(),
-            gathered: Gathered::default(),
+            gathered: CoalescedQueue::default(),
             looked: Mutex::new(None),
         }
     }
@@ -56,7 +61,7 @@ impl Machine {
     }
 
     /// How written pages are tracked, and why so.
-    pub(crate) fn chosen(&self) -> &Chosen {
+    pub(crate) fn chosen(&self) -> &DirtyTrackingMode {
         &self.chosen
     }
 
@@ -132,12 +137,12 @@ impl Machine {
 
     /// With rings, gets guests out of the processor, which may hold back entries until then,
     /// unless that was done a short time ago.
-    fn look_into_processors(&self) {
+    fn flush_pml(&self) {
         if !matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
             return;
         }
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if looked.is_none_or(|looked| looked.elapsed() >= self.ring_staleness) {
+        if looked.is_none_or(|looked| looked.elapsed() >= self.pml_flush_interval) {
             self.gate.exclude(|| ());
             *looked = Some(Instant::now());
         }
@@ -165,13 +170,13 @@ impl Machine {
 
     /// Merges what KVM knows of the section at `at`.
     pub(crate) fn sync(&self, at: u64) -> Result<(), KvmError> {
-        self.look_into_processors();
+        self.flush_pml();
         self.sync_section(at)
     }
 
     /// Merges what KVM knows of every slot. With rings without a bitmap, one walk brings all.
     pub(crate) fn sync_all(&self) -> Result<(), KvmError> {
-        self.look_into_processors();
+        self.flush_pml();
         if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) && !self.chosen.with_bitmap {
             self.lock().take_rings(&self.calls())?;
             return Ok(());
@@ -188,7 +193,7 @@ impl Machine {
     /// What tracking has cost so far, but for limits.
     pub(crate) fn dirty_log_stats(&self) -> DirtyLogStats {
         let (kicks, stood_still) = self.gate.cost();
-        DirtyLogStats { kicks, stood_still, ..self.lock().stats }
+        DirtyLogStats { kicks, blocked: stood_still, ..self.lock().stats }
     }
 
     /// The memory slots, in the order of their addresses.

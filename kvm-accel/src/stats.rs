@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 /// How often something was done, and how long it took in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cost {
+pub struct CallStats {
     /// Times.
     pub calls: u64,
     /// Time, in all.
     pub time: Duration,
 }
 
-impl Cost {
+impl CallStats {
     /// Does `work`, and counts it.
     pub(crate) fn count<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let begin = Instant::now();
@@ -27,15 +27,15 @@ impl Cost {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirtyLogStats {
     /// Calls of KVM_GET_DIRTY_LOG.
-    pub gets: Cost,
+    pub gets: CallStats,
     /// Calls of KVM_CLEAR_DIRTY_LOG.
-    pub clears: Cost,
+    pub clears: CallStats,
     /// Calls of KVM_RESET_DIRTY_RINGS.
-    pub resets: Cost,
+    pub resets: CallStats,
     /// Walks over the rings of all vCPUs, without the resets.
-    pub reaps: Cost,
+    pub reaps: CallStats,
     /// Merges of what was found into the bitmaps.
-    pub merges: Cost,
+    pub merges: CallStats,
     /// Pages that were reported, by slot or ring, however often.
     pub pages: u64,
     /// Pages that were write-protected by KVM_CLEAR_DIRTY_LOG.
@@ -48,14 +48,14 @@ pub struct DirtyLogStats {
     pub ring_full: u64,
     /// Losses of ring entries that were noticed, and answered by taking all pages as
     /// written.
-    pub losses: u64,
+    pub ring_overruns: u64,
     /// For how long vCPUs were kept out because they had dirtied more than they may, that of
-    /// all added up. It is a part of `stood_still`, but for the way of the signal.
-    pub limited: Duration,
+    /// all added up. It is a part of `blocked`, but for the way of the signal.
+    pub throttled: Duration,
     /// For how long vCPUs stood still that would have run: while slots changed, while they
     /// were paused, while their full rings were emptied, while they waited for their limit. That of
     /// all vCPUs is added up, so it
     /// may grow faster than time does; who stands still at this moment counts up to now. The
     /// way of a signal to a guest, and the exit, are not in it.
-    pub stood_still: Duration,
+    pub blocked: Duration,
 }

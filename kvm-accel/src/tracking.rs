@@ -15,7 +15,7 @@ use crate::sys::dirty_gfn::Entry;
 
 /// What was chosen, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chosen {
+pub struct DirtyTrackingMode {
     /// The way that is taken, never [`DirtyTracking::Auto`].
     pub tracking: DirtyTracking,
     /// Why, in a few words.
@@ -28,7 +28,7 @@ pub struct Chosen {
     pub with_bitmap: bool,
 }
 
-impl fmt::Display for Chosen {
+impl fmt::Display for DirtyTrackingMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.tracking, self.reason)
     }
@@ -46,14 +46,14 @@ fn capability(vm: &VmFd, cap: u32) -> u64 {
 }
 
 /// Switches on what `wanted` asks for, before there is a slot or a vCPU.
-pub(crate) fn choose(vm: &VmFd, config: &KvmConfig) -> Result<Chosen, KvmError> {
+pub(crate) fn choose(vm: &VmFd, config: &KvmConfig) -> Result<DirtyTrackingMode, KvmError> {
     let KvmConfig { tracking: wanted, initially_set, .. } = *config;
     let refused = |reason: &str, source| KvmError::Tracking {
         tracking: wanted,
         reason: reason.to_owned(),
         source,
     };
-    let chosen = |tracking, reason: &str| Chosen {
+    let chosen = |tracking, reason: &str| DirtyTrackingMode {
         tracking,
         reason: reason.to_owned(),
         initially_set: false,
@@ -62,12 +62,14 @@ pub(crate) fn choose(vm: &VmFd, config: &KvmConfig) -> Result<Chosen, KvmError> 
     match wanted {
         DirtyTracking::Bitmap => Ok(chosen(wanted, "asked for")),
         DirtyTracking::ManualProtect => match manual_protect(vm, initially_set) {
-            Ok(Some(initially_set)) => Ok(Chosen { initially_set, ..chosen(wanted, "asked for") }),
+            Ok(Some(initially_set)) => {
+                Ok(DirtyTrackingMode { initially_set, ..chosen(wanted, "asked for") })
+            }
             Ok(None) => Err(refused("KVM does not have it", None)),
             Err(error) => Err(refused("KVM refuses it", Some(error))),
         },
         DirtyTracking::Auto => Ok(match manual_protect(vm, initially_set) {
-            Ok(Some(true)) => Chosen {
+            Ok(Some(true)) => DirtyTrackingMode {
                 initially_set: true,
                 ..chosen(DirtyTracking::ManualProtect, "KVM has it, and logs start at once")
             },
@@ -99,7 +101,7 @@ pub(crate) fn choose(vm: &VmFd, config: &KvmConfig) -> Result<Chosen, KvmError> 
                 .map_err(|error| refused("KVM refuses it, perhaps as too small", Some(error)))?;
             let with_bitmap = capability(vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) != 0
                 && enable(vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0).is_ok();
-            Ok(Chosen { with_bitmap, ..chosen(wanted, "asked for") })
+            Ok(DirtyTrackingMode { with_bitmap, ..chosen(wanted, "asked for") })
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::machine::Machine;
 use crate::slots::table::{Mode, SlotInfo, Slots};
 use crate::stats::DirtyLogStats;
 use crate::sys::vm_ioctls::VmIoctls;
-use crate::tracking::{Chosen, choose};
+use crate::tracking::{DirtyTrackingMode, choose};
 use crate::vcpu::run::Vcpu;
 
 /// A virtual machine of KVM: memory slots that follow a flat view, and vCPUs.
@@ -103,12 +103,12 @@ impl KvmVm {
             log::debug!("states of vCPUs cannot be saved yet: {error}");
         }
         let slots = Slots::new(limit, most, mode);
-        let machine = Machine::new(fd, chosen, config.ring_staleness, slots);
+        let machine = Machine::new(fd, chosen, config.pml_flush_interval, slots);
         Ok(Arc::new(Self { machine: Arc::new(machine), limit: Arc::default() }))
     }
 
     /// How written pages are tracked, and why so.
-    pub fn dirty_tracking(&self) -> &Chosen {
+    pub fn dirty_tracking(&self) -> &DirtyTrackingMode {
         self.machine.chosen()
     }
 
@@ -147,7 +147,7 @@ impl KvmVm {
 
     /// Lets each vCPU dirty at most so many bytes of pages per second, as its ring counts
     /// them: a page counts when it is written for the first time since it was last harvested.
-    /// Who dirties more waits in between, for which [`DirtyLogStats::limited`] has the time;
+    /// Who dirties more waits in between, for which [`DirtyLogStats::throttled`] has the time;
     /// a kick or a pause does not wait for it. `None`, as at first, is no limit. While nothing
     /// is logged, nothing is dirtied in this sense.
     ///
@@ -204,17 +204,17 @@ impl KvmVm {
     /// #     ports: &memory_region::AddressSpace,
     /// #     vm: std::sync::Arc<kvm_accel::KvmVm>,
     /// # ) -> Result<(), memory_region::MapError> {
-    /// memory.add_listener(ports, vm.ports())?;
+    /// memory.add_listener(ports, vm.pio_listener())?;
     /// # Ok(())
     /// # }
     /// ```
-    pub fn ports(self: &Arc<Self>) -> Arc<dyn MemoryListener> {
+    pub fn pio_listener(self: &Arc<Self>) -> Arc<dyn MemoryListener> {
         Arc::new(Ports(self.machine.clone()))
     }
 
     /// What tracking has cost so far.
     pub fn dirty_log_stats(&self) -> DirtyLogStats {
-        DirtyLogStats { limited: self.limit.waited(), ..self.machine.dirty_log_stats() }
+        DirtyLogStats { throttled: self.limit.waited(), ..self.machine.dirty_log_stats() }
     }
 
     /// The memory slots, in the order of their addresses.
@@ -237,7 +237,7 @@ impl MemoryListener for KvmVm {
     }
 
     /// Every slot that KVM has, whatever view is published at this moment.
-    fn sync_all(&self, _: bool) -> Result<bool, ListenerError> {
+    fn sync_all(&self) -> Result<bool, ListenerError> {
         self.machine.sync_all()?;
         Ok(true)
     }

@@ -22,7 +22,7 @@ pub enum MapError {
     /// This thread changes the map already (in an update's closure, or in a listener), and would
     /// wait for itself.
     #[error("The map cannot be changed from within an update's closure or a listener")]
-    Nested,
+    Reentrant,
     /// The id names no region of this map, or one that was removed.
     #[error("Region {id} is not in this map")]
     UnknownRegion {

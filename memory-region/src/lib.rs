@@ -2,10 +2,10 @@
 //! when that changes.
 //!
 //! A tree of [regions](RegionId) (containers, RAM, ROM, devices, aliases) is
-//! [edited](MapEdit) in transactions. Each commit renders it into a [`FlatView`]: the
+//! [edited](Transaction) in transactions. Each commit renders it into a [`FlatView`]: the
 //! sorted list of [`Section`]s that a bus sees. Accesses go through an [`AddressSpace`],
 //! which holds the current view and never waits for a writer; accelerators, and others
-//! who write memory on their own ([`DirtySource`]), follow it as [`MemoryListener`]s.
+//! who write memory on their own ([`ExternalDirtyLog`]), follow it as [`MemoryListener`]s.
 //! Ports are a space of 65,536 bytes with the same regions. Crates that know vm-memory
 //! use a space as their `GuestAddressSpace`.
 //!
@@ -13,14 +13,14 @@
 //! refuses leaves the map, the view and the other listeners as they were.
 //!
 //! ```text
-//!   update(|map| ...)  ->  region tree  --render-->  FlatView  --publish-->  AddressSpace
+//!   transaction(|map| ...)  ->  region tree  --render-->  FlatView  --publish-->  AddressSpace
 //!                                                       |                     read, write
 //!                                                      diff
 //!                                                       v
 //!                                                 MemoryListener (KVM's slots, a vhost log)
 //! ```
 //!
-//! [`MemoryMap::tree`] and [`MemoryMap::flat_views`] print what is there.
+//! [`MemoryMap::mtree`] and [`MemoryMap::flat_views`] print what is there.
 //!
 //! # Example
 //!
@@ -30,13 +30,13 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let memory = MemoryMap::new();
-//! let (system, vram) = memory.update(|map| {
+//! let (system, vram) = memory.transaction(|map| {
 //!     let system = map.container("system", 1 << 64)?;
 //!     let ram = map.ram("ram", RamBlock::anonymous("pc.ram", 64 << 20)?)?;
 //!     let vram = map.ram("vram", RamBlock::anonymous("vga.vram", 16 << 20)?)?;
 //!     let window = map.alias("vga-window", vram, 0, 0x20000)?;
-//!     map.place(system, 0, ram)?;
-//!     map.place_overlapping(system, 0xa0000, window, 1)?;
+//!     map.add_subregion(system, 0, ram)?;
+//!     map.add_subregion_overlap(system, 0xa0000, window, 1)?;
 //!     Ok((system, vram))
 //! })?;
 //! let space = memory.address_space("memory", system)?;
@@ -59,25 +59,25 @@ mod transaction;
 mod tree;
 mod view;
 
-pub use device::dispatch::Registers;
+pub use device::dispatch::DeviceRegion;
 pub use device::ioeventfd::{CoalescedRange, IoEventFd};
 pub use device::iommu::{Iommu, Translation};
 pub use device::mmio::{AccessSizes, Endianness, MmioAccess, MmioDevice};
 pub use error::{AccessError, ListenerError, MapError};
-pub use listener::change::{Difference, GlobalLogChange, LogChange, MemoryListener, ViewChange};
-pub use listener::dirty_source::{DirtySource, DirtySourceListener};
+pub use listener::change::{GlobalLogChange, ListDiff, LogChange, MemoryListener, ViewChange};
+pub use listener::external_log::{ExternalDirtyLog, ExternalDirtyLogListener};
 pub use listener::vhost_log::VhostLog;
 pub use map::log_claim::LogClaim;
-pub use map::map_client::MapClient;
 pub use map::memory_map::MemoryMap;
-pub use map::mtree::{FlatViews, MapTree};
+pub use map::mtree::{FlatViews, Mtree};
+pub use map::registered_client::RegisteredClient;
 /// The crates whose types appear in this one's.
 pub use ram_block;
 pub use region_id::RegionId;
-pub use transaction::regions::MapEdit;
+pub use transaction::regions::Transaction;
 pub use view::address_space::AddressSpace;
 pub use view::flat_view::FlatView;
-pub use view::guest_ram::{GuestRam, RamRange};
+pub use view::guest_ram::{GuestRam, GuestRamRegion};
 pub use view::section::{Section, SectionTarget};
 /// The crates whose types appear in this one's.
 pub use vmm_sys_util;

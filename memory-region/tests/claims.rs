@@ -14,7 +14,7 @@ fn map_with(ids: &[&str]) -> (Arc<MemoryMap>, Vec<(RegionId, Arc<RamBlock>)>) {
     let map = MemoryMap::new();
     let ram = ids.iter().map(|id| {
         let block = RamBlock::anonymous(id, LEN).unwrap();
-        (map.update(|map| map.ram(id, block.clone())).unwrap(), block)
+        (map.transaction(|map| map.ram(id, block.clone())).unwrap(), block)
     });
     let ram = ram.collect();
     (map, ram)
@@ -42,14 +42,14 @@ fn is_kept(map: &Arc<MemoryMap>, region: RegionId, block: &Arc<RamBlock>, client
     assert_eq!(dirty.claim(client).unwrap_err(), refused);
     // Through another map that shows the block; a log of its own does no harm.
     let other = MemoryMap::new();
-    let shown = other.update(|map| map.ram("shown", block.clone())).unwrap();
+    let shown = other.transaction(|map| map.ram("shown", block.clone())).unwrap();
     other.set_log(shown, client, true).unwrap();
     assert!(is_claimed(other.snapshot_and_clear(shown, client, 0..LEN)));
     assert!(is_claimed(other.claim_log(shown, client)));
     assert!(is_claimed(other.claim_global_log(client)));
     other.set_log(shown, client, false).unwrap();
     other.set_global_log(client, true).unwrap();
-    other.update(|map| map.remove(shown)).unwrap();
+    other.transaction(|map| map.remove(shown)).unwrap();
     assert!(dirty.enabled().contains(client));
 }
 
@@ -98,7 +98,7 @@ fn a_claim_of_all_ram_has_the_blocks_that_come() {
     let (map, ram) = map_with(&["ram"]);
     let log = map.claim_global_log(MIGRATION).unwrap();
     let late = RamBlock::anonymous("late", LEN).unwrap();
-    let shown = map.update(|map| map.ram("late", late.clone())).unwrap();
+    let shown = map.transaction(|map| map.ram("late", late.clone())).unwrap();
     for (region, block) in ram.iter().chain([&(shown, late.clone())]) {
         block.write(0x5000, &[1]).unwrap();
         is_kept(&map, *region, block, MIGRATION);
@@ -110,11 +110,11 @@ fn a_claim_of_all_ram_has_the_blocks_that_come() {
     map.set_log(shown, MIGRATION, false).unwrap();
     assert!(late.dirty().enabled().contains(MIGRATION));
 
-    map.update(|map| map.remove(shown)).unwrap();
+    map.transaction(|map| map.remove(shown)).unwrap();
     assert!(!late.dirty().is_claimed(MIGRATION) && late.dirty().enabled().is_empty());
     let gone = log.move_into(&late, 0..1, &mut [0]);
     assert!(matches!(gone, Err(MapError::NotClaimed { .. })), "{gone:?}");
-    map.update(|map| map.ram("late", late.clone())).unwrap();
+    map.transaction(|map| map.ram("late", late.clone())).unwrap();
     assert!(late.dirty().is_claimed(MIGRATION));
     drop(log);
     assert!(!late.dirty().is_claimed(MIGRATION) && late.dirty().enabled().is_empty());
@@ -138,10 +138,10 @@ fn a_claim_that_meets_another_leaves_everything_as_it_was() {
     let log = map.claim_global_log(MIGRATION).unwrap();
     let late = RamBlock::anonymous("late", LEN).unwrap();
     let theirs = late.dirty().claim(MIGRATION).unwrap();
-    assert!(is_claimed(map.update(|map| map.ram("late", late.clone()))));
+    assert!(is_claimed(map.transaction(|map| map.ram("late", late.clone()))));
     assert!(late.dirty().enabled().is_empty());
     drop(theirs);
-    map.update(|map| map.ram("late", late.clone())).unwrap();
+    map.transaction(|map| map.ram("late", late.clone())).unwrap();
     drop(log);
 }
 

@@ -40,7 +40,7 @@ struct Bus {
 impl Bus {
     fn new() -> Self {
         let map = MemoryMap::new();
-        let root = map.update(|map| map.container("root", 1 << 32)).unwrap();
+        let root = map.transaction(|map| map.container("root", 1 << 32)).unwrap();
         let space = map.address_space("space", root).unwrap();
         Self { map, root, space }
     }
@@ -53,9 +53,9 @@ impl Bus {
 
     fn device(&self, at: u64, number: u8) -> RegionId {
         self.map
-            .update(|map| {
+            .transaction(|map| {
                 let region = map.mmio("device", 0x100, Device::new(number))?;
-                map.place_overlapping(self.root, at, region, 0)?;
+                map.add_subregion_overlap(self.root, at, region, 0)?;
                 Ok(region)
             })
             .unwrap()
@@ -67,34 +67,34 @@ fn regions_move_and_change_places_in_the_order_of_answers() {
     let bus = Bus::new();
     let (one, two) = (bus.device(0, 1), bus.device(0x80, 2));
     assert_eq!([0, 0x90, 0x170].map(|at| bus.byte(at)), [Some(1), Some(2), Some(2)]);
-    bus.map.update(|map| map.set_priority(one, 1)).unwrap();
+    bus.map.transaction(|map| map.set_priority(one, 1)).unwrap();
     assert_eq!(bus.byte(0x90), Some(1));
-    bus.map.update(|map| map.set_priority(two, 1)).unwrap();
+    bus.map.transaction(|map| map.set_priority(two, 1)).unwrap();
     assert_eq!(bus.byte(0x90), Some(2), "of equal priority the last one");
-    bus.map.update(|map| map.relocate(one, 0x80)).unwrap();
+    bus.map.transaction(|map| map.set_address(one, 0x80)).unwrap();
     assert_eq!([0, 0x90].map(|at| bus.byte(at)), [None, Some(1)]);
-    bus.map.update(|map| map.relocate(one, 0xffff_ff00)).unwrap();
+    bus.map.transaction(|map| map.set_address(one, 0xffff_ff00)).unwrap();
     assert_eq!([0x90, 0xffff_ff00].map(|at| bus.byte(at)), [Some(2), Some(1)]);
 
     let before = bus.space.view();
-    let refused = bus.map.update(|map| map.relocate(one, 0xffff_ff01));
+    let refused = bus.map.transaction(|map| map.set_address(one, 0xffff_ff01));
     assert!(matches!(refused, Err(MapError::OutsideContainer { .. })), "{refused:?}");
-    let refused = bus.map.update(|map| {
-        map.unplace(one)?;
-        map.place(bus.root, 0, one)?;
+    let refused = bus.map.transaction(|map| {
+        map.del_subregion(one)?;
+        map.add_subregion(bus.root, 0, one)?;
         let other = map.mmio("other", 1, Device::new(3))?;
-        map.place(bus.root, 0x100, other)?;
+        map.add_subregion(bus.root, 0x100, other)?;
         // A failed move leaves the region where it was, within a transaction too.
-        assert!(matches!(map.relocate(other, 0xff), Err(MapError::Overlap { .. })));
-        map.relocate(one, 0)?;
+        assert!(matches!(map.set_address(other, 0xff), Err(MapError::Overlap { .. })));
+        map.set_address(one, 0)?;
         map.resize(one, 0x101)
     });
     assert!(matches!(refused, Err(MapError::Overlap { .. })), "{refused:?}");
     assert_eq!(format!("{:?}", bus.space.view()), format!("{before:?}"));
-    let loose = bus.map.update(|map| map.container("loose", 1)).unwrap();
+    let loose = bus.map.transaction(|map| map.container("loose", 1)).unwrap();
     for refused in [
-        bus.map.update(|map| map.relocate(loose, 0)),
-        bus.map.update(|map| map.set_priority(loose, 0)),
+        bus.map.transaction(|map| map.set_address(loose, 0)),
+        bus.map.transaction(|map| map.set_priority(loose, 0)),
     ] {
         assert!(matches!(refused, Err(MapError::NotPlaced { .. })));
     }
@@ -104,21 +104,21 @@ fn regions_move_and_change_places_in_the_order_of_answers() {
 fn sizes_change_as_far_as_everything_fits() {
     let bus = Bus::new();
     let device = bus.device(0, 1);
-    bus.map.update(|map| map.resize(device, 0x1000)).unwrap();
+    bus.map.transaction(|map| map.resize(device, 0x1000)).unwrap();
     assert_eq!(bus.byte(0xfff), Some(1));
-    bus.map.update(|map| map.resize(device, 0x10)).unwrap();
+    bus.map.transaction(|map| map.resize(device, 0x10)).unwrap();
     assert_eq!([0xf, 0x10].map(|at| bus.byte(at)), [Some(1), None]);
 
     let (ram, alias) = bus
         .map
-        .update(|map| {
+        .transaction(|map| {
             let ram = map.ram("ram", block("ram"))?;
             let alias = map.alias("alias", ram, 0x8_0000, 0x4_0000)?;
-            map.place(bus.root, 0x10_0000, alias)?;
+            map.add_subregion(bus.root, 0x10_0000, alias)?;
             Ok((ram, alias))
         })
         .unwrap();
-    let resize = |region, size| bus.map.update(|map| map.resize(region, size));
+    let resize = |region, size| bus.map.transaction(|map| map.resize(region, size));
     resize(ram, 0xc_0000).unwrap();
     resize(alias, 0x2_0000).unwrap();
     resize(alias, 0x4_0000).unwrap();
@@ -141,12 +141,12 @@ fn a_read_only_window_on_ram_that_is_written_elsewhere() {
     let ram = block("ram");
     let (window, shown) = bus
         .map
-        .update(|map| {
+        .transaction(|map| {
             let region = map.ram("ram", ram.clone())?;
             let window = map.alias("shadow", region, 0xc_0000, 0x4000)?;
             map.set_readonly(window, true)?;
-            map.place(bus.root, 0, region)?;
-            map.place_overlapping(bus.root, 0x8000_0000, window, 1)?;
+            map.add_subregion(bus.root, 0, region)?;
+            map.add_subregion_overlap(bus.root, 0x8000_0000, window, 1)?;
             map.set_global_log(MIGRATION, true)?;
             Ok((window, region))
         })
@@ -162,14 +162,14 @@ fn a_read_only_window_on_ram_that_is_written_elsewhere() {
     assert!(memory.write_obj(1u8, GuestAddress(at)).is_err());
     assert_eq!(memory.ram().num_regions(), 1);
 
-    bus.map.update(|map| map.set_readonly(window, false)).unwrap();
+    bus.map.transaction(|map| map.set_readonly(window, false)).unwrap();
     bus.space.write(at, &[7]).unwrap();
     assert_eq!(bus.byte(0xc_0010), Some(7));
     assert_eq!(bus.space.memory().ram().num_regions(), 2);
     // A read-only container makes all its memory so.
-    bus.map.update(|map| map.set_readonly(bus.root, true)).unwrap();
+    bus.map.transaction(|map| map.set_readonly(bus.root, true)).unwrap();
     assert!(bus.space.write(0xc_0010, &[1]).is_err());
-    bus.map.update(|map| map.set_readonly(bus.root, false)).unwrap();
+    bus.map.transaction(|map| map.set_readonly(bus.root, false)).unwrap();
     let harvest = bus.map.snapshot_and_clear(shown, MIGRATION, 0..1 << 20).unwrap().commit();
     assert_eq!(harvest.pages().collect::<Vec<_>>(), [ram.page_size().page_of(0xc_0010)]);
 }
@@ -181,32 +181,32 @@ fn a_rom_device_is_read_directly_or_asked_and_written_always() {
     flash.write(4, &[0x42]).unwrap();
     let region = bus
         .map
-        .update(|map| {
+        .transaction(|map| {
             let region = map.rom_device("flash", flash.clone(), device.clone())?;
-            map.place(bus.root, 0x1000, region)?;
+            map.add_subregion(bus.root, 0x1000, region)?;
             Ok(region)
         })
         .unwrap();
     assert_eq!(bus.byte(0x1004), Some(0x42));
     bus.space.write(0x1004, &[0x90]).unwrap();
     assert_eq!(bus.byte(0x1004), Some(0x42));
-    bus.map.update(|map| map.set_direct_reads(region, false)).unwrap();
+    bus.map.transaction(|map| map.set_romd(region, false)).unwrap();
     assert_eq!(bus.byte(0x1004), Some(9));
     bus.space.write(0x1006, &[0xff]).unwrap();
     assert_eq!(*device.1.lock().unwrap(), [(4, 0x90), (6, 0xff)]);
     let view = bus.space.view();
-    assert!(view.at(0x1004).unwrap().ram().is_none());
-    bus.map.update(|map| map.set_direct_reads(region, true)).unwrap();
+    assert!(view.section_at(0x1004).unwrap().ram().is_none());
+    bus.map.transaction(|map| map.set_romd(region, true)).unwrap();
     assert_eq!(bus.byte(0x1004), Some(0x42));
     let view = bus.space.view();
-    let section = view.at(0x1004).unwrap();
-    assert!(section.readonly() && section.ram().is_some() && section.registers().is_some());
+    let section = view.section_at(0x1004).unwrap();
+    assert!(section.readonly() && section.ram().is_some() && section.device().is_some());
     // The device's own stores are logged, whoever answers reads.
     bus.map.set_global_log(MIGRATION, true).unwrap();
     flash.write(0x8000, &[1]).unwrap();
     let harvest = bus.map.snapshot_and_clear(region, MIGRATION, 0..1 << 20).unwrap().commit();
     assert_eq!(harvest.count(), 1);
-    let refused = bus.map.update(|map| map.set_direct_reads(bus.root, true)).unwrap_err();
+    let refused = bus.map.transaction(|map| map.set_romd(bus.root, true)).unwrap_err();
     assert_eq!(refused.to_string(), "\"root\" is no ROM device");
 }
 
@@ -215,9 +215,9 @@ fn a_reservation_hides_and_answers_nothing() {
     let bus = Bus::new();
     bus.device(0, 1);
     bus.map
-        .update(|map| {
+        .transaction(|map| {
             let kernel = map.reservation("apic", 0x10)?;
-            map.place_overlapping(bus.root, 0x20, kernel, 1)
+            map.add_subregion_overlap(bus.root, 0x20, kernel, 1)
         })
         .unwrap();
     assert_eq!([0x1f, 0x20, 0x2f, 0x30].map(|at| bus.byte(at)), [Some(1), None, None, Some(1)]);
@@ -236,10 +236,10 @@ fn spaces_that_show_the_same_share_their_view() {
     bus.device(0, 1);
     let (master, part) = bus
         .map
-        .update(|map| {
+        .transaction(|map| {
             let master = map.container("bus master", 1 << 64)?;
             let window = map.alias("window", bus.root, 0, 1 << 32)?;
-            map.place(master, 0, window)?;
+            map.add_subregion(master, 0, window)?;
             let part = map.alias("part", bus.root, 0, 1 << 31)?;
             Ok((master, part))
         })
@@ -251,12 +251,12 @@ fn spaces_that_show_the_same_share_their_view() {
     bus.device(0x1000, 2);
     assert!(shared(&device) && !shared(&half));
     assert_eq!(device.view().sections().len(), 2);
-    bus.map.update(|map| map.set_readonly(master, true)).unwrap();
+    bus.map.transaction(|map| map.set_readonly(master, true)).unwrap();
     assert!(!shared(&device));
-    bus.map.update(|map| map.set_readonly(master, false)).unwrap();
-    bus.map.update(|map| map.set_enabled(master, false)).unwrap();
+    bus.map.transaction(|map| map.set_readonly(master, false)).unwrap();
+    bus.map.transaction(|map| map.set_enabled(master, false)).unwrap();
     assert!(device.view().sections().is_empty());
-    bus.map.update(|map| map.set_enabled(master, true)).unwrap();
+    bus.map.transaction(|map| map.set_enabled(master, true)).unwrap();
     assert!(shared(&device));
 }
 
@@ -266,15 +266,15 @@ fn vm_memory_sees_the_ram_of_the_view() {
     let bus = Bus::new();
     let (low, high) = (block("low"), RamBlock::memfd("high", 1 << 20).unwrap());
     bus.map
-        .update(|map| {
+        .transaction(|map| {
             map.resize(bus.root, 1 << 64)?;
             let low = map.ram("low", low.clone())?;
             let high = map.ram("high", high.clone())?;
             let part = map.alias("part", high, 0x8000, 0x8000)?;
             let top = map.alias("top", high, 0x10_0000 - 0x2_0000, 0x2_0000)?;
-            map.place(bus.root, 0, low)?;
-            map.place(bus.root, 1 << 20, part)?;
-            map.place(bus.root, u64::MAX - 0x1_ffff, top)?;
+            map.add_subregion(bus.root, 0, low)?;
+            map.add_subregion(bus.root, 1 << 20, part)?;
+            map.add_subregion(bus.root, u64::MAX - 0x1_ffff, top)?;
             map.set_global_log(MIGRATION, true)?;
             Ok(())
         })
@@ -323,7 +323,7 @@ fn vm_memory_sees_the_ram_of_the_view() {
     assert_eq!(file.start(), 0x8000);
     assert!(memory.ram().find_region(GuestAddress(0)).unwrap().file_offset().is_none());
     // Who keeps the memory keeps the map.
-    bus.map.update(|map| map.set_enabled(bus.root, false)).unwrap();
+    bus.map.transaction(|map| map.set_enabled(bus.root, false)).unwrap();
     memory.read_obj::<u8>(GuestAddress(0)).unwrap();
     assert!(bus.space.memory().read_obj::<u8>(GuestAddress(0)).is_err());
 }
@@ -337,10 +337,10 @@ fn a_range_says_where_in_its_file_it_is() {
     let file = all.file().unwrap().try_clone().unwrap();
     let part = RamBlock::builder("part", 4 * page).file(file, 3 * page).unwrap();
     bus.map
-        .update(|map| {
+        .transaction(|map| {
             let ram = map.ram("part", part.clone())?;
             let window = map.alias("window", ram, page, (2 * page).into())?;
-            map.place(bus.root, 0, window)
+            map.add_subregion(bus.root, 0, window)
         })
         .unwrap();
     bus.space.write(0, b"here").unwrap();
@@ -359,9 +359,9 @@ fn what_a_block_has_no_more_reads_as_nothing() {
     let bus = Bus::new();
     let ram = block("ram");
     bus.map
-        .update(|map| {
+        .transaction(|map| {
             let region = map.ram("ram", ram.clone())?;
-            map.place(bus.root, 0, region)
+            map.add_subregion(bus.root, 0, region)
         })
         .unwrap();
     ram.resize(0x8_0000).unwrap();

@@ -52,13 +52,13 @@ fn bus(at: u64) -> Bus {
     let (map, table) = (MemoryMap::new(), Arc::new(Table::default()));
     let ram = RamBlock::anonymous("ram", LEN).unwrap();
     let (system, device) = map
-        .update(|map| {
+        .transaction(|map| {
             let system = map.container("system", 1 << 32)?;
             let ram = map.ram("ram", ram.clone())?;
-            map.place(system, 0x10_0000, ram)?;
+            map.add_subregion(system, 0x10_0000, ram)?;
             let device = map.container("device", 1 << 64)?;
             let pages = map.iommu("pages", u128::from(PAGE) * PAGES as u128, table.clone())?;
-            map.place(device, at, pages)?;
+            map.add_subregion(device, at, pages)?;
             map.set_global_log(DirtyClient::MIGRATION, true)?;
             Ok((system, device))
         })
@@ -138,10 +138,10 @@ fn what_leads_nowhere_says_so() {
     assert_eq!(*table.faults.lock().unwrap(), [(0x200, false)]);
     // It is known by its kind, and is no memory.
     let view = device.view();
-    assert!(view.at(0x5000).unwrap().ram().is_none());
+    assert!(view.section_at(0x5000).unwrap().ram().is_none());
     assert!(device.memory().read_obj::<u8>(GuestAddress(0x5100)).is_err());
     assert!(map.flat_views().to_string().contains("(prio 0, iommu): pages"));
-    assert!(map.tree().to_string().contains("(prio 0, iommu): pages"));
+    assert!(map.mtree().to_string().contains("(prio 0, iommu): pages"));
 }
 
 /// Two stages are a translation; a circle is none, and ends.
@@ -158,13 +158,13 @@ fn stages_follow_one_another_but_not_in_circles() {
     let map = MemoryMap::new();
     let stage = |to: Option<&Arc<AddressSpace>>| {
         let through = Arc::new(Through::default());
-        let region = map.update(|map| map.iommu("stage", 1 << 64, through.clone())).unwrap();
+        let region = map.transaction(|map| map.iommu("stage", 1 << 64, through.clone())).unwrap();
         let space = map.address_space("stage", region).unwrap();
         assert!(through.0.set(to.unwrap_or(&space).clone()).is_ok());
         space
     };
     let ram = RamBlock::anonymous("ram", LEN).unwrap();
-    let ram = map.update(|map| map.ram("ram", ram)).unwrap();
+    let ram = map.transaction(|map| map.ram("ram", ram)).unwrap();
     let mut space = map.address_space("ram", ram).unwrap();
     for _ in 0..8 {
         space = stage(Some(&space));

@@ -40,14 +40,14 @@ fn an_access_is_split_where_the_sections_are() {
     let (ram, rom) = (block("ram"), block("rom"));
     ram.write((1 << 20) - 2, &[1, 2]).unwrap();
     let root = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 64)?;
             let ram = map.ram("ram", ram.clone())?;
             let device = map.mmio("device", 4, device.clone())?;
             let rom = map.rom("rom", rom.clone())?;
-            map.place(root, 0, ram)?;
-            map.place(root, 1 << 20, device)?;
-            map.place(root, 2 << 20, rom)?;
+            map.add_subregion(root, 0, ram)?;
+            map.add_subregion(root, 1 << 20, device)?;
+            map.add_subregion(root, 2 << 20, rom)?;
             Ok(root)
         })
         .unwrap();
@@ -80,10 +80,10 @@ fn an_access_past_the_last_byte_does_not_wrap() {
     let map = MemoryMap::new();
     let ram = block("ram");
     let root = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 64)?;
             let ram = map.ram("ram", ram)?;
-            map.place(root, u64::MAX - (1 << 20) + 1, ram)?;
+            map.add_subregion(root, u64::MAX - (1 << 20) + 1, ram)?;
             Ok(root)
         })
         .unwrap();
@@ -103,22 +103,22 @@ fn a_device_may_change_the_map_from_its_handler() {
         }
 
         fn write(&self, _: u64, _: usize, value: u64) {
-            self.0.update(|map| map.set_enabled(self.1, value != 0)).unwrap();
+            self.0.transaction(|map| map.set_enabled(self.1, value != 0)).unwrap();
         }
     }
     let map = MemoryMap::new();
     let (root, window) = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 32)?;
             let window = map.ram("window", block("window"))?;
-            map.place(root, 1 << 20, window)?;
+            map.add_subregion(root, 1 << 20, window)?;
             Ok((root, window))
         })
         .unwrap();
     let device = Arc::new(Switch(map.clone(), window));
-    map.update(|map| {
+    map.transaction(|map| {
         let device = map.mmio("switch", 4, device)?;
-        map.place(root, 0, device)
+        map.add_subregion(root, 0, device)
     })
     .unwrap();
     let space = map.address_space("memory", root).unwrap();
@@ -134,65 +134,71 @@ fn impossible_maps_are_refused_by_name() {
     let map = MemoryMap::new();
     let says = |result: Result<(), MapError>| result.unwrap_err().to_string();
     let (small, ram) = map
-        .update(|map| Ok((map.container("small", 3 << 20)?, map.ram("ram", block("ram"))?)))
+        .transaction(|map| Ok((map.container("small", 3 << 20)?, map.ram("ram", block("ram"))?)))
         .unwrap();
-    map.update(|map| map.place(small, 0x1000, ram)).unwrap();
+    map.transaction(|map| map.add_subregion(small, 0x1000, ram)).unwrap();
 
     assert_eq!(
-        says(map.update(|map| {
+        says(map.transaction(|map| {
             let other = map.ram("other", block("other"))?;
-            map.place(small, 0x1000, other)
+            map.add_subregion(small, 0x1000, other)
         })),
         "\"other\" at 0x1000 with 0x100000 bytes overlaps \"ram\" at 0x1000 with 0x100000 bytes"
     );
     assert_eq!(
-        says(map.update(|map| {
+        says(map.transaction(|map| {
             let other = map.ram("other", block("other"))?;
-            map.place_overlapping(small, (2 << 20) + 1, other, 9)
+            map.add_subregion_overlap(small, (2 << 20) + 1, other, 9)
         })),
         "\"other\" of 0x100000 bytes at 0x200001 reaches past the end of \"small\" of 0x300000 \
             bytes"
     );
     assert_eq!(
-        says(map.update(|map| map.container("none", 0).map(drop))),
+        says(map.transaction(|map| map.container("none", 0).map(drop))),
         "Region \"none\" has a size of 0x0 bytes, 1 to 2^64 are possible"
     );
     assert!(matches!(
-        map.update(|map| map.container("more", (1 << 64) + 1)),
+        map.transaction(|map| map.container("more", (1 << 64) + 1)),
         Err(MapError::Size { .. })
     ));
     assert!(matches!(
-        map.update(|map| map.alias("a", ram, 1, 1 << 20)),
+        map.transaction(|map| map.alias("a", ram, 1, 1 << 20)),
         Err(MapError::AliasOutside { offset: 1, .. })
     ));
     assert!(matches!(
-        map.update(|map| map.place(ram, 0, small)),
+        map.transaction(|map| map.add_subregion(ram, 0, small)),
         Err(MapError::NotAContainer { .. })
     ));
     assert!(matches!(
-        map.update(|map| {
+        map.transaction(|map| {
             let alias = map.alias("loop", small, 0, 0x1000)?;
-            map.place_overlapping(small, 0, alias, 1)
+            map.add_subregion_overlap(small, 0, alias, 1)
         }),
         Err(MapError::Cycle { .. })
     ));
-    assert!(matches!(map.update(|map| map.place(small, 0, small)), Err(MapError::Cycle { .. })));
     assert!(matches!(
-        map.update(|map| {
+        map.transaction(|map| map.add_subregion(small, 0, small)),
+        Err(MapError::Cycle { .. })
+    ));
+    assert!(matches!(
+        map.transaction(|map| {
             let other = map.container("other", 4 << 20)?;
-            map.place(other, 0, ram)
+            map.add_subregion(other, 0, ram)
         }),
         Err(MapError::AlreadyPlaced { .. })
     ));
-    assert!(matches!(map.update(|map| map.unplace(small)), Err(MapError::NotPlaced { .. })));
-    assert!(matches!(map.update(|map| map.remove(ram)), Err(MapError::InUse { .. })));
     assert!(matches!(
-        map.update(|map| map.ram("again", block("ram"))),
+        map.transaction(|map| map.del_subregion(small)),
+        Err(MapError::NotPlaced { .. })
+    ));
+    assert!(matches!(map.transaction(|map| map.remove(ram)), Err(MapError::InUse { .. })));
+    assert!(matches!(
+        map.transaction(|map| map.ram("again", block("ram"))),
         Err(MapError::DuplicateBlock { .. })
     ));
     assert!(matches!(map.set_log(small, VGA, true), Err(MapError::NotRam { .. })));
-    let stranger = map.update(|map| map.container("gone", 1)).unwrap();
-    map.update(|map| map.remove(stranger)).unwrap();
+    let stranger = map.transaction(|map| map.container("gone", 1)).unwrap();
+    map.transaction(|map| map.remove(stranger)).unwrap();
     assert!(matches!(map.address_space("s", stranger), Err(MapError::UnknownRegion { .. })));
     let foreign = MemoryMap::new().address_space("foreign", small);
     assert!(matches!(foreign, Err(MapError::UnknownRegion { .. })));
@@ -233,7 +239,7 @@ impl MemoryListener for Slots {
         state.1.extend(change.added.iter().map(|s| format!("+{}@{:#x}", s.name(), s.start())));
         state.1.extend(
             change
-                .relogged
+                .log_changed
                 .iter()
                 .map(|c| format!("{} {}>{}", c.section.name(), c.old, c.section.log())),
         );
@@ -254,10 +260,10 @@ fn map_with_ram() -> (Arc<MemoryMap>, Arc<RamBlock>, RegionId, RegionId, Arc<Add
     let map = MemoryMap::new();
     let ram = block("ram");
     let (root, region) = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 32)?;
             let region = map.ram("ram", ram.clone())?;
-            map.place(root, 0, region)?;
+            map.add_subregion(root, 0, region)?;
             Ok((root, region))
         })
         .unwrap();
@@ -275,9 +281,9 @@ fn a_refused_commit_leaves_everything_as_it_was() {
     assert_eq!(tight.log(), ["+ram@0x0"]);
 
     // A hole in the middle makes three sections of one.
-    let refused = map.update(|map| {
+    let refused = map.transaction(|map| {
         let hole = map.mmio("hole", 0x1000, Arc::new(Recorder::default()))?;
-        map.place_overlapping(root, 0x8000, hole, 1)?;
+        map.add_subregion_overlap(root, 0x8000, hole, 1)?;
         map.set_log(region, VGA, true)
     });
     let refused = refused.unwrap_err();
@@ -301,9 +307,9 @@ fn a_refused_commit_leaves_everything_as_it_was() {
     assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY);
 
     // The region that the refused transaction made is not there either.
-    map.update(|map| {
+    map.transaction(|map| {
         let other = map.ram("other", block("other"))?;
-        map.place(root, 1 << 20, other)
+        map.add_subregion(root, 1 << 20, other)
     })
     .unwrap();
     assert_eq!(tight.log(), ["+other@0x100000"]);
@@ -319,9 +325,9 @@ fn a_log_that_a_refusal_switches_on_again_counts_all_as_dirty() {
     map.set_log(region, VGA, true).unwrap();
     map.add_listener(&space, Slots::new("roomy", 10)).unwrap();
     map.add_listener(&space, Slots::new("tight", 1)).unwrap();
-    let refused = map.update(|map| {
+    let refused = map.transaction(|map| {
         let other = map.ram("other", block("other"))?;
-        map.place(root, 1 << 20, other)?;
+        map.add_subregion(root, 1 << 20, other)?;
         map.set_log(region, VGA, false)
     });
     assert!(matches!(refused, Err(MapError::Refused { .. })));
@@ -338,15 +344,15 @@ fn a_refused_change_of_log_and_geometry_counts_all_as_dirty() {
     map.set_log(region, VGA, true).unwrap();
     map.add_listener(&space, Slots::new("roomy", 10)).unwrap();
     map.add_listener(&space, Slots::new("tight", 1)).unwrap();
-    let refused = map.update(|map| {
+    let refused = map.transaction(|map| {
         let hole = map.mmio("hole", 0x1000, Arc::new(Recorder::default()))?;
-        map.place_overlapping(root, 0x8000, hole, 1)?;
+        map.add_subregion_overlap(root, 0x8000, hole, 1)?;
         map.set_log(region, VGA, false)
     });
     assert!(matches!(refused, Err(MapError::Refused { .. })));
     let harvest = map.snapshot_and_clear(region, VGA, 0..ram.len()).unwrap().commit();
     let page = ram.page_size();
-    let hole = page.touched(0x8000, 0x1000);
+    let hole = page.pages_spanned(0x8000, 0x1000);
     assert!((0..ram.pages()).all(|page| harvest.is_dirty(page) || hole.contains(&page)));
 }
 
@@ -368,15 +374,15 @@ fn a_device_may_use_the_map_when_it_is_dropped() {
     let (map, ram, root, region, space) = map_with_ram();
     let device = Arc::new(Leaves(map.clone(), region));
     let id = map
-        .update(|map| {
+        .transaction(|map| {
             let id = map.mmio("leaves", 0x1000, device)?;
-            map.place(root, 1 << 20, id)?;
+            map.add_subregion(root, 1 << 20, id)?;
             Ok(id)
         })
         .unwrap();
     space.read(1 << 20, &mut [0]).unwrap();
-    map.update(|map| {
-        map.unplace(id)?;
+    map.transaction(|map| {
+        map.del_subregion(id)?;
         map.remove(id)
     })
     .unwrap();
@@ -385,9 +391,9 @@ fn a_device_may_use_the_map_when_it_is_dropped() {
     // The same with a transaction that fails.
     map.set_log(region, VGA, false).unwrap();
     let device = Arc::new(Leaves(map.clone(), region));
-    let refused = map.update(|map| {
+    let refused = map.transaction(|map| {
         let id = map.mmio("leaves", 0x1000, device)?;
-        map.place(root, 0, id)
+        map.add_subregion(root, 0, id)
     });
     assert!(matches!(refused, Err(MapError::Overlap { .. })));
     assert!(ram.dirty().enabled().contains(VGA));
@@ -397,12 +403,12 @@ fn a_device_may_use_the_map_when_it_is_dropped() {
 fn ids_are_not_used_again_and_spaces_can_go() {
     let (map, _, root, _, space) = map_with_ram();
     let mut lost = None;
-    let refused = map.update(|map| {
+    let refused = map.transaction(|map| {
         lost = Some(map.container("lost", 0x1000)?);
         map.container("none", 0)
     });
     assert!(refused.is_err());
-    let kept = map.update(|map| map.container("kept", 0x1000)).unwrap();
+    let kept = map.transaction(|map| map.container("kept", 0x1000)).unwrap();
     assert_ne!(lost, Some(kept));
     let (other, ..) = map_with_ram();
     assert!(matches!(other.set_log(root, VGA, true), Err(MapError::UnknownRegion { .. })));
@@ -414,7 +420,7 @@ fn ids_are_not_used_again_and_spaces_can_go() {
     let listener: Arc<dyn MemoryListener> = slots;
     map.remove_listener(&space, &listener).unwrap();
     map.remove_address_space(&space).unwrap();
-    map.update(|map| map.remove(root)).unwrap();
+    map.transaction(|map| map.remove(root)).unwrap();
 }
 
 #[test]
@@ -439,7 +445,7 @@ fn a_log_is_claimed_once() {
 fn claims_of_the_same_bits_meet() {
     let (map, ram, _, region, _) = map_with_ram();
     let (other, stranger) = map
-        .update(|map| Ok((map.ram("again", ram.clone())?, map.ram("stranger", block("s"))?)))
+        .transaction(|map| Ok((map.ram("again", ram.clone())?, map.ram("stranger", block("s"))?)))
         .unwrap();
     let claim = map.claim_log(region, VGA).unwrap();
     assert!(matches!(map.claim_log(other, VGA), Err(MapError::Claimed { .. })));
@@ -470,13 +476,13 @@ fn logging_is_told_with_the_clients_before_and_after() {
     );
     assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY.with(MIGRATION));
 
-    map.update(|map| {
+    map.transaction(|map| {
         let late = map.ram("late", block("late"))?;
-        map.place(root, 1 << 20, late)
+        map.add_subregion(root, 1 << 20, late)
     })
     .unwrap();
     assert_eq!(slots.log(), ["+late@0x100000"]);
-    let late = space.view().at(1 << 20).unwrap().clone();
+    let late = space.view().section_at(1 << 20).unwrap().clone();
     assert_eq!(late.log(), ClientSet::EMPTY.with(MIGRATION));
     assert!(late.ram().unwrap().dirty().enabled().contains(MIGRATION));
 }
@@ -487,10 +493,10 @@ fn a_snapshot_syncs_first_and_takes_one_clients_pages_of_exactly_the_range() {
     let ram = block("ram");
     let page = ram.page_size().bytes();
     let (root, region) = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 32)?;
             let ram = map.ram("ram", ram.clone())?;
-            map.place(root, 0x3000_0000, ram)?;
+            map.add_subregion(root, 0x3000_0000, ram)?;
             map.set_log(ram, VGA, true)?;
             map.set_global_log(MIGRATION, true)?;
             Ok((root, ram))
@@ -529,12 +535,12 @@ fn readers_see_one_whole_view_while_a_writer_commits() {
     // one of them twice.
     let map = MemoryMap::new();
     let (root, a, b) = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 0x100)?;
             let a = map.mmio("a", 1, Arc::new(Tag(1)))?;
             let b = map.mmio("b", 1, Arc::new(Tag(2)))?;
-            map.place(root, 0, a)?;
-            map.place(root, 1, b)?;
+            map.add_subregion(root, 0, a)?;
+            map.add_subregion(root, 1, b)?;
             Ok((root, a, b))
         })
         .unwrap();
@@ -552,11 +558,11 @@ fn readers_see_one_whole_view_while_a_writer_commits() {
             reads
         });
         for round in 0..100_000 {
-            map.update(|map| {
-                map.unplace(a)?;
-                map.unplace(b)?;
-                map.place(root, round & 1 ^ 1, a)?;
-                map.place(root, round & 1, b)
+            map.transaction(|map| {
+                map.del_subregion(a)?;
+                map.del_subregion(b)?;
+                map.add_subregion(root, round & 1 ^ 1, a)?;
+                map.add_subregion(root, round & 1, b)
             })
             .unwrap();
         }
@@ -601,7 +607,9 @@ fn readers_go_on_while_a_commit_waits_for_them() {
             }
         });
         let result = map.add_listener(&space, Arc::new(Waits(&READS))).and_then(|()| {
-            (0..10).try_for_each(|round| map.update(|map| map.set_enabled(region, round % 2 == 1)))
+            (0..10).try_for_each(|round| {
+                map.transaction(|map| map.set_enabled(region, round % 2 == 1))
+            })
         });
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         result.unwrap();

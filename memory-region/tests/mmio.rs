@@ -60,10 +60,10 @@ impl MmioDevice for Strict {
 fn space_of(device: Arc<dyn MmioDevice>) -> (Arc<MemoryMap>, RegionId, Arc<AddressSpace>) {
     let map = MemoryMap::new();
     let (root, region) = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 0x1000)?;
             let region = map.mmio("device", SIZE as u128, device)?;
-            map.place(root, 0x100, region)?;
+            map.add_subregion(root, 0x100, region)?;
             Ok((root, region))
         })
         .unwrap();
@@ -196,7 +196,7 @@ fn impossible_sizes_are_refused() {
             MmioAccess { implemented: sizes, ..MmioAccess::default() },
         ] {
             let device = Arc::new(Calls { access, ..Calls::default() });
-            let refused = map.update(|map| map.mmio("odd", 8, device)).unwrap_err();
+            let refused = map.transaction(|map| map.mmio("odd", 8, device)).unwrap_err();
             assert_eq!(
                 refused.to_string(),
                 format!(
@@ -259,11 +259,11 @@ fn a_device_that_reaches_itself_is_answered() {
     // By way of another device, too.
     let (there, back) = (UsesBus::new(0x140), UsesBus::new(0x180));
     let root = space.root();
-    map.update(|map| {
+    map.transaction(|map| {
         let back = map.mmio("back", 0x10, back.clone())?;
         let there = map.mmio("there", 0x10, there.clone())?;
-        map.place(root, 0x140, back)?;
-        map.place(root, 0x180, there)
+        map.add_subregion(root, 0x140, back)?;
+        map.add_subregion(root, 0x180, there)
     })
     .unwrap();
     there.space.set(space.clone()).unwrap();
@@ -333,12 +333,12 @@ fn a_write_that_matches_signals_instead_of_the_handler() {
     let device = Arc::new(Calls::default());
     let (map, region, space) = space_of(device.clone());
     let (any, one) = (event(0, 0, None), event(8, 2, Some(0x0102)));
-    map.update(|map| {
+    map.transaction(|map| {
         map.add_ioeventfd(region, any.clone())?;
         map.add_ioeventfd(region, one.clone())
     })
     .unwrap();
-    let at: Vec<_> = space.view().event_fds().iter().map(|event| event.address).collect();
+    let at: Vec<_> = space.view().ioeventfds().iter().map(|event| event.address).collect();
     assert_eq!(at, [0x100, 0x108]);
     space.write(0x100, &[1]).unwrap();
     space.write(0x100, &[1, 2, 3, 4]).unwrap();
@@ -354,9 +354,9 @@ fn a_write_that_matches_signals_instead_of_the_handler() {
     assert_eq!([signals(&one), signals(&any)], [0, 0]);
     assert_eq!(device.calls.lock().unwrap().len(), 4);
 
-    assert!(map.update(|map| map.remove_ioeventfd(region, &one)).unwrap());
-    assert!(!map.update(|map| map.remove_ioeventfd(region, &one)).unwrap());
-    let refused = map.update(|map| map.add_ioeventfd(space.root(), event(0, 0, None)));
+    assert!(map.transaction(|map| map.remove_ioeventfd(region, &one)).unwrap());
+    assert!(!map.transaction(|map| map.remove_ioeventfd(region, &one)).unwrap());
+    let refused = map.transaction(|map| map.add_ioeventfd(space.root(), event(0, 0, None)));
     assert!(matches!(refused, Err(MapError::NoDevice { .. })));
 }
 
@@ -366,7 +366,7 @@ fn an_eventfd_that_is_no_doorbell_is_refused() {
     let valid = AccessSizes::aligned(2, 4);
     let access = MmioAccess { valid, ..MmioAccess::default() };
     let (map, region, _) = space_of(Arc::new(Calls { access, ..Calls::default() }));
-    let add = |event: IoEventFd| match map.update(|map| map.add_ioeventfd(region, event)) {
+    let add = |event: IoEventFd| match map.transaction(|map| map.add_ioeventfd(region, event)) {
         Ok(()) => "",
         Err(MapError::EventFd { reason, .. }) => reason,
         Err(other) => panic!("{other}"),
@@ -407,7 +407,9 @@ fn an_eventfd_that_is_no_doorbell_is_refused() {
         assert_eq!(add(event(address, size, datamatch)), reason, "{size} bytes at {address}");
     }
     assert_eq!(
-        map.update(|map| map.add_ioeventfd(region, event(0, 3, None))).unwrap_err().to_string(),
+        map.transaction(|map| map.add_ioeventfd(region, event(0, 3, None)))
+            .unwrap_err()
+            .to_string(),
         "No eventfd for writes of 3 bytes at 0x0 of \"device\": no write has this size"
     );
 }
@@ -422,14 +424,14 @@ fn a_value_to_match_has_the_byte_order_of_the_device() {
         let device = Arc::new(Calls { access, ..Calls::default() });
         let (map, region, space) = space_of(device.clone());
         let bell = event(8, 2, Some(0x1234));
-        map.update(|map| map.add_ioeventfd(region, bell.clone())).unwrap();
-        assert_eq!(space.view().event_fds()[0].datamatch, Some(on_bus));
+        map.transaction(|map| map.add_ioeventfd(region, bell.clone())).unwrap();
+        assert_eq!(space.view().ioeventfds()[0].datamatch, Some(on_bus));
         space.write(0x108, &bytes).unwrap();
         assert_eq!((signals(&bell), device.calls.lock().unwrap().len()), (1, 0));
         let [first, second] = bytes;
         space.write(0x108, &[second, first]).unwrap();
         assert_eq!((signals(&bell), device.calls.lock().unwrap().len()), (0, 1));
-        assert!(map.update(|map| map.remove_ioeventfd(region, &bell)).unwrap());
+        assert!(map.transaction(|map| map.remove_ioeventfd(region, &bell)).unwrap());
     }
 }
 
@@ -442,7 +444,7 @@ fn a_long_write_rings_and_goes_on() {
     let device = Arc::new(Calls { access, ..Calls::default() });
     let (map, region, space) = space_of(device.clone());
     let (any, four, one) = (event(4, 0, None), event(12, 4, Some(0x0f0e_0d0c)), event(16, 1, None));
-    map.update(|map| {
+    map.transaction(|map| {
         [&any, &four, &one].into_iter().try_for_each(|e| map.add_ioeventfd(region, e.clone()))
     })
     .unwrap();
@@ -465,7 +467,7 @@ fn a_device_that_rings_its_own_doorbell_is_heard() {
     let (map, region, space) = space_of(device.clone());
     device.space.set(space.clone()).unwrap();
     let bell = event(0x10, 1, None);
-    map.update(|map| map.add_ioeventfd(region, bell.clone())).unwrap();
+    map.transaction(|map| map.add_ioeventfd(region, bell.clone())).unwrap();
     space.write(0x100, &[1]).unwrap();
     assert!(matches!(device.lock.lock().unwrap()[..], [Ok(0)]));
     assert_eq!(signals(&bell), 1);
@@ -474,20 +476,20 @@ fn a_device_that_rings_its_own_doorbell_is_heard() {
 #[test]
 fn gathered_ranges_are_those_that_show() {
     let (map, region, space) = space_of(Arc::new(Calls::default()));
-    map.update(|map| map.set_coalescing(region, &[0..8, 16..64])).unwrap();
+    map.transaction(|map| map.set_coalescing(region, &[0..8, 16..64])).unwrap();
     let shown = || space.view().coalesced().iter().map(|r| (r.start, r.last)).collect::<Vec<_>>();
     assert_eq!(shown(), [(0x100, 0x107), (0x110, 0x13f)]);
-    map.update(|map| {
+    map.transaction(|map| {
         let cover = map.mmio("cover", 0x10, Arc::new(Calls::default()))?;
-        map.place_overlapping(space.root(), 0x118, cover, 1)
+        map.add_subregion_overlap(space.root(), 0x118, cover, 1)
     })
     .unwrap();
     assert_eq!(shown(), [(0x100, 0x107), (0x110, 0x117), (0x128, 0x13f)]);
-    map.update(|map| map.set_coalescing(region, &[])).unwrap();
+    map.transaction(|map| map.set_coalescing(region, &[])).unwrap();
     assert_eq!(shown(), []);
     #[allow(clippy::reversed_empty_ranges)]
     for range in [60..65, 5..5, 9..3] {
-        let refused = map.update(|map| map.set_coalescing(region, &[range]));
+        let refused = map.transaction(|map| map.set_coalescing(region, &[range]));
         assert!(matches!(refused, Err(MapError::Coalescing { size: 64, .. })), "{refused:?}");
     }
 }
@@ -518,11 +520,11 @@ proptest! {
         for step in steps {
             match step {
                 Tell::Gather(ranges) => {
-                    map.update(|map| map.set_coalescing(region, &ranges)).unwrap();
+                    map.transaction(|map| map.set_coalescing(region, &ranges)).unwrap();
                     gathered = ranges;
                 }
                 Tell::Ring(at, size) => {
-                    if map.update(|map| map.add_ioeventfd(region, event(at, size, None))).is_ok() {
+                    if map.transaction(|map| map.add_ioeventfd(region, event(at, size, None))).is_ok() {
                         bells.push(at..at + u64::from(size.max(1)));
                     }
                 }

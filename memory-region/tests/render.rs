@@ -6,8 +6,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use memory_region::vmm_sys_util::eventfd::EventFd;
 use memory_region::{
-    AddressSpace, CoalescedRange, Difference, FlatView, IoEventFd, ListenerError, MapEdit,
-    MapError, MemoryListener, MemoryMap, MmioDevice, RegionId, Section, SectionTarget, ViewChange,
+    AddressSpace, CoalescedRange, FlatView, IoEventFd, ListDiff, ListenerError, MapError,
+    MemoryListener, MemoryMap, MmioDevice, RegionId, Section, SectionTarget, Transaction,
+    ViewChange,
 };
 use proptest::prelude::*;
 use ram_block::{DirtyClient, PageSize, RamBlock};
@@ -165,7 +166,7 @@ struct Kept {
     coalesced: Vec<CoalescedRange>,
 }
 
-fn follow<T: Ord + Clone>(kept: &mut Vec<T>, change: &Difference<T>) {
+fn follow<T: Ord + Clone>(kept: &mut Vec<T>, change: &ListDiff<T>) {
     for gone in &change.removed {
         let at = kept.iter().position(|other| other == gone);
         kept.remove(at.expect("what was never added is removed"));
@@ -181,14 +182,14 @@ impl MemoryListener for Copy {
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
         let mut kept = self.0.lock().unwrap();
-        follow(&mut kept.event_fds, &change.event_fds);
+        follow(&mut kept.event_fds, &change.ioeventfds);
         follow(&mut kept.coalesced, &change.coalesced);
         let sections = &mut kept.sections;
         for gone in &change.removed {
             let at = sections.iter().position(|s| s.same_mapping(gone) && s.log() == gone.log());
             sections.remove(at.expect("a section that was never added is removed"));
         }
-        for relogged in &change.relogged {
+        for relogged in &change.log_changed {
             let same = |s: &&mut Section| s.same_mapping(&relogged.section);
             let section = sections.iter_mut().find(same).expect("no such section");
             assert_eq!(section.log(), relogged.old);
@@ -210,7 +211,7 @@ fn check_copy(view: &FlatView, copy: &Copy) {
     let same = |a: &Section, b: &Section| a.same_mapping(b) && a.log() == b.log();
     assert_eq!(kept.sections.len(), view.sections().len());
     assert!(kept.sections.iter().zip(view.sections()).all(|(kept, new)| same(kept, new)));
-    assert_eq!(kept.event_fds, view.event_fds());
+    assert_eq!(kept.event_fds, view.ioeventfds());
     assert_eq!(kept.coalesced, view.coalesced());
 }
 
@@ -219,7 +220,7 @@ fn check(space: &AddressSpace, tree: &[Model], copy: &Copy, scale: u64) {
     for at in 0..SPACE {
         for byte in [0, scale - 1] {
             let address = at * scale + byte;
-            let section = view.at(address);
+            let section = view.section_at(address);
             let found = section.map(|s| (s.region(), s.offset() + (address - s.start()), way(s)));
             let expected = answers(tree, 0, at).map(|(id, at, way)| (id, at * scale + byte, way));
             assert_eq!(found, expected, "at {address:#x} of {view:?}");
@@ -236,7 +237,12 @@ fn check(space: &AddressSpace, tree: &[Model], copy: &Copy, scale: u64) {
     check_copy(&view, copy);
 }
 
-fn leaf(map: &mut MapEdit<'_>, kind: Leaf, size: u64, scale: u64) -> Result<RegionId, MapError> {
+fn leaf(
+    map: &mut Transaction<'_>,
+    kind: Leaf,
+    size: u64,
+    scale: u64,
+) -> Result<RegionId, MapError> {
     let bytes = u128::from(size) * u128::from(scale);
     // Blocks have whole pages, and not 2^58 of them: elsewhere devices take their place.
     if scale == PageSize::host().bytes() {
@@ -259,7 +265,7 @@ fn leaf(map: &mut MapEdit<'_>, kind: Leaf, size: u64, scale: u64) -> Result<Regi
 
 /// Changes the map and the model; an error may leave the model as it should not be.
 fn change(
-    map: &mut MapEdit<'_>,
+    map: &mut Transaction<'_>,
     tree: &mut Vec<Model>,
     step: &Step,
     scale: u64,
@@ -279,7 +285,7 @@ fn change(
         }
         Step::DirectReads { region, on } => {
             let region = &mut tree[region % count];
-            map.set_direct_reads(region.id, on)?;
+            map.set_romd(region.id, on)?;
             if let Shape::Leaf { direct, .. } = &mut region.shape {
                 *direct = on;
             }
@@ -302,7 +308,7 @@ fn change(
         }
         Step::Relocate { region, offset } => {
             let region = region % count;
-            map.relocate(tree[region].id, offset * scale)?;
+            map.set_address(tree[region].id, offset * scale)?;
             replace(tree, region, |_, priority| (offset, priority));
             return Ok(());
         }
@@ -320,7 +326,7 @@ fn change(
         }
         Step::Unplace { region } => {
             let region = region % count;
-            map.unplace(tree[region].id)?;
+            map.del_subregion(tree[region].id)?;
             take(tree, region);
             return Ok(());
         }
@@ -344,7 +350,7 @@ fn change(
     };
     tree.push(Model { id, size, enabled: true, readonly: false, shape });
     let parent = parent % count;
-    map.place_overlapping(tree[parent].id, offset * scale, id, priority)?;
+    map.add_subregion_overlap(tree[parent].id, offset * scale, id, priority)?;
     let Shape::Container(children) = &mut tree[parent].shape else {
         panic!("placed in what is no container")
     };
@@ -387,7 +393,7 @@ proptest! {
     ) {
         let map = MemoryMap::new();
         let size = u128::from(SPACE) * u128::from(scale);
-        let root = map.update(|map| map.container("root", size)).unwrap();
+        let root = map.transaction(|map| map.container("root", size)).unwrap();
         let space = map.address_space("space", root).unwrap();
         let copy = Arc::new(Copy::default());
         map.add_listener(&space, copy.clone()).unwrap();
@@ -395,7 +401,7 @@ proptest! {
         let mut tree = vec![Model { id: root, size: SPACE, enabled: true, readonly: false, shape }];
         for steps in &transactions {
             let mut changed = tree.clone();
-            let result = map.update(|map| {
+            let result = map.transaction(|map| {
                 steps.iter().try_for_each(|step| change(map, &mut changed, step, scale))
             });
             if result.is_ok() {
@@ -417,13 +423,13 @@ proptest! {
 fn the_last_byte_can_be_in_a_section() {
     let map = MemoryMap::new();
     let (root, below, top) = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 64)?;
             let below = map.mmio("below", 1 << 64, Arc::new(Nothing))?;
             let all = map.alias("all", below, 0, 1 << 64)?;
             let top = map.mmio("top", 16, Arc::new(Nothing))?;
-            map.place(root, 0, all)?;
-            map.place_overlapping(root, u64::MAX - 15, top, 1)?;
+            map.add_subregion(root, 0, all)?;
+            map.add_subregion_overlap(root, u64::MAX - 15, top, 1)?;
             Ok((root, below, top))
         })
         .unwrap();
@@ -440,10 +446,10 @@ fn the_last_byte_can_be_in_a_section() {
 #[test]
 fn nesting_without_end_is_refused() {
     let map = MemoryMap::new();
-    let root = map.update(|map| map.container("root", 0x1000)).unwrap();
+    let root = map.transaction(|map| map.container("root", 0x1000)).unwrap();
     let space = map.address_space("space", root).unwrap();
     let chain = |aliases: usize| {
-        map.update(|map| {
+        map.transaction(|map| {
             let mut target = map.mmio("device", 0x1000, Arc::new(Nothing))?;
             for _ in 0..aliases {
                 target = map.alias("alias", target, 0, 0x1000)?;
@@ -453,12 +459,12 @@ fn nesting_without_end_is_refused() {
         .unwrap()
     };
     let too_deep = chain(128);
-    let deep = map.update(|map| map.place(root, 0, too_deep));
+    let deep = map.transaction(|map| map.add_subregion(root, 0, too_deep));
     assert!(matches!(deep, Err(MapError::TooDeep { limit: 128, .. })), "{deep:?}");
     assert!(space.view().sections().is_empty());
     // The root counts as none: 128 below it are shown, in whatever way they are below it.
     let just = chain(127);
-    map.update(|map| map.place(root, 0, just)).unwrap();
+    map.transaction(|map| map.add_subregion(root, 0, just)).unwrap();
     assert_eq!(space.view().sections().len(), 1);
     let windows = map.address_space("windows", too_deep).unwrap();
     assert_eq!(windows.view().sections().len(), 1);

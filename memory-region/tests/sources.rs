@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use memory_region::{
-    DirtySource, DirtySourceListener, FlatView, ListenerError, MapError, MemoryListener, MemoryMap,
-    VhostLog,
+    ExternalDirtyLog, ExternalDirtyLogListener, FlatView, ListenerError, MapError, MemoryListener,
+    MemoryMap, VhostLog,
 };
 use proptest::prelude::*;
 use ram_block::vm_memory::Bytes;
@@ -29,11 +29,11 @@ impl Engine {
     }
 
     fn write(&self, address: u64, len: u64) {
-        self.dirty.lock().unwrap().extend(self.page.touched(address, len));
+        self.dirty.lock().unwrap().extend(self.page.pages_spanned(address, len));
     }
 }
 
-impl DirtySource for Engine {
+impl ExternalDirtyLog for Engine {
     fn name(&self) -> &str {
         "engine"
     }
@@ -42,7 +42,7 @@ impl DirtySource for Engine {
         self.page
     }
 
-    fn take(
+    fn fetch_and_clear(
         &self,
         pages: Range<u64>,
         found: &mut dyn FnMut(u64, u64),
@@ -71,9 +71,9 @@ fn changed(
     store: Range<u64>,
 ) -> BTreeSet<(usize, u64)> {
     let mut found = BTreeSet::new();
-    for log_page in page.touched(store.start, store.end - store.start) {
+    for log_page in page.pages_spanned(store.start, store.end - store.start) {
         for address in (log_page * page.bytes()..(log_page + 1) * page.bytes()).step_by(512) {
-            let Some(section) = view.at(address) else { continue };
+            let Some(section) = view.section_at(address) else { continue };
             let Some(ram) = section.ram() else { continue };
             let block = blocks.iter().position(|block| Arc::ptr_eq(block, ram)).unwrap();
             let offset = section.offset() + (address - section.start());
@@ -118,7 +118,7 @@ proptest! {
     ) {
         let blocks = ["a", "b"].map(|id| RamBlock::anonymous(id, LEN).unwrap());
         let map = MemoryMap::new();
-        let (root, windows) = map.update(|map| {
+        let (root, windows) = map.transaction(|map| {
             let root = map.container("root", 1 << 64)?;
             let a = map.ram("a", blocks[0].clone())?;
             let b = map.ram("b", blocks[1].clone())?;
@@ -127,15 +127,15 @@ proptest! {
                 map.alias("part", b, 0x8200, 0x1_0600)?,
                 map.alias("other", b, 0, LEN.into())?,
             ];
-            map.place_overlapping(root, 0, windows[0], 0)?;
-            map.place_overlapping(root, 0x2600, windows[1], 1)?;
-            map.place_overlapping(root, LEN + 512, windows[2], 2)?;
+            map.add_subregion_overlap(root, 0, windows[0], 0)?;
+            map.add_subregion_overlap(root, 0x2600, windows[1], 1)?;
+            map.add_subregion_overlap(root, LEN + 512, windows[2], 2)?;
             CLIENTS.iter().try_for_each(|client| map.set_global_log(*client, true))?;
             Ok((root, windows))
         }).unwrap();
         let space = map.address_space("space", root).unwrap();
-        let listener = DirtySourceListener::new(Engine::new(page));
-        let engine = listener.source();
+        let listener = ExternalDirtyLogListener::new(Engine::new(page));
+        let engine = listener.log();
         map.add_listener(&space, listener.clone()).unwrap();
         let mut expected = BTreeSet::new();
         // A page of the log that has other memory next to a hole may be found for what
@@ -160,10 +160,10 @@ proptest! {
                         changed(&space.view(), &blocks, engine.page, address..address + len));
                 }
                 Step::Show { window, shown } => {
-                    map.update(|map| map.set_enabled(windows[window], shown)).unwrap();
+                    map.transaction(|map| map.set_enabled(windows[window], shown)).unwrap();
                 }
                 Step::Move { window, to } => {
-                    map.update(|map| map.relocate(windows[window], to)).unwrap();
+                    map.transaction(|map| map.set_address(windows[window], to)).unwrap();
                 }
                 Step::Sync => map.sync_all_dirty_logs().unwrap(),
                 Step::Harvest => {
@@ -193,23 +193,22 @@ fn a_log_that_cannot_be_read_loses_nothing() {
     let map = MemoryMap::new();
     let ram = RamBlock::anonymous("ram", LEN).unwrap();
     let (root, region) = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 64)?;
             let region = map.ram("ram", ram.clone())?;
-            map.place(root, 0, region)?;
+            map.add_subregion(root, 0, region)?;
             map.set_log(region, DirtyClient::VGA, true)?;
             Ok((root, region))
         })
         .unwrap();
     let space = map.address_space("space", root).unwrap();
-    let listener = DirtySourceListener::new(Engine::new(4096));
+    let listener = ExternalDirtyLogListener::new(Engine::new(4096));
     map.add_listener(&space, listener.clone()).unwrap();
-    let engine = listener.source();
+    let engine = listener.log();
     engine.write(0x5000, 1);
     *engine.broken.lock().unwrap() = true;
     for refused in [
         map.sync_all_dirty_logs(),
-        map.sync_last_dirty_logs(),
         map.snapshot_and_clear(region, DirtyClient::VGA, 0..LEN).map(drop),
     ] {
         let refused = refused.unwrap_err();
@@ -220,7 +219,7 @@ fn a_log_that_cannot_be_read_loses_nothing() {
         );
     }
     // Nor can its memory go, as long as nobody knows what was written.
-    let refused = map.update(|map| map.unplace(region)).unwrap_err();
+    let refused = map.transaction(|map| map.del_subregion(region)).unwrap_err();
     assert!(matches!(refused, MapError::Refused { .. }), "{refused}");
     let as_listener: Arc<dyn MemoryListener> = listener.clone();
     assert!(map.remove_listener(&space, &as_listener).is_err());
@@ -236,10 +235,10 @@ fn a_vhost_log_is_a_bit_for_each_4_kib_of_guest_address() {
     let map = MemoryMap::new();
     let ram = RamBlock::anonymous("ram", 8 << 20).unwrap();
     let root = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 64)?;
             let region = map.ram("ram", ram.clone())?;
-            map.place(root, 1 << 32, region)?;
+            map.add_subregion(root, 1 << 32, region)?;
             map.set_log(region, DirtyClient::MIGRATION, true)?;
             Ok(root)
         })
@@ -248,7 +247,7 @@ fn a_vhost_log_is_a_bit_for_each_4_kib_of_guest_address() {
     let log = VhostLog::new("net0", space.view().ram()).unwrap();
     assert!(log.block().len() * 8 >= ((1 << 32) + (8 << 20)) / 4096);
     let bits = log.block().clone();
-    map.add_listener(&space, DirtySourceListener::new(log)).unwrap();
+    map.add_listener(&space, ExternalDirtyLogListener::new(log)).unwrap();
     // As a back end sets them: in bytes.
     for page in [0u64, 7, 8, 63, 64, 2047] {
         let number = (1 << 20) + page;
@@ -273,18 +272,18 @@ fn a_vhost_log_is_a_bit_for_each_4_kib_of_guest_address() {
 fn what_is_logged_while_nobody_knows_its_map_stays_logged() {
     let memory = MemoryMap::new();
     let block = RamBlock::anonymous("ram", LEN).unwrap();
-    let placed = memory.update(|map| {
+    let placed = memory.transaction(|map| {
         let root = map.container("root", 1 << 32)?;
         let ram = map.ram("ram", block.clone())?;
-        map.place(root, 0, ram)?;
+        map.add_subregion(root, 0, ram)?;
         map.set_log(ram, DirtyClient::MIGRATION, true)?;
         Ok((root, ram))
     });
     let (root, ram) = placed.unwrap();
     let space = memory.address_space("space", root).unwrap();
-    let source = DirtySourceListener::new(Engine::new(4096));
-    let section = space.view().at(0).unwrap().clone();
-    source.source().write(0x3000, 1);
+    let source = ExternalDirtyLogListener::new(Engine::new(4096));
+    let section = space.view().section_at(0).unwrap().clone();
+    source.log().write(0x3000, 1);
     source.sync(&section).unwrap();
     memory.add_listener(&space, source.clone()).unwrap();
     memory.sync_dirty_log(ram).unwrap();
@@ -293,7 +292,7 @@ fn what_is_logged_while_nobody_knows_its_map_stays_logged() {
 
     let listener: Arc<dyn MemoryListener> = source.clone();
     memory.remove_listener(&space, &listener).unwrap();
-    source.source().write(0x5000, 1);
+    source.log().write(0x5000, 1);
     source.sync(&section).unwrap();
-    assert_eq!(*source.source().dirty.lock().unwrap(), BTreeSet::from([5]));
+    assert_eq!(*source.log().dirty.lock().unwrap(), BTreeSet::from([5]));
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use memory_region::{
-    AccessSizes, AddressSpace, ListenerError, MapEdit, MapError, MemoryListener, MemoryMap,
-    MmioAccess, MmioDevice, RegionId, Section, ViewChange,
+    AccessSizes, AddressSpace, ListenerError, MapError, MemoryListener, MemoryMap, MmioAccess,
+    MmioDevice, RegionId, Section, Transaction, ViewChange,
 };
 use ram_block::{DirtyClient, RamBlock};
 
@@ -41,10 +41,10 @@ fn bus() -> Bus {
     let map = MemoryMap::new();
     let block = RamBlock::anonymous("ram", SIZE).unwrap();
     let (root, ram) = map
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 32)?;
             let ram = map.ram("ram", block.clone())?;
-            map.place(root, 0, ram)?;
+            map.add_subregion(root, 0, ram)?;
             Ok((root, ram))
         })
         .unwrap();
@@ -84,7 +84,7 @@ impl Drop for Leaves {
 }
 
 /// What a transaction does with a device that it is given.
-type Edit = fn(&mut MapEdit<'_>, RegionId, Arc<Leaves>) -> Result<(), MapError>;
+type Edit = fn(&mut Transaction<'_>, RegionId, Arc<Leaves>) -> Result<(), MapError>;
 
 #[test]
 fn a_device_that_a_transaction_brings_and_does_not_keep_may_use_the_map() {
@@ -104,14 +104,14 @@ fn a_device_that_a_transaction_brings_and_does_not_keep_may_use_the_map() {
         }),
         ("that does not fit", false, |map, root, device| {
             let region = map.mmio("device", 0x1000, device)?;
-            map.place(root, 0, region)
+            map.add_subregion(root, 0, region)
         }),
         ("in a map that is too deep", false, |map, root, device| {
             let mut region = map.mmio("device", 0x1000, device)?;
             for _ in 0..200 {
                 region = map.alias("alias", region, 0, 0x1000)?;
             }
-            map.place_overlapping(root, 0, region, 1)
+            map.add_subregion_overlap(root, 0, region, 1)
         }),
     ];
     for (way, stays, edit) in ways {
@@ -120,7 +120,7 @@ fn a_device_that_a_transaction_brings_and_does_not_keep_may_use_the_map() {
             let last = Last::default();
             let access = MmioAccess::default();
             let device = Arc::new(Leaves { map: map.clone(), ram, access, last: last.clone() });
-            let result = map.update(|map| edit(map, root, device));
+            let result = map.transaction(|map| edit(map, root, device));
             assert_eq!(result.is_ok(), stays, "{way}");
             assert_eq!(*last.lock().unwrap(), [Ok(())], "{way}");
             assert!(block.dirty().enabled().contains(VGA), "{way}");
@@ -135,7 +135,7 @@ fn a_device_of_impossible_accesses_may_use_the_map() {
         let access = MmioAccess { valid: AccessSizes::aligned(3, 3), ..MmioAccess::default() };
         let last = Last::default();
         let device = Arc::new(Leaves { map: map.clone(), ram, access, last: last.clone() });
-        let refused = map.update(|map| map.mmio("device", 8, device)).unwrap_err();
+        let refused = map.transaction(|map| map.mmio("device", 8, device)).unwrap_err();
         assert!(matches!(refused, MapError::AccessSizes { .. }));
         assert_eq!(*last.lock().unwrap(), [Ok(())]);
         assert!(block.dirty().enabled().contains(VGA));
@@ -153,7 +153,7 @@ fn what_a_transaction_captures_and_what_it_returns() {
         let access = MmioAccess::default();
         let leaves = || Leaves { map: map.clone(), ram, access, last: last.clone() };
         let (captured, returned) = (leaves(), leaves());
-        let refused = map.update(move |map| {
+        let refused = map.transaction(move |map| {
             map.container("none", 0)?;
             drop(captured);
             Ok(())
@@ -162,12 +162,12 @@ fn what_a_transaction_captures_and_what_it_returns() {
         let says = "The map cannot be changed from within an update's closure or a listener";
         assert_eq!(std::mem::take(&mut *last.lock().unwrap()), [Err(says.to_owned())]);
 
-        let refused = map.update(move |map| {
+        let refused = map.transaction(move |map| {
             let mut region = map.reservation("device", 0x1000)?;
             for _ in 0..200 {
                 region = map.alias("alias", region, 0, 0x1000)?;
             }
-            map.place_overlapping(root, 0, region, 1)?;
+            map.add_subregion_overlap(root, 0, region, 1)?;
             Ok(returned)
         });
         assert!(matches!(refused, Err(MapError::TooDeep { .. })));
@@ -185,11 +185,11 @@ impl Uses {
     fn call(&self, from: &str) {
         let Bus { map, root, ram, space, .. } = self.bus.get().unwrap();
         let nested = |what: &str, result: Result<(), MapError>| {
-            if !matches!(result, Err(MapError::Nested)) {
+            if !matches!(result, Err(MapError::Reentrant)) {
                 self.faults.lock().unwrap().push(format!("{what} in {from}: {result:?}"));
             }
         };
-        nested("update", map.update(|_| Ok(())));
+        nested("update", map.transaction(|_| Ok(())));
         nested("set_log", map.set_log(*ram, VGA, true));
         nested("set_global_log", map.set_global_log(VGA, true));
         nested("claim_log", map.claim_log(*ram, VGA).map(drop));
@@ -202,7 +202,7 @@ impl Uses {
         // To look is no harm.
         map.ram_block(*ram).unwrap();
         assert_eq!(map.ram_blocks().len(), 1);
-        assert!(format!("{map:?}{}{}", map.tree(), map.flat_views()).contains("space"));
+        assert!(format!("{map:?}{}{}", map.mtree(), map.flat_views()).contains("space"));
         space.read(0, &mut [0; 8]).unwrap();
     }
 }
@@ -259,7 +259,7 @@ fn a_listener_may_look_at_the_map_and_is_told_if_it_changes_it() {
         assert_eq!(refused.source().unwrap().to_string(), "no");
         assert_eq!(*uses.faults.lock().unwrap(), [""; 0]);
         // And from within the closure of an update.
-        map.update(|_| {
+        map.transaction(|_| {
             uses.call("update");
             Ok(())
         })
@@ -296,39 +296,39 @@ fn looks_do_not_wait_for_a_commit() {
     std::thread::scope(|scope| {
         let changes = scope.spawn(|| {
             map.add_listener(&space, Arc::new(Waits(Mutex::new(wait), entered)))?;
-            map.update(|map| map.set_enabled(ram, false))
+            map.transaction(|map| map.set_enabled(ram, false))
         });
         for enabled in [true, true] {
             commits.recv_timeout(deadline::seconds(60)).unwrap();
             space.write(5, &[1]).unwrap();
             let harvest = map.snapshot_and_clear(ram, VGA, 0..SIZE).unwrap();
             assert_eq!(harvest.commit().count(), 1);
-            assert_eq!(space.view().at(0).is_some(), enabled);
+            assert_eq!(space.view().section_at(0).is_some(), enabled);
             assert_eq!(map.ram_block(ram).unwrap().id(), "ram");
             go.send(()).unwrap();
         }
         changes.join().unwrap().unwrap();
     });
-    assert!(space.view().at(0).is_none());
+    assert!(space.view().section_at(0).is_none());
 }
 
 #[test]
 fn an_id_is_free_again_when_the_last_region_of_its_block_is_gone() {
     let Bus { map, ram, block, root, .. } = bus();
-    let again = map.update(|map| map.ram("again", block.clone())).unwrap();
-    let other = || map.update(|map| map.ram("other", RamBlock::anonymous("ram", SIZE)?));
-    map.update(|map| map.remove(again)).unwrap();
+    let again = map.transaction(|map| map.ram("again", block.clone())).unwrap();
+    let other = || map.transaction(|map| map.ram("other", RamBlock::anonymous("ram", SIZE)?));
+    map.transaction(|map| map.remove(again)).unwrap();
     assert!(matches!(other(), Err(MapError::DuplicateBlock { id }) if id == "ram"));
     // A transaction that fails gives nothing free.
-    let refused = map.update(|map| {
-        map.unplace(ram)?;
+    let refused = map.transaction(|map| {
+        map.del_subregion(ram)?;
         map.remove(ram)?;
         map.remove(root)
     });
     assert!(refused.is_err());
     assert!(other().is_err());
-    map.update(|map| {
-        map.unplace(ram)?;
+    map.transaction(|map| {
+        map.del_subregion(ram)?;
         map.remove(ram)
     })
     .unwrap();
@@ -339,7 +339,7 @@ fn an_id_is_free_again_when_the_last_region_of_its_block_is_gone() {
 /// What is dropped in the middle of a change ends after it, whatever becomes of the change.
 #[test]
 fn claims_and_clients_that_are_dropped_in_a_turn_end_after_it() {
-    let changes: [fn() -> Result<(), MapError>; 2] = [|| Ok(()), || Err(MapError::Nested)];
+    let changes: [fn() -> Result<(), MapError>; 2] = [|| Ok(()), || Err(MapError::Reentrant)];
     for change in changes {
         in_time(move || {
             let Bus { map, ram, block, .. } = bus();
@@ -349,7 +349,7 @@ fn claims_and_clients_that_are_dropped_in_a_turn_end_after_it() {
                     false => map.claim_log(ram, VGA).unwrap(),
                 };
                 assert!(!block.dirty().enabled().is_empty());
-                let ended = map.update(move |_| {
+                let ended = map.transaction(move |_| {
                     drop(claim);
                     change()
                 });
@@ -364,7 +364,7 @@ fn claims_and_clients_that_are_dropped_in_a_turn_end_after_it() {
                 for client in &clients {
                     map.set_global_log(client.client(), true).unwrap();
                 }
-                let ended = map.update(move |_| {
+                let ended = map.transaction(move |_| {
                     drop(clients);
                     change()
                 });
@@ -385,13 +385,13 @@ fn what_was_dropped_in_a_turn_has_ended_when_the_update_returns() {
             for _ in 0..3 {
                 scope.spawn(|| {
                     while !done.load(Ordering::Relaxed) {
-                        map.update(|_| Ok(())).unwrap();
+                        map.transaction(|_| Ok(())).unwrap();
                     }
                 });
             }
             let names = (0..20_000).map(|_| {
                 let client = map.register_client("mine")?;
-                map.update(|_| {
+                map.transaction(|_| {
                     drop(client);
                     Ok(())
                 })

@@ -125,14 +125,14 @@ pub enum SendError {
     },
     /// The receiver's answer did not come; it may have everything, or not.
     #[error("The receiver does not say whether it has everything")]
-    NoAnswer {
+    NoAck {
         /// What the connection said.
         #[source]
         source: io::Error,
     },
     /// The receiver answers something that has no meaning here.
     #[error("The receiver answers with kind {kind} and {len} bytes, which is unknown here")]
-    Answer {
+    ReturnPath {
         /// The answer's kind.
         kind: u16,
         /// Its length in bytes.
@@ -381,7 +381,7 @@ pub enum ReceiveError {
     },
     /// The sender cannot be told how it went.
     #[error("The sender cannot be answered")]
-    Answer {
+    ReturnPath {
         /// What the connection said.
         #[source]
         source: io::Error,

@@ -26,7 +26,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let memory = MemoryMap::new();
 //! let ram = RamBlock::anonymous("pc.ram", 1 << 20)?;
-//! memory.update(|map| map.ram("ram", ram.clone()))?;
+//! memory.transaction(|map| map.ram("ram", ram.clone()))?;
 //! ram.write(0x1234, b"moves along")?;
 //!
 //! let mut stream = Vec::new(); // or a socket
@@ -57,7 +57,7 @@ mod test_deadline;
 mod wire;
 
 pub use converge::auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
-pub use converge::dirty_limit::{DirtyLimit, DirtyLimitError, LimitChoice};
+pub use converge::dirty_limit::{DirtyLimit, DirtyLimitError, DirtyLimiter};
 pub use converge::throttle::Throttle;
 pub use devices::device::{Device, DeviceError, FnDevice, Framing, MAX_STATE};
 pub use devices::section_info::SectionInfo;
@@ -66,10 +66,12 @@ pub use forecast::dirty_rate::{DirtyRate, DirtyRateError};
 pub use forecast::plan::{Forecast, ForecastRound, MigrationPlan, Outcome, PlanError};
 pub use forecast::report::{BlockDirtyRate, DirtyRateReport, DirtySample};
 pub use forecast::working_set::WorkingSet;
-pub use receive::{BlockInfo, Received, Receiver, Target, receive};
+pub use receive::{BlockInfo, BlockTarget, Received, Receiver, receive};
 pub use send::{Cancel, Migrated, Precopy};
 pub use status::progress::{Progress, QueryMigrate, QueryMigrateRam, State};
 pub use status::stats::{DowntimeParts, MigrationStats, RoundStats};
 pub use wire::deadline::Deadlines;
 pub use wire::socket::{Address, AddressError, Listener, Socket, SocketError};
-pub use wire::transport::{Copied, HangUp, Incoming, Input, Outgoing, Output};
+pub use wire::transport::{
+    Buffered, IncomingChannels, OutgoingChannels, ReadTransport, ShutdownHandle, WriteTransport,
+};

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use memory_region::MemoryMap;
 use migration_ram::{
-    Device, DeviceError, FnDevice, Framing, Incoming, Input, Migrated, Outgoing, Output, Precopy,
-    ReceiveError, Received, Receiver, SendError, State,
+    Device, DeviceError, FnDevice, Framing, IncomingChannels, Migrated, OutgoingChannels, Precopy,
+    ReadTransport, ReceiveError, Received, Receiver, SendError, State, WriteTransport,
 };
 use ram_block::{DirtyClient, PageSize, RamBlock, SendList, TransferError};
 
@@ -48,7 +48,7 @@ fn machine() -> (Arc<MemoryMap>, Vec<Arc<RamBlock>>) {
     }
     let memory = MemoryMap::new();
     memory
-        .update(|map| {
+        .transaction(|map| {
             blocks.iter().try_for_each(|block| map.ram(block.id(), block.clone()).map(drop))
         })
         .unwrap();
@@ -71,8 +71,8 @@ fn connections(channels: usize) -> (Vec<UnixStream>, Vec<UnixStream>) {
 fn receive(mut ends: Vec<UnixStream>, receiver: Receiver<'_>) -> Result<Received, ReceiveError> {
     let answers = ends[0].try_clone().unwrap();
     ends.reverse(); // any order will do
-    let from = Incoming::several(ends.iter_mut().map(|end| end as &mut dyn Input));
-    receiver.run(from.answers(&mut &answers))
+    let from = IncomingChannels::several(ends.iter_mut().map(|end| end as &mut dyn ReadTransport));
+    receiver.run(from.return_path(&mut &answers))
 }
 
 fn send(
@@ -82,8 +82,9 @@ fn send(
 ) -> Result<Migrated<()>, SendError> {
     let answers = ends[0].try_clone().unwrap();
     let (main, channels) = ends.split_first_mut().unwrap();
-    let to = Outgoing::new(main).channels(channels.iter_mut().map(|end| end as &mut dyn Output));
-    precopy.run(to.answers(&mut &answers), pause, |_| ())
+    let to = OutgoingChannels::new(main)
+        .channels(channels.iter_mut().map(|end| end as &mut dyn WriteTransport));
+    precopy.run(to.return_path(&mut &answers), pause, |_| ())
 }
 
 #[test]
@@ -230,7 +231,7 @@ fn a_cancel_ends_a_migration_that_nobody_takes() {
 /// Takes a stream; whenever something is sent, the guest writes: no round finds nothing new.
 struct Writing(Arc<RamBlock>);
 
-impl Output for Writing {
+impl WriteTransport for Writing {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         self.0.write(0, &[1]).unwrap();
         Vec::new().send(list)
@@ -271,7 +272,7 @@ impl Device for Holder {
     }
 
     fn framing(&self) -> Framing {
-        self.framing.unwrap_or(Framing::Counted)
+        self.framing.unwrap_or(Framing::LengthPrefixed)
     }
 
     fn save(&self) -> Result<Vec<u8>, DeviceError> {
@@ -294,7 +295,7 @@ fn device(name: &str) -> Arc<dyn Device> {
 #[test]
 fn devices_travel_behind_ram() {
     let (memory, _) = machine();
-    for framing in [Framing::Counted, Framing::Fixed(12)] {
+    for framing in [Framing::LengthPrefixed, Framing::Fixed(12)] {
         let framing = Some(framing);
         let mut stream = Vec::new();
         let precopy = Precopy::new(memory.clone())
@@ -419,7 +420,7 @@ fn a_receiver_that_says_nothing_is_no_success() {
         });
         let error = send(&mut near, &Precopy::new(memory), still).unwrap_err();
         taker.join().unwrap().unwrap();
-        assert!(matches!(error, SendError::NoAnswer { .. }), "{error}");
+        assert!(matches!(error, SendError::NoAck { .. }), "{error}");
     });
 }
 
@@ -456,7 +457,7 @@ fn an_answer_before_the_last_one_is_no_error() {
     let (memory, _) = machine();
     let mut stream = Vec::new();
     let mut answers: &[u8] = b"\0\x07\0\0\0\x01\0\x04\0\0\0\0";
-    let to = Outgoing::new(&mut stream).answers(&mut answers);
+    let to = OutgoingChannels::new(&mut stream).return_path(&mut answers);
     let migrated = Precopy::new(memory).run(to, still, |_| ()).unwrap();
     assert_eq!(migrated.stats.bytes, stream.len() as u64);
 }
@@ -468,8 +469,8 @@ fn channels_have_pages_of_4_kib() {
         let mut stream = &[&stream[..], b"\0\0\0\x01\0\0\0\x0d\0"].concat()[..];
         let (mut near, mut channel) = UnixStream::pair().unwrap();
         near.write_all(&[&b"\x11\x22\x33\x44\0\0\0\x01"[..], &[0; 56]].concat()).unwrap();
-        let inputs: [&mut dyn Input; 2] = [&mut stream, &mut channel];
-        let error = Receiver::new(&[]).run(Incoming::several(inputs)).unwrap_err();
+        let inputs: [&mut dyn ReadTransport; 2] = [&mut stream, &mut channel];
+        let error = Receiver::new(&[]).run(IncomingChannels::several(inputs)).unwrap_err();
         assert!(matches!(error, ReceiveError::Unsupported { found: 8192, .. }), "{error}");
     });
 }
@@ -480,7 +481,7 @@ fn a_description_that_does_not_follow_is_not_waited_for() {
     deadline::in_time(|| {
         let memory = MemoryMap::new();
         let ram = RamBlock::anonymous("ram", page()).unwrap();
-        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
         let mut stream = Vec::new();
         Precopy::new(memory).run(&mut stream, still, |_| ()).map(drop).unwrap();
         let described = stream.len();
@@ -489,7 +490,7 @@ fn a_description_that_does_not_follow_is_not_waited_for() {
         let (mut near, mut far) = UnixStream::pair().unwrap();
         near.write_all(&stream).unwrap();
         let twin = RamBlock::anonymous("ram", page()).unwrap();
-        let received = Receiver::new(&[twin]).description_follows(false).run(&mut far).unwrap();
+        let received = Receiver::new(&[twin]).expect_vmdesc(false).run(&mut far).unwrap();
         assert_eq!(received.bytes, end as u64);
         assert!(end < described);
     });
@@ -503,7 +504,7 @@ fn who_waits_to_switch_over_is_told_that_it_may() {
     let acknowledged: &[u8] = b"\0\x07\0\0";
     for (acknowledge, answers) in [(false, shut.to_vec()), (true, [acknowledged, shut].concat())] {
         let (mut input, mut back) = (&stream[..], Vec::new());
-        let incoming = Incoming::from(&mut input).answers(&mut back);
+        let incoming = IncomingChannels::from(&mut input).return_path(&mut back);
         let receiver = Receiver::new(&[]).acknowledge_switchover(acknowledge);
         receiver.run(incoming).unwrap_err();
         assert_eq!(back, answers);
@@ -525,9 +526,9 @@ fn a_cancel_behind_the_last_byte_says_that_all_may_be_there() {
             cancel.cancel();
             received
         });
-        let to = Outgoing::new(&mut near).answers(&mut back);
+        let to = OutgoingChannels::new(&mut near).return_path(&mut back);
         let error = precopy.run(to, still, |_| ()).unwrap_err();
-        assert!(matches!(error, SendError::NoAnswer { .. }), "{error}");
+        assert!(matches!(error, SendError::NoAck { .. }), "{error}");
         receiving.join().unwrap().unwrap();
         drop(silent);
     });
@@ -540,7 +541,7 @@ fn flushes_and_sections(machine_name: &str) -> (usize, usize) {
     let mut stream = Vec::new();
     let (mut channel, mut far) = UnixStream::pair().unwrap();
     let drain = std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()).unwrap());
-    let to = Outgoing::new(&mut stream).channels([&mut channel as &mut dyn Output]);
+    let to = OutgoingChannels::new(&mut stream).channels([&mut channel as &mut dyn WriteTransport]);
     let _ = Precopy::new(memory).machine(machine_name).run(to, still, |_| ()).unwrap();
     drop(channel);
     drain.join().unwrap();

@@ -13,7 +13,7 @@ const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 fn a_second_harvester_takes_nothing_from_a_migration() {
     let memory = MemoryMap::new();
     let ram = RamBlock::anonymous("pc.ram", LEN).unwrap();
-    let region = memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+    let region = memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
     memory.set_log(region, MIGRATION, true).unwrap();
     let (mut stream, mut tries) = (Vec::new(), 0);
     let (other, guest) = (memory.clone(), ram.clone());

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use memory_region::MemoryMap;
 use migration_ram::{
-    FnDevice, Incoming, Input, Outgoing, Output, Precopy, Progress, ReceiveError, Received,
-    Receiver, SendError,
+    FnDevice, IncomingChannels, OutgoingChannels, Precopy, Progress, ReadTransport, ReceiveError,
+    Received, Receiver, SendError, WriteTransport,
 };
 use ram_block::{DirtyClient, PageSize, RamBlock};
 
@@ -126,7 +126,7 @@ impl Machine {
             ["ram", "vram"].map(|id| RamBlock::anonymous(id, PAGES * page()).unwrap()).into();
         let memory = MemoryMap::new();
         memory
-            .update(|map| {
+            .transaction(|map| {
                 blocks.iter().try_for_each(|block| map.ram(block.id(), block.clone()).map(drop))
             })
             .unwrap();
@@ -153,14 +153,14 @@ impl Machine {
     fn send(&mut self, precopy: &Precopy, mut ends: Vec<UnixStream>) -> Result<(), SendError> {
         let answers = ends[0].try_clone().unwrap();
         let (main, channels) = ends.split_first_mut().unwrap();
-        let channels = channels.iter_mut().map(|end| end as &mut dyn Output);
-        let to = Outgoing::new(main).channels(channels);
+        let channels = channels.iter_mut().map(|end| end as &mut dyn WriteTransport);
+        let to = OutgoingChannels::new(main).channels(channels);
         let observe = |now: &Progress| {
             if now.round_ended.is_some_and(|round| !round.paused) {
                 self.write();
             }
         };
-        precopy.run(to.answers(&mut &answers), || Ok(()), observe).map(drop)
+        precopy.run(to.return_path(&mut &answers), || Ok(()), observe).map(drop)
     }
 
     fn precopy(&self) -> Precopy {
@@ -205,8 +205,9 @@ impl Twin {
         };
         let device = FnDevice::new("state", || Ok(Vec::new()), restore);
         let answers = ends[0].try_clone().unwrap();
-        let from = Incoming::several(ends.iter_mut().map(|end| end as &mut dyn Input));
-        Receiver::new(&self.blocks).device(Arc::new(device)).run(from.answers(&mut &answers))
+        let from =
+            IncomingChannels::several(ends.iter_mut().map(|end| end as &mut dyn ReadTransport));
+        Receiver::new(&self.blocks).device(Arc::new(device)).run(from.return_path(&mut &answers))
     }
 }
 

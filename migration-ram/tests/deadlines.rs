@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use memory_region::MemoryMap;
 use migration_ram::{
-    Deadlines, Incoming, Input, Outgoing, Output, Precopy, ReceiveError, Receiver, SendError,
+    Deadlines, IncomingChannels, OutgoingChannels, Precopy, ReadTransport, ReceiveError, Receiver,
+    SendError, WriteTransport,
 };
 use ram_block::{DirtyClient, RamBlock};
 
@@ -28,18 +29,18 @@ fn deadlines() -> Deadlines {
 fn machine() -> (Arc<MemoryMap>, Arc<RamBlock>) {
     let memory = MemoryMap::new();
     let ram = RamBlock::anonymous("ram", LEN).unwrap();
-    memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+    memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
     ram.write(0, &vec![7; usize::try_from(LEN).unwrap()]).unwrap();
     (memory, ram)
 }
 
 /// What is received of inputs, which stay open.
-fn received<I: Input + 'static>(mut inputs: Vec<I>) -> ReceiveError {
+fn received<I: ReadTransport + 'static>(mut inputs: Vec<I>) -> ReceiveError {
     deadline::in_time(move || {
         let ram = [RamBlock::anonymous("ram", LEN).unwrap()];
-        let inputs = inputs.iter_mut().map(|input| input as &mut dyn Input);
+        let inputs = inputs.iter_mut().map(|input| input as &mut dyn ReadTransport);
         let receiver = Receiver::new(&ram).deadlines(deadlines());
-        receiver.run(Incoming::several(inputs)).unwrap_err()
+        receiver.run(IncomingChannels::several(inputs)).unwrap_err()
     })
 }
 
@@ -186,12 +187,12 @@ fn a_receiver_that_takes_nothing_is_not_waited_for() {
                 .collect();
             let error = deadline::in_time(move || {
                 let (main, channels) = near.split_first_mut().unwrap();
-                let channels = channels.iter_mut().map(|end| end as &mut dyn Output);
+                let channels = channels.iter_mut().map(|end| end as &mut dyn WriteTransport);
                 // Zeros, with which the stream is filled, too.
                 let zeros = RamBlock::anonymous("zeros", 1 << 30).unwrap();
-                memory.update(|map| map.ram("zeros", zeros)).unwrap();
+                memory.transaction(|map| map.ram("zeros", zeros)).unwrap();
                 let precopy = Precopy::new(memory).deadlines(deadlines());
-                let to = Outgoing::new(main).channels(channels);
+                let to = OutgoingChannels::new(main).channels(channels);
                 precopy.run(to, || Ok(()), |_| ()).unwrap_err()
             });
             let SendError::TimedOut { channel, waited, .. } = &error else { panic!("{error}") };
@@ -215,10 +216,10 @@ fn an_answer_that_does_not_come_is_not_waited_for() {
         let error = deadline::in_time(move || {
             let mut back = near.try_clone().unwrap();
             let precopy = Precopy::new(memory).deadlines(Deadlines::none().answer(LIMIT));
-            let to = Outgoing::new(&mut near).answers(&mut back);
+            let to = OutgoingChannels::new(&mut near).return_path(&mut back);
             precopy.run(to, || Ok(()), |_| ()).unwrap_err()
         });
-        let SendError::NoAnswer { source } = &error else { panic!("{error}") };
+        let SendError::NoAck { source } = &error else { panic!("{error}") };
         assert_eq!(source.kind(), ErrorKind::TimedOut);
         assert!(source.to_string().contains("500.0ms"), "{source}");
         assert!(!ram.dirty().enabled().contains(DirtyClient::MIGRATION));

@@ -23,7 +23,7 @@ fn machine(blocks: &[&str]) -> (Arc<MemoryMap>, Vec<Arc<RamBlock>>) {
     let new = |id: &&str| RamBlock::anonymous(id, PAGES * page()).unwrap();
     let blocks: Vec<_> = blocks.iter().map(new).collect();
     for block in &blocks {
-        memory.update(|map| map.ram(block.id(), block.clone())).unwrap();
+        memory.transaction(|map| map.ram(block.id(), block.clone())).unwrap();
     }
     (memory, blocks)
 }
@@ -72,7 +72,7 @@ impl MemoryListener for Accelerator {
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
         let mut log = self.0.lock().unwrap();
-        for relogged in &change.relogged {
+        for relogged in &change.log_changed {
             let on = !relogged.section.log().is_empty();
             if on && !log.on {
                 log.dirty = (0..PAGES).collect();
@@ -100,10 +100,10 @@ impl MemoryListener for Accelerator {
 fn accelerated() -> (Arc<MemoryMap>, Arc<RamBlock>, Arc<Accelerator>) {
     let (memory, accelerator) = (MemoryMap::new(), Arc::<Accelerator>::default());
     let block = RamBlock::anonymous("ram", PAGES * page()).unwrap();
-    let root = memory.update(|map| {
+    let root = memory.transaction(|map| {
         let root = map.container("root", 1 << 64)?;
         let ram = map.ram("ram", block.clone())?;
-        map.place(root, 0, ram)?;
+        map.add_subregion(root, 0, ram)?;
         Ok(root)
     });
     let space = memory.address_space("memory", root.unwrap()).unwrap();
@@ -219,19 +219,19 @@ fn however_it_ends_the_log_is_off() {
 fn a_block_that_changes_meanwhile_is_named() {
     let memory = MemoryMap::new();
     let block = RamBlock::anonymous("ram", PAGES * page()).unwrap();
-    let region = memory.update(|map| map.ram("ram", block.clone())).unwrap();
+    let region = memory.transaction(|map| map.ram("ram", block.clone())).unwrap();
     let mut rate = DirtyRate::begin(&memory).unwrap();
-    memory.update(|map| map.remove(region)).unwrap();
+    memory.transaction(|map| map.remove(region)).unwrap();
     let gone = rate.sample().unwrap_err();
     assert!(matches!(&gone, DirtyRateError::Interrupted { block } if block == "ram"), "{gone}");
-    memory.update(|map| map.ram("ram", block.clone())).unwrap();
+    memory.transaction(|map| map.ram("ram", block.clone())).unwrap();
     let back = rate.sample().unwrap_err();
     assert!(matches!(back, DirtyRateError::Interrupted { .. }), "{back}");
     // What comes after it began is not measured.
     drop(rate);
     let rate = DirtyRate::begin(&memory).unwrap();
     let late = RamBlock::anonymous("late", PAGES * page()).unwrap();
-    memory.update(|map| map.ram("late", late.clone())).unwrap();
+    memory.transaction(|map| map.ram("late", late.clone())).unwrap();
     write(&block, 1);
     assert_eq!(rate.finish().unwrap().working_set().pages, 1);
 }

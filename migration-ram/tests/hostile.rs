@@ -111,10 +111,10 @@ fn a_stream_of_qemu_that_was_damaged() {
 
 #[test]
 fn a_stream_of_qemu_is_taken() {
-    use migration_ram::{Receiver, Target};
+    use migration_ram::{BlockTarget, Receiver};
     let _alone = alone();
     let received = Receiver::new(&[])
-        .blocks_by(|_, _| Target::Drop)
+        .on_unknown_block(|_, _| BlockTarget::Drop)
         .keep_unknown_sections(true)
         .run(&mut { QEMU })
         .unwrap();

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use memory_region::MemoryMap;
 use migration_ram::{
-    Deadlines, Incoming, Input, Outgoing, Output, Precopy, ReceiveError, Receiver,
+    Deadlines, IncomingChannels, OutgoingChannels, Precopy, ReadTransport, ReceiveError, Receiver,
+    WriteTransport,
 };
 use ram_block::RamBlock;
 
@@ -28,10 +29,10 @@ fn a_sender_that_never_reads_is_not_waited_for() {
     let error = deadline::in_time(move || {
         let mut back = far.try_clone().unwrap();
         let deadlines = Deadlines::none().idle(Duration::from_millis(500));
-        let from = Incoming::new(&mut far).answers(&mut back);
+        let from = IncomingChannels::new(&mut far).return_path(&mut back);
         Receiver::new(&[]).deadlines(deadlines).run(from).unwrap_err()
     });
-    let ReceiveError::Answer { source } = &error else { panic!("{error}") };
+    let ReceiveError::ReturnPath { source } = &error else { panic!("{error}") };
     assert_eq!(source.kind(), ErrorKind::TimedOut, "{source}");
     sender.join().unwrap();
 }
@@ -41,11 +42,11 @@ fn a_sender_that_never_reads_is_not_waited_for() {
 fn a_channel_that_stays_open_holds_nobody() {
     let memory = MemoryMap::new();
     let ram = RamBlock::anonymous("ram", LEN).unwrap();
-    memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+    memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
     ram.write(4096, &[7; 4096]).unwrap();
     let (mut stream, mut packets) = (Vec::new(), Vec::new());
-    let channels: [&mut dyn Output; 1] = [&mut packets];
-    let to = Outgoing::new(&mut stream).channels(channels);
+    let channels: [&mut dyn WriteTransport; 1] = [&mut packets];
+    let to = OutgoingChannels::new(&mut stream).channels(channels);
     let _ = Precopy::new(memory).run(to, || Ok(()), |_| ()).unwrap();
 
     let mut command = Command::new("cat");
@@ -55,9 +56,9 @@ fn a_channel_that_stays_open_holds_nobody() {
     deadline::in_time(move || {
         let twin = [RamBlock::anonymous("ram", LEN).unwrap()];
         let mut stream = stream.as_slice();
-        let inputs: [&mut dyn Input; 2] = [&mut stream, &mut channel];
+        let inputs: [&mut dyn ReadTransport; 2] = [&mut stream, &mut channel];
         let receiver = Receiver::new(&twin).deadlines(Deadlines::none());
-        receiver.run(Incoming::several(inputs)).unwrap();
+        receiver.run(IncomingChannels::several(inputs)).unwrap();
         let mut page = [0; 4096];
         twin[0].read(4096, &mut page).unwrap();
         assert_eq!(page, [7; 4096]);

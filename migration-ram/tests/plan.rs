@@ -31,7 +31,7 @@ fn any_plan() -> impl Strategy<Value = MigrationPlan> {
         (Some(AutoConverge { initial, increment, max }), None)
     });
     let limit = (1u8..=99, 1u64..1 << 30)
-        .prop_map(|(percent, least)| (None, Some(DirtyLimit { percent, least })));
+        .prop_map(|(percent, least)| (None, Some(DirtyLimit { percent, floor: least })));
     let slowing = prop_oneof![Just((None, None)), throttle, limit];
     let numbers = (30u32..45, 0.0f64..=1.0, 20u32..36, 0u64..5000, 0u32..60);
     (numbers, slowing).prop_flat_map(|(numbers, (throttle, dirty_limit))| {
@@ -39,8 +39,8 @@ fn any_plan() -> impl Strategy<Value = MigrationPlan> {
         let ram = 1 << size;
         prop::collection::vec(any_set(ram), 0..4).prop_map(move |writes| MigrationPlan {
             ram,
-            filled: times(ram, filled),
-            writes,
+            nonzero_bytes: times(ram, filled),
+            working_sets: writes,
             bandwidth: 1 << bandwidth,
             downtime: Duration::from_millis(downtime),
             max_rounds,
@@ -63,13 +63,13 @@ proptest! {
         let (last, rounds) = found.rounds.split_last().unwrap();
         prop_assert!(last.paused && rounds.iter().all(|round| !round.paused));
         prop_assert!(rounds.len() <= plan.max_rounds as usize);
-        let zeros = (plan.ram - plan.filled) / PAGE * 9;
-        let all = plan.filled / PAGE * RECORD + zeros;
+        let zeros = (plan.ram - plan.nonzero_bytes) / PAGE * 9;
+        let all = plan.nonzero_bytes / PAGE * RECORD + zeros;
         prop_assert!(found.rounds[0].bytes.abs_diff(all) <= 2 * RECORD);
         for pair in found.rounds.windows(2) {
             prop_assert!(pair[1].bytes.abs_diff(pair[0].dirtied / PAGE * RECORD) <= 2 * RECORD);
         }
-        let sets: u64 = plan.writes.iter().map(|set| set.bytes).sum();
+        let sets: u64 = plan.working_sets.iter().map(|set| set.bytes).sum();
         prop_assert!(rounds.iter().all(|round| round.dirtied <= sets + 1));
         for round in rounds {
             let allowed = round.dirty_limit.map(|limit| limit as f64 * round.time.as_secs_f64());
@@ -99,7 +99,7 @@ proptest! {
                 MigrationPlan { bandwidth: times(plan.bandwidth, more), ..plan.clone() }),
             (plan.clone(), MigrationPlan { downtime: plan.downtime.mul_f64(more), ..plan.clone() }),
             (
-                MigrationPlan { writes: plan.writes.iter().map(faster).collect(), ..plan.clone() },
+                MigrationPlan { working_sets: plan.working_sets.iter().map(faster).collect(), ..plan.clone() },
                 plan,
             ),
         ];
@@ -167,11 +167,11 @@ impl Small {
     fn plan(self) -> MigrationPlan {
         let mut plan = MigrationPlan::new(self.ram as u64 * PAGE, times(RECORD, self.bandwidth));
         let (size, rate) = (self.set as u64 * PAGE, times(PAGE, self.rate));
-        plan.writes = vec![WorkingSet { bytes: size, rate }];
+        plan.working_sets = vec![WorkingSet { bytes: size, rate }];
         plan.downtime = Duration::from_secs_f64(self.allowed / self.bandwidth);
         plan.max_rounds = self.rounds;
         plan.throttle = (self.slowing == Slowing::Throttle).then(AutoConverge::default);
-        let half = DirtyLimit { percent: 50, least: PAGE };
+        let half = DirtyLimit { percent: 50, floor: PAGE };
         plan.dirty_limit = (self.slowing == Slowing::Limit).then_some(half);
         plan
     }
@@ -248,14 +248,16 @@ fn what_is_in_the_way_is_said() {
     assert!(forecast(&plan).converges());
     assert_eq!(forecast(&plan).rounds.len(), 2);
     // Twice what is sent, within 10 GiB: 10 s for all of it, and it is dirty again.
-    plan.writes = vec![WorkingSet { bytes: 10 << 30, rate: 2 << 30 }];
-    let Outcome::DirtiesTooFast { left, downtime } = forecast(&plan).outcome else { panic!() };
+    plan.working_sets = vec![WorkingSet { bytes: 10 << 30, rate: 2 << 30 }];
+    let Outcome::DirtiesTooFast { remaining: left, downtime } = forecast(&plan).outcome else {
+        panic!()
+    };
     assert_eq!((left >> 28, downtime.as_secs()), (31, 7)); // x = 1 - e^-2x: 0.797
     plan.downtime = Duration::from_secs(8);
     assert!(forecast(&plan).converges());
     // Nearly as much as is sent: each round is a little shorter.
     plan = MigrationPlan { downtime: Duration::from_millis(300), ..plan };
-    plan.writes[0].rate = 1000 << 20;
+    plan.working_sets[0].rate = 1000 << 20;
     let Outcome::TooFewRounds { needed } = forecast(&plan).outcome else { panic!() };
     plan.max_rounds = needed - 1;
     assert!(!forecast(&plan).converges());
@@ -271,7 +273,7 @@ fn what_is_in_the_way_is_said() {
 #[test]
 fn a_dirty_limit_ends_what_a_link_cannot_follow() {
     let mut plan = MigrationPlan::new(48 << 30, 1 << 30);
-    plan.writes = vec![WorkingSet { bytes: 32 << 30, rate: 4 << 30 }];
+    plan.working_sets = vec![WorkingSet { bytes: 32 << 30, rate: 4 << 30 }];
     assert!(matches!(forecast(&plan).outcome, Outcome::DirtiesTooFast { .. }));
     plan.dirty_limit = Some(DirtyLimit::default());
     let found = forecast(&plan);
@@ -306,8 +308,8 @@ fn what_was_measured_is_planned_for() {
     ];
     let report = DirtyRateReport { len: (9 << 30) + (16 << 20), curve: curve(&[0; 4]), blocks };
     let plan = MigrationPlan::measured(&report, 1 << 30);
-    assert_eq!((plan.ram, plan.filled), (report.len, report.len));
-    let [ram, vram] = &plan.writes[..] else { panic!("{plan:?}") };
+    assert_eq!((plan.ram, plan.nonzero_bytes), (report.len, report.len));
+    let [ram, vram] = &plan.working_sets[..] else { panic!("{plan:?}") };
     assert!(ram.bytes.abs_diff(1 << 30) < 1 << 24 && ram.rate.abs_diff(300 << 20) < 5 << 20);
     // All of the set within the first second.
     assert!(vram.bytes.abs_diff(8 << 20) < 1 << 16 && vram.rate > 8 << 20, "{vram:?}");
@@ -320,25 +322,25 @@ fn plans_that_mean_nothing_are_refused() {
     let refused = |plan: MigrationPlan| plan.forecast().unwrap_err();
     let error = refused(MigrationPlan { bandwidth: 0, ..plan.clone() });
     assert_eq!(error, PlanError::NoBandwidth { ram: 1 << 30 });
-    let error = refused(MigrationPlan { filled: 2 << 30, ..plan.clone() });
+    let error = refused(MigrationPlan { nonzero_bytes: 2 << 30, ..plan.clone() });
     assert!(matches!(error, PlanError::NotInRam { what: "What is filled", .. }));
     let set = WorkingSet { bytes: u64::MAX, rate: u64::MAX };
-    let error = refused(MigrationPlan { writes: vec![set; 3], ..plan.clone() });
+    let error = refused(MigrationPlan { working_sets: vec![set; 3], ..plan.clone() });
     assert!(matches!(error, PlanError::NotInRam { what: "What is written", .. }));
     let error = refused(MigrationPlan { max_rounds: u32::MAX, ..plan.clone() });
     assert_eq!(error, PlanError::Rounds { found: u32::MAX });
     let steps = AutoConverge { max: 100, ..AutoConverge::default() };
     let error = refused(MigrationPlan { throttle: Some(steps), ..plan.clone() });
     assert!(matches!(error, PlanError::Throttle(_)));
-    let limit = DirtyLimit { percent: 100, least: 1 };
+    let limit = DirtyLimit { percent: 100, floor: 1 };
     let error = refused(MigrationPlan { dirty_limit: Some(limit), ..plan.clone() });
     assert!(matches!(error, PlanError::DirtyLimit(_)));
     let (throttle, dirty_limit) = (Some(AutoConverge::default()), Some(DirtyLimit::default()));
     let error = refused(MigrationPlan { throttle, dirty_limit, ..plan });
-    assert_eq!(error, PlanError::TwoWays);
+    assert_eq!(error, PlanError::ThrottleAndLimit);
     // The largest numbers are only slow.
     let mut plan = MigrationPlan::new(u64::MAX, 1);
-    plan.writes = vec![WorkingSet { bytes: u64::MAX, rate: u64::MAX }];
+    plan.working_sets = vec![WorkingSet { bytes: u64::MAX, rate: u64::MAX }];
     plan.downtime = Duration::MAX;
     assert_eq!(forecast(&plan).total_time, Duration::MAX);
 }
@@ -353,8 +355,8 @@ fn the_documentations_table_is_what_is_forecast() {
         for gigabits in [10, 25, 100] {
             let ram = tebibytes << 40;
             let mut plan = MigrationPlan::new(ram, gigabits * 1_000_000_000 / 8);
-            plan.filled = ram / 2;
-            plan.writes = vec![
+            plan.nonzero_bytes = ram / 2;
+            plan.working_sets = vec![
                 WorkingSet { bytes: ram / 16, rate: 1 << 30 },
                 WorkingSet { bytes: 256 << 20, rate: 1 << 29 },
             ];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
-use migration_ram::{Copied, Input, ReceiveError, Received, Receiver};
+use migration_ram::{Buffered, ReadTransport, ReceiveError, Received, Receiver};
 use proptest::prelude::*;
 use ram_block::{DirtyClient, RamBlock, ReceiveList, TransferError};
 
@@ -200,7 +200,7 @@ struct Pieces<'a> {
     next: usize,
 }
 
-impl Input for Pieces<'_> {
+impl ReadTransport for Pieces<'_> {
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         let size = self.sizes[self.next % self.sizes.len()];
         self.next += 1;
@@ -224,7 +224,7 @@ fn receive(
 ) -> Result<Received, ReceiveError> {
     match way {
         Way::Pieces => receiver.run(&mut Pieces { bytes: stream, sizes, next: 0 }),
-        Way::Copied => receiver.run(&mut Copied(stream)),
+        Way::Copied => receiver.run(&mut Buffered(stream)),
         Way::Socket => std::thread::scope(|scope| {
             let (mut out, mut input) = UnixStream::pair().unwrap();
             scope.spawn(move || -> io::Result<()> {
@@ -279,7 +279,7 @@ proptest! {
             let seen = block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..block.pages());
             seen.unwrap().commit();
         }
-        let received = receive(way, &stream, &sizes, Receiver::new(&blocks).fresh(fresh)).unwrap();
+        let received = receive(way, &stream, &sizes, Receiver::new(&blocks).discard_contents(fresh)).unwrap();
         prop_assert_eq!(received.bytes, stream.len() as u64);
         for ((block, model), old) in blocks.iter().zip(&model).zip(&old) {
             let mut page = [0; PAGE];

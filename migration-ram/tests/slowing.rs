@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use memory_region::MemoryMap;
 use migration_ram::{
-    AutoConverge, Copied, DeviceError, DirtyLimit, HangUp, Migrated, Outgoing, Output, Precopy,
-    SendError, receive,
+    AutoConverge, Buffered, DeviceError, DirtyLimit, Migrated, OutgoingChannels, Precopy,
+    SendError, ShutdownHandle, WriteTransport, receive,
 };
 use ram_block::{PageSize, RamBlock, SendList, TransferError};
 
@@ -45,7 +45,7 @@ impl Guest {
     fn start() -> Self {
         let memory = MemoryMap::new();
         let ram = RamBlock::anonymous("ram", PAGES * page()).unwrap();
-        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
         (0..PAGES).for_each(|n| ram.write(n * page(), &[1]).unwrap());
         let reins = Arc::<Reins>::default();
         reins.obeys.store(true, Ordering::Relaxed);
@@ -180,15 +180,15 @@ fn a_guest_that_outruns_the_link_is_limited() {
 /// A stream that breaks when it is told to.
 struct Breaks<'a>(&'a AtomicBool);
 
-impl Output for Breaks<'_> {
+impl WriteTransport for Breaks<'_> {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         match self.0.load(Ordering::Relaxed) {
-            true => Err(TransferError::Ended { done: 0, missing: list.len() }),
+            true => Err(TransferError::UnexpectedEof { done: 0, missing: list.len() }),
             false => Vec::new().send(list),
         }
     }
 
-    fn hang_up(&self) -> Option<HangUp> {
+    fn hang_up(&self) -> Option<ShutdownHandle> {
         None
     }
 }
@@ -264,7 +264,7 @@ fn who_cannot_limit_says_so_at_once() {
 /// A connection with a device behind it that writes one page whenever something was sent.
 struct WritesOne(Arc<RamBlock>);
 
-impl Output for WritesOne {
+impl WriteTransport for WritesOne {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         Vec::new().send(list)?;
         self.0.write(0, &[1]).unwrap();
@@ -279,14 +279,14 @@ fn a_guest_that_writes_little_does_not_migrate_for_ever() {
     deadline::in_time(|| {
         let memory = MemoryMap::new();
         let ram = RamBlock::anonymous("ram", PAGES * page()).unwrap();
-        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
         let precopy = Precopy::new(memory).downtime(Duration::ZERO).max_rounds(3);
         let throttled = precopy.clone().auto_converge(AutoConverge::default(), still);
         let limited = precopy.dirty_limit(DirtyLimit::default(), |_| Ok(()));
         for precopy in [throttled, limited] {
             let (mut main, mut channels) = (WritesOne(ram.clone()), vec![Vec::new(); 8]);
-            let channels = channels.iter_mut().map(|channel| channel as &mut dyn Output);
-            let to = Outgoing::new(&mut main).channels(channels);
+            let channels = channels.iter_mut().map(|channel| channel as &mut dyn WriteTransport);
+            let to = OutgoingChannels::new(&mut main).channels(channels);
             let Migrated { stats, .. } = precopy.run(to, still, |_| ()).unwrap();
             assert_eq!((stats.rounds.len(), stats.converged), (4, false), "{stats:?}");
             assert_eq!((stats.throttle, stats.dirty_limit), (0, None));
@@ -322,8 +322,8 @@ fn a_link_that_becomes_slow_is_not_trusted() {
         let memory = MemoryMap::new();
         let ram = RamBlock::anonymous("ram", 136 << 20).unwrap();
         (0..ram.pages()).for_each(|n| ram.write(n * page(), &[1]).unwrap());
-        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
-        let mut link = Copied(Tiring { fast: 101_000_000, rate: 6e6 });
+        memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
+        let mut link = Buffered(Tiring { fast: 101_000_000, rate: 6e6 });
         let Migrated { stats, .. } =
             Precopy::new(memory).run(&mut link, || Ok(()), |_| ()).unwrap();
         assert!(stats.converged);

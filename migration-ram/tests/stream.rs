@@ -4,7 +4,9 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use memory_region::MemoryMap;
-use migration_ram::{Copied, Migrated, Output, Precopy, ReceiveError, SendError, receive};
+use migration_ram::{
+    Buffered, Migrated, Precopy, ReceiveError, SendError, WriteTransport, receive,
+};
 use proptest::prelude::*;
 use ram_block::{DirtyClient, PageSize, RamBlock, SendList, TransferError};
 
@@ -15,7 +17,7 @@ fn blocks(sizes: &[(&str, u64)]) -> Vec<Arc<RamBlock>> {
 fn map_of(blocks: &[Arc<RamBlock>]) -> Arc<MemoryMap> {
     let memory = MemoryMap::new();
     memory
-        .update(|map| {
+        .transaction(|map| {
             blocks.iter().try_for_each(|block| map.ram(block.id(), block.clone()).map(drop))
         })
         .unwrap();
@@ -225,8 +227,9 @@ fn a_broken_stream_ends_logging_and_a_second_try_works() {
         stream.len()
     };
     for cut in [0, 1, 40, whole / 2, whole - 1] {
-        let error =
-            Precopy::new(memory.clone()).run(&mut Copied(Breaks(cut)), still, |_| ()).unwrap_err();
+        let error = Precopy::new(memory.clone())
+            .run(&mut Buffered(Breaks(cut)), still, |_| ())
+            .unwrap_err();
         assert!(matches!(error, SendError::Write { .. }), "{error}");
         assert!(!source[0].dirty().enabled().contains(DirtyClient::MIGRATION));
     }
@@ -270,7 +273,7 @@ fn what_is_written_meanwhile_is_sent_again() {
         .collect();
     // And one that writes whenever something is sent: no round finds nothing new.
     struct Writing(Vec<u8>, Arc<RamBlock>);
-    impl Output for Writing {
+    impl WriteTransport for Writing {
         fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
             self.0.send(list)?;
             self.1.write(pages(511) + 64, &self.0.len().to_le_bytes()).unwrap();
@@ -420,15 +423,15 @@ fn a_block_that_leaves_the_map_meanwhile_fails_the_migration() {
     let source = blocks(&[("ram", pages(64))]);
     let memory = MemoryMap::new();
     let region =
-        std::cell::Cell::new(memory.update(|map| map.ram("ram", source[0].clone())).unwrap());
+        std::cell::Cell::new(memory.transaction(|map| map.ram("ram", source[0].clone())).unwrap());
     let result = Precopy::new(memory.clone())
         .downtime(std::time::Duration::ZERO)
         .max_rounds(3)
         .run(&mut Vec::new(), still, |now| {
             if now.rounds == 1 {
                 source[0].write(0, &[1]).unwrap();
-                memory.update(|map| map.remove(region.get())).unwrap();
-                region.set(memory.update(|map| map.ram("ram", source[0].clone())).unwrap());
+                memory.transaction(|map| map.remove(region.get())).unwrap();
+                region.set(memory.transaction(|map| map.ram("ram", source[0].clone())).unwrap());
             }
             source[0].write(pages(9), &[1]).unwrap();
         });

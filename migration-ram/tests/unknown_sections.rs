@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use memory_region::MemoryMap;
 use migration_ram::{
-    Deadlines, FnDevice, Input, Precopy, ReceiveError, Received, Receiver, SectionInfo, SendError,
+    Deadlines, FnDevice, Precopy, ReadTransport, ReceiveError, Received, Receiver, SectionInfo,
+    SendError,
 };
 use proptest::prelude::*;
 use ram_block::{RamBlock, ReceiveList, TransferError};
@@ -59,7 +60,10 @@ fn stream(parts: &[Part], described: bool) -> Vec<u8> {
 }
 
 /// Receives a stream of which RAM must be whole.
-fn receive(input: &mut impl Input, set: impl FnOnce(Receiver<'_>) -> Receiver<'_>) -> Received {
+fn receive(
+    input: &mut impl ReadTransport,
+    set: impl FnOnce(Receiver<'_>) -> Receiver<'_>,
+) -> Received {
     let target = RamBlock::anonymous("ram", LEN).unwrap();
     let deadlines = Deadlines::default().description(Duration::from_millis(50));
     let blocks = [target.clone()];
@@ -77,7 +81,7 @@ fn receive_each_way(parts: &[Part]) -> Vec<SectionInfo> {
     for described in [false, true] {
         let stream = stream(parts, described);
         for follows in [true, false] {
-            all.push(receive(&mut &stream[..], |r| r.description_follows(follows)));
+            all.push(receive(&mut &stream[..], |r| r.expect_vmdesc(follows)));
             // A connection that stays open.
             let (mut near, mut far) = UnixStream::pair().unwrap();
             let writer = std::thread::spawn({
@@ -87,7 +91,7 @@ fn receive_each_way(parts: &[Part]) -> Vec<SectionInfo> {
                     near
                 }
             });
-            all.push(receive(&mut far, |r| r.description_follows(follows)));
+            all.push(receive(&mut far, |r| r.expect_vmdesc(follows)));
             drop(writer.join().unwrap());
         }
         assert!(all.iter().all(|received| received.bytes <= stream.len() as u64));
@@ -149,7 +153,7 @@ struct Waited<'a>(&'a [u8], u32);
 
 const LONG: Duration = Duration::from_secs(3600);
 
-impl Input for Waited<'_> {
+impl ReadTransport for Waited<'_> {
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         self.0.receive(list)
     }
@@ -316,7 +320,7 @@ fn what_is_kept_can_be_sent_on() {
     let first = receive(&mut &stream(&parts, false)[..], |r| r);
     let memory = MemoryMap::new();
     let ram = RamBlock::anonymous("ram", LEN).unwrap();
-    memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+    memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
     ram.write(0x20_0000, &[0x77; 4096]).unwrap();
     let mut precopy = Precopy::new(memory);
     for section in &first.sections {

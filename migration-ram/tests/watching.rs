@@ -38,7 +38,7 @@ impl MemoryListener for Accelerator {
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
         let mut log = self.log.lock().unwrap();
-        for relogged in &change.relogged {
+        for relogged in &change.log_changed {
             let on = !relogged.section.log().is_empty();
             if on && !log.on {
                 log.pages = (0..self.ram.pages()).collect();
@@ -77,10 +77,10 @@ fn a_hole_that_is_filled_before_it_is_watched_is_sent() {
         let log = Mutex::default();
         let accelerator = Arc::new(Accelerator { ram: ram.clone(), guest, at, log });
         let root = memory
-            .update(|map| {
+            .transaction(|map| {
                 let root = map.container("root", 1 << 64)?;
                 let all = map.ram("ram", ram.clone())?;
-                map.place(root, 0, all)?;
+                map.add_subregion(root, 0, all)?;
                 Ok(root)
             })
             .unwrap();

@@ -162,12 +162,12 @@ fn lists() -> Result<(), AnyError> {
         transfer(
             |socket| {
                 let mut list = SendList::new();
-                list.memory(&from, 0..GIB)?;
+                list.push_memory(&from, 0..GIB)?;
                 Ok(list.write_to_fd(socket.as_fd())?)
             },
             |socket| {
                 let mut list = ReceiveList::new();
-                list.memory(&to, 0..GIB)?;
+                list.push_memory(&to, 0..GIB)?;
                 Ok(list.read_exact_from_fd(socket.as_fd())?)
             },
         )
@@ -182,8 +182,8 @@ fn lists() -> Result<(), AnyError> {
                     let mut list = SendList::new();
                     for batch in (0..GIB).step_by(64 * 4096) {
                         for offset in (batch..batch + 64 * PAGE).step_by(4096) {
-                            list.copy(&offset.to_be_bytes());
-                            list.memory(&from, offset..offset + PAGE)?;
+                            list.push_copied(&offset.to_be_bytes());
+                            list.push_memory(&from, offset..offset + PAGE)?;
                         }
                         list.write_to_fd(socket.as_fd())?;
                     }
@@ -195,8 +195,8 @@ fn lists() -> Result<(), AnyError> {
                     for batch in batches() {
                         let mut filled = list.reuse();
                         for (head, n) in heads.iter_mut().zip(0..) {
-                            filled.bytes(head);
-                            filled.memory(&to, batch + n * PAGE..batch + (n + 1) * PAGE)?;
+                            filled.push_bytes(head);
+                            filled.push_memory(&to, batch + n * PAGE..batch + (n + 1) * PAGE)?;
                         }
                         filled.read_exact_from_fd(socket.as_fd())?;
                         list = filled.reuse();

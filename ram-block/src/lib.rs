@@ -74,7 +74,7 @@ pub use content::compare::difference;
 pub use content::extents::DataExtents;
 pub use dirty::claim::DirtyClaim;
 pub use dirty::client::{ClientSet, DirtyClient};
-pub use dirty::code_watch::{CodeWatch, Watching};
+pub use dirty::code_watch::{CodeWatch, WatchToken};
 pub use dirty::error::DirtyError;
 pub use dirty::harvest::Harvest;
 pub use dirty::memory::DirtyMemory;

@@ -24,7 +24,7 @@ pub struct PageSizeError {
 ///
 /// let page = PageSize::new(16384)?;
 /// assert_eq!(page.count(40_000), 3);
-/// assert_eq!(page.touched(16_000, 1_000), 0..2);
+/// assert_eq!(page.pages_spanned(16_000, 1_000), 0..2);
 /// # Ok::<(), ram_block::PageSizeError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,7 +91,7 @@ impl PageSize {
     /// The pages that `len` bytes from `offset` touch; empty when `len` is 0.
     ///
     /// A range that would pass the end of the 64-bit space ends there.
-    pub const fn touched(self, offset: u64, len: u64) -> Range<u64> {
+    pub const fn pages_spanned(self, offset: u64, len: u64) -> Range<u64> {
         let first = self.page_of(offset);
         if len == 0 {
             return first..first;
@@ -130,12 +130,12 @@ mod tests {
     #[test]
     fn a_byte_range_touches_whole_pages() {
         let page = PageSize::new(4096).unwrap();
-        assert_eq!(page.touched(0, 0), 0..0);
-        assert_eq!(page.touched(4095, 1), 0..1);
-        assert_eq!(page.touched(4095, 2), 0..2);
-        assert_eq!(page.touched(8192, 4096), 2..3);
+        assert_eq!(page.pages_spanned(0, 0), 0..0);
+        assert_eq!(page.pages_spanned(4095, 1), 0..1);
+        assert_eq!(page.pages_spanned(4095, 2), 0..2);
+        assert_eq!(page.pages_spanned(8192, 4096), 2..3);
         let last = u64::MAX >> 12;
-        assert_eq!(page.touched(u64::MAX, u64::MAX), last..last + 1);
+        assert_eq!(page.pages_spanned(u64::MAX, u64::MAX), last..last + 1);
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn content(page: u64) -> [u8; 8] {
 }
 
 fn copy(pages: u64) -> Arc<RamBlock> {
-    RamBlock::builder("ram", pages * page_bytes()).file_copy(&file(pages), 0).unwrap()
+    RamBlock::builder("ram", pages * page_bytes()).file_private(&file(pages), 0).unwrap()
 }
 
 /// How many mappings the process has.

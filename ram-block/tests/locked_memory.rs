@@ -80,7 +80,7 @@ fn each_kind() -> Vec<(&'static str, Arc<RamBlock>)> {
         ("anonymous", builder().anonymous().unwrap()),
         ("memfd", builder().memfd().unwrap()),
         ("file", builder().file(file(&content), 0).unwrap()),
-        ("file copy", builder().file_copy(&file(&content), 0).unwrap()),
+        ("file copy", builder().file_private(&file(&content), 0).unwrap()),
         ("transparent", huge(HugePages::Transparent).anonymous().unwrap()),
         ("transparent memfd", huge(HugePages::Transparent).memfd().unwrap()),
         ("pool", huge(HugePages::Pool).anonymous().unwrap()),

@@ -96,13 +96,13 @@ impl Bench {
 fn map_of(ranges: u64) -> (Arc<MemoryMap>, Arc<AddressSpace>, Vec<RegionId>) {
     let memory = MemoryMap::new();
     let (root, regions) = memory
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("root", 1 << 64)?;
             let ram = map.ram("ram", RamBlock::anonymous("ram", ranges * PAGE)?)?;
             let mut regions = Vec::new();
             for number in 0..ranges {
                 let window = map.alias("window", ram, number * PAGE, PAGE.into())?;
-                map.place_overlapping(root, number * STEP, window, 0)?;
+                map.add_subregion_overlap(root, number * STEP, window, 0)?;
                 regions.push(window);
             }
             Ok((root, regions))
@@ -139,7 +139,7 @@ fn main() {
         let same = vec![scattered[0]; LOOKUPS];
         let view = space.view();
         for (pattern, addresses) in [("scattered", &scattered), ("one place", &same)] {
-            let ours = bench.each(addresses, |at| view.at(at).is_some());
+            let ours = bench.each(addresses, |at| view.section_at(at).is_some());
             let theirs = bench.each(addresses, |at| peer.find_region(GuestAddress(at)).is_some());
             bench.row(&format!("look-up, {pattern} (find_region)"), ranges, ours, Some(theirs));
             let ours = bench.each(addresses, |at| {
@@ -169,9 +169,9 @@ fn main() {
         }
         let root = space.root();
         memory
-            .update(|map| {
+            .transaction(|map| {
                 let device = map.mmio("device", 0x1000, Arc::new(Nothing))?;
-                map.place(root, 1 << 40, device)
+                map.add_subregion(root, 1 << 40, device)
             })
             .unwrap();
         let device = vec![(1 << 40) + 8; LOOKUPS];
@@ -186,7 +186,7 @@ fn main() {
         let middle = regions[regions.len() / 2];
         let ours = bench.time(1, || {
             shown = !shown;
-            memory.update(|map| map.set_enabled(middle, shown)).unwrap();
+            memory.transaction(|map| map.set_enabled(middle, shown)).unwrap();
         });
         bench.row("commit of one change", ranges, ours, None);
         black_box(space.view());

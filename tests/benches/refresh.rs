@@ -64,7 +64,7 @@ impl Display {
         let regions = vga.add_to(&memory)?;
         vga.set_mode(size.0, size.1, 32)?;
         let screen = Screen::new(memory, vga.clone(), regions.vram)?;
-        let mut screen = if shares { screen.sharing() } else { screen };
+        let mut screen = if shares { screen.zero_copy() } else { screen };
         screen.refresh()?;
         Ok(Self { vga, screen, width: size.0.into(), height: size.1.into() })
     }
@@ -194,7 +194,7 @@ fn measure_size(
 }
 
 fn redraw(vga: &Vga) -> Result<(), AnyError> {
-    black_box(vga.picture()?);
+    black_box(vga.screenshot()?);
     Ok(())
 }
 

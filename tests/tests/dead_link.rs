@@ -89,7 +89,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 impl Stage {
     fn new() -> Self {
         let board = Board::new(1 << 20);
-        let server = VncServer::loopback(0).unwrap().max_viewers(1).patience(LIMIT);
+        let server = VncServer::loopback(0).unwrap().max_viewers(1).write_timeout(LIMIT);
         let server = server.start().unwrap();
         board.vga.set_mode(64, 64, 32).unwrap();
         let viewer = TcpStream::connect(server.local_addr().unwrap()).unwrap();
@@ -175,7 +175,7 @@ fn destination_is_gone() {
     let (mut source, _destination) = connection();
     let memory = MemoryMap::new();
     let ram = RamBlock::anonymous("ram", 64 << 20).unwrap();
-    memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+    memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
     ram.write(0, &vec![7; 64 << 20]).unwrap();
     source.set_user_timeout(Some(LIMIT)).unwrap();
     set_link("down");

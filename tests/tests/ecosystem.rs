@@ -27,15 +27,15 @@ impl Board {
         let memory = MemoryMap::new();
         let ram = RamBlock::anonymous("ram", 8 * MIB).unwrap();
         let root = memory
-            .update(|map| {
+            .transaction(|map| {
                 let root = map.container("system", 1 << 64)?;
                 let region = map.ram("ram", ram.clone())?;
                 let low = map.alias("low", region, 0, 4 << 20)?;
                 let high = map.alias("high", region, 4 * MIB, 4 << 20)?;
                 let rom = map.rom("rom", RamBlock::anonymous("rom", MIB)?)?;
-                map.place(root, 0, low)?;
-                map.place(root, HIGH, high)?;
-                map.place(root, HIGH - MIB, rom)?;
+                map.add_subregion(root, 0, low)?;
+                map.add_subregion(root, HIGH, high)?;
+                map.add_subregion(root, HIGH - MIB, rom)?;
                 map.set_global_log(DirtyClient::MIGRATION, true)?;
                 Ok(root)
             })
@@ -53,7 +53,7 @@ impl Board {
 
     /// The pages of RAM with these bytes, given as offsets in the block.
     fn pages(&self, bytes: std::ops::Range<u64>) -> Vec<u64> {
-        self.ram.page_size().touched(bytes.start, bytes.end - bytes.start).collect()
+        self.ram.page_size().pages_spanned(bytes.start, bytes.end - bytes.start).collect()
     }
 }
 
@@ -237,13 +237,13 @@ fn vm_superio_serves_a_serial_port() {
     let uart = Arc::new(Uart(Mutex::new(Serial::new(NoInterrupt, sink))));
     let ports = board
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let ports = map.container("ports", 1 << 16)?;
             let com1 = map.mmio("com1", 8, uart.clone())?;
-            map.place(ports, 0x3f8, com1)?;
+            map.add_subregion(ports, 0x3f8, com1)?;
             // And at an address, as other machines have it.
             let window = map.alias("uart", com1, 0, 8)?;
-            map.place(board.root, 0xd000_0000, window)?;
+            map.add_subregion(board.root, 0xd000_0000, window)?;
             Ok(ports)
         })
         .unwrap();

@@ -16,7 +16,7 @@ fn the_tree_is_printed_as_it_was_built() {
     let pc = pc();
     pc.set_pam(1, Pam::ReadOnly).unwrap();
     pc.memory.set_log(pc.vram_region, DirtyClient::VGA, true).unwrap();
-    assert_eq!(pc.memory.tree().to_string(), include_str!("pc_map.txt"));
+    assert_eq!(pc.memory.mtree().to_string(), include_str!("pc_map.txt"));
 }
 
 #[test]
@@ -26,7 +26,8 @@ fn the_flat_view_is_printed_as_processors_see_it() {
     pc.set_pam(2, Pam::Ram).unwrap();
     pc.memory.set_log(pc.vram_region, DirtyClient::VGA, true).unwrap();
     // A bus master's space is the same; it is printed once.
-    let master = pc.memory.update(|map| map.alias("bus master", pc.system, 0, 1 << 48)).unwrap();
+    let master =
+        pc.memory.transaction(|map| map.alias("bus master", pc.system, 0, 1 << 48)).unwrap();
     let _master = pc.memory.address_space("ide", master).unwrap();
     assert_eq!(
         pc.memory.flat_views().to_string(),

@@ -93,7 +93,7 @@ fn assert_same_picture(machines: &(Board, Qtest), what: &str) {
 
 /// Compares the bits of red, green and blue that `mask` names.
 fn assert_same_colours((ours, theirs): &(Board, Qtest), what: &str, mask: [u8; 3]) {
-    let surface = ours.vga.picture().unwrap().expect("a picture");
+    let surface = ours.vga.screenshot().unwrap().expect("a picture");
     let rgb = surface.bytes().chunks_exact(4).flat_map(|p| [p[2], p[1], p[0]]).collect();
     let mine = Picture { width: surface.width(), height: surface.height(), rgb };
     let other = theirs.screendump().unwrap();

@@ -97,7 +97,7 @@ fn guests_draw_on_kvm() {
         let mut mark = [0; 4];
         board.ram.read(MARK, &mut mark).unwrap();
         assert_eq!(u32::from_le_bytes(mark), DONE, "{name}: the guest did not come to the end");
-        let picture = board.vga.picture().unwrap().expect("a picture");
+        let picture = board.vga.screenshot().unwrap().expect("a picture");
         assert_eq!(difference(&picture, &by_definition(program)), None, "{name}");
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use machines::deadline::seconds;
 use machines::queue::Driver;
-use memory_region::{DirtySourceListener, MapError, MemoryMap, VhostLog};
+use memory_region::{ExternalDirtyLogListener, MapError, MemoryMap, VhostLog};
 use ram_block::{DirtyClient, RamBlock};
 use vhost::vhost_user::message::{
     VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
@@ -115,13 +115,13 @@ fn writes_of_a_back_end_reach_every_client() {
     let memory = MemoryMap::new();
     let ram = RamBlock::memfd("ram", 8 * MIB).unwrap();
     let (root, region) = memory
-        .update(|map| {
+        .transaction(|map| {
             let root = map.container("system", 1 << 64)?;
             let region = map.ram("ram", ram.clone())?;
             let low = map.alias("low", region, 0, 4 << 20)?;
             let high = map.alias("high", region, 4 * MIB, 4 << 20)?;
-            map.place(root, 0, low)?;
-            map.place(root, HIGH, high)?;
+            map.add_subregion(root, 0, low)?;
+            map.add_subregion(root, HIGH, high)?;
             map.set_log(region, DirtyClient::VGA, true)?;
             map.set_global_log(DirtyClient::MIGRATION, true)?;
             Ok::<_, MapError>((root, region))
@@ -164,7 +164,7 @@ fn writes_of_a_back_end_reach_every_client() {
         mmap_handle: log.block().file().unwrap().as_raw_fd(),
     };
     frontend.set_log_base(0, Some(shared)).unwrap();
-    memory.add_listener(&space, DirtySourceListener::new(log)).unwrap();
+    memory.add_listener(&space, ExternalDirtyLogListener::new(log)).unwrap();
     let host = |address| view.ram().get_host_address(GuestAddress(address)).unwrap() as u64;
     frontend.set_vring_num(0, Driver::SIZE).unwrap();
     let config = VringConfigData {
@@ -207,7 +207,7 @@ fn writes_of_a_back_end_reach_every_client() {
         space.read(address + u64::from(len) - 1, &mut byte).unwrap();
         assert_eq!(byte, [0x5a]);
         let offset = if address >= HIGH { address - HIGH + 4 * MIB } else { address };
-        let mut expected: Vec<u64> = page.touched(offset, len.into()).collect();
+        let mut expected: Vec<u64> = page.pages_spanned(offset, len.into()).collect();
         expected.push(page.page_of(driver.used()));
         expected.sort_unstable();
         // One client's sync does not eat the other's bits.

@@ -45,11 +45,11 @@ impl Vga {
     pub fn add_to(self: &Arc<Self>, memory: &Arc<MemoryMap>) -> Result<VgaRegions, MapError> {
         let count = u128::from(ports::COUNT);
         let size = u128::from(WINDOW_BYTES);
-        let regions = memory.update(|map| {
+        let regions = memory.transaction(|map| {
             let vram = map.ram("vga.vram", self.vram().clone())?;
             let window = map.container("vga.window", size)?;
             let planes = map.mmio("vga.planes", size, Arc::new(LowWindow(self.clone())))?;
-            map.place_overlapping(window, 0, planes, 0)?;
+            map.add_subregion_overlap(window, 0, planes, 0)?;
             let ports = map.mmio("vga.ports", count, Arc::new(Ports(self.clone())))?;
             let vbe_ports = map.mmio("vga.vbe", 4, Arc::new(VbePorts(self.clone())))?;
             let mmio = map.mmio("vga.mmio", Self::MMIO_BYTES.into(), Arc::new(Bar::new(self)))?;

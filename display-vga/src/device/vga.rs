@@ -308,7 +308,7 @@ impl Vga {
     /// # Errors
     ///
     /// [`RamBlockError`] if video memory cannot be read.
-    pub fn picture(&self) -> Result<Option<Surface>, RamBlockError> {
+    pub fn screenshot(&self) -> Result<Option<Surface>, RamBlockError> {
         let Some(Shown { mode: Some(mode), timing, .. }) = self.shown(None) else {
             return Ok(None);
         };

@@ -64,14 +64,14 @@ impl Window {
 
     fn try_follow(&mut self, wanted: Option<Direct>) -> Result<(), MapError> {
         let Some(memory) = self.memory.upgrade() else { return Ok(()) }; // nobody accesses it
-        self.alias = memory.update(|map| {
+        self.alias = memory.transaction(|map| {
             if let Some((alias, _)) = self.alias {
-                map.unplace(alias)?;
+                map.del_subregion(alias)?;
                 map.remove(alias)?;
             }
             let Some(direct) = wanted else { return Ok(None) };
             let alias = map.alias("vga.low", self.vram, direct.vram, direct.len.into())?;
-            map.place_overlapping(self.container, direct.offset, alias, 1)?;
+            map.add_subregion_overlap(self.container, direct.offset, alias, 1)?;
             Ok(Some((alias, direct)))
         })?;
         Ok(())

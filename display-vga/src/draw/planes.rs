@@ -46,8 +46,9 @@ pub(super) fn draw(
         let addresses = match part {
             Part::Fresh | Part::All => 0..count,
             Part::Dirty(dirty, page) => {
-                let touched =
-                    |from: u64, to: u64| dirty.any_dirty(page.touched(from * 4, (to - from) * 4));
+                let touched = |from: u64, to: u64| {
+                    dirty.any_dirty(page.pages_spanned(from * 4, (to - from) * 4))
+                };
                 touched_addresses(mode, line.address, count, page.bytes() / 4, touched)
             }
         };

@@ -6,14 +6,14 @@ use crate::refresh::screen::Refresh;
 
 /// What is known of those who draw and those who look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Watch {
+pub enum ViewerState {
     /// The machine runs, and somebody looks.
     Running,
     /// The machine stands still, or has moved away: one more refresh shows its last
     /// picture, then there is nothing to refresh until it runs.
     Stopped,
     /// Nobody looks.
-    Unwatched,
+    NoViewers,
 }
 
 /// How long to wait from one refresh to the next: a plain value without a clock.
@@ -24,18 +24,18 @@ pub enum Watch {
 ///
 /// ```
 /// use std::time::Duration;
-/// use display_vga::{Pace, Refresh, Watch};
+/// use display_vga::{RefreshTimer, Refresh, ViewerState};
 ///
-/// let mut pace = Pace::default();
+/// let mut pace = RefreshTimer::default();
 /// let idle = Refresh::default();
-/// let waits = [(); 6].map(|()| pace.next(Watch::Running, &idle).unwrap().as_millis());
+/// let waits = [(); 6].map(|()| pace.next(ViewerState::Running, &idle).unwrap().as_millis());
 /// assert_eq!(waits, [60, 120, 240, 480, 500, 500]);
 /// pace.wake(); // a key was pressed: something will change
-/// assert_eq!(pace.next(Watch::Running, &idle), Some(Duration::from_millis(60)));
-/// assert_eq!(pace.next(Watch::Unwatched, &idle), None);
+/// assert_eq!(pace.next(ViewerState::Running, &idle), Some(Duration::from_millis(60)));
+/// assert_eq!(pace.next(ViewerState::NoViewers, &idle), None);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct RefreshTimer {
     quickest: Duration,
     slowest: Duration,
     interval: Duration,
@@ -43,14 +43,14 @@ pub struct Pace {
     settled: bool,
 }
 
-impl Default for Pace {
+impl Default for RefreshTimer {
     /// From 30 ms to half a second.
     fn default() -> Self {
         Self::new(Duration::from_millis(30), Duration::from_millis(500))
     }
 }
 
-impl Pace {
+impl RefreshTimer {
     /// From `quickest` while the picture changes to `slowest` when it has not for a while.
     pub fn new(quickest: Duration, slowest: Duration) -> Self {
         Self { quickest, slowest: slowest.max(quickest), interval: quickest, settled: false }
@@ -65,15 +65,15 @@ impl Pace {
 
     /// How long to wait after a refresh that did `last`; `None` if there is no need of
     /// another one until [`wake`](Self::wake), and `watch` is another.
-    pub fn next(&mut self, watch: Watch, last: &Refresh) -> Option<Duration> {
+    pub fn next(&mut self, watch: ViewerState, last: &Refresh) -> Option<Duration> {
         match watch {
-            Watch::Unwatched => None,
-            Watch::Stopped if self.settled => None,
-            Watch::Stopped => {
+            ViewerState::NoViewers => None,
+            ViewerState::Stopped if self.settled => None,
+            ViewerState::Stopped => {
                 self.settled = true;
                 Some(Duration::ZERO)
             }
-            Watch::Running => {
+            ViewerState::Running => {
                 self.settled = false;
                 let slower = (self.interval * 2).min(self.slowest);
                 self.interval = if last.active { self.quickest } else { slower };
@@ -90,22 +90,23 @@ mod tests {
 
     #[test]
     fn a_stopped_machine_is_shown_once_more() {
-        let mut pace = Pace::default();
+        let mut pace = RefreshTimer::default();
         let changed = Refresh { active: true, ..Refresh::default() };
-        assert_eq!(pace.next(Watch::Running, &changed), Some(Duration::from_millis(30)));
-        assert_eq!(pace.next(Watch::Stopped, &changed), Some(Duration::ZERO));
-        assert_eq!(pace.next(Watch::Stopped, &changed), None);
+        assert_eq!(pace.next(ViewerState::Running, &changed), Some(Duration::from_millis(30)));
+        assert_eq!(pace.next(ViewerState::Stopped, &changed), Some(Duration::ZERO));
+        assert_eq!(pace.next(ViewerState::Stopped, &changed), None);
         pace.wake();
-        assert_eq!(pace.next(Watch::Stopped, &changed), Some(Duration::ZERO));
-        assert_eq!(pace.next(Watch::Running, &changed), Some(Duration::from_millis(30)));
+        assert_eq!(pace.next(ViewerState::Stopped, &changed), Some(Duration::ZERO));
+        assert_eq!(pace.next(ViewerState::Running, &changed), Some(Duration::from_millis(30)));
     }
 
     #[test]
     fn a_cursor_blinks_in_time() {
-        let mut pace = Pace::default();
+        let mut pace = RefreshTimer::default();
         let blinking =
             Refresh { next_blink: Some(Duration::from_millis(100)), ..Refresh::default() };
-        let waits = [(); 4].map(|()| pace.next(Watch::Running, &blinking).unwrap().as_millis());
+        let waits =
+            [(); 4].map(|()| pace.next(ViewerState::Running, &blinking).unwrap().as_millis());
         assert_eq!(waits, [60, 100, 100, 100]);
     }
 }

@@ -139,7 +139,7 @@ impl Screen {
     /// pixel. Refreshes copy nothing then, and the damage is that of pages: more pixels
     /// than have changed. For those who copy what they are shown anyway.
     #[must_use]
-    pub fn sharing(mut self) -> Self {
+    pub fn zero_copy(mut self) -> Self {
         self.shares = true;
         self
     }

@@ -49,7 +49,7 @@ pub fn run(program: &[u8]) {
     let vram = [256 << 10, 320 << 10, 1 << 20, 2 << 20][usize::from(first & 3)];
     let board = Board::new(vram);
     let screen = board.screen();
-    let mut screen = if first & 4 != 0 { screen.sharing() } else { screen };
+    let mut screen = if first & 4 != 0 { screen.zero_copy() } else { screen };
     let mut refreshes = 0;
     while !program.0.is_empty() && refreshes < REFRESHES {
         let operation = program.byte();
@@ -134,7 +134,7 @@ pub fn run(program: &[u8]) {
 
 fn look(board: &Board, screen: &mut display_vga::Screen) {
     screen.refresh().unwrap();
-    match board.vga.picture().unwrap() {
+    match board.vga.screenshot().unwrap() {
         Some(picture) => assert_eq!(difference(screen.surface(), &picture), None),
         None => assert!(screen.surface().bytes().iter().all(|byte| *byte == 0)),
     }

@@ -91,14 +91,14 @@ impl Board {
         let vga = Vga::with_clock(block, time).unwrap();
         let regions = vga.add_to(&map).unwrap();
         let (system, ports) = map
-            .update(|map| {
+            .transaction(|map| {
                 let system = map.container("system", 1 << 32)?;
                 let ports = map.container("ports", 1 << 16)?;
-                map.place(system, Vga::WINDOW, regions.window)?;
-                map.place(system, BASE, regions.vram)?;
-                map.place(system, MMIO, regions.mmio)?;
-                map.place(ports, Vga::PORTS, regions.ports)?;
-                map.place(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
+                map.add_subregion(system, Vga::WINDOW, regions.window)?;
+                map.add_subregion(system, BASE, regions.vram)?;
+                map.add_subregion(system, MMIO, regions.mmio)?;
+                map.add_subregion(ports, Vga::PORTS, regions.ports)?;
+                map.add_subregion(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
                 Ok((system, ports))
             })
             .unwrap();

@@ -241,5 +241,5 @@ fn surface(width: u32, height: u32, colours: &[[u8; 3]]) -> Surface {
     vga.set_mode(side(width), side(height), 32).unwrap();
     let pixels: Vec<u8> = colours.iter().flat_map(|[r, g, b]| [*b, *g, *r, 0]).collect();
     vga.vram().write(0, &pixels).unwrap();
-    vga.picture().unwrap().unwrap()
+    vga.screenshot().unwrap().unwrap()
 }

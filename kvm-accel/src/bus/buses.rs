@@ -14,7 +14,7 @@ pub struct Buses {
 }
 
 /// Says in the log what a guest is not told.
-pub(crate) fn note(result: Result<(), AccessError>) {
+pub(crate) fn log_bus_error(result: Result<(), AccessError>) {
     if let Err(error) = result {
         log::trace!("guest: {error}");
     }

@@ -15,12 +15,12 @@ use std::thread::ThreadId;
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use memory_region::{AccessError, AddressSpace, FlatView, Section, ViewChange};
 
-use crate::bus::buses::{Buses, note};
-use crate::bus::coalesced_ring::{CoalescedRing, GatheredWrite};
+use crate::bus::buses::{Buses, log_bus_error};
+use crate::bus::coalesced_ring::{CoalescedRing, CoalescedWrite};
 
 /// The gathered writes of a machine, on their way to its devices.
 #[derive(Debug, Default)]
-pub(crate) struct Gathered {
+pub(crate) struct CoalescedQueue {
     /// Whether KVM was ever asked to gather: an exit need not look before.
     on: AtomicBool,
     /// Who hands over. Held while devices are called: they get writes one by one.
@@ -63,11 +63,11 @@ impl Destination {
 }
 
 /// A write and the view that it was made in.
-type Pending = (GatheredWrite, Arc<FlatView>);
+type Pending = (CoalescedWrite, Arc<FlatView>);
 
 impl Queue {
     /// The view that a write is for; none if the bus is gone, and all that was on it.
-    fn view(&self, write: &GatheredWrite) -> Option<Arc<FlatView>> {
+    fn view(&self, write: &CoalescedWrite) -> Option<Arc<FlatView>> {
         if write.is_port { self.ports.view() } else { self.memory.view() }
     }
 
@@ -89,7 +89,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Gathered {
+impl CoalescedQueue {
     /// Maps the ring when the first vCPU is made, if KVM has one. Its writes go to the
     /// buses of that vCPU, or of a later one when it has taken them with it.
     pub(crate) fn attach(&self, vm: &VmFd, vcpu: &VcpuFd, buses: &Buses) -> std::io::Result<()> {
@@ -106,7 +106,7 @@ impl Gathered {
     /// Whether a change takes away what gathered writes may be for, so that guests must
     /// stand still. The range may stay, and be another device's.
     pub(crate) fn needs_exclusion(&self, change: &ViewChange) -> bool {
-        let is_device = |section: &Section| section.registers().is_some();
+        let is_device = |section: &Section| section.device().is_some();
         self.on.load(Ordering::Acquire)
             && (change.removed.iter().any(is_device) || !change.coalesced.removed.is_empty())
     }
@@ -146,7 +146,7 @@ impl Gathered {
                 lock(&self.queue).set_aside.push_front((write, view));
                 break;
             }
-            note(done);
+            log_bus_error(done);
         }
     }
 }

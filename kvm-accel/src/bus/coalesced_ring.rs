@@ -12,7 +12,7 @@ use crate::sys::mapping::VcpuMapping;
 
 /// A write of a guest that KVM has gathered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct GatheredWrite {
+pub(crate) struct CoalescedWrite {
     pub(crate) address: u64,
     /// Whether the address is a port's.
     pub(crate) is_port: bool,
@@ -20,7 +20,7 @@ pub(crate) struct GatheredWrite {
     len: usize,
 }
 
-impl GatheredWrite {
+impl CoalescedWrite {
     pub(crate) fn data(&self) -> &[u8] {
         &self.data[..self.len]
     }
@@ -55,7 +55,7 @@ impl CoalescedRing {
     }
 
     /// Takes the oldest write.
-    pub(crate) fn pop(&mut self) -> Option<GatheredWrite> {
+    pub(crate) fn pop(&mut self) -> Option<CoalescedWrite> {
         let capacity = self.capacity();
         let first = self.index(std::mem::offset_of!(kvm_coalesced_mmio_ring, first));
         let last = self.index(std::mem::offset_of!(kvm_coalesced_mmio_ring, last));
@@ -74,6 +74,6 @@ impl CoalescedRing {
         // SAFETY: both members of the union are the same 32 bits.
         let is_port = unsafe { entry.__bindgen_anon_1.pio } != 0;
         let len = usize::try_from(entry.len).map_or(8, |len| len.min(8));
-        Some(GatheredWrite { address: entry.phys_addr, is_port, data: entry.data, len })
+        Some(CoalescedWrite { address: entry.phys_addr, is_port, data: entry.data, len })
     }
 }

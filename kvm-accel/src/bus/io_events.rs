@@ -22,7 +22,7 @@ pub(crate) enum Bus {
 #[derive(Clone, Copy)]
 enum Step<'a> {
     Event(&'a IoEventFd, bool),
-    Gather(CoalescedRange, bool),
+    Coalesce(CoalescedRange, bool),
 }
 
 /// Makes KVM's eventfds and gathered ranges those of the changed view, or leaves them as
@@ -32,8 +32,8 @@ pub(crate) fn follow(vm: &VmFd, bus: Bus, change: &ViewChange) -> Result<(), Kvm
         Bus::Memory => vm.check_extension(Cap::CoalescedMmio),
         Bus::Ports => vm.check_extension(Cap::CoalescedPio),
     };
-    let (events, ranges) = (&change.event_fds, &change.coalesced);
-    let gather = |on| move |range: &CoalescedRange| Step::Gather(*range, on);
+    let (events, ranges) = (&change.ioeventfds, &change.coalesced);
+    let gather = |on| move |range: &CoalescedRange| Step::Coalesce(*range, on);
     let steps = (events.removed.iter().map(|event| Step::Event(event, false)))
         .chain(ranges.removed.iter().map(gather(false)).filter(|_| gathers))
         .chain(events.added.iter().map(|event| Step::Event(event, true)))
@@ -44,7 +44,7 @@ pub(crate) fn follow(vm: &VmFd, bus: Bus, change: &ViewChange) -> Result<(), Kvm
             for step in done.into_iter().rev() {
                 let back = match step {
                     Step::Event(event, on) => Step::Event(event, !on),
-                    Step::Gather(range, on) => Step::Gather(range, !on),
+                    Step::Coalesce(range, on) => Step::Coalesce(range, !on),
                 };
                 if let Err(error) = take(vm, bus, back) {
                     log::error!("Cannot go back: {error}");
@@ -64,7 +64,7 @@ fn take(vm: &VmFd, bus: Bus, step: Step<'_>) -> Result<(), KvmError> {
             ioctl::set_io_event(vm, event, bus == Bus::Ports, on)
                 .map_err(|source| KvmError::IoEvent { address, size, source })
         }
-        Step::Gather(CoalescedRange { start, last }, on) => {
+        Step::Coalesce(CoalescedRange { start, last }, on) => {
             let size = last - start + 1;
             let place = match bus {
                 Bus::Memory => IoEventAddress::Mmio(start),
@@ -75,7 +75,7 @@ fn take(vm: &VmFd, bus: Bus, step: Step<'_>) -> Result<(), KvmError> {
                 Ok(size) => vm.unregister_coalesced_mmio(place, size).map_err(io_error),
                 Err(_) => Err(std::io::ErrorKind::InvalidInput.into()),
             };
-            result.map_err(|source| KvmError::Gather { start, size, source })
+            result.map_err(|source| KvmError::CoalescedZone { start, size, source })
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::sys::dirty_gfn::{DIRTY, Entry, RESET};
 
 /// What KVM does to a ring, its overruns included.
 #[derive(Debug)]
-pub(crate) struct PaperRing {
+pub(crate) struct FakeRing {
     entries: Arc<[Entry]>,
     /// Entries that KVM keeps free.
     reserved: u32,
@@ -15,7 +15,7 @@ pub(crate) struct PaperRing {
     reset: u32,
 }
 
-impl PaperRing {
+impl FakeRing {
     pub(crate) fn new(size: usize, reserved: u32) -> Self {
         let entries = (0..size).map(|_| Entry::default()).collect();
         Self { entries, reserved, dirty: 0, reset: 0 }

@@ -147,13 +147,13 @@ impl<E: Entries> Ring<E> {
     }
 
     /// How many entries lie between our place and the guard.
-    fn room(&self) -> usize {
+    fn capacity(&self) -> usize {
         self.entries.count() - 1 - self.flagged
     }
 
     /// The DIRTY entry before which none is DIRTY, if there is one.
     fn first_dirty(&self) -> Option<usize> {
-        let mut first = (0..self.room()).find(|distance| self.is_dirty(*distance))?;
+        let mut first = (0..self.capacity()).find(|distance| self.is_dirty(*distance))?;
         // KVM may have pushed those before it after they were looked at. Whoever sees a push
         // sees those before it.
         while first > 0 && self.is_dirty(first - 1) {
@@ -177,14 +177,14 @@ impl<E: Entries> Ring<E> {
         // Before `first`, KVM counts free entries as used.
         (0..first).for_each(|distance| self.entries.set_flags(self.at(distance), RESET));
         let mut end = first;
-        while end < self.room() && self.is_dirty(end) {
+        while end < self.capacity() && self.is_dirty(end) {
             let (slot, page) = self.entries.content(self.at(end));
             sink(slot, page);
             self.entries.set_flags(self.at(end), RESET);
             end += 1;
         }
         // KVM leaves some entries free; if it left none but the guard, it may have gone round.
-        self.order = if end == self.room() { Order::Overrun } else { Order::Aligned };
+        self.order = if end == self.capacity() { Order::Overrun } else { Order::Aligned };
         self.flag(end);
         let taken = (end - first) as u64;
         self.handed_out += taken;
@@ -203,7 +203,7 @@ impl<E: Entries> Ring<E> {
     /// kept free. The ring's vCPU must not have been in the guest since, nor KVM's reset index
     /// have moved.
     pub(crate) fn skip_quarter(&mut self) {
-        let quarter = (self.entries.count() / 4).min(self.room());
+        let quarter = (self.entries.count() / 4).min(self.capacity());
         (0..quarter).for_each(|distance| self.entries.set_flags(self.at(distance), RESET));
         self.flag(quarter);
     }
@@ -292,7 +292,7 @@ impl<E: Entries> Ring<E> {
     /// How many entries there were so far, those that wait to be taken included, which are
     /// only looked at. After a loss, about so many.
     pub(crate) fn seen(&self) -> u64 {
-        let (mut waiting, mut end) = (0, self.room());
+        let (mut waiting, mut end) = (0, self.capacity());
         while waiting < end {
             let middle = usize::midpoint(waiting, end);
             if self.is_dirty(middle) {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Adds up the time of all vCPUs that stand still, those that still do included.
 #[derive(Debug, Default)]
-pub(crate) struct Standstill {
+pub(crate) struct BlockedTime {
     /// How many stand still now.
     standing: u32,
     /// When that number last changed.
@@ -13,7 +13,7 @@ pub(crate) struct Standstill {
     before: Duration,
 }
 
-impl Standstill {
+impl BlockedTime {
     /// A vCPU stands still from now on.
     pub(crate) fn begin(&mut self) {
         self.change(self.standing + 1, Instant::now());
@@ -50,7 +50,7 @@ mod tests {
     fn each_vcpu_counts_while_it_stands() {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
-        let mut standstill = Standstill::default();
+        let mut standstill = BlockedTime::default();
         assert_eq!(standstill.total_at(at(5)), Duration::ZERO);
         standstill.change(1, at(10));
         standstill.change(2, at(13));

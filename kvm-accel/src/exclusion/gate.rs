@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::KvmError;
-use crate::exclusion::blocked_time::Standstill;
+use crate::exclusion::blocked_time::BlockedTime;
 use crate::exclusion::kick::VcpuShared;
 use crate::exclusion::run_state::Place;
 
@@ -33,7 +33,7 @@ pub(crate) struct Gate {
 #[derive(Debug, Default)]
 struct Inner {
     vcpus: Vec<Weak<VcpuShared>>,
-    standstill: Standstill,
+    standstill: BlockedTime,
 }
 
 impl Gate {
@@ -89,7 +89,7 @@ impl Gate {
     }
 
     /// Does `work`, for which a vCPU of the calling thread has to stand still.
-    pub(crate) fn hold_up<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub(crate) fn count_blocked<T>(&self, work: impl FnOnce() -> T) -> T {
         self.lock().standstill.begin();
         let result = work();
         self.lock().standstill.end();

@@ -150,7 +150,7 @@ impl VcpuShared {
     /// Gets the guest out of KVM_RUN. The caller has stored its wish before. Returns whether
     /// a signal was sent for that: none is where the guest is out.
     pub(crate) fn interrupt(&self) -> bool {
-        if self.state.ring(|| self.set_immediate_exit()) {
+        if self.state.request_exit(|| self.set_immediate_exit()) {
             let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(thread) = *thread {
                 // SAFETY: getpid reads and writes no memory of ours.

@@ -86,7 +86,7 @@ impl RunState {
     }
 
     /// W2 and W3: whether the signal must be sent. The wish has been stored before.
-    pub(crate) fn ring(&self, set_immediate_exit: impl FnOnce()) -> bool {
+    pub(crate) fn request_exit(&self, set_immediate_exit: impl FnOnce()) -> bool {
         set_immediate_exit();
         fence(Ordering::SeqCst);
         self.place() == Place::Guest
@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn ring(words: &Words) -> bool {
-        words.state.ring(|| {
+        words.state.request_exit(|| {
             let _ = words.immediate_exit.swap(1, Ordering::AcqRel);
         })
     }
@@ -188,7 +188,7 @@ mod tests {
             )
         }
         fn ring_storing(words: &Words) -> bool {
-            words.state.ring(|| words.immediate_exit.store(1, Ordering::Relaxed))
+            words.state.request_exit(|| words.immediate_exit.store(1, Ordering::Relaxed))
         }
         assert!(is_caught(enter_storing, ring_storing));
     }

@@ -13,7 +13,7 @@ const GAP: usize = 8;
 /// A summary of one bit for 64 words, made while the report is in the processor's cache, lets
 /// everything after that cost what is set.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Report {
+pub(super) struct SlotBitmap {
     words: Vec<u64>,
     /// How many of the words are of the last report.
     len: usize,
@@ -21,7 +21,7 @@ pub(super) struct Report {
     summary: Vec<u64>,
 }
 
-impl Report {
+impl SlotBitmap {
     /// Lets `get` write the words of `pages` pages. If it fails, nothing is set.
     pub(super) fn fetch<E>(
         &mut self,
@@ -167,7 +167,7 @@ mod tests {
         fn behaves_as_plain_words(
             steps in prop::collection::vec(step(), 1..40),
         ) {
-            let (mut report, mut oracle) = (Report::default(), Vec::new());
+            let (mut report, mut oracle) = (SlotBitmap::default(), Vec::new());
             for step in steps {
                 match step {
                     Step::Fetch { pages, words, fails } => {
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_report_that_is_clean_has_no_parts() {
-        let mut report = Report::default();
+        let mut report = SlotBitmap::default();
         report.fetch::<Infallible>(1 << 20, |_| Ok(())).unwrap();
         assert!(report.is_clean());
         assert_eq!(report.parts().count(), 0);

@@ -15,7 +15,7 @@ use ram_block::PageSize;
 
 use crate::dirty_ring::ring::Entries;
 use crate::error::KvmError;
-use crate::slots::bitmap::Report;
+use crate::slots::bitmap::SlotBitmap;
 use crate::slots::table::{Slot, Slots};
 use crate::sys::ioctl::SlotCalls;
 
@@ -46,7 +46,7 @@ fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
             offset: section.offset() + u64::try_from(guest - u128::from(section.start())).ok()?,
             readonly: section.readonly(),
             logged: !section.log().is_empty(),
-            held: Report::default(),
+            held: SlotBitmap::default(),
             held_since: 0,
         })
     };
@@ -115,7 +115,7 @@ impl<E: Entries> Slots<E> {
             self.enter(at, slot);
             undo.push(Undo::Delete(at));
         }
-        for relogged in &change.relogged {
+        for relogged in &change.log_changed {
             let at = relogged.section.start();
             // What is held was not given to a client that comes now.
             for slot in self.used.get_mut(&at).into_iter().flatten() {

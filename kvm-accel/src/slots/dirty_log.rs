@@ -200,9 +200,10 @@ impl<E: Entries> Slots<E> {
     /// every page anew, then takes all as written. What was stored before is marked; what is
     /// stored later is an entry. What fails is tried again with the next sync.
     fn recover(&mut self, vm: &impl SlotCalls) -> Result<(), KvmError> {
-        self.stats.losses += 1;
+        self.stats.ring_overruns += 1;
         // Guests can cause as many as they like.
-        let level = if self.stats.losses == 1 { log::Level::Warn } else { log::Level::Debug };
+        let level =
+            if self.stats.ring_overruns == 1 { log::Level::Warn } else { log::Level::Debug };
         log::log!(level, "KVM lost entries of a dirty ring: all pages count as written");
         self.unwatched = true;
         vm.exclude(|| {

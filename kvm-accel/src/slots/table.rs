@@ -9,7 +9,7 @@ use ram_block::{PageSize, RamBlock};
 use crate::dirty_ring::ring::Entries;
 use crate::dirty_ring::set::Rings;
 use crate::error::KvmError;
-use crate::slots::bitmap::Report;
+use crate::slots::bitmap::SlotBitmap;
 use crate::stats::DirtyLogStats;
 use crate::sys::ioctl::{MappedEntries, SlotCalls, SlotRegion};
 
@@ -17,7 +17,7 @@ use crate::sys::ioctl::{MappedEntries, SlotCalls, SlotRegion};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotInfo {
     /// Guest-physical address, in bytes.
-    pub guest: u64,
+    pub guest_phys_addr: u64,
     /// Size in bytes.
     pub size: u64,
     /// Whether guests cannot write it.
@@ -38,7 +38,7 @@ pub(super) struct Slot {
     pub(super) readonly: bool,
     pub(super) logged: bool,
     /// With manual protection, the bits that KVM has reported and not cleared.
-    pub(super) held: Report,
+    pub(super) held: SlotBitmap,
     /// The block's count of clients switched on, from before `held` was merged.
     pub(super) held_since: u64,
 }
@@ -115,7 +115,7 @@ pub(crate) struct Slots<E = MappedEntries> {
     /// One past the highest number ever used.
     pub(super) fresh: u32,
     /// Without manual protection, the last report; grows to the largest slot and stays.
-    pub(super) report: Report,
+    pub(super) report: SlotBitmap,
     /// Pages of one block, to be marked; kept.
     pub(super) pages: Vec<u64>,
     pub(crate) rings: Rings<E>,
@@ -137,7 +137,7 @@ impl<E: Entries> Slots<E> {
             places: Vec::new(),
             free: BTreeSet::new(),
             fresh: 0,
-            report: Report::default(),
+            report: SlotBitmap::default(),
             pages: Vec::new(),
             rings: Rings::default(),
             unwatched: false,
@@ -183,13 +183,13 @@ impl<E: Entries> Slots<E> {
     /// The slots in the order of their addresses.
     pub(crate) fn list(&self) -> Vec<SlotInfo> {
         let info = |slot: &Slot| SlotInfo {
-            guest: slot.guest,
+            guest_phys_addr: slot.guest,
             size: slot.size,
             readonly: slot.readonly,
             logged: slot.logged,
         };
         let mut slots: Vec<_> = self.used.values().flatten().map(info).collect();
-        slots.sort_by_key(|slot| slot.guest);
+        slots.sort_by_key(|slot| slot.guest_phys_addr);
         slots
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use crate::bus::buses::{Buses, note};
+use crate::bus::buses::{Buses, log_bus_error};
 use crate::dirty_ring::set::RingOfVcpu;
 use crate::error::{KvmError, io_error};
 use crate::exclusion::gate::Gate;
@@ -49,7 +49,7 @@ pub struct Vcpu {
     /// The last exit left an access that KVM completes at the next KVM_RUN.
     incomplete: bool,
     /// What the last run ended with, as a device's panic kept it from being returned.
-    owed: Option<VcpuEvent>,
+    pending_event: Option<VcpuEvent>,
 }
 
 impl Vcpu {
@@ -60,7 +60,7 @@ impl Vcpu {
         buses: Buses,
         ring: RingOfVcpu,
     ) -> Self {
-        Self { fd, shared, machine, buses, ring, incomplete: false, owed: None }
+        Self { fd, shared, machine, buses, ring, incomplete: false, pending_event: None }
     }
 
     /// KVM's descriptor of the vCPU, for its registers.
@@ -99,7 +99,7 @@ impl Vcpu {
     /// Whether the next run returns what the last one ended with.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn owes_event(&self) -> bool {
-        self.owed.is_some()
+        self.pending_event.is_some()
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -160,7 +160,7 @@ impl Vcpu {
         if self.incomplete && !self.wait_for_a_pause() {
             return Ok(VcpuEvent::Kicked);
         }
-        if let Some(event) = self.owed.take() {
+        if let Some(event) = self.pending_event.take() {
             return Ok(event);
         }
         loop {
@@ -244,7 +244,7 @@ impl Vcpu {
         // The panic of a device that got a gathered write. The exit is another's, and KVM
         // tells of it once.
         if let Err(panic) = flushed {
-            self.owed = event.unwrap_or(None);
+            self.pending_event = event.unwrap_or(None);
             resume_unwind(panic);
         }
         event
@@ -269,12 +269,12 @@ impl Vcpu {
             // A guest is not told of what fails on the bus: it reads all ones.
             Ok(VcpuExit::MmioRead(address, data)) => {
                 self.incomplete = true;
-                note(self.buses.memory.read(address, data));
+                log_bus_error(self.buses.memory.read(address, data));
                 return Ok(None);
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 self.incomplete = true;
-                note(self.buses.memory.write(address, data));
+                log_bus_error(self.buses.memory.write(address, data));
                 return Ok(None);
             }
             Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
@@ -283,7 +283,7 @@ impl Vcpu {
                 return Ok(None);
             }
             Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
-                self.machine.gate().hold_up(|| self.machine.ring_full(&self.ring, moves))?;
+                self.machine.gate().count_blocked(|| self.machine.ring_full(&self.ring, moves))?;
                 return Ok(None);
             }
             Ok(VcpuExit::Intr) => return Ok(None),
@@ -315,7 +315,7 @@ impl Vcpu {
         };
         for data in data.chunks_mut(size.max(1)) {
             let ports = &self.buses.ports;
-            note(if is_read { ports.read(port, data) } else { ports.write(port, data) });
+            log_bus_error(if is_read { ports.read(port, data) } else { ports.write(port, data) });
         }
     }
 }

@@ -12,10 +12,10 @@ use crate::device::reentrancy::ReentrancyGuard;
 use crate::error::MapError;
 
 /// The registers of a device in a region.
-pub struct Registers {
+pub struct DeviceRegion {
     device: Arc<dyn MmioDevice>,
     access: MmioAccess,
-    pub(crate) event_fds: Vec<IoEventFd>,
+    pub(crate) ioeventfds: Vec<IoEventFd>,
     /// Byte ranges of the region whose writes an accelerator may coalesce, in ascending order
     /// and with a gap between any two.
     pub(crate) coalesced: Vec<Range<u64>>,
@@ -32,29 +32,29 @@ pub(crate) enum Refusal {
     Reentered,
 }
 
-impl Clone for Registers {
+impl Clone for DeviceRegion {
     fn clone(&self) -> Self {
         Self {
             device: self.device.clone(),
             access: self.access,
-            event_fds: self.event_fds.clone(),
+            ioeventfds: self.ioeventfds.clone(),
             coalesced: self.coalesced.clone(),
             reentered: self.reentered.clone(),
         }
     }
 }
 
-impl fmt::Debug for Registers {
+impl fmt::Debug for DeviceRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registers")
             .field("access", &self.access)
-            .field("event_fds", &self.event_fds)
+            .field("event_fds", &self.ioeventfds)
             .field("coalesced", &self.coalesced)
             .finish_non_exhaustive()
     }
 }
 
-impl Registers {
+impl DeviceRegion {
     pub(crate) fn new(name: &str, device: Arc<dyn MmioDevice>) -> Result<Self, MapError> {
         let access = device.access();
         for sizes in [access.valid, access.implemented] {
@@ -64,7 +64,7 @@ impl Registers {
             }
         }
         let (event_fds, coalesced) = (Vec::new(), Vec::new());
-        Ok(Self { device, access, event_fds, coalesced, reentered: Arc::default() })
+        Ok(Self { device, access, ioeventfds: event_fds, coalesced, reentered: Arc::default() })
     }
 
     /// The device.
@@ -78,13 +78,13 @@ impl Registers {
     }
 
     /// The eventfds as they are on the bus, with the region's offsets.
-    pub(crate) fn event_fds(&self) -> impl Iterator<Item = IoEventFd> {
+    pub(crate) fn ioeventfds(&self) -> impl Iterator<Item = IoEventFd> {
         let on_bus = |event: &IoEventFd, value| {
             let mut bytes = [0; 8];
             self.access.endianness.bytes(value, &mut bytes[..usize::from(event.size)]);
             u64::from_le_bytes(bytes)
         };
-        self.event_fds.iter().map(move |event| IoEventFd {
+        self.ioeventfds.iter().map(move |event| IoEventFd {
             datamatch: event.datamatch.map(|value| on_bus(event, value)),
             ..event.clone()
         })
@@ -93,7 +93,7 @@ impl Registers {
     /// The byte ranges whose writes are coalesced: without those of ioeventfds.
     pub(crate) fn coalesced(&self) -> Vec<Range<u64>> {
         let mut ranges = self.coalesced.clone();
-        for Range { start, end } in self.event_fds.iter().map(IoEventFd::bytes) {
+        for Range { start, end } in self.ioeventfds.iter().map(IoEventFd::bytes) {
             let without = |range: Range<u64>| {
                 let parts = [range.start..range.end.min(start), range.start.max(end)..range.end];
                 parts.into_iter().filter(|part| !part.is_empty())
@@ -160,7 +160,7 @@ impl Registers {
                 continue;
             }
             // The handler is not called for it, so it need not be entered.
-            let mut events = self.event_fds.iter();
+            let mut events = self.ioeventfds.iter();
             if let Some(event) = events.find(|event| event.matches(place, piece, order)) {
                 event.signal(name);
                 continue;

@@ -12,7 +12,7 @@ use crate::device::mmio::Endianness;
 /// An eventfd that is signalled by certain writes, instead of the device's handler: a
 /// virtio queue's doorbell. With an accelerator the guest does not even exit.
 ///
-/// The signal is not delayed: it overtakes [coalesced](crate::MapEdit::set_coalescing) writes,
+/// The signal is not delayed: it overtakes [coalesced](crate::Transaction::set_coalescing) writes,
 /// also those of the same vCPU. A thread that is woken by it and needs these writes has to flush
 /// them from the accelerator first. As soon as a commit notifies listeners of it, writes may
 /// signal it, also if a listener refuses the commit in the end.

@@ -41,9 +41,9 @@ pub(crate) const MAX_TRANSLATIONS: usize = 8;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let memory = MemoryMap::new();
 /// let ram = RamBlock::anonymous("ram", 32 << 20)?;
-/// let system = memory.update(|map| map.ram("ram", ram.clone()))?;
+/// let system = memory.transaction(|map| map.ram("ram", ram.clone()))?;
 /// let system = memory.address_space("system", system)?;
-/// let device = memory.update(|map| map.iommu("window", 1 << 64, Arc::new(Window(system))))?;
+/// let device = memory.transaction(|map| map.iommu("window", 1 << 64, Arc::new(Window(system))))?;
 /// let device = memory.address_space("device", device)?;
 /// device.write(0x1ffe, b"dma!")?;
 /// let mut found = [0; 4];

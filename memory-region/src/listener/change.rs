@@ -33,20 +33,20 @@ pub struct GlobalLogChange {
 
 /// What a list lost and gained.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference<T> {
+pub struct ListDiff<T> {
     /// Items of the old list only, in ascending order.
     pub removed: Vec<T>,
     /// Items of the new list only, in ascending order.
     pub added: Vec<T>,
 }
 
-impl<T> Default for Difference<T> {
+impl<T> Default for ListDiff<T> {
     fn default() -> Self {
         Self { removed: Vec::new(), added: Vec::new() }
     }
 }
 
-impl<T: Clone> Difference<T> {
+impl<T: Clone> ListDiff<T> {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         self.removed.is_empty() && self.added.is_empty()
@@ -68,13 +68,13 @@ pub struct ViewChange {
     /// from the start.
     pub added: Vec<Section>,
     /// Sections of which only the logging clients changed.
-    pub relogged: Vec<LogChange>,
+    pub log_changed: Vec<LogChange>,
     /// The clients that log all RAM, if they changed.
     pub global_log: Option<GlobalLogChange>,
     /// The eventfds that writes signal.
-    pub event_fds: Difference<IoEventFd>,
+    pub ioeventfds: ListDiff<IoEventFd>,
     /// The ranges whose writes an accelerator may coalesce.
-    pub coalesced: Difference<CoalescedRange>,
+    pub coalesced: ListDiff<CoalescedRange>,
 }
 
 impl ViewChange {
@@ -82,9 +82,9 @@ impl ViewChange {
     pub fn is_empty(&self) -> bool {
         self.removed.is_empty()
             && self.added.is_empty()
-            && self.relogged.is_empty()
+            && self.log_changed.is_empty()
             && self.global_log.is_none()
-            && self.event_fds.is_empty()
+            && self.ioeventfds.is_empty()
             && self.coalesced.is_empty()
     }
 
@@ -98,9 +98,9 @@ impl ViewChange {
         Self {
             removed: self.added.clone(),
             added: self.removed.clone(),
-            relogged: self.relogged.iter().map(back).collect(),
+            log_changed: self.log_changed.iter().map(back).collect(),
             global_log: self.global_log.map(|log| GlobalLogChange { old: log.new, new: log.old }),
-            event_fds: self.event_fds.inverse(),
+            ioeventfds: self.ioeventfds.inverse(),
             coalesced: self.coalesced.inverse(),
         }
     }
@@ -116,7 +116,7 @@ impl ViewChange {
 ///
 /// The committing thread calls `prepare`, `commit` and `cancel` while it holds the map's update
 /// lock. They may read the map, which is still the former one; changing it fails with
-/// [`MapError::Nested`](crate::MapError::Nested). They must not wait for another thread that may
+/// [`MapError::Reentrant`](crate::MapError::Reentrant). They must not wait for another thread that may
 /// change the map, nor for a lock that such a thread may hold, as a device's own lock is if its
 /// handlers change the map: that would deadlock.
 ///
@@ -176,14 +176,10 @@ pub trait MemoryListener: Send + Sync {
     /// Merges what it knows of writes to every section, if it can do so at once, and returns
     /// whether it did. If not, [`sync`](Self::sync) is called for each section that is logged.
     ///
-    /// `last` says that no guest runs any more and that nothing is read after this: what
-    /// is too costly to ask for each time has to come now.
-    ///
     /// # Errors
     ///
     /// As [`sync`](Self::sync).
-    fn sync_all(&self, last: bool) -> Result<bool, ListenerError> {
-        let _ = last;
+    fn sync_all(&self) -> Result<bool, ListenerError> {
         Ok(false)
     }
 

@@ -2,13 +2,13 @@
 
 use std::cmp::Ordering;
 
-use crate::listener::change::{Difference, LogChange, ViewChange};
+use crate::listener::change::{ListDiff, LogChange, ViewChange};
 use crate::view::flat_view::FlatView;
 
 /// The change from `old` to `new`, in one pass over both.
 pub(crate) fn diff(old: &FlatView, new: &FlatView) -> ViewChange {
     let mut change = ViewChange {
-        event_fds: difference(old.event_fds(), new.event_fds()),
+        ioeventfds: difference(old.ioeventfds(), new.ioeventfds()),
         coalesced: difference(old.coalesced(), new.coalesced()),
         ..ViewChange::default()
     };
@@ -18,7 +18,7 @@ pub(crate) fn diff(old: &FlatView, new: &FlatView) -> ViewChange {
             (None, None) => return change,
             (Some(old), Some(new)) if old.same_mapping(new) => {
                 if old.log() != new.log() {
-                    change.relogged.push(LogChange { section: (*new).clone(), old: old.log() });
+                    change.log_changed.push(LogChange { section: (*new).clone(), old: old.log() });
                 }
                 olds.next();
                 news.next();
@@ -39,8 +39,8 @@ pub(crate) fn diff(old: &FlatView, new: &FlatView) -> ViewChange {
 }
 
 /// The symmetric difference of two sorted lists.
-fn difference<T: Ord + Clone>(old: &[T], new: &[T]) -> Difference<T> {
-    let mut difference = Difference::default();
+fn difference<T: Ord + Clone>(old: &[T], new: &[T]) -> ListDiff<T> {
+    let mut difference = ListDiff::default();
     let (mut olds, mut news) = (old.iter().peekable(), new.iter().peekable());
     loop {
         let order = match (olds.peek(), news.peek()) {

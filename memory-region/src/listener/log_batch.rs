@@ -22,7 +22,7 @@ const MIN_MERGED_WORDS: usize = 4;
 
 /// Consecutive words, and the sections that they are merged into. Dropping it merges the rest, so
 /// that no bit that was fetched is lost, also when the fetch fails.
-pub(crate) struct LogWords<'a> {
+pub(crate) struct LogBatch<'a> {
     /// By start.
     ram: &'a BTreeMap<u64, Section>,
     page: PageSize,
@@ -31,7 +31,7 @@ pub(crate) struct LogWords<'a> {
     words: &'a mut Vec<u64>,
 }
 
-impl<'a> LogWords<'a> {
+impl<'a> LogBatch<'a> {
     /// Words of a log with pages of `page`, for the sections in `ram`. The buffer is empty
     /// before and after.
     pub(crate) fn new(
@@ -139,7 +139,7 @@ fn low_bits(count: u64) -> u64 {
     if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
-impl Drop for LogWords<'_> {
+impl Drop for LogBatch<'_> {
     fn drop(&mut self) {
         self.flush();
     }
@@ -158,7 +158,7 @@ mod tests {
     const LEN: u64 = 8 << 20;
 
     fn region() -> RegionId {
-        MemoryMap::new().update(|map| map.container("any", 1)).unwrap()
+        MemoryMap::new().transaction(|map| map.container("any", 1)).unwrap()
     }
 
     fn section(block: &Arc<RamBlock>, start: u64, offset: u64, len: u64) -> Section {
@@ -186,7 +186,7 @@ mod tests {
                 let (from, to) = (section.start.max(start), section.last.min(last));
                 if from <= to {
                     let offset = section.offset + (from - section.start);
-                    pages.extend(block.page_size().touched(offset, to - from + 1));
+                    pages.extend(block.page_size().pages_spanned(offset, to - from + 1));
                 }
             }
         }
@@ -237,7 +237,7 @@ mod tests {
                 .filter(|(first, _)| *first <= log.page_of(u64::MAX) - 63)
                 .collect();
             let mut buffer = Vec::new();
-            let mut sink = LogWords::new(&ram, log, &mut buffer);
+            let mut sink = LogBatch::new(&ram, log, &mut buffer);
             words.iter().for_each(|(base, bits)| sink.push(*base, *bits));
             drop(sink);
             prop_assert!(buffer.is_empty());
@@ -258,7 +258,7 @@ mod tests {
         let start = u64::MAX - (page.bytes() - 1);
         let ram = BTreeMap::from([(start, section(&block, start, 0, page.bytes()))]);
         let mut buffer = Vec::new();
-        let mut sink = LogWords::new(&ram, page, &mut buffer);
+        let mut sink = LogBatch::new(&ram, page, &mut buffer);
         for base in [u64::MAX, u64::MAX - 63, page.page_of(u64::MAX) + 1] {
             (0..6).for_each(|n| sink.push(base.saturating_add(64 * n), u64::MAX));
         }

@@ -3,7 +3,7 @@
 
 pub(crate) mod change;
 pub(crate) mod diff;
-pub(crate) mod dirty_source;
+pub(crate) mod external_log;
 pub(crate) mod log_batch;
 pub(crate) mod notify;
 pub(crate) mod vhost_log;

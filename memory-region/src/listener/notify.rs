@@ -73,7 +73,8 @@ fn roll_back(notifications: &[Notification]) {
 /// Marks all pages of sections that the change, while it was committed, did not log for a client
 /// that is on: no log knows what a guest stored there meanwhile.
 fn mark_unlogged(change: &ViewChange) {
-    let sections = change.added.iter().chain(change.relogged.iter().map(|change| &change.section));
+    let sections =
+        change.added.iter().chain(change.log_changed.iter().map(|change| &change.section));
     for section in sections {
         if let Some(block) = section.ram() {
             if block.dirty().enabled().iter().any(|client| !section.log().contains(client)) {

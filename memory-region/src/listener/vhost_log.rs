@@ -8,7 +8,7 @@ use ram_block::vm_memory::{Address, GuestMemoryBackend, VolatileMemory};
 use ram_block::{PageSize, RamBlock, RamBlockError};
 
 use crate::error::ListenerError;
-use crate::listener::dirty_source::DirtySource;
+use crate::listener::external_log::ExternalDirtyLog;
 use crate::view::guest_ram::GuestRam;
 
 /// A page of the log, whatever the host's is (vhost-user specification, "Migration":
@@ -22,7 +22,7 @@ const WORD_SPAN: u64 = LOG_PAGE * 64;
 /// bit n mod 8 of byte n / 8, set atomically by the back end and taken by exchange.
 ///
 /// Make one from the RAM of a view, hand its file to the back end with VHOST_USER_SET_LOG_BASE,
-/// and register it with [`DirtySourceListener`](crate::DirtySourceListener). A log that has
+/// and register it with [`ExternalDirtyLogListener`](crate::ExternalDirtyLogListener). A log that has
 /// become too short for the map is replaced by a longer one: the writer is told of that
 /// first, and the former log is taken off last.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl VhostLog {
     }
 }
 
-impl DirtySource for VhostLog {
+impl ExternalDirtyLog for VhostLog {
     fn name(&self) -> &str {
         &self.name
     }
@@ -64,7 +64,7 @@ impl DirtySource for VhostLog {
         PAGE
     }
 
-    fn take(
+    fn fetch_and_clear(
         &self,
         pages: Range<u64>,
         found: &mut dyn FnMut(u64, u64),

@@ -28,13 +28,13 @@ impl MemoryMap {
     /// # Errors
     ///
     /// [`MapError::NotRam`], [`MapError::UnknownRegion`], [`MapError::Dirty`] if the
-    /// client is not registered (see [`MapEdit::set_log`](crate::MapEdit::set_log)),
+    /// client is not registered (see [`Transaction::set_log`](crate::Transaction::set_log)),
     /// [`MapError::Claimed`] if a log that is claimed is to be switched off,
-    /// [`MapError::Refused`], [`MapError::Nested`].
+    /// [`MapError::Refused`], [`MapError::Reentrant`].
     ///
     /// [`DirtyMemory::enable`]: ram_block::DirtyMemory::enable
     pub fn set_log(&self, region: RegionId, client: DirtyClient, on: bool) -> Result<(), MapError> {
-        self.update(|map| map.set_log(region, client, on))
+        self.transaction(|map| map.set_log(region, client, on))
     }
 
     /// Switches the dirty log of all RAM, present and future, on or off for `client`.
@@ -43,9 +43,9 @@ impl MemoryMap {
     ///
     /// [`MapError::Dirty`] if the client is not registered, or a block cannot log for it,
     /// [`MapError::Claimed`] if a log that is claimed is to be switched off,
-    /// [`MapError::Refused`], [`MapError::Nested`].
+    /// [`MapError::Refused`], [`MapError::Reentrant`].
     pub fn set_global_log(&self, client: DirtyClient, on: bool) -> Result<(), MapError> {
-        self.update(|map| map.set_global_log(client, on))
+        self.transaction(|map| map.set_global_log(client, on))
     }
 
     /// Merges the writes to `region` that accelerators and other listeners have logged into its
@@ -68,23 +68,9 @@ impl MemoryMap {
     ///
     /// [`MapError::Sync`].
     pub fn sync_all_dirty_logs(&self) -> Result<(), MapError> {
-        self.sync_all(false)
-    }
-
-    /// As [`sync_all_dirty_logs`](Self::sync_all_dirty_logs), when no guest runs any more
-    /// and nobody will read what this does not bring: the last stage of a migration.
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::Sync`].
-    pub fn sync_last_dirty_logs(&self) -> Result<(), MapError> {
-        self.sync_all(true)
-    }
-
-    fn sync_all(&self, last: bool) -> Result<(), MapError> {
         for entry in self.current().spaces.iter() {
             for listener in &entry.listeners {
-                let at_once = listener.sync_all(last);
+                let at_once = listener.sync_all();
                 if !at_once.map_err(|source| unsynced(&**listener, "all RAM", source))? {
                     let listener = std::slice::from_ref(listener);
                     let synced = |view: Arc<FlatView>| sync_sections(&view, listener, |_| true);
@@ -189,7 +175,7 @@ impl MemoryMap {
     ) -> Result<Harvest, MapError> {
         self.sync_block(block)?;
         let len = bytes.end.saturating_sub(bytes.start);
-        let pages = block.page_size().touched(bytes.start, len);
+        let pages = block.page_size().pages_spanned(bytes.start, len);
         let harvest = take(pages.clone())?;
         // An error gives the bits back.
         let page = block.page_size().bytes();

@@ -26,7 +26,7 @@ use crate::transaction::claims::Claim;
 /// use ram_block::{DirtyClient, RamBlock};
 ///
 /// let memory = MemoryMap::new();
-/// let ram = memory.update(|map| map.ram("ram", RamBlock::anonymous("pc.ram", 1 << 20)?))?;
+/// let ram = memory.transaction(|map| map.ram("ram", RamBlock::anonymous("pc.ram", 1 << 20)?))?;
 /// let log = memory.claim_log(ram, DirtyClient::VGA)?;
 /// memory.ram_block(ram)?.write(0x3000, b"guest")?;
 /// let refused = memory.snapshot_and_clear(ram, DirtyClient::VGA, 0..1 << 20);

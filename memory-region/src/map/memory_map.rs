@@ -14,7 +14,7 @@ use crate::map::commit::{Garbage, MapState, SpaceEntry};
 use crate::region_id::RegionId;
 use crate::transaction::claims::{Claim, Claims};
 use crate::transaction::client_registry::Clients;
-use crate::transaction::regions::MapEdit;
+use crate::transaction::regions::Transaction;
 use crate::tree::render::{canonical, render};
 use crate::view::address_space::AddressSpace;
 
@@ -26,7 +26,7 @@ use crate::view::address_space::AddressSpace;
 /// syncs and harvests among them, take no lock that a commit holds: they see the map as the last
 /// commit left it. Those that change it take the map's update lock, and hold it while listeners
 /// are notified; called by a thread that holds it already, from within an update's closure or a
-/// listener, they fail with [`MapError::Nested`]. So a listener must not wait for another thread
+/// listener, they fail with [`MapError::Reentrant`]. So a listener must not wait for another thread
 /// that may change the map, nor for a lock that such a thread may hold.
 pub struct MemoryMap {
     /// The map as the last commit left it.
@@ -71,7 +71,7 @@ impl MemoryMap {
 
     fn lock_for_update(&self) -> Result<UpdateLock<'_>, MapError> {
         let inside =
-            ReentrancyGuard::enter(std::ptr::from_ref(self).cast()).ok_or(MapError::Nested)?;
+            ReentrancyGuard::enter(std::ptr::from_ref(self).cast()).ok_or(MapError::Reentrant)?;
         // The map changes only after everything that can fail or panic has run.
         let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(UpdateLock { clients, _inside: inside, after: DeferredDrops::new(self) })
@@ -106,7 +106,7 @@ impl MemoryMap {
     /// Switches a client off everywhere, and forgets it.
     pub(crate) fn drop_name(&self, client: DirtyClient) -> Result<(), MapError> {
         let (mut garbage, mut ended) = (Garbage::default(), Vec::new());
-        let forget = |map: &mut MapEdit<'_>| {
+        let forget = |map: &mut Transaction<'_>| {
             map.forget_log(client);
             Ok(())
         };
@@ -139,10 +139,10 @@ impl MemoryMap {
     /// What `edit` returns, [`MapError::TooDeep`], [`MapError::TooComplex`],
     /// [`MapError::Dirty`] if a block cannot log for a client, [`MapError::Refused`] if a
     /// listener cannot follow; the map, the views and the listeners are then as before.
-    /// [`MapError::Nested`] from within another update's closure, or a listener.
-    pub fn update<T>(
+    /// [`MapError::Reentrant`] from within another update's closure, or a listener.
+    pub fn transaction<T>(
         &self,
-        edit: impl FnOnce(&mut MapEdit<'_>) -> Result<T, MapError>,
+        edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, MapError>,
     ) -> Result<T, MapError> {
         let mut garbage = Garbage::default();
         let (value, committed) = self.transact(&mut garbage, edit, |_| ())?;
@@ -154,14 +154,14 @@ impl MemoryMap {
     fn transact<T>(
         &self,
         garbage: &mut Garbage,
-        edit: impl FnOnce(&mut MapEdit<'_>) -> Result<T, MapError>,
+        edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, MapError>,
         then: impl FnOnce(&mut Clients),
     ) -> Result<(T, Result<(), MapError>), MapError> {
         let mut lock = self.lock_for_update()?;
         let current = self.current();
         garbage.topology = current.topology.clone();
         let spaces = current.spaces.iter();
-        let value = edit(&mut MapEdit {
+        let value = edit(&mut Transaction {
             topology: &mut garbage.topology,
             new_objects: &mut garbage.new_objects,
             clients: &lock.clients,
@@ -182,7 +182,7 @@ impl MemoryMap {
     /// # Errors
     ///
     /// [`MapError::UnknownRegion`], [`MapError::TooDeep`], [`MapError::TooComplex`] or
-    /// [`MapError::Nested`].
+    /// [`MapError::Reentrant`].
     pub fn address_space(&self, name: &str, root: RegionId) -> Result<Arc<AddressSpace>, MapError> {
         self.change_spaces(|MapState { topology, logged, spaces }| {
             let shown = canonical(topology, root)?;
@@ -204,7 +204,7 @@ impl MemoryMap {
     /// # Errors
     ///
     /// [`MapError::UnknownSpace`] if it is not of this map, [`MapError::InUse`],
-    /// [`MapError::Nested`].
+    /// [`MapError::Reentrant`].
     pub fn remove_address_space(&self, space: &AddressSpace) -> Result<(), MapError> {
         self.change_spaces(|current| {
             let name = space.name().to_owned();
@@ -222,7 +222,7 @@ impl MemoryMap {
     /// # Errors
     ///
     /// [`MapError::UnknownSpace`] if the space is not of this map,
-    /// [`MapError::Refused`], [`MapError::Nested`]; the listener is not registered then.
+    /// [`MapError::Refused`], [`MapError::Reentrant`]; the listener is not registered then.
     pub fn add_listener(
         &self,
         space: &AddressSpace,
@@ -254,7 +254,7 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// [`MapError::Refused`] if it cannot follow, [`MapError::Nested`]; it stays
+    /// [`MapError::Refused`] if it cannot follow, [`MapError::Reentrant`]; it stays
     /// registered then.
     pub fn remove_listener(
         &self,
@@ -336,7 +336,7 @@ impl DeferredDrop {
             Self::Log(claim) => {
                 // Under one lock: as soon as it is released, the client's number may be allocated
                 // to another client.
-                let switched = map.update(|edit| {
+                let switched = map.transaction(|edit| {
                     edit.ending = Some(claim.number);
                     match &claim.region {
                         _ if !map.claims().has(claim) => Ok(()), // gone with its client
@@ -344,7 +344,7 @@ impl DeferredDrop {
                         None => edit.set_global_log(claim.client, false),
                     }
                 });
-                if !matches!(switched, Err(MapError::Nested)) {
+                if !matches!(switched, Err(MapError::Reentrant)) {
                     map.drop_claim(claim);
                 }
                 switched
@@ -365,7 +365,7 @@ impl MemoryMap {
     pub(crate) fn end(&self, leaving: DeferredDrop) {
         match leaving.end(self) {
             Ok(()) => {}
-            Err(MapError::Nested) => self.deferred().push(leaving),
+            Err(MapError::Reentrant) => self.deferred().push(leaving),
             // The client goes on logging, so its number stays taken.
             Err(error) => log::warn!("{} cannot be switched off: {error}", leaving.client()),
         }

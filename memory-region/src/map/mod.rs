@@ -4,6 +4,6 @@
 pub(crate) mod commit;
 pub(crate) mod dirty_log;
 pub(crate) mod log_claim;
-pub(crate) mod map_client;
 pub(crate) mod memory_map;
 pub(crate) mod mtree;
+pub(crate) mod registered_client;

@@ -14,8 +14,8 @@ use crate::view::flat_view::FlatView;
 use crate::view::section::Section;
 
 /// A map's regions as trees, one for each root of address spaces, then one for each region
-/// that aliases show, each container's contents once; see [`MemoryMap::tree`].
-pub struct MapTree(Arc<MapState>);
+/// that aliases show, each container's contents once; see [`MemoryMap::mtree`].
+pub struct Mtree(Arc<MapState>);
 
 /// A map's flat views, each once, with the address spaces that share it; see
 /// [`MemoryMap::flat_views`].
@@ -34,10 +34,10 @@ impl MemoryMap {
     ///
     /// ```
     /// # let memory = memory_region::MemoryMap::new();
-    /// println!("{}\n{}", memory.tree(), memory.flat_views());
+    /// println!("{}\n{}", memory.mtree(), memory.flat_views());
     /// ```
-    pub fn tree(&self) -> MapTree {
-        MapTree(self.current())
+    pub fn mtree(&self) -> Mtree {
+        Mtree(self.current())
     }
 
     /// The flat views as they are now, to be printed.
@@ -179,7 +179,7 @@ impl Printer<'_> {
     }
 }
 
-impl fmt::Display for MapTree {
+impl fmt::Display for Mtree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MapState { topology, spaces, .. } = &*self.0;
         let (kinds, printed) = (HashMap::new(), HashSet::new());
@@ -214,7 +214,7 @@ impl fmt::Display for MapTree {
     }
 }
 
-impl fmt::Debug for MapTree {
+impl fmt::Debug for Mtree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
@@ -239,7 +239,7 @@ impl fmt::Display for FlatView {
         for section in self.sections() {
             writeln!(f, "  {section}")?;
         }
-        for event in self.event_fds() {
+        for event in self.ioeventfds() {
             write!(f, "  {:016x} eventfd, {} bytes", event.address, event.size)?;
             match event.datamatch {
                 Some(value) => writeln!(f, " of {value:#x}")?,

@@ -34,7 +34,7 @@ impl Clients {
             known(*client).is_none()
                 && blocks.iter().all(|block| block.dirty().client_name(*client).is_none())
         };
-        let free = DirtyClient::registrable().find(is_free);
+        let free = DirtyClient::dynamic().find(is_free);
         let client = free.ok_or_else(|| DirtyError::TooManyClients { name: name.to_owned() })?;
         self.names[index(client)] = Some(name.into());
         Ok(client)
@@ -47,7 +47,7 @@ impl Clients {
         blocks: impl Iterator<Item = &'a Arc<RamBlock>>,
     ) -> Result<(), DirtyError> {
         if client == DirtyClient::CODE {
-            return Err(DirtyError::Inverse);
+            return Err(DirtyError::CodeClient);
         }
         if client.built_in_name().is_some() || self.names[index(client)].is_some() {
             return Ok(());

@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::device::dispatch::Registers;
+use crate::device::dispatch::DeviceRegion;
 use crate::device::ioeventfd::IoEventFd;
 use crate::error::MapError;
 use crate::region_id::RegionId;
-use crate::transaction::regions::MapEdit;
+use crate::transaction::regions::Transaction;
 
-impl MapEdit<'_> {
+impl Transaction<'_> {
     /// Lets certain writes to a device signal an eventfd instead of its handler, from
     /// the bus and from guests.
     ///
@@ -30,7 +30,7 @@ impl MapEdit<'_> {
             let IoEventFd { address, size, .. } = event;
             return Err(MapError::EventFd { name, address, size, reason });
         }
-        registers.event_fds.push(event);
+        registers.ioeventfds.push(event);
         Ok(())
     }
 
@@ -45,9 +45,9 @@ impl MapEdit<'_> {
         event: &IoEventFd,
     ) -> Result<bool, MapError> {
         let (_, registers) = self.registers(region)?;
-        let before = registers.event_fds.len();
-        registers.event_fds.retain(|other| other != event);
-        Ok(registers.event_fds.len() < before)
+        let before = registers.ioeventfds.len();
+        registers.ioeventfds.retain(|other| other != event);
+        Ok(registers.ioeventfds.len() < before)
     }
 
     /// Sets the byte ranges of a device whose writes accelerators may coalesce (QEMU:
@@ -87,7 +87,7 @@ impl MapEdit<'_> {
         Ok(())
     }
 
-    fn registers(&mut self, id: RegionId) -> Result<(String, &mut Registers), MapError> {
+    fn registers(&mut self, id: RegionId) -> Result<(String, &mut DeviceRegion), MapError> {
         let region = self.topology.get_mut(id)?;
         let name = region.name.to_string();
         match region.registers_mut() {
@@ -107,7 +107,7 @@ impl IoEventFd {
     }
 
     /// Why no write to `registers` could signal it, or it alone.
-    fn fault(&self, registers: &Registers, region_size: u128) -> Option<&'static str> {
+    fn fault(&self, registers: &DeviceRegion, region_size: u128) -> Option<&'static str> {
         let size = usize::from(self.size);
         let bits = u32::from(self.size) * 8;
         let valid = registers.access().valid;
@@ -121,7 +121,7 @@ impl IoEventFd {
             Some("no write of this size has the value")
         } else if size != 0 && (size < valid.min || valid.piece(self.address, size) != size) {
             Some("the device takes no such write")
-        } else if registers.event_fds.iter().any(|other| other.meets(self)) {
+        } else if registers.ioeventfds.iter().any(|other| other.meets(self)) {
             Some("there is one already for some of these writes")
         } else {
             None

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ram_block::{DirtyClient, RamBlock};
 
-use crate::device::dispatch::Registers;
+use crate::device::dispatch::DeviceRegion;
 use crate::device::iommu::Iommu;
 use crate::device::mmio::MmioDevice;
 use crate::error::MapError;
@@ -14,10 +14,10 @@ use crate::transaction::claims::Claims;
 use crate::transaction::client_registry::Clients;
 use crate::tree::topology::{Kind, Topology, check_size};
 
-/// The edits of one transaction; see [`MemoryMap::update`](crate::MemoryMap::update).
+/// The edits of one transaction; see [`MemoryMap::transaction`](crate::MemoryMap::transaction).
 ///
 /// Sizes are in bytes and of 128 bits, so that a region can have all 2^64.
-pub struct MapEdit<'a> {
+pub struct Transaction<'a> {
     pub(crate) topology: &'a mut Topology,
     pub(crate) new_objects: &'a mut NewObjects,
     pub(crate) clients: &'a Clients,
@@ -37,7 +37,7 @@ pub(crate) struct NewObjects {
     iommus: Vec<Arc<dyn Iommu>>,
 }
 
-impl MapEdit<'_> {
+impl Transaction<'_> {
     /// A region that holds others and is itself a hole where they are not.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl MapEdit<'_> {
 
     /// Memory that is read directly, and whose writes are always `device`'s: a flash
     /// chip. As large as `block`, which the device fills; see
-    /// [`set_direct_reads`](Self::set_direct_reads).
+    /// [`set_romd`](Self::set_romd).
     ///
     /// # Errors
     ///
@@ -89,7 +89,7 @@ impl MapEdit<'_> {
         self.new_objects.blocks.push(block.clone());
         self.new_objects.devices.push(device.clone());
         self.topology.check_block(&block)?;
-        let registers = Arc::new(Registers::new(name, device)?);
+        let registers = Arc::new(DeviceRegion::new(name, device)?);
         let size = u128::from(block.len());
         self.topology.add(name, size, Kind::RomDevice { block, registers, direct: true })
     }
@@ -106,7 +106,7 @@ impl MapEdit<'_> {
         device: Arc<dyn MmioDevice>,
     ) -> Result<RegionId, MapError> {
         self.new_objects.devices.push(device.clone());
-        let registers = Arc::new(Registers::new(name, device)?);
+        let registers = Arc::new(DeviceRegion::new(name, device)?);
         self.topology.add(name, size, Kind::Mmio(registers))
     }
 
@@ -188,7 +188,7 @@ impl MapEdit<'_> {
     /// # Errors
     ///
     /// [`MapError::NotARomDevice`], [`MapError::UnknownRegion`].
-    pub fn set_direct_reads(&mut self, region: RegionId, on: bool) -> Result<(), MapError> {
+    pub fn set_romd(&mut self, region: RegionId, on: bool) -> Result<(), MapError> {
         let region = self.topology.get_mut(region)?;
         match &mut region.kind {
             Kind::RomDevice { direct, .. } => *direct = on,
@@ -301,7 +301,7 @@ pub(crate) fn check_alias(
     Ok(())
 }
 
-impl fmt::Debug for MapEdit<'_> {
+impl fmt::Debug for Transaction<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map()
             .entries(self.topology.regions().map(|(id, region)| (id, &region.name)))

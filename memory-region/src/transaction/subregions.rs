@@ -2,10 +2,10 @@
 
 use crate::error::MapError;
 use crate::region_id::RegionId;
-use crate::transaction::regions::{MapEdit, check_alias};
+use crate::transaction::regions::{Transaction, check_alias};
 use crate::tree::topology::{Kind, Placement, Topology, check_size};
 
-impl MapEdit<'_> {
+impl Transaction<'_> {
     /// Places `child` at byte `offset` of the container `parent`, with priority 0 and
     /// where no other region is that was placed so.
     ///
@@ -14,7 +14,7 @@ impl MapEdit<'_> {
     /// [`MapError::Overlap`], [`MapError::OutsideContainer`], [`MapError::Cycle`],
     /// [`MapError::AlreadyPlaced`], [`MapError::NotAContainer`],
     /// [`MapError::UnknownRegion`].
-    pub fn place(
+    pub fn add_subregion(
         &mut self,
         parent: RegionId,
         offset: u64,
@@ -31,8 +31,8 @@ impl MapEdit<'_> {
     ///
     /// # Errors
     ///
-    /// As [`place`](Self::place), but for [`MapError::Overlap`].
-    pub fn place_overlapping(
+    /// As [`add_subregion`](Self::add_subregion), but for [`MapError::Overlap`].
+    pub fn add_subregion_overlap(
         &mut self,
         parent: RegionId,
         offset: u64,
@@ -50,7 +50,7 @@ impl MapEdit<'_> {
     ///
     /// [`MapError::NotPlaced`], [`MapError::Overlap`], [`MapError::OutsideContainer`],
     /// [`MapError::UnknownRegion`]; the region is where it was then.
-    pub fn relocate(&mut self, child: RegionId, offset: u64) -> Result<(), MapError> {
+    pub fn set_address(&mut self, child: RegionId, offset: u64) -> Result<(), MapError> {
         self.replace(child, |placement| placement.offset = offset)
     }
 
@@ -118,7 +118,7 @@ impl MapEdit<'_> {
     /// # Errors
     ///
     /// [`MapError::NotPlaced`], [`MapError::UnknownRegion`].
-    pub fn unplace(&mut self, child: RegionId) -> Result<(), MapError> {
+    pub fn del_subregion(&mut self, child: RegionId) -> Result<(), MapError> {
         let parent = self.topology.parent_of(child)?;
         self.topology.get_mut(child)?.parent = None;
         self.topology.children_mut(parent)?.retain(|sibling| sibling.child != child);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ram_block::{ClientSet, DirtyClient, RamBlock};
 
-use crate::device::dispatch::Registers;
+use crate::device::dispatch::DeviceRegion;
 use crate::device::iommu::Iommu;
 use crate::error::MapError;
 use crate::region_id::RegionId;
@@ -19,12 +19,12 @@ pub(crate) enum Kind {
     Ram(Arc<RamBlock>),
     RomDevice {
         block: Arc<RamBlock>,
-        registers: Arc<Registers>,
+        registers: Arc<DeviceRegion>,
         /// Reads come from the block; otherwise they are the device's, as writes
         /// always are.
         direct: bool,
     },
-    Mmio(Arc<Registers>),
+    Mmio(Arc<DeviceRegion>),
     Iommu(Arc<dyn Iommu>),
     Alias {
         target: RegionId,
@@ -69,7 +69,7 @@ impl Region {
     }
 
     /// The device's registers, if the region has some.
-    pub(crate) fn registers_mut(&mut self) -> Option<&mut Arc<Registers>> {
+    pub(crate) fn registers_mut(&mut self) -> Option<&mut Arc<DeviceRegion>> {
         match &mut self.kind {
             Kind::Mmio(registers) | Kind::RomDevice { registers, .. } => Some(registers),
             _ => None,

@@ -14,7 +14,7 @@ use crate::view::section::Section;
 pub struct FlatView {
     sections: Box<[Section]>,
     look_up: LookUp,
-    event_fds: Vec<IoEventFd>,
+    ioeventfds: Vec<IoEventFd>,
     coalesced: Vec<CoalescedRange>,
     /// Made at the first call of `ram`.
     ram: OnceLock<GuestRam>,
@@ -23,7 +23,7 @@ pub struct FlatView {
 impl FlatView {
     pub(crate) fn new(sections: Vec<Section>) -> Self {
         debug_assert!(sections.windows(2).all(|pair| pair[0].last < pair[1].start));
-        let mut event_fds: Vec<_> = sections.iter().flat_map(Section::event_fds).collect();
+        let mut event_fds: Vec<_> = sections.iter().flat_map(Section::ioeventfds).collect();
         event_fds.sort_unstable();
         let mut coalesced: Vec<_> = sections.iter().flat_map(Section::coalesced).collect();
         coalesced.sort_unstable();
@@ -32,7 +32,7 @@ impl FlatView {
             look_up: LookUp::new(sections.iter().map(|section| section.last).collect()),
             ram: OnceLock::new(),
             sections: sections.into_boxed_slice(),
-            event_fds,
+            ioeventfds: event_fds,
             coalesced,
         }
     }
@@ -43,8 +43,8 @@ impl FlatView {
     }
 
     /// The eventfds that writes signal, by address.
-    pub fn event_fds(&self) -> &[IoEventFd] {
-        &self.event_fds
+    pub fn ioeventfds(&self) -> &[IoEventFd] {
+        &self.ioeventfds
     }
 
     /// The ranges whose writes an accelerator may coalesce, in ascending order.
@@ -76,12 +76,12 @@ impl FlatView {
 
     /// The section that answers at `address`.
     #[inline]
-    pub fn at(&self, address: u64) -> Option<&Section> {
+    pub fn section_at(&self, address: u64) -> Option<&Section> {
         self.find(address).ok()
     }
 
     /// The sections that have a byte from `first` to `last`, in ascending order.
-    pub fn between(&self, first: u64, last: u64) -> impl Iterator<Item = &Section> {
+    pub fn sections_in(&self, first: u64, last: u64) -> impl Iterator<Item = &Section> {
         let at = self.look_up.first_reaching(first);
         self.sections[at..].iter().take_while(move |section| section.start <= last)
     }

@@ -14,7 +14,7 @@ use ram_block::{DirtyMemory, RamBlock, RamSlice};
 use crate::view::section::Section;
 
 /// A piece of guest RAM at its guest address: a part of a block, with its bitmap.
-pub struct RamRange {
+pub struct GuestRamRegion {
     start: u64,
     len: u64,
     block: Arc<RamBlock>,
@@ -23,7 +23,7 @@ pub struct RamRange {
     file: OnceLock<Option<FileOffset>>,
 }
 
-impl RamRange {
+impl GuestRamRegion {
     fn new(section: &Section, block: &Arc<RamBlock>) -> Option<Self> {
         let len = match section.last {
             // vm-memory's iterators go on at 0 after the last byte of the space.
@@ -50,14 +50,14 @@ impl RamRange {
     }
 }
 
-impl fmt::Debug for RamRange {
+impl fmt::Debug for GuestRamRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { start, len, offset, .. } = self;
         write!(f, "{len:#x} bytes at {start:#x}: {} @{offset:#x}", self.block.id())
     }
 }
 
-impl GuestMemoryRegion for RamRange {
+impl GuestMemoryRegion for GuestRamRegion {
     type B = DirtyMemory;
 
     fn len(&self) -> GuestUsize {
@@ -101,39 +101,39 @@ impl GuestMemoryRegion for RamRange {
     }
 }
 
-impl GuestMemoryRegionBytes for RamRange {}
+impl GuestMemoryRegionBytes for GuestRamRegion {}
 
-/// The RAM of a view that can be written, in ascending order; see [`FlatView::ram`].
+/// The RAM of a view that can be written, in ascending order; see [`FlatView::ram`](crate::FlatView::ram).
 ///
 /// It leaves out the last page of the 64-bit space: vm-memory's accesses to a
 /// `GuestMemoryBackend` would go on at address 0 behind it. The view has it, and does not.
 #[derive(Clone, Debug, Default)]
 pub struct GuestRam {
-    ranges: Arc<[RamRange]>,
+    ranges: Arc<[GuestRamRegion]>,
 }
 
 impl GuestRam {
     pub(crate) fn new(sections: &[Section]) -> Self {
         let writable = sections.iter().filter(|section| !section.readonly);
-        let ranges = writable.filter_map(|section| RamRange::new(section, section.ram()?));
+        let ranges = writable.filter_map(|section| GuestRamRegion::new(section, section.ram()?));
         Self { ranges: ranges.collect() }
     }
 }
 
 impl GuestMemoryBackend for GuestRam {
-    type R = RamRange;
+    type R = GuestRamRegion;
 
     fn num_regions(&self) -> usize {
         self.ranges.len()
     }
 
-    fn find_region(&self, address: GuestAddress) -> Option<&RamRange> {
+    fn find_region(&self, address: GuestAddress) -> Option<&GuestRamRegion> {
         let at = self.ranges.partition_point(|range| range.start <= address.0);
         let range = &self.ranges[at.checked_sub(1)?];
         (address.0 - range.start < range.len).then_some(range)
     }
 
-    fn iter(&self) -> impl Iterator<Item = &RamRange> {
+    fn iter(&self) -> impl Iterator<Item = &GuestRamRegion> {
         self.ranges.iter()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ram_block::{ClientSet, RamBlock};
 
-use crate::device::dispatch::Registers;
+use crate::device::dispatch::DeviceRegion;
 use crate::device::ioeventfd::{CoalescedRange, IoEventFd};
 use crate::device::iommu::Iommu;
 use crate::region_id::RegionId;
@@ -20,10 +20,10 @@ pub enum SectionTarget {
         /// What is read.
         block: Arc<RamBlock>,
         /// What is written.
-        registers: Arc<Registers>,
+        registers: Arc<DeviceRegion>,
     },
     /// A device; the section's offset is what its handlers are given.
-    Mmio(Arc<Registers>),
+    Mmio(Arc<DeviceRegion>),
     /// Another address space, as this says; the section's offset is what it is asked for.
     Iommu(Arc<dyn Iommu>),
     /// Somebody outside of this map.
@@ -112,7 +112,7 @@ impl Section {
     }
 
     /// The device's registers, if writes are a device's.
-    pub fn registers(&self) -> Option<&Arc<Registers>> {
+    pub fn device(&self) -> Option<&Arc<DeviceRegion>> {
         match &self.target {
             SectionTarget::Mmio(registers) | SectionTarget::RomDevice { registers, .. } => {
                 Some(registers)
@@ -159,9 +159,9 @@ impl Section {
     }
 
     /// The eventfds that writes to it signal, at their addresses.
-    pub(crate) fn event_fds(&self) -> impl Iterator<Item = IoEventFd> {
-        let registers = self.registers().into_iter();
-        registers.flat_map(|registers| registers.event_fds()).filter_map(|event| {
+    pub(crate) fn ioeventfds(&self) -> impl Iterator<Item = IoEventFd> {
+        let registers = self.device().into_iter();
+        registers.flat_map(|registers| registers.ioeventfds()).filter_map(|event| {
             let end = event.address + u64::from(event.size.max(1) - 1);
             self.address_of(end)?;
             Some(IoEventFd { address: self.address_of(event.address)?, ..event })
@@ -170,7 +170,7 @@ impl Section {
 
     /// Its ranges whose writes an accelerator may coalesce, at their addresses.
     pub(crate) fn coalesced(&self) -> impl Iterator<Item = CoalescedRange> {
-        let registers = self.registers().into_iter();
+        let registers = self.device().into_iter();
         registers.flat_map(|registers| registers.coalesced()).filter_map(|range| {
             let first = range.start.max(self.offset);
             let last = (range.end - 1).min(self.offset.saturating_add(self.last - self.start));

@@ -50,7 +50,7 @@ struct Slices<'a> {
 impl<'a> Slices<'a> {
     fn piece(&self) -> Result<RamSlice<'a>, GuestMemoryError> {
         let invalid = || GuestMemoryError::InvalidGuestAddress(GuestAddress(self.address));
-        let section = self.view.at(self.address).ok_or_else(invalid)?;
+        let section = self.view.section_at(self.address).ok_or_else(invalid)?;
         let block = section.ram().ok_or_else(invalid)?;
         if section.readonly && self.access.has_write() {
             return Err(invalid());

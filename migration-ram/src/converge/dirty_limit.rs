@@ -29,13 +29,13 @@ pub struct DirtyLimit {
     pub percent: u8,
     /// Bytes per second that may always be dirtied, at least 1: a connection that stalls is
     /// not to stop the guest.
-    pub least: u64,
+    pub floor: u64,
 }
 
 impl Default for DirtyLimit {
     /// Half of what is sent, and at least 1 MiB/s.
     fn default() -> Self {
-        Self { percent: 50, least: 1 << 20 }
+        Self { percent: 50, floor: 1 << 20 }
     }
 }
 
@@ -43,7 +43,7 @@ impl Default for DirtyLimit {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "A dirty limit is 1 to 99 % of what is sent and at least 1 byte a second, not {} % and {}",
-    settings.percent, settings.least
+    settings.percent, settings.floor
 )]
 pub struct DirtyLimitError {
     /// What was asked for.
@@ -55,25 +55,25 @@ impl DirtyLimit {
     ///
     /// # Errors
     ///
-    /// [`DirtyLimitError`] unless 1 ≤ `percent` ≤ 99 and 1 ≤ `least`.
-    pub fn begin(self) -> Result<LimitChoice, DirtyLimitError> {
-        if !(1..=99).contains(&self.percent) || self.least == 0 {
+    /// [`DirtyLimitError`] unless 1 ≤ `percent` ≤ 99 and 1 ≤ `floor`.
+    pub fn begin(self) -> Result<DirtyLimiter, DirtyLimitError> {
+        if !(1..=99).contains(&self.percent) || self.floor == 0 {
             return Err(DirtyLimitError { settings: self });
         }
-        Ok(LimitChoice { settings: self, limit: None, trend: Trend::default() })
+        Ok(DirtyLimiter { settings: self, limit: None, trend: Trend::default() })
     }
 }
 
 /// The limit of one migration by its [`DirtyLimit`]. A decision and nothing else: it has no
 /// clock, and limits nobody.
 #[derive(Clone, Debug)]
-pub struct LimitChoice {
+pub struct DirtyLimiter {
     settings: DirtyLimit,
     limit: Option<u64>,
     trend: Trend,
 }
 
-impl LimitChoice {
+impl DirtyLimiter {
     /// Takes in what happened in the `time` since the last call: bytes of RAM that were
     /// dirtied, and bytes that were sent. Returns the limit in bytes per second, if it is
     /// another from now on.
@@ -87,7 +87,7 @@ impl LimitChoice {
             return None;
         }
         let part = u128::from(judged.bandwidth) * u128::from(self.settings.percent) / 100;
-        let limit = u64::try_from(part).unwrap_or(u64::MAX).max(self.settings.least);
+        let limit = u64::try_from(part).unwrap_or(u64::MAX).max(self.settings.floor);
         let before = self.limit.replace(limit);
         (before != Some(limit)).then_some(limit)
     }
@@ -106,15 +106,15 @@ mod tests {
     #[test]
     fn limits_that_lead_nowhere_are_refused() {
         for (percent, least) in [(0, 1), (100, 1), (50, 0)] {
-            let settings = DirtyLimit { percent, least };
+            let settings = DirtyLimit { percent, floor: least };
             assert_eq!(settings.begin().unwrap_err(), DirtyLimitError { settings });
         }
-        assert!(DirtyLimit { percent: 99, least: 1 }.begin().is_ok());
+        assert!(DirtyLimit { percent: 99, floor: 1 }.begin().is_ok());
     }
 
     #[test]
     fn a_limit_comes_late_and_follows_the_connection() {
-        let mut limit = DirtyLimit { percent: 50, least: 10 }.begin().unwrap();
+        let mut limit = DirtyLimit { percent: 50, floor: 10 }.begin().unwrap();
         let mut observe = |dirtied, sent| limit.observe(PERIOD, dirtied, sent);
         // One good period breaks the row.
         assert_eq!([observe(51, 100), observe(50, 100), observe(51, 100)], [None; 3]);

@@ -34,7 +34,7 @@ pub(crate) const MOST: u8 = 99;
 /// let throttle = Throttle::new(|| Ok::<(), std::io::Error>(()))?;
 /// throttle.set(20);
 /// assert_eq!(throttle.percent(), 20);
-/// while throttle.stood_still() < Duration::from_millis(5) {
+/// while throttle.stopped_time() < Duration::from_millis(5) {
 ///     std::thread::yield_now();
 /// }
 /// # Ok::<(), std::io::Error>(())
@@ -101,7 +101,7 @@ impl Throttle {
     }
 
     /// For how long the vCPUs stood still so far, in all.
-    pub fn stood_still(&self) -> Duration {
+    pub fn stopped_time(&self) -> Duration {
         let state = self.shared.lock();
         state.stood_still + state.still_since.map_or(Duration::ZERO, |since| since.elapsed())
     }

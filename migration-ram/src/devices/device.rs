@@ -53,7 +53,7 @@ pub trait Device: Send + Sync {
 
     /// How the receiver knows where the state ends.
     fn framing(&self) -> Framing {
-        Framing::Counted
+        Framing::LengthPrefixed
     }
 
     /// The state. The machine stands still.
@@ -76,7 +76,7 @@ pub trait Device: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// A length in four bytes, big-endian, then as many bytes: 256 MiB at most.
-    Counted,
+    LengthPrefixed,
     /// So many bytes, as the sections of QEMU's devices are.
     Fixed(u32),
 }

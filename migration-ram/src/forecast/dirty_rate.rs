@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memory_region::{LogClaim, MapClient, MapError, MemoryMap};
+use memory_region::{LogClaim, MapError, MemoryMap, RegisteredClient};
 use ram_block::{DirtyClient, DirtyError, RamBlock};
 use thiserror::Error;
 
@@ -61,7 +61,7 @@ pub enum DirtyRateError {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let memory = MemoryMap::new();
 /// let ram = RamBlock::anonymous("pc.ram", 1 << 20)?;
-/// memory.update(|map| map.ram("ram", ram.clone()))?;
+/// memory.transaction(|map| map.ram("ram", ram.clone()))?;
 ///
 /// let report = DirtyRate::measure(&memory, Duration::from_millis(20))?;
 /// println!("{report}");
@@ -98,7 +98,7 @@ pub struct DirtyRate {
     times: Vec<Duration>,
     /// Dropped in this order: the log is off before its client is gone.
     log: LogClaim,
-    client: MapClient,
+    client: RegisteredClient,
 }
 
 /// A block, and which of its pages were written.
@@ -265,7 +265,7 @@ impl fmt::Debug for DirtyRate {
 }
 
 /// A number for a measurement: names are given once, and there may be others.
-fn register(memory: &Arc<MemoryMap>) -> Result<MapClient, MapError> {
+fn register(memory: &Arc<MemoryMap>) -> Result<RegisteredClient, MapError> {
     let mut n = 1;
     loop {
         match memory.register_client(&format!("dirty rate {n}")) {
@@ -289,7 +289,7 @@ fn looks(duration: Duration) -> Vec<Duration> {
 }
 
 impl Seen {
-    fn new(block: Arc<RamBlock>, client: &MapClient) -> Self {
+    fn new(block: Arc<RamBlock>, client: &RegisteredClient) -> Self {
         // Before the length: a change of it since is noticed.
         let epoch = block.dirty().epoch(client.client());
         let words = usize::try_from(block.pages().div_ceil(64)).unwrap_or(usize::MAX);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::converge::auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
-use crate::converge::dirty_limit::{DirtyLimit, DirtyLimitError, LimitChoice};
+use crate::converge::dirty_limit::{DirtyLimit, DirtyLimitError, DirtyLimiter};
 use crate::forecast::report::DirtyRateReport;
 use crate::forecast::working_set::{WorkingSet, float, round};
 
@@ -26,7 +26,7 @@ const MOST_ROUNDS: u32 = 10_000;
 ///
 /// // 1 TiB over 25 Gbit/s, while 2 GiB/s are dirtied within 64 GiB.
 /// let mut plan = MigrationPlan::new(1 << 40, 25_000_000_000 / 8);
-/// plan.writes = vec![WorkingSet { bytes: 64 << 30, rate: 2 << 30 }];
+/// plan.working_sets = vec![WorkingSet { bytes: 64 << 30, rate: 2 << 30 }];
 /// let forecast = plan.forecast()?;
 /// assert!(forecast.converges());
 /// println!("{forecast}");
@@ -60,9 +60,9 @@ pub struct MigrationPlan {
     /// RAM in bytes, of all blocks.
     pub ram: u64,
     /// Bytes of pages that are not zero; the others take 9 bytes each of the stream.
-    pub filled: u64,
+    pub nonzero_bytes: u64,
     /// What the guest writes; none if it is idle.
-    pub writes: Vec<WorkingSet>,
+    pub working_sets: Vec<WorkingSet>,
     /// Bytes per second that the stream takes.
     pub bandwidth: u64,
     /// The machine is paused when the rest can be sent within this time.
@@ -108,7 +108,7 @@ pub enum PlanError {
     DirtyLimit(#[from] DirtyLimitError),
     /// A migration slows a guest down in one way.
     #[error("A throttle and a dirty limit are planned, a migration has one of them")]
-    TwoWays,
+    ThrottleAndLimit,
 }
 
 impl MigrationPlan {
@@ -119,7 +119,16 @@ impl MigrationPlan {
         let downtime = Duration::from_millis(300);
         let (filled, writes) = (ram, Vec::new());
         let (throttle, dirty_limit) = (None, None);
-        Self { ram, filled, writes, bandwidth, downtime, max_rounds: 30, throttle, dirty_limit }
+        Self {
+            ram,
+            nonzero_bytes: filled,
+            working_sets: writes,
+            bandwidth,
+            downtime,
+            max_rounds: 30,
+            throttle,
+            dirty_limit,
+        }
     }
 
     /// As [`new`](Self::new), with the RAM of a machine that was measured, and a working set
@@ -137,17 +146,17 @@ impl MigrationPlan {
     pub fn measured(report: &DirtyRateReport, bandwidth: u64) -> Self {
         let sets = report.blocks.iter().map(|block| WorkingSet::fit(&block.curve, block.len));
         let writes = sets.filter(|set| set.rate > 0).collect();
-        Self { writes, ..Self::new(report.len, bandwidth) }
+        Self { working_sets: writes, ..Self::new(report.len, bandwidth) }
     }
 
     fn check(&self) -> Result<(), PlanError> {
-        let &Self { ram, filled, .. } = self;
+        let &Self { ram, nonzero_bytes: filled, .. } = self;
         let within = |what, found: u128| match found > ram.into() {
             true => Err(PlanError::NotInRam { what, found, ram }),
             false => Ok(()),
         };
         within("What is filled", filled.into())?;
-        within("What is written", self.writes.iter().map(|set| u128::from(set.bytes)).sum())?;
+        within("What is written", self.working_sets.iter().map(|set| u128::from(set.bytes)).sum())?;
         if self.bandwidth == 0 {
             return Err(PlanError::NoBandwidth { ram });
         }
@@ -155,7 +164,7 @@ impl MigrationPlan {
             return Err(PlanError::Rounds { found: self.max_rounds });
         }
         if self.throttle.is_some() && self.dirty_limit.is_some() {
-            return Err(PlanError::TwoWays);
+            return Err(PlanError::ThrottleAndLimit);
         }
         Ok(())
     }
@@ -171,7 +180,8 @@ impl MigrationPlan {
             plan: self,
             throttle: self.throttle.map(AutoConverge::steps).transpose()?,
             limit: self.dirty_limit.map(DirtyLimit::begin).transpose()?,
-            pending: stream_bytes(self.filled) + float(self.ram - self.filled) / PAGE * ZERO_RECORD,
+            pending: stream_bytes(self.nonzero_bytes)
+                + float(self.ram - self.nonzero_bytes) / PAGE * ZERO_RECORD,
         };
         let mut rounds = Vec::new();
         let mut fits = false;
@@ -188,7 +198,7 @@ impl MigrationPlan {
             Outcome::TooFewRounds { needed: self.max_rounds + more }
         } else {
             let downtime = walk.last().time;
-            Outcome::DirtiesTooFast { left: walk.left(), downtime }
+            Outcome::DirtiesTooFast { remaining: walk.left(), downtime }
         };
         rounds.push(last);
         let seconds: f64 = rounds.iter().map(|round| round.time.as_secs_f64()).sum();
@@ -196,7 +206,7 @@ impl MigrationPlan {
             bytes: rounds.iter().fold(0, |sum, round| round.bytes.saturating_add(sum)),
             total_time: duration(seconds),
             downtime,
-            left,
+            remaining: left,
             rounds,
             outcome,
         })
@@ -215,7 +225,7 @@ fn duration(seconds: f64) -> Duration {
 struct Walk<'a> {
     plan: &'a MigrationPlan,
     throttle: Option<ThrottleSteps>,
-    limit: Option<LimitChoice>,
+    limit: Option<DirtyLimiter>,
     /// Bytes of the stream that are still to be sent.
     pending: f64,
 }
@@ -226,7 +236,7 @@ impl Walk<'_> {
     }
 
     fn dirty_limit(&self) -> Option<u64> {
-        self.limit.as_ref().and_then(LimitChoice::limit)
+        self.limit.as_ref().and_then(DirtyLimiter::limit)
     }
 
     fn seconds(&self) -> f64 {
@@ -237,7 +247,7 @@ impl Walk<'_> {
     fn round(&mut self) -> ForecastRound {
         let (seconds, throttle, dirty_limit) = (self.seconds(), self.percent(), self.dirty_limit());
         let runs = f64::from(100 - throttle) / 100.0;
-        let wanted: f64 = self.plan.writes.iter().map(|set| set.expect(seconds, runs)).sum();
+        let wanted: f64 = self.plan.working_sets.iter().map(|set| set.expect(seconds, runs)).sum();
         let expected = dirty_limit.map_or(wanted, |limit| wanted.min(float(limit) * seconds));
         let (bytes, time, dirtied) = (round(self.pending), duration(seconds), round(expected));
         if let Some(steps) = &mut self.throttle {
@@ -303,7 +313,7 @@ pub enum Outcome {
     /// become short enough.
     DirtiesTooFast {
         /// Bytes of pages that are left after each round, in the long run.
-        left: u64,
+        remaining: u64,
         /// The downtime that would have to be allowed for them.
         downtime: Duration,
     },
@@ -321,7 +331,7 @@ pub struct Forecast {
     /// For how long the machine is paused at the end.
     pub downtime: Duration,
     /// Bytes of pages that are sent in that time.
-    pub left: u64,
+    pub remaining: u64,
     /// Whether the downtime is as short as is allowed, and if not, why.
     pub outcome: Outcome,
 }
@@ -344,7 +354,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Converges => write!(f, "converges"),
             Self::TooFewRounds { needed } => write!(f, "converges in {needed} rounds only"),
-            Self::DirtiesTooFast { left, downtime } => {
+            Self::DirtiesTooFast { remaining: left, downtime } => {
                 write!(f, "dirties too fast: {left} bytes are left each time, {downtime:.1?}")
             }
         }

@@ -21,7 +21,7 @@ const MAX_EXTENTS: usize = 4096;
 /// again. (With KVM's manual protection a store *before* that changes nothing in the log, as
 /// the page's bit is set until it is cleared, and then is gone.) After each sync all is looked
 /// up anew.
-pub(crate) struct Contents {
+pub(crate) struct Holes {
     /// Bytes in which it is looked for at once: few after a jump, up to `most` in a walk.
     window: u64,
     most: u64,
@@ -31,7 +31,7 @@ pub(crate) struct Contents {
     extents: VecDeque<Range<u64>>,
 }
 
-impl Contents {
+impl Holes {
     /// Nothing is known yet. It will be looked for in up to `most` bytes at once: what that
     /// costs is a millisecond or two for each GiB that is there.
     pub(crate) fn new(most: u64) -> Self {
@@ -96,7 +96,7 @@ mod tests {
         let page = block.page_size().bytes();
         let write = |number: u64| block.write(number * page, &[1]).unwrap();
         [2, 3, 7].into_iter().for_each(write);
-        let mut contents = Contents::new(10 * page);
+        let mut contents = Holes::new(10 * page);
         let mut next = |number: u64| {
             let found = contents.next(&block, number * page, page);
             found.start / page..found.end / page

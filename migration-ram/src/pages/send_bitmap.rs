@@ -10,7 +10,7 @@ use crate::error::SendError;
 
 /// A migration's private bitmap of one block: whose bits were taken from the block
 /// and whose pages were not yet sent.
-pub(crate) struct Pending {
+pub(crate) struct SendBitmap {
     pub(crate) block: Arc<RamBlock>,
     pages: BitVec<u64>,
     count: u64,
@@ -21,7 +21,7 @@ pub(crate) struct Pending {
 /// Pages of one word of the bitmap.
 pub(crate) const BITS: u64 = u64::BITS as u64;
 
-impl Pending {
+impl SendBitmap {
     /// Every page of `block`: what the log holds of the time before it was switched on
     /// is not all that was ever written.
     pub(crate) fn all(block: Arc<RamBlock>) -> Self {
@@ -80,10 +80,10 @@ mod tests {
         let page = ram_block::PageSize::host().bytes();
         let block = RamBlock::anonymous("ram", 130 * page).unwrap();
         let memory = MemoryMap::new();
-        memory.update(|map| map.ram("ram", block.clone())).unwrap();
+        memory.transaction(|map| map.ram("ram", block.clone())).unwrap();
         let log = memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
-        let mut pending = Pending::all(block.clone());
-        let drain = |pending: &mut Pending| {
+        let mut pending = SendBitmap::all(block.clone());
+        let drain = |pending: &mut SendBitmap| {
             let mut words = Vec::new();
             while let Some(word) = pending.take_word(words.last().map_or(0, |(word, _)| word + 1)) {
                 words.push(word);

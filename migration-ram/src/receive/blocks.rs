@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ram_block::{PageSize, RamBlock};
 
 use crate::error::ReceiveError;
-use crate::pages::holes::Contents;
+use crate::pages::holes::Holes;
 use crate::receive::received::BlockInfo;
 use crate::wire::reader::StreamReader;
 
 /// What becomes of a block that the stream has.
 #[derive(Clone, Debug)]
-pub enum Target {
+pub enum BlockTarget {
     /// Its pages are put there. It must have the length that the stream says.
     Memory(Arc<RamBlock>),
     /// Its pages are read and dropped.
@@ -23,7 +23,7 @@ pub enum Target {
     Refuse,
 }
 
-pub(super) type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> Target + Send + 'a>;
+pub(super) type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> BlockTarget + Send + 'a>;
 
 /// What populated memory is looked for around a zero page, in bytes.
 const WINDOW: u64 = 64 << 20;
@@ -136,11 +136,11 @@ impl Block {
 
 /// Where a block is known to have memory: zeros are written there only where something else
 /// stands, and nothing is asked of the kernel.
-pub(super) struct Populated(Contents);
+pub(super) struct Populated(Holes);
 
 impl Default for Populated {
     fn default() -> Self {
-        Self(Contents::new(WINDOW))
+        Self(Holes::new(WINDOW))
     }
 }
 
@@ -230,17 +230,17 @@ impl<'a> Blocks<'a> {
         let unknown = || ReceiveError::UnknownBlock { at, id: id.to_owned() };
         let here = self.here.iter().find(|block| block.id() == id).cloned();
         let target = match here {
-            Some(block) => Target::Memory(block),
+            Some(block) => BlockTarget::Memory(block),
             None => match &mut *self.by.lock().unwrap_or_else(PoisonError::into_inner) {
                 Some(by) => by(id, len.unwrap_or(0)),
-                None => Target::Refuse,
+                None => BlockTarget::Refuse,
             },
         };
         let (expected, memory) = match target {
-            Target::Refuse => return Err(unknown()),
+            BlockTarget::Refuse => return Err(unknown()),
             // Without a length, any offset is as good as another.
-            Target::Drop => (len.unwrap_or(u64::MAX), None),
-            Target::Memory(memory) => (memory.len(), Some(memory)),
+            BlockTarget::Drop => (len.unwrap_or(u64::MAX), None),
+            BlockTarget::Memory(memory) => (memory.len(), Some(memory)),
         };
         let found = len.unwrap_or(expected);
         if found != expected {

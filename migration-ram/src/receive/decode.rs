@@ -187,7 +187,7 @@ mod tests {
     use proptest::prelude::*;
     use ram_block::{RamBlock, ReceiveList, TransferError};
 
-    use crate::wire::transport::Input;
+    use crate::wire::transport::ReadTransport;
 
     use super::*;
     use crate::receive::blocks::Blocks;
@@ -198,7 +198,7 @@ mod tests {
     /// A stream that comes in pieces of a size.
     struct Pieces<'a>(&'a [u8], usize);
 
-    impl Input for Pieces<'_> {
+    impl ReadTransport for Pieces<'_> {
         fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
             let (piece, _) = self.0.split_at(self.0.len().min(self.1));
             let got = list.read_some_from(&mut { piece })?;

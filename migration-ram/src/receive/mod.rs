@@ -22,6 +22,6 @@ mod unknown_sections;
 #[cfg(feature = "zstd")]
 mod zstd;
 
-pub use blocks::Target;
+pub use blocks::BlockTarget;
 pub use received::{BlockInfo, Received};
 pub use receiver::{Receiver, receive};

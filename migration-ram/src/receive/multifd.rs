@@ -15,7 +15,7 @@ use crate::wire::deadline::Clock;
 use crate::wire::format::default_page_size;
 use crate::wire::multifd::{Packet, SYNC};
 use crate::wire::reader::StreamReader;
-use crate::wire::transport::HangUp;
+use crate::wire::transport::ShutdownHandle;
 
 #[derive(Default)]
 struct State {
@@ -42,8 +42,8 @@ pub(super) struct Shared<'a> {
     state: Mutex<State>,
     changed: Condvar,
     /// Of the connection of the stream, and of the others.
-    main_end: Option<HangUp>,
-    channel_ends: Vec<HangUp>,
+    main_end: Option<ShutdownHandle>,
+    channel_ends: Vec<ShutdownHandle>,
     /// Of all connections.
     clock: Arc<Clock>,
 }
@@ -52,8 +52,8 @@ impl<'a> Shared<'a> {
     pub(super) fn new(
         blocks: Blocks<'a>,
         channels: usize,
-        main_end: Option<HangUp>,
-        channel_ends: Vec<HangUp>,
+        main_end: Option<ShutdownHandle>,
+        channel_ends: Vec<ShutdownHandle>,
         clock: Arc<Clock>,
     ) -> Self {
         let (page, state, changed) = Default::default();
@@ -122,7 +122,7 @@ impl<'a> Shared<'a> {
         }
         drop(state);
         self.stop();
-        self.main_end.iter().for_each(HangUp::hang_up);
+        self.main_end.iter().for_each(ShutdownHandle::hang_up);
     }
 
     /// Ends the channels: nothing more comes there that matters.
@@ -131,7 +131,7 @@ impl<'a> Shared<'a> {
         self.changed.notify_all();
         // Not every connection can be shut down.
         self.clock.end();
-        self.channel_ends.iter().for_each(HangUp::hang_up);
+        self.channel_ends.iter().for_each(ShutdownHandle::hang_up);
     }
 
     /// Takes note of how the stream ended; no channel goes on after that.

@@ -18,7 +18,7 @@ use bitvec::vec::BitVec;
 use ram_block::{PageSize, RamBlock, ReceiveList};
 
 use crate::error::ReceiveError;
-use crate::pages::holes::Contents;
+use crate::pages::holes::Holes;
 use crate::wire::reader::{BUFFER, StreamReader};
 
 /// Bytes of a record's head.
@@ -28,22 +28,22 @@ type Head = [u8; 8];
 const WINDOW: u64 = 64 << 20;
 
 /// What may be read ahead.
-pub(super) struct Ahead {
+pub(super) struct ReadAhead {
     /// Nothing that stood in the blocks before matters.
     fresh: bool,
     block: Option<Arc<RamBlock>>,
     /// Pages of the stream that it has brought, for each block.
     brought: Vec<(Arc<RamBlock>, BitVec<u64>)>,
     /// Where the block had host memory.
-    contents: Contents,
+    contents: Holes,
     /// The end of the last page, and how many came in a row before it.
     end: u64,
     streak: usize,
 }
 
-impl Ahead {
+impl ReadAhead {
     pub(super) fn new(fresh: bool) -> Self {
-        let (block, brought, contents) = (None, Vec::new(), Contents::new(WINDOW));
+        let (block, brought, contents) = (None, Vec::new(), Holes::new(WINDOW));
         Self { fresh, block, brought, contents, end: 0, streak: 0 }
     }
 
@@ -174,10 +174,10 @@ impl Run<'_> {
                 let from = done.saturating_sub(n * step);
                 let data = self.offset + n * self.page;
                 if from < self.page {
-                    list.memory(self.block, data + from..data + self.page)?;
+                    list.push_memory(self.block, data + from..data + self.page)?;
                 }
                 let from = usize::try_from(from.saturating_sub(self.page)).unwrap_or(0);
-                list.bytes(&mut head[from..]);
+                list.push_bytes(&mut head[from..]);
             }
             let got = stream.receive_list(&mut list, "a page")?;
             drop(list);

@@ -7,7 +7,7 @@ use ram_block::RamBlock;
 
 use crate::devices::device::{Device, Devices};
 use crate::error::ReceiveError;
-use crate::receive::blocks::{Blocks, MakeBlock, Target};
+use crate::receive::blocks::{BlockTarget, Blocks, MakeBlock};
 use crate::receive::multifd::Shared;
 use crate::receive::received::Received;
 use crate::receive::return_path::Answers;
@@ -16,7 +16,7 @@ use crate::wire::deadline::{Clock, Deadlines};
 use crate::wire::format::MAGIC;
 use crate::wire::multifd::{MAX_CHANNELS, MULTIFD_MAGIC, read_hello};
 use crate::wire::reader::StreamReader;
-use crate::wire::transport::{Incoming, Input};
+use crate::wire::transport::{IncomingChannels, ReadTransport};
 
 /// The destination of a migration.
 ///
@@ -33,13 +33,13 @@ use crate::wire::transport::{Incoming, Input};
 /// Looking at a stream of anybody's:
 ///
 /// ```
-/// use migration_ram::{Receiver, Target};
+/// use migration_ram::{BlockTarget, Receiver};
 /// # let memory = memory_region::MemoryMap::new();
 /// # let mut stream = Vec::new();
 /// # let _ = migration_ram::Precopy::new(memory).run(&mut stream, || Ok(()), |_| ())?;
 /// let mut stream = stream.as_slice();
 /// let received = Receiver::new(&[])
-///     .blocks_by(|_id, _len| Target::Drop)
+///     .on_unknown_block(|_id, _len| BlockTarget::Drop)
 ///     .keep_unknown_sections(true)
 ///     .run(&mut stream)?;
 /// println!("{} has {} blocks", received.machine, received.blocks.len());
@@ -79,7 +79,10 @@ impl<'a> Receiver<'a> {
     /// `by` decides about every block that is not among those given: it gets the id and the
     /// length in bytes (0 if the stream does not say), which are the stream's word: anything
     /// may stand there.
-    pub fn blocks_by(mut self, by: impl FnMut(&str, u64) -> Target + Send + 'a) -> Self {
+    pub fn on_unknown_block(
+        mut self,
+        by: impl FnMut(&str, u64) -> BlockTarget + Send + 'a,
+    ) -> Self {
         self.by = Some(Box::new(by));
         self
     }
@@ -107,7 +110,7 @@ impl<'a> Receiver<'a> {
     /// This makes receiving into populated memory faster, by reading many pages at a time to
     /// where they will most likely belong; into memory that was never touched it is always
     /// done.
-    pub fn fresh(mut self, fresh: bool) -> Self {
+    pub fn discard_contents(mut self, fresh: bool) -> Self {
         self.settings.fresh = fresh;
         self
     }
@@ -120,7 +123,7 @@ impl<'a> Receiver<'a> {
     /// Where none follows, an unknown section whose state holds its own footer and a zero behind
     /// it looks like the stream's end: RAM is whole, but that state, and what came after it, is
     /// not kept. Relay streams with a description.
-    pub fn description_follows(mut self, follows: bool) -> Self {
+    pub fn expect_vmdesc(mut self, follows: bool) -> Self {
         self.settings.is_described = follows;
         self
     }
@@ -151,8 +154,8 @@ impl<'a> Receiver<'a> {
     ///
     /// [`ReceiveError`] with the place in the stream. The blocks then hold a part of it,
     /// and the machine must not be started.
-    pub fn run<'c>(self, from: impl Into<Incoming<'c>>) -> Result<Received, ReceiveError> {
-        let Incoming { inputs, back } = from.into();
+    pub fn run<'c>(self, from: impl Into<IncomingChannels<'c>>) -> Result<Received, ReceiveError> {
+        let IncomingChannels { inputs, back } = from.into();
         let (acknowledges, limit) = (self.acknowledges, self.deadlines.idle);
         let mut answers = Answers { back, acknowledges, limit, asked: false };
         let result = self.receive(inputs, &mut answers);
@@ -164,7 +167,7 @@ impl<'a> Receiver<'a> {
 
     fn receive(
         mut self,
-        inputs: Vec<&mut dyn Input>,
+        inputs: Vec<&mut dyn ReadTransport>,
         answers: &mut Answers<'_>,
     ) -> Result<Received, ReceiveError> {
         let clock = Arc::new(Clock::new(self.deadlines));
@@ -197,7 +200,7 @@ impl<'a> Receiver<'a> {
 
 /// Tells the stream from the channels.
 fn classify<'a>(
-    inputs: Vec<&'a mut dyn Input>,
+    inputs: Vec<&'a mut dyn ReadTransport>,
     clock: &Arc<Clock>,
 ) -> Result<(StreamReader<'a>, Vec<StreamReader<'a>>), ReceiveError> {
     if inputs.len() > MAX_CHANNELS + 1 {
@@ -230,7 +233,7 @@ fn classify<'a>(
 ///
 /// As [`Receiver::run`].
 pub fn receive<'c>(
-    input: impl Into<Incoming<'c>>,
+    input: impl Into<IncomingChannels<'c>>,
     blocks: &[Arc<RamBlock>],
 ) -> Result<Received, ReceiveError> {
     Receiver::new(blocks).run(input)

@@ -4,12 +4,12 @@ use std::io;
 use std::time::Duration;
 
 use crate::error::ReceiveError;
-use crate::wire::format::{ANSWER_PONG, ANSWER_SHUT, ANSWER_SWITCHOVER_ACK};
-use crate::wire::transport::Output;
+use crate::wire::format::{MIG_RP_MSG_PONG, MIG_RP_MSG_SHUT, MIG_RP_MSG_SWITCHOVER_ACK};
+use crate::wire::transport::WriteTransport;
 
 /// What the sender is told, if it asked.
 pub(super) struct Answers<'a> {
-    pub(super) back: Option<&'a mut dyn Output>,
+    pub(super) back: Option<&'a mut dyn WriteTransport>,
     pub(super) acknowledges: bool,
     /// How long the sender may take nothing.
     pub(super) limit: Option<Duration>,
@@ -21,33 +21,33 @@ impl Answers<'_> {
         let Some(back) = self.back.as_mut().filter(|_| self.asked) else { return Ok(()) };
         let len = u16::try_from(value.len()).expect("answers are short");
         let mut list = ram_block::SendList::new();
-        list.copy(&kind.to_be_bytes());
-        list.copy(&len.to_be_bytes());
-        list.copy(value);
+        list.push_copied(&kind.to_be_bytes());
+        list.push_copied(&len.to_be_bytes());
+        list.push_copied(value);
         // A few bytes: they go out at once if any do.
         if let Some(limit) = self.limit {
             let takes =
-                back.wait_for_room(limit).map_err(|source| ReceiveError::Answer { source })?;
+                back.wait_for_room(limit).map_err(|source| ReceiveError::ReturnPath { source })?;
             if !takes {
                 let text = format!("It took nothing for {limit:.1?}");
                 let source = io::Error::new(io::ErrorKind::TimedOut, text);
-                return Err(ReceiveError::Answer { source });
+                return Err(ReceiveError::ReturnPath { source });
             }
         }
-        back.send(&mut list).map_err(|error| ReceiveError::Answer { source: error.into() })
+        back.send(&mut list).map_err(|error| ReceiveError::ReturnPath { source: error.into() })
     }
 
     /// The sender asks for answers.
     pub(super) fn open(&mut self) -> Result<(), ReceiveError> {
         self.asked = true;
-        if self.acknowledges { self.send(ANSWER_SWITCHOVER_ACK, &[]) } else { Ok(()) }
+        if self.acknowledges { self.send(MIG_RP_MSG_SWITCHOVER_ACK, &[]) } else { Ok(()) }
     }
 
     pub(super) fn pong(&mut self, value: u32) -> Result<(), ReceiveError> {
-        self.send(ANSWER_PONG, &value.to_be_bytes())
+        self.send(MIG_RP_MSG_PONG, &value.to_be_bytes())
     }
 
     pub(super) fn shut(&mut self, well: bool) -> Result<(), ReceiveError> {
-        self.send(ANSWER_SHUT, &u32::from(!well).to_be_bytes())
+        self.send(MIG_RP_MSG_SHUT, &u32::from(!well).to_be_bytes())
     }
 }

@@ -10,7 +10,7 @@ use crate::error::ReceiveError;
 use crate::receive::blocks::{Block, Populated};
 use crate::receive::decode::Decoder;
 use crate::receive::multifd::Shared;
-use crate::receive::read_ahead::Ahead;
+use crate::receive::read_ahead::ReadAhead;
 use crate::receive::received::Received;
 use crate::receive::return_path::Answers;
 use crate::receive::unknown_sections::Kept;
@@ -56,7 +56,7 @@ pub(super) struct Sections<'p, 's, 'a> {
     populated: Populated,
     /// Once it is needed.
     decoder: Option<Decoder>,
-    ahead: Ahead,
+    ahead: ReadAhead,
     sync_at: SyncAt,
     /// RAM's last section has come.
     complete: bool,
@@ -87,7 +87,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
             block: None,
             populated: Populated::default(),
             decoder: None,
-            ahead: Ahead::new(fresh),
+            ahead: ReadAhead::new(fresh),
             sync_at: SyncAt::Unknown,
             complete: false,
             states: Vec::new(),
@@ -263,24 +263,24 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         let len_at = self.stream.at();
         let len = self.stream.u16("a command's length")?;
         match (command, len) {
-            (COMMAND_OPEN_RETURN_PATH, 0) => answers.open()?,
-            (COMMAND_PING, 4) => {
+            (MIG_CMD_OPEN_RETURN_PATH, 0) => answers.open()?,
+            (MIG_CMD_PING, 4) => {
                 let value = self.stream.u32("a ping")?;
                 answers.pong(value)?;
             }
-            (COMMAND_SWITCHOVER_START, 0) => {}
-            (COMMAND_POSTCOPY_ADVISE, 0) => {} // of a source that does not send RAM
-            (COMMAND_POSTCOPY_ADVISE, 16) => self.advice()?,
+            (MIG_CMD_SWITCHOVER_START, 0) => {}
+            (MIG_CMD_POSTCOPY_ADVISE, 0) => {} // of a source that does not send RAM
+            (MIG_CMD_POSTCOPY_ADVISE, 16) => self.postcopy_advise()?,
             (
-                COMMAND_OPEN_RETURN_PATH
-                | COMMAND_PING
-                | COMMAND_POSTCOPY_ADVISE
-                | COMMAND_SWITCHOVER_START,
+                MIG_CMD_OPEN_RETURN_PATH
+                | MIG_CMD_PING
+                | MIG_CMD_POSTCOPY_ADVISE
+                | MIG_CMD_SWITCHOVER_START,
                 found,
             ) => {
                 let expected = match command {
-                    COMMAND_PING => 4,
-                    COMMAND_POSTCOPY_ADVISE => 16,
+                    MIG_CMD_PING => 4,
+                    MIG_CMD_POSTCOPY_ADVISE => 16,
                     _ => 0,
                 };
                 let (what, found) = ("a command's length", found.into());
@@ -296,7 +296,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
 
     /// What a source says that may turn to postcopy: all page sizes of its blocks, OR-ed, and the
     /// stream's. Blocks of other pages would say theirs in the list of blocks.
-    fn advice(&mut self) -> Result<(), ReceiveError> {
+    fn postcopy_advise(&mut self) -> Result<(), ReceiveError> {
         for what in ["the page sizes of postcopy", "the page size of postcopy"] {
             let at = self.stream.at();
             let found = self.stream.u64(what)?;

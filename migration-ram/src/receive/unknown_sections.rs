@@ -85,9 +85,9 @@ fn is_command(word: u32) -> bool {
     let (command, len) = (u16::from_be_bytes([high, low]), u16::from_be_bytes(len));
     matches!(
         (command, len),
-        (COMMAND_OPEN_RETURN_PATH | COMMAND_SWITCHOVER_START | COMMAND_POSTCOPY_ADVISE, 0)
-            | (COMMAND_PING, 4)
-            | (COMMAND_POSTCOPY_ADVISE, 16)
+        (MIG_CMD_OPEN_RETURN_PATH | MIG_CMD_SWITCHOVER_START | MIG_CMD_POSTCOPY_ADVISE, 0)
+            | (MIG_CMD_PING, 4)
+            | (MIG_CMD_POSTCOPY_ADVISE, 16)
     )
 }
 

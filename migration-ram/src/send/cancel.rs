@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::SendError;
-use crate::wire::transport::HangUp;
+use crate::wire::transport::ShutdownHandle;
 
 /// Ends a migration from another thread, or from its observer.
 ///
@@ -15,20 +15,20 @@ pub struct Cancel(Arc<Mutex<Asked>>);
 struct Asked {
     end: bool,
     /// Of the connections of the migration under way.
-    hang_ups: Vec<HangUp>,
+    hang_ups: Vec<ShutdownHandle>,
 }
 
 impl Cancel {
     /// The migration under way, or else the next one, ends with [`SendError::Cancelled`],
     /// unless it completes first. Once everything was sent, it ends with
-    /// [`SendError::NoAnswer`]: the destination may have all of it.
+    /// [`SendError::NoAck`]: the destination may have all of it.
     ///
     /// Its sockets are shut down, so it does not wait for a receiver that takes nothing;
     /// with other outputs it ends when the transfer under way does.
     pub fn cancel(&self) {
         let mut asked = self.lock();
         asked.end = true;
-        asked.hang_ups.iter().for_each(HangUp::hang_up);
+        asked.hang_ups.iter().for_each(ShutdownHandle::hang_up);
     }
 
     fn lock(&self) -> MutexGuard<'_, Asked> {
@@ -36,7 +36,7 @@ impl Cancel {
     }
 
     /// A migration begins, over these connections.
-    pub(crate) fn begin(&self, hang_ups: Vec<HangUp>) {
+    pub(crate) fn begin(&self, hang_ups: Vec<ShutdownHandle>) {
         self.lock().hang_ups = hang_ups;
     }
 
@@ -48,7 +48,7 @@ impl Cancel {
         let cancelled = std::mem::take(&mut asked.end);
         result.map_err(|error| match error {
             // All was sent: whether the destination has it is not known, whoever asked for what.
-            SendError::NoAnswer { .. } | SendError::Answer { .. } => error,
+            SendError::NoAck { .. } | SendError::ReturnPath { .. } => error,
             _ if cancelled => SendError::Cancelled,
             error => error,
         })

@@ -31,7 +31,7 @@ impl Devices {
             let mut fields = Vec::new();
             stream.section_head(SECTION_FULL, id, name, instance, version);
             match (device.framing(), len) {
-                (Framing::Counted, Some(len)) => {
+                (Framing::LengthPrefixed, Some(len)) => {
                     stream.u32(len);
                     fields.push(field("length", "uint32", 4));
                 }

@@ -13,7 +13,7 @@ use crate::send::precopy::{Migrated, Sending};
 use crate::send::settings::Precopy;
 use crate::send::watch::{Watch, Watched};
 use crate::status::progress::Progress;
-use crate::wire::transport::{HangUp, Input, Outgoing, Output};
+use crate::wire::transport::{OutgoingChannels, ReadTransport, ShutdownHandle, WriteTransport};
 use crate::wire::writer::SendStream;
 
 impl Precopy {
@@ -28,17 +28,17 @@ impl Precopy {
     /// [`SendError`], also if another migration of this map is under way; the log is off
     /// again then, the guard of a pause is dropped, and a second try can be made over new
     /// connections. Whether the destination has everything is for it to say: see
-    /// [`Outgoing::answers`]. If its answer is lost ([`SendError::NoAnswer`]) or makes no sense
-    /// ([`SendError::Answer`]), it may have everything all the same: it must not start before it
+    /// [`OutgoingChannels::return_path`]. If its answer is lost ([`SendError::NoAck`]) or makes no sense
+    /// ([`SendError::ReturnPath`]), it may have everything all the same: it must not start before it
     /// is told that this has succeeded.
     pub fn run<'c, P>(
         &self,
-        to: impl Into<Outgoing<'c>>,
+        to: impl Into<OutgoingChannels<'c>>,
         pause: impl FnOnce() -> Result<P, DeviceError>,
         mut observe: impl FnMut(&Progress),
     ) -> Result<Migrated<P>, SendError> {
         let begin = Instant::now();
-        let Outgoing { main, channels, back } = to.into();
+        let OutgoingChannels { main, channels, back } = to.into();
         self.check(channels.len())?;
         // On before the first page is read: what is written from now on comes again.
         // Off again when this ends, however it ends. Whoever does not get it does not get
@@ -56,7 +56,8 @@ impl Precopy {
         };
         // Each transfer is watched, whoever makes it.
         let mut channels: Vec<_> = (1..).zip(channels).map(watched).collect();
-        let channels = channels.iter_mut().map(|channel| channel as &mut dyn Output).collect();
+        let channels =
+            channels.iter_mut().map(|channel| channel as &mut dyn WriteTransport).collect();
         let mut main = watched((0, main));
         let migrated = std::thread::scope(|scope| {
             let _over = watch.until_dropped();
@@ -73,10 +74,10 @@ impl Precopy {
         &self,
         begin: Instant,
         log: &LogClaim,
-        main: &mut dyn Output,
-        channels: Vec<&mut dyn Output>,
-        channel_ends: Vec<HangUp>,
-        back: Option<&mut dyn Input>,
+        main: &mut dyn WriteTransport,
+        channels: Vec<&mut dyn WriteTransport>,
+        channel_ends: Vec<ShutdownHandle>,
+        back: Option<&mut dyn ReadTransport>,
         pause: impl FnOnce() -> Result<P, DeviceError>,
         observe: &mut dyn FnMut(&Progress),
     ) -> Result<Migrated<P>, SendError> {

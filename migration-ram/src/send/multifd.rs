@@ -13,7 +13,7 @@ use ram_block::{RamBlock, SendList};
 
 use crate::error::SendError;
 use crate::wire::multifd::{PACKET_PAGES, Packet, SYNC, hello};
-use crate::wire::transport::{HangUp, Output};
+use crate::wire::transport::{ShutdownHandle, WriteTransport};
 
 /// Pages of one block, on their way.
 struct Batch {
@@ -43,7 +43,7 @@ struct Shared {
     work: Condvar,
     /// A channel has done something.
     done: Condvar,
-    hang_ups: Vec<HangUp>,
+    hang_ups: Vec<ShutdownHandle>,
 }
 
 impl Shared {
@@ -63,8 +63,8 @@ impl Channels {
     /// sending then is given up by the `hang_ups`.
     pub(crate) fn start<'scope, 'out: 'scope>(
         scope: &'scope Scope<'scope, '_>,
-        outputs: Vec<&'out mut dyn Output>,
-        hang_ups: Vec<HangUp>,
+        outputs: Vec<&'out mut dyn WriteTransport>,
+        hang_ups: Vec<ShutdownHandle>,
         page: u64,
     ) -> Self {
         let shared = Arc::new(Shared { hang_ups, ..Shared::default() });
@@ -150,7 +150,7 @@ impl Drop for Channels {
         self.shared.work.notify_all();
         // Only after an error. A receiver that takes nothing must not hold us.
         if busy {
-            self.shared.hang_ups.iter().for_each(HangUp::hang_up);
+            self.shared.hang_ups.iter().for_each(ShutdownHandle::hang_up);
         }
     }
 }
@@ -163,7 +163,7 @@ enum Task {
 struct Channel<'a> {
     shared: &'a Shared,
     number: usize,
-    output: &'a mut dyn Output,
+    output: &'a mut dyn WriteTransport,
     page: u64,
 }
 
@@ -171,7 +171,7 @@ impl Channel<'_> {
     fn run(&mut self) -> Result<(), SendError> {
         let hello = hello(u8::try_from(self.number).unwrap_or(0));
         let mut list = SendList::new();
-        list.bytes(&hello);
+        list.push_bytes(&hello);
         self.send(list)?;
         self.shared.lock().begun += 1;
         while let Some(task) = self.next() {
@@ -185,10 +185,10 @@ impl Channel<'_> {
             let packet = Packet { flags, number, block: id, pages, zero_pages, compressed };
             let head = packet.head(self.page);
             let mut list = SendList::new();
-            list.bytes(&head);
+            list.push_bytes(&head);
             for offset in packet.pages {
                 if let Some(block) = &block {
-                    list.memory(block, offset..offset + self.page)?;
+                    list.push_memory(block, offset..offset + self.page)?;
                 }
             }
             self.send(list)?;

@@ -7,8 +7,8 @@ use memory_region::{LogClaim, MemoryMap};
 use ram_block::{PageSize, RamBlock};
 
 use crate::error::SendError;
-use crate::pages::holes::Contents;
-use crate::pages::send_bitmap::{BITS, Pending};
+use crate::pages::holes::Holes;
+use crate::pages::send_bitmap::{BITS, SendBitmap};
 use crate::send::multifd::Channels;
 use crate::status::stats::RoundStats;
 use crate::wire::format::*;
@@ -25,7 +25,7 @@ const WINDOW: u64 = 4 << 30;
 pub(crate) struct Pages<'a> {
     memory: &'a MemoryMap,
     log: &'a LogClaim,
-    pending: Vec<Pending>,
+    pending: Vec<SendBitmap>,
     size: PageSize,
     /// Bytes of the stream's pages.
     page: u64,
@@ -34,7 +34,7 @@ pub(crate) struct Pages<'a> {
     /// Where the walked block's pages are watched again, or nobody writes them any more, up to
     /// this offset in bytes.
     watched: u64,
-    contents: Contents,
+    contents: Holes,
     /// The block of the stream's last record, which the next one need not name.
     last_block: Option<Arc<RamBlock>>,
 }
@@ -50,12 +50,12 @@ impl<'a> Pages<'a> {
         Self {
             memory,
             log,
-            pending: blocks.iter().cloned().map(Pending::all).collect(),
+            pending: blocks.iter().cloned().map(SendBitmap::all).collect(),
             size: page,
             page: page.bytes(),
             cursor: (0, 0),
             watched: 0,
-            contents: Contents::new(WINDOW),
+            contents: Holes::new(WINDOW),
             last_block: None,
         }
     }
@@ -154,7 +154,7 @@ impl<'a> Pages<'a> {
                 } else if let Some(channels) = channels {
                     channels.page(block, offset)?;
                 } else {
-                    self.record(stream, block, offset, FLAG_PAGE);
+                    self.record(stream, block, offset, RAM_SAVE_FLAG_PAGE);
                     stream.guest_memory(block, offset..offset + self.page);
                 }
             }
@@ -174,7 +174,7 @@ impl<'a> Pages<'a> {
         stats.zero_pages += count;
         let (mut offset, mut count) = (offset, count);
         if !self.is_last(block) {
-            self.record(stream, block, offset, FLAG_ZERO);
+            self.record(stream, block, offset, RAM_SAVE_FLAG_ZERO);
             stream.u8(0);
             offset += self.page;
             count -= 1;
@@ -195,7 +195,7 @@ impl<'a> Pages<'a> {
         flag: u64,
     ) {
         if self.is_last(block) {
-            stream.u64(offset | flag | FLAG_CONTINUE);
+            stream.u64(offset | flag | RAM_SAVE_FLAG_CONTINUE);
         } else {
             stream.u64(offset | flag);
             stream.name(block.id());

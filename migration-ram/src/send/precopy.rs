@@ -17,14 +17,14 @@ use crate::error::SendError;
 use crate::send::devices::encode_first;
 use crate::send::multifd::Channels;
 use crate::send::pages::Pages;
-use crate::send::rate_limit::Pace;
+use crate::send::rate_limit::RateLimit;
 use crate::send::return_path::wait_for_the_end;
 use crate::send::settings::Precopy;
 use crate::send::throttling::Brake;
 use crate::status::progress::{Progress, State};
 use crate::status::stats::{DowntimeParts, Laps, MigrationStats, RoundStats, rate};
 use crate::wire::format::*;
-use crate::wire::transport::Input;
+use crate::wire::transport::ReadTransport;
 use crate::wire::writer::SendStream;
 
 /// The number of RAM's section in the stream; any would do. Devices follow it.
@@ -53,7 +53,7 @@ pub(super) struct Sending<'a> {
     stream: SendStream<'a>,
     channels: Option<Channels>,
     pages: Pages<'a>,
-    pace: Pace,
+    pace: RateLimit,
     observe: &'a mut dyn FnMut(&Progress),
     progress: Progress,
     stats: MigrationStats,
@@ -84,7 +84,7 @@ impl<'a> Sending<'a> {
             stream,
             channels,
             pages: Pages::all(&precopy.memory, log, blocks, precopy.page),
-            pace: Pace::new(precopy.bandwidth),
+            pace: RateLimit::new(precopy.bandwidth),
             observe,
             progress: Progress {
                 total: blocks.iter().map(|block| block.len()).sum(),
@@ -107,14 +107,14 @@ impl<'a> Sending<'a> {
         &mut self,
         blocks: &[Arc<RamBlock>],
         pause: impl FnOnce() -> Result<P, DeviceError>,
-        back: Option<&mut dyn Input>,
+        back: Option<&mut dyn ReadTransport>,
     ) -> Result<Migrated<P>, SendError> {
         // What a log starts with is among what is pending; and pages that were reported can
         // be watched again from the first round on.
         self.sync()?;
         self.stream.begin(&self.precopy.machine, self.precopy.page);
         if back.is_some() {
-            self.stream.command(COMMAND_OPEN_RETURN_PATH, &[]);
+            self.stream.command(MIG_CMD_OPEN_RETURN_PATH, &[]);
         }
         let sections = &self.precopy.sections;
         let devices = u32::try_from(self.precopy.devices.0.len() + sections.len()).unwrap_or(0);
@@ -134,7 +134,7 @@ impl<'a> Sending<'a> {
         let paused = pause().map_err(SendError::Pause)?;
         parts.pause = laps.lap();
         self.progress.state = State::Device;
-        self.precopy.memory.sync_last_dirty_logs()?;
+        self.precopy.memory.sync_all_dirty_logs()?;
         self.progress.syncs += 1;
         self.pages.harvest()?;
         self.check_blocks(blocks)?;
@@ -165,7 +165,7 @@ impl<'a> Sending<'a> {
     fn block_list(&mut self, blocks: &[Arc<RamBlock>]) -> Result<(), SendError> {
         let stream = &mut self.stream;
         stream.section_head(SECTION_START, RAM_SECTION, RAM_NAME, RAM_INSTANCE, RAM_VERSION);
-        stream.u64(self.progress.total | FLAG_MEM_SIZE);
+        stream.u64(self.progress.total | RAM_SAVE_FLAG_MEM_SIZE);
         for block in blocks {
             stream.name(block.id());
             stream.u64(block.len());
@@ -179,10 +179,10 @@ impl<'a> Sending<'a> {
             self.stream.flush()?;
             channels.sync()?;
             if self.precopy.says_flush() {
-                self.stream.u64(FLAG_MULTIFD_FLUSH);
+                self.stream.u64(RAM_SAVE_FLAG_MULTIFD_FLUSH);
             }
         }
-        self.stream.u64(FLAG_EOS);
+        self.stream.u64(RAM_SAVE_FLAG_EOS);
         self.stream.footer(RAM_SECTION);
         self.stream.flush()
     }
@@ -196,7 +196,7 @@ impl<'a> Sending<'a> {
             let since = self.synced;
             self.sync()?;
             round.dirtied = std::mem::take(&mut self.dirtied);
-            round.dirtied_within = since.elapsed().max(round.time);
+            round.dirty_period = since.elapsed().max(round.time);
             // A guest that writes little is not slowed down, however long one waits for it.
             let dirtied = round.dirtied * self.progress.page_size;
             counted += u32::from(!(may_be_slowed && is_too_much(dirtied, round.bytes)));

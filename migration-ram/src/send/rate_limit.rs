@@ -12,14 +12,14 @@ const BURST: Duration = Duration::from_millis(100);
 
 /// Keeps what is sent to so many bytes a second.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RateLimit {
     limit: Option<u64>,
     /// When the bytes sent so far should have been sent.
     due: Instant,
     sent: u64,
 }
 
-impl Pace {
+impl RateLimit {
     pub(crate) fn new(limit: Option<u64>) -> Self {
         Self { limit, due: Instant::now(), sent: 0 }
     }
@@ -54,17 +54,17 @@ mod tests {
     fn a_limit_holds_and_a_cancel_ends_the_wait() {
         let cancel = Cancel::default();
         let begin = Instant::now();
-        let mut pace = Pace::new(Some(1_000_000));
+        let mut pace = RateLimit::new(Some(1_000_000));
         for sent in 1..=10 {
             pace.wait(sent * 10_000, &cancel).unwrap();
         }
         assert!(begin.elapsed() >= Duration::from_millis(100), "{:?}", begin.elapsed());
-        let mut slow = Pace::new(Some(1));
+        let mut slow = RateLimit::new(Some(1));
         let canceller = cancel.clone();
         let waiter = std::thread::spawn(move || slow.wait(u64::MAX, &canceller));
         cancel.cancel();
         assert!(matches!(waiter.join().unwrap(), Err(SendError::Cancelled)));
         assert!(cancel.end(Ok(())).is_ok());
-        Pace::new(None).wait(u64::MAX, &cancel).unwrap();
+        RateLimit::new(None).wait(u64::MAX, &cancel).unwrap();
     }
 }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use ram_block::ReceiveList;
 
 use crate::error::SendError;
-use crate::wire::format::{ANSWER_PONG, ANSWER_SHUT, ANSWER_SWITCHOVER_ACK};
-use crate::wire::transport::Input;
+use crate::wire::format::{MIG_RP_MSG_PONG, MIG_RP_MSG_SHUT, MIG_RP_MSG_SWITCHOVER_ACK};
+use crate::wire::transport::ReadTransport;
 
 /// Waits for the answer that ends a migration, for `limit` at most: the receiver has everything,
 /// or says why not.
 pub(crate) fn wait_for_the_end(
-    answers: &mut dyn Input,
+    answers: &mut dyn ReadTransport,
     limit: Option<Duration>,
 ) -> Result<(), SendError> {
     let mut answers = Answers { input: answers, begin: Instant::now(), limit };
@@ -23,22 +23,22 @@ pub(crate) fn wait_for_the_end(
         let kind = u16::from_be_bytes([head[0], head[1]]);
         let len = u16::from_be_bytes([head[2], head[3]]);
         match (kind, len) {
-            (ANSWER_SHUT | ANSWER_PONG, 4) => {}
-            (ANSWER_SWITCHOVER_ACK, 0) => continue,
-            _ => return Err(SendError::Answer { kind, len }),
+            (MIG_RP_MSG_SHUT | MIG_RP_MSG_PONG, 4) => {}
+            (MIG_RP_MSG_SWITCHOVER_ACK, 0) => continue,
+            _ => return Err(SendError::ReturnPath { kind, len }),
         }
         let mut value = [0; 4];
         answers.fill(&mut value)?;
         match (kind, u32::from_be_bytes(value)) {
-            (ANSWER_SHUT, 0) => return Ok(()),
-            (ANSWER_SHUT, reason) => return Err(SendError::Refused { reason }),
+            (MIG_RP_MSG_SHUT, 0) => return Ok(()),
+            (MIG_RP_MSG_SHUT, reason) => return Err(SendError::Refused { reason }),
             _ => {}
         }
     }
 }
 
 struct Answers<'a> {
-    input: &'a mut dyn Input,
+    input: &'a mut dyn ReadTransport,
     begin: Instant,
     limit: Option<Duration>,
 }
@@ -46,14 +46,14 @@ struct Answers<'a> {
 impl Answers<'_> {
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), SendError> {
         let mut list = ReceiveList::new();
-        list.bytes(bytes);
+        list.push_bytes(bytes);
         while !list.is_empty() {
-            self.wait().map_err(|source| SendError::NoAnswer { source })?;
+            self.wait().map_err(|source| SendError::NoAck { source })?;
             let got = self.input.receive(&mut list);
-            let got = got.map_err(|error| SendError::NoAnswer { source: error.into() })?;
+            let got = got.map_err(|error| SendError::NoAck { source: error.into() })?;
             if got == 0 {
                 let source = io::ErrorKind::UnexpectedEof.into();
-                return Err(SendError::NoAnswer { source });
+                return Err(SendError::NoAck { source });
             }
         }
         Ok(())

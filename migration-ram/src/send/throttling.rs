@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::converge::auto_converge::{AutoConverge, ThrottleSteps};
-use crate::converge::dirty_limit::{DirtyLimit, LimitChoice};
+use crate::converge::dirty_limit::{DirtyLimit, DirtyLimiter};
 use crate::converge::throttle::Throttle;
 use crate::devices::device::DeviceError;
 use crate::error::SendError;
@@ -35,7 +35,7 @@ impl fmt::Debug for Slowing {
 pub(super) enum Brake {
     None,
     Throttle { steps: ThrottleSteps, throttle: Option<Throttle>, pause: Arc<Pause> },
-    Limit { choice: LimitChoice, limit: Limit },
+    Limit { choice: DirtyLimiter, limit: Limit },
 }
 
 impl Brake {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ram_block::{SendList, TransferError};
 
 use crate::error::SendError;
-use crate::wire::transport::{HangUp, Output};
+use crate::wire::transport::{ShutdownHandle, WriteTransport};
 
 struct State {
     /// Transfers under way: their connections.
@@ -25,13 +25,13 @@ struct State {
 /// Watches all connections of a migration.
 pub(super) struct Watch {
     idle: Option<Duration>,
-    hang_ups: Vec<HangUp>,
+    hang_ups: Vec<ShutdownHandle>,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 impl Watch {
-    pub(super) fn new(idle: Option<Duration>, hang_ups: Vec<HangUp>) -> Self {
+    pub(super) fn new(idle: Option<Duration>, hang_ups: Vec<ShutdownHandle>) -> Self {
         let (under_way, since) = (Vec::new(), Instant::now());
         let state = Mutex::new(State { under_way, since, expired: None, over: false });
         Self { idle, hang_ups, state, changed: Condvar::new() }
@@ -72,7 +72,7 @@ impl Watch {
                 Some(connection) if waited >= idle => {
                     state.expired = Some((connection, waited));
                     drop(state);
-                    self.hang_ups.iter().for_each(HangUp::hang_up);
+                    self.hang_ups.iter().for_each(ShutdownHandle::hang_up);
                     return;
                 }
                 Some(_) => idle - waited,
@@ -108,12 +108,12 @@ impl Watch {
 
 /// A connection that is watched: 0 is the stream's, the channels' follow.
 pub(super) struct Watched<'a> {
-    pub(super) output: &'a mut dyn Output,
+    pub(super) output: &'a mut dyn WriteTransport,
     pub(super) connection: usize,
     pub(super) watch: Arc<Watch>,
 }
 
-impl Output for Watched<'_> {
+impl WriteTransport for Watched<'_> {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         self.watch.begin(self.connection);
         let sent = self.output.send(list);
@@ -121,7 +121,7 @@ impl Output for Watched<'_> {
         sent
     }
 
-    fn hang_up(&self) -> Option<HangUp> {
+    fn hang_up(&self) -> Option<ShutdownHandle> {
         self.output.hang_up()
     }
 }

@@ -21,7 +21,7 @@ pub struct RoundStats {
     pub dirtied: u64,
     /// From the sync before the round to the one after it: the time in which they
     /// were written. Zero after the last round.
-    pub dirtied_within: Duration,
+    pub dirty_period: Duration,
     /// Whether the machine stood still.
     pub paused: bool,
 }
@@ -29,7 +29,7 @@ pub struct RoundStats {
 impl RoundStats {
     /// Pages written per second of the round.
     pub fn dirty_rate(&self) -> f64 {
-        rate(self.dirtied, self.dirtied_within)
+        rate(self.dirtied, self.dirty_period)
     }
 
     /// Bytes sent per second of the round.

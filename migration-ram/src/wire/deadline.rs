@@ -10,14 +10,14 @@ const PROGRESS: u64 = 4096;
 /// How long a migration waits for the other side, before it ends with an error that says what
 /// was waited for: [`ReceiveError::TimedOut`](crate::ReceiveError::TimedOut),
 /// [`SendError::TimedOut`](crate::SendError::TimedOut), or, for the receiver's last word,
-/// [`SendError::NoAnswer`](crate::SendError::NoAnswer).
+/// [`SendError::NoAck`](crate::SendError::NoAck).
 ///
 /// Each can be switched off by `None`: a source that may be held for long before it switches
 /// over (QEMU's `pause-before-switchover`) needs a receiver without an idle deadline. Sockets keep
 /// them, and a receiver that reads a pipe or a file; a source that writes to a pipe waits for as
-/// long as its reader takes nothing. An [`Input`](crate::Input) of another kind does if it has a
-/// [`wait`](crate::Input::wait), and an [`Output`](crate::Output) if it has a
-/// [`hang_up`](crate::Output::hang_up).
+/// long as its reader takes nothing. An [`ReadTransport`](crate::ReadTransport) of another kind does if it has a
+/// [`wait`](crate::ReadTransport::wait), and an [`WriteTransport`](crate::WriteTransport) if it has a
+/// [`hang_up`](crate::WriteTransport::hang_up).
 ///
 /// # Example
 ///
@@ -86,7 +86,7 @@ impl Deadlines {
     /// the stream tells whether one follows, so on a connection that stays open a source that
     /// sends none (QEMU with `suppress-vmdesc=on`) is waited for this long; its guest stands
     /// still meanwhile, see
-    /// [`Receiver::description_follows`](crate::Receiver::description_follows).
+    /// [`Receiver::expect_vmdesc`](crate::Receiver::expect_vmdesc).
     #[must_use]
     pub fn description(mut self, limit: Duration) -> Self {
         self.description = limit;

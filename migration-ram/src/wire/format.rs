@@ -20,7 +20,7 @@ pub(crate) const COMMAND: u8 = 0x08;
 pub(crate) const FOOTER: u8 = 0x7e;
 
 /// A command without a payload that needs no answer: the source switches over.
-pub(crate) const COMMAND_SWITCHOVER_START: u16 = 11;
+pub(crate) const MIG_CMD_SWITCHOVER_START: u16 = 11;
 
 // The section of RAM.
 pub(crate) const RAM_NAME: &str = "ram";
@@ -28,18 +28,18 @@ pub(crate) const RAM_INSTANCE: u32 = 0;
 pub(crate) const RAM_VERSION: u32 = 4;
 
 // Flags in the low bits of a RAM record's first word; the rest is a byte offset.
-pub(crate) const FLAG_ZERO: u64 = 0x02;
-pub(crate) const FLAG_MEM_SIZE: u64 = 0x04;
-pub(crate) const FLAG_PAGE: u64 = 0x08;
-pub(crate) const FLAG_EOS: u64 = 0x10;
-pub(crate) const FLAG_CONTINUE: u64 = 0x20;
+pub(crate) const RAM_SAVE_FLAG_ZERO: u64 = 0x02;
+pub(crate) const RAM_SAVE_FLAG_MEM_SIZE: u64 = 0x04;
+pub(crate) const RAM_SAVE_FLAG_PAGE: u64 = 0x08;
+pub(crate) const RAM_SAVE_FLAG_EOS: u64 = 0x10;
+pub(crate) const RAM_SAVE_FLAG_CONTINUE: u64 = 0x20;
 /// What changed of a page: a byte that is [`XBZRLE_ENCODING`], the length, and the delta.
-pub(crate) const FLAG_XBZRLE: u64 = 0x40;
+pub(crate) const RAM_SAVE_FLAG_XBZRLE: u64 = 0x40;
 pub(crate) const XBZRLE_ENCODING: u8 = 1;
 /// A page as a zlib stream, with its length before it; of QEMU before 9.1.
-pub(crate) const FLAG_COMPRESSED: u64 = 0x100;
+pub(crate) const RAM_SAVE_FLAG_COMPRESS_PAGE: u64 = 0x100;
 /// The bits that flags can take: offsets are multiples of 4 KiB at least.
-pub(crate) const FLAG_MASK: u64 = 0xfff;
+pub(crate) const RAM_SAVE_FLAG_MASK: u64 = 0xfff;
 
 /// The subsection that carries the base-2 logarithm of the target's page size. QEMU
 /// leaves it out where the machine's type fixes it, as x86's does to 4 KiB.
@@ -62,18 +62,18 @@ pub(crate) fn default_page_size() -> PageSize {
 }
 
 // Commands, and the answers of the return path.
-pub(crate) const COMMAND_OPEN_RETURN_PATH: u16 = 1;
-pub(crate) const COMMAND_PING: u16 = 2;
+pub(crate) const MIG_CMD_OPEN_RETURN_PATH: u16 = 1;
+pub(crate) const MIG_CMD_PING: u16 = 2;
 /// The source may turn to postcopy. Until it does, the stream is as without; it does so by a
 /// command of its own.
-pub(crate) const COMMAND_POSTCOPY_ADVISE: u16 = 3;
-pub(crate) const ANSWER_SHUT: u16 = 1;
-pub(crate) const ANSWER_PONG: u16 = 2;
+pub(crate) const MIG_CMD_POSTCOPY_ADVISE: u16 = 3;
+pub(crate) const MIG_RP_MSG_SHUT: u16 = 1;
+pub(crate) const MIG_RP_MSG_PONG: u16 = 2;
 /// The destination has nothing against a switch-over, says QEMU from 8.1 on if it is told to.
-pub(crate) const ANSWER_SWITCHOVER_ACK: u16 = 7;
+pub(crate) const MIG_RP_MSG_SWITCHOVER_ACK: u16 = 7;
 
 /// Where 8.1 and later wait for all channels; earlier ones do at each end of a section.
-pub(crate) const FLAG_MULTIFD_FLUSH: u64 = 0x200;
+pub(crate) const RAM_SAVE_FLAG_MULTIFD_FLUSH: u64 = 0x200;
 
 /// Subsections of the configuration that change nothing here.
 pub(crate) const UUID: &str = "configuration/uuid";

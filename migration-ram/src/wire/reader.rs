@@ -8,13 +8,13 @@ use ram_block::{RamBlock, ReceiveList};
 
 use crate::error::ReceiveError;
 use crate::wire::deadline::{Clock, Wait};
-use crate::wire::transport::{HangUp, Input};
+use crate::wire::transport::{ReadTransport, ShutdownHandle};
 
 /// What is read at once, in bytes.
 pub(crate) const BUFFER: usize = 1 << 18;
 
 pub(crate) struct StreamReader<'a> {
-    input: &'a mut dyn Input,
+    input: &'a mut dyn ReadTransport,
     clock: Arc<Clock>,
     buffer: Box<[u8]>,
     /// The part of the buffer that is not consumed.
@@ -25,13 +25,13 @@ pub(crate) struct StreamReader<'a> {
 
 impl<'a> StreamReader<'a> {
     /// Reads `input`, by the deadlines of `clock`.
-    pub(crate) fn new(input: &'a mut dyn Input, clock: Arc<Clock>) -> Self {
+    pub(crate) fn new(input: &'a mut dyn ReadTransport, clock: Arc<Clock>) -> Self {
         Self { input, clock, buffer: vec![0; BUFFER].into(), filled: 0..0, at: 0 }
     }
 
     /// A reader that waits for ever.
     #[cfg(test)]
-    pub(crate) fn untimed(input: &'a mut dyn Input) -> Self {
+    pub(crate) fn untimed(input: &'a mut dyn ReadTransport) -> Self {
         Self::new(input, Arc::default())
     }
 
@@ -41,7 +41,7 @@ impl<'a> StreamReader<'a> {
     }
 
     /// What ends a read under way.
-    pub(crate) fn hang_up(&self) -> Option<HangUp> {
+    pub(crate) fn hang_up(&self) -> Option<ShutdownHandle> {
         self.input.hang_up()
     }
 
@@ -69,7 +69,7 @@ impl<'a> StreamReader<'a> {
         }
         let at = self.at + self.filled.len() as u64;
         let mut list = ReceiveList::new();
-        list.bytes(&mut self.buffer[self.filled.end..]);
+        list.push_bytes(&mut self.buffer[self.filled.end..]);
         let got = receive(self.input, &self.clock, &mut list, at, what)?;
         self.filled.end += got;
         Ok(got)
@@ -137,8 +137,8 @@ impl<'a> StreamReader<'a> {
             // The buffer is empty now: what comes behind the page goes there.
             self.filled = 0..0;
             let mut list = ReceiveList::new();
-            list.memory(block, left.clone())?;
-            list.bytes(&mut self.buffer);
+            list.push_memory(block, left.clone())?;
+            list.push_bytes(&mut self.buffer);
             let got = receive(self.input, &self.clock, &mut list, self.at, what)? as u64;
             if got == 0 {
                 return Err(ReceiveError::Truncated { at: self.at, what });
@@ -185,7 +185,7 @@ impl<'a> StreamReader<'a> {
         bytes[..buffered].copy_from_slice(&self.buffered()[..buffered]);
         self.consume(buffered);
         let mut list = ReceiveList::new();
-        list.bytes(&mut bytes[buffered..]);
+        list.push_bytes(&mut bytes[buffered..]);
         let mut came = buffered > 0;
         while !list.is_empty() {
             match receive(self.input, &self.clock, &mut list, self.at, what)? {
@@ -212,7 +212,7 @@ impl<'a> StreamReader<'a> {
             let buffered = self.filled.len().min(usize::try_from(page).unwrap_or(0));
             block.write(*offset, &self.buffered()[..buffered])?;
             self.consume(buffered);
-            list.memory(block, offset + buffered as u64..offset + page)?;
+            list.push_memory(block, offset + buffered as u64..offset + page)?;
         }
         while !list.is_empty() {
             self.at += self.receive_list(&mut list, what)?;
@@ -338,7 +338,7 @@ impl<'a> StreamReader<'a> {
 
 /// Reads once, as soon as something is there, or says that nothing came in time.
 fn receive(
-    input: &mut dyn Input,
+    input: &mut dyn ReadTransport,
     clock: &Clock,
     list: &mut ReceiveList<'_>,
     at: u64,
@@ -379,7 +379,7 @@ mod tests {
         pages: usize,
     }
 
-    impl Input for Late {
+    impl ReadTransport for Late {
         fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
             list.read_some_from(&mut &[7; 16][..])
         }

@@ -14,7 +14,7 @@ use ram_block::{ReceiveList, SendList, TransferError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use thiserror::Error;
 
-use crate::wire::transport::{HangUp, Input, Output, wait_for_input};
+use crate::wire::transport::{ReadTransport, ShutdownHandle, WriteTransport, wait_for_input};
 
 /// From one try to reach a destination that is about to listen to the next.
 const RETRY: Duration = Duration::from_millis(5);
@@ -293,7 +293,7 @@ impl Write for Socket {
     }
 }
 
-impl Output for Socket {
+impl WriteTransport for Socket {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         of_either!(self, socket => socket.send(list))
     }
@@ -302,12 +302,12 @@ impl Output for Socket {
         of_either!(self, socket => socket.wait_for_room(limit))
     }
 
-    fn hang_up(&self) -> Option<HangUp> {
-        of_either!(self, socket => Output::hang_up(socket))
+    fn hang_up(&self) -> Option<ShutdownHandle> {
+        of_either!(self, socket => WriteTransport::hang_up(socket))
     }
 }
 
-impl Input for Socket {
+impl ReadTransport for Socket {
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         of_either!(self, socket => socket.receive(list))
     }
@@ -316,8 +316,8 @@ impl Input for Socket {
         of_either!(self, socket => socket.wait(limit))
     }
 
-    fn hang_up(&self) -> Option<HangUp> {
-        of_either!(self, socket => Input::hang_up(socket))
+    fn hang_up(&self) -> Option<ShutdownHandle> {
+        of_either!(self, socket => ReadTransport::hang_up(socket))
     }
 }
 

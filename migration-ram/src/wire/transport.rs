@@ -17,8 +17,8 @@ use rustix::io::Errno;
 /// Where a stream goes.
 ///
 /// Sockets, files and pipes take guest memory as it lies there, with no copy between.
-/// What is only a [`Write`] goes into [`Copied`].
-pub trait Output: Send {
+/// What is only a [`Write`] goes into [`Buffered`].
+pub trait WriteTransport: Send {
     /// Writes all of `list`, in order.
     ///
     /// # Errors
@@ -41,7 +41,7 @@ pub trait Output: Send {
     }
 
     /// What ends a transfer under way from another thread, if there is a way.
-    fn hang_up(&self) -> Option<HangUp> {
+    fn hang_up(&self) -> Option<ShutdownHandle> {
         None
     }
 }
@@ -49,8 +49,8 @@ pub trait Output: Send {
 /// Where a stream comes from.
 ///
 /// Sockets, files and pipes put guest memory where it belongs, with no copy between.
-/// What is only a [`Read`] goes into [`Copied`].
-pub trait Input: Send {
+/// What is only a [`Read`] goes into [`Buffered`].
+pub trait ReadTransport: Send {
     /// Reads once into the places of `list` that are left: as much as there is, but at
     /// least one byte; 0 at the end.
     ///
@@ -64,7 +64,7 @@ pub trait Input: Send {
     /// this.
     ///
     /// Unless it is implemented it says yes at once, so that `receive` waits without a deadline:
-    /// as for memory, where that does not matter, and for [`Copied`], of which nobody knows how
+    /// as for memory, where that does not matter, and for [`Buffered`], of which nobody knows how
     /// to wait.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ pub trait Input: Send {
     }
 
     /// What ends a transfer under way from another thread, if there is a way.
-    fn hang_up(&self) -> Option<HangUp> {
+    fn hang_up(&self) -> Option<ShutdownHandle> {
         None
     }
 }
@@ -84,9 +84,9 @@ pub trait Input: Send {
 /// Shuts a connection down while another thread is sending or receiving. A clone shuts down
 /// the same.
 #[derive(Clone)]
-pub struct HangUp(Arc<dyn Fn() + Send + Sync>);
+pub struct ShutdownHandle(Arc<dyn Fn() + Send + Sync>);
 
-impl HangUp {
+impl ShutdownHandle {
     /// `hang_up` makes transfers end, those under way and those to come.
     pub fn new(hang_up: impl Fn() + Send + Sync + 'static) -> Self {
         Self(Arc::new(hang_up))
@@ -98,7 +98,7 @@ impl HangUp {
     }
 }
 
-impl fmt::Debug for HangUp {
+impl fmt::Debug for ShutdownHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HangUp")
     }
@@ -106,15 +106,15 @@ impl fmt::Debug for HangUp {
 
 /// Anything that can be read or written, if with a copy of what passes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Copied<T>(pub T);
+pub struct Buffered<T>(pub T);
 
-impl<W: Write + Send> Output for Copied<W> {
+impl<W: Write + Send> WriteTransport for Buffered<W> {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         list.write_to(&mut self.0)
     }
 }
 
-impl<R: Read + Send> Input for Copied<R> {
+impl<R: Read + Send> ReadTransport for Buffered<R> {
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         list.read_some_from(&mut self.0)
     }
@@ -143,7 +143,7 @@ fn wait_for(descriptor: BorrowedFd<'_>, event: PollFlags, limit: Duration) -> io
 macro_rules! by_descriptor {
     ($($descriptor:ty $(, $shutdown:ident)?;)+) => {
         $(
-            impl Output for $descriptor {
+            impl WriteTransport for $descriptor {
                 fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
                     list.write_to_fd(self.as_fd())
                 }
@@ -154,7 +154,7 @@ macro_rules! by_descriptor {
                 $(by_descriptor!(@$shutdown Write);)?
             }
 
-            impl Input for $descriptor {
+            impl ReadTransport for $descriptor {
                 fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
                     list.read_from_fd(self.as_fd())
                 }
@@ -167,9 +167,9 @@ macro_rules! by_descriptor {
         )+
     };
     (@socket $side:ident) => {
-        fn hang_up(&self) -> Option<HangUp> {
+        fn hang_up(&self) -> Option<ShutdownHandle> {
             let socket = self.try_clone().ok()?;
-            Some(HangUp::new(move || {
+            Some(ShutdownHandle::new(move || {
                 // One that is closed already needs none.
                 let _ = socket.shutdown(Shutdown::$side);
             }))
@@ -186,7 +186,7 @@ by_descriptor! {
     &File;
 }
 
-impl Output for ChildStdin {
+impl WriteTransport for ChildStdin {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         list.write_to_fd(self.as_fd())
     }
@@ -196,7 +196,7 @@ impl Output for ChildStdin {
     }
 }
 
-impl Input for ChildStdout {
+impl ReadTransport for ChildStdout {
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         list.read_from_fd(self.as_fd())
     }
@@ -206,19 +206,19 @@ impl Input for ChildStdout {
     }
 }
 
-impl Output for Vec<u8> {
+impl WriteTransport for Vec<u8> {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         list.write_to(self)
     }
 }
 
-impl Input for &[u8] {
+impl ReadTransport for &[u8] {
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         list.read_some_from(self)
     }
 }
 
-impl<T: Output + ?Sized> Output for Box<T> {
+impl<T: WriteTransport + ?Sized> WriteTransport for Box<T> {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         (**self).send(list)
     }
@@ -227,12 +227,12 @@ impl<T: Output + ?Sized> Output for Box<T> {
         (**self).wait_for_room(limit)
     }
 
-    fn hang_up(&self) -> Option<HangUp> {
+    fn hang_up(&self) -> Option<ShutdownHandle> {
         (**self).hang_up()
     }
 }
 
-impl<T: Input + ?Sized> Input for Box<T> {
+impl<T: ReadTransport + ?Sized> ReadTransport for Box<T> {
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         (**self).receive(list)
     }
@@ -241,7 +241,7 @@ impl<T: Input + ?Sized> Input for Box<T> {
         (**self).wait(limit)
     }
 
-    fn hang_up(&self) -> Option<HangUp> {
+    fn hang_up(&self) -> Option<ShutdownHandle> {
         (**self).hang_up()
     }
 }
@@ -250,15 +250,15 @@ impl<T: Input + ?Sized> Input for Box<T> {
 ///
 /// A single output is one: `precopy.run(&mut socket, ...)`.
 #[allow(missing_debug_implementations)] // outputs need not have one
-pub struct Outgoing<'a> {
-    pub(crate) main: &'a mut dyn Output,
-    pub(crate) channels: Vec<&'a mut dyn Output>,
-    pub(crate) back: Option<&'a mut dyn Input>,
+pub struct OutgoingChannels<'a> {
+    pub(crate) main: &'a mut dyn WriteTransport,
+    pub(crate) channels: Vec<&'a mut dyn WriteTransport>,
+    pub(crate) back: Option<&'a mut dyn ReadTransport>,
 }
 
-impl<'a> Outgoing<'a> {
+impl<'a> OutgoingChannels<'a> {
     /// One connection.
-    pub fn new(main: &'a mut dyn Output) -> Self {
+    pub fn new(main: &'a mut dyn WriteTransport) -> Self {
         Self { main, channels: Vec::new(), back: None }
     }
 
@@ -268,7 +268,10 @@ impl<'a> Outgoing<'a> {
     /// `multifd-channels`). How QEMU waits for them depends on its version: see
     /// [`Precopy`](crate::Precopy)'s `multifd_flush_after_each_section`.
     #[must_use]
-    pub fn channels(mut self, channels: impl IntoIterator<Item = &'a mut dyn Output>) -> Self {
+    pub fn channels(
+        mut self,
+        channels: impl IntoIterator<Item = &'a mut dyn WriteTransport>,
+    ) -> Self {
         self.channels = channels.into_iter().collect();
         self
     }
@@ -277,13 +280,13 @@ impl<'a> Outgoing<'a> {
     /// complete when the receiver says that it has everything. Without this it is when the
     /// last byte was written. Usually the same socket as `main`.
     #[must_use]
-    pub fn answers(mut self, back: &'a mut dyn Input) -> Self {
+    pub fn return_path(mut self, back: &'a mut dyn ReadTransport) -> Self {
         self.back = Some(back);
         self
     }
 }
 
-impl<'a, T: Output> From<&'a mut T> for Outgoing<'a> {
+impl<'a, T: WriteTransport> From<&'a mut T> for OutgoingChannels<'a> {
     fn from(main: &'a mut T) -> Self {
         Self::new(main)
     }
@@ -293,32 +296,32 @@ impl<'a, T: Output> From<&'a mut T> for Outgoing<'a> {
 ///
 /// A single input is one: `receiver.run(&mut socket)`.
 #[allow(missing_debug_implementations)] // inputs need not have one
-pub struct Incoming<'a> {
-    pub(crate) inputs: Vec<&'a mut dyn Input>,
-    pub(crate) back: Option<&'a mut dyn Output>,
+pub struct IncomingChannels<'a> {
+    pub(crate) inputs: Vec<&'a mut dyn ReadTransport>,
+    pub(crate) back: Option<&'a mut dyn WriteTransport>,
 }
 
-impl<'a> Incoming<'a> {
+impl<'a> IncomingChannels<'a> {
     /// One connection.
-    pub fn new(main: &'a mut dyn Input) -> Self {
+    pub fn new(main: &'a mut dyn ReadTransport) -> Self {
         Self { inputs: vec![main], back: None }
     }
 
     /// Several connections in any order: one carries the stream, 1 to 16 are channels of
     /// multifd packets. Each says which it is by its first bytes.
-    pub fn several(inputs: impl IntoIterator<Item = &'a mut dyn Input>) -> Self {
+    pub fn several(inputs: impl IntoIterator<Item = &'a mut dyn ReadTransport>) -> Self {
         Self { inputs: inputs.into_iter().collect(), back: None }
     }
 
     /// Answers go here, if the sender asks for them (QEMU: capability `return-path`).
     #[must_use]
-    pub fn answers(mut self, back: &'a mut dyn Output) -> Self {
+    pub fn return_path(mut self, back: &'a mut dyn WriteTransport) -> Self {
         self.back = Some(back);
         self
     }
 }
 
-impl<'a, T: Input> From<&'a mut T> for Incoming<'a> {
+impl<'a, T: ReadTransport> From<&'a mut T> for IncomingChannels<'a> {
     fn from(main: &'a mut T) -> Self {
         Self::new(main)
     }

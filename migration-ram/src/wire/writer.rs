@@ -7,7 +7,7 @@ use ram_block::{PageSize, RamBlock, SendList};
 
 use crate::error::SendError;
 use crate::wire::format::*;
-use crate::wire::transport::Output;
+use crate::wire::transport::WriteTransport;
 
 /// Guest memory that is gathered before it is sent, in bytes: more at a time is slower, as
 /// it leaves the cache before the receiver takes it.
@@ -24,7 +24,7 @@ struct Piece {
 
 /// A stream on its way out, of which the last part is still gathered.
 pub(crate) struct SendStream<'a> {
-    out: &'a mut dyn Output,
+    out: &'a mut dyn WriteTransport,
     own: Vec<u8>,
     pieces: Vec<Piece>,
     /// Bytes of all pieces.
@@ -34,7 +34,7 @@ pub(crate) struct SendStream<'a> {
 }
 
 impl<'a> SendStream<'a> {
-    pub(crate) fn new(out: &'a mut dyn Output) -> Self {
+    pub(crate) fn new(out: &'a mut dyn WriteTransport) -> Self {
         let own = Vec::with_capacity(OWN + (1 << 16));
         Self { out, own, pieces: Vec::new(), memory: 0, sent: 0 }
     }
@@ -75,7 +75,7 @@ impl<'a> SendStream<'a> {
     pub(crate) fn zero_records(&mut self, offset: u64, count: usize, page: u64) {
         let start = self.own.len();
         self.own.resize(start + count * ZERO_RECORD, 0);
-        let mut word = offset | FLAG_ZERO | FLAG_CONTINUE;
+        let mut word = offset | RAM_SAVE_FLAG_ZERO | RAM_SAVE_FLAG_CONTINUE;
         for record in self.own[start..].chunks_exact_mut(ZERO_RECORD) {
             record[..8].copy_from_slice(&word.to_be_bytes());
             word += page;
@@ -98,11 +98,11 @@ impl<'a> SendStream<'a> {
         let mut list = SendList::new();
         let mut from = 0;
         for piece in &self.pieces {
-            list.bytes(&self.own[from..piece.after]);
-            list.memory(&piece.block, piece.bytes.clone())?;
+            list.push_bytes(&self.own[from..piece.after]);
+            list.push_memory(&piece.block, piece.bytes.clone())?;
             from = piece.after;
         }
-        list.bytes(&self.own[from..]);
+        list.push_bytes(&self.own[from..]);
         self.out.send(&mut list).map_err(|error| SendError::Write {
             sent: self.sent + error.done(),
             source: error.into(),

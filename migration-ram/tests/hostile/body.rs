@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use migration_ram::{Device, DeviceError, FnDevice, Framing, Incoming, Input, Receiver, Target};
+use migration_ram::{
+    BlockTarget, Device, DeviceError, FnDevice, Framing, IncomingChannels, ReadTransport, Receiver,
+};
 use ram_block::RamBlock;
 
 /// A device whose state has a fixed length, as QEMU's have.
@@ -47,20 +49,21 @@ pub(crate) fn receive_any(choice: u8, inputs: &[&[u8]]) {
     let keep_unknown = choice & 1 != 0;
     let mut receiver = Receiver::new(if choice & 2 != 0 { &blocks } else { &[] })
         .keep_unknown_sections(keep_unknown)
-        .fresh(choice & 4 != 0);
+        .discard_contents(choice & 4 != 0);
     if choice & 8 != 0 {
         receiver = receiver.device(Arc::new(Fixed)).device(Arc::new(counted));
     }
     if choice & 16 != 0 {
-        receiver = receiver.blocks_by(|_, len| match len {
-            0..=0x10_0000 if len % 0x1000 == 0 => Target::Drop,
-            _ => Target::Refuse,
+        receiver = receiver.on_unknown_block(|_, len| match len {
+            0..=0x10_0000 if len % 0x1000 == 0 => BlockTarget::Drop,
+            _ => BlockTarget::Refuse,
         });
     }
     let mut slices: Vec<_> = inputs.to_vec();
     let mut answers = Vec::new();
-    let from = Incoming::several(slices.iter_mut().map(|slice| slice as &mut dyn Input));
-    match receiver.run(from.answers(&mut answers)) {
+    let from =
+        IncomingChannels::several(slices.iter_mut().map(|slice| slice as &mut dyn ReadTransport));
+    match receiver.run(from.return_path(&mut answers)) {
         Ok(received) => {
             let bytes: u64 = inputs.iter().map(|input| input.len() as u64).sum();
             assert!(received.bytes <= bytes, "{} of {bytes} bytes", received.bytes);

@@ -24,7 +24,7 @@ use crate::sys::mapping::prefer_huge_pages;
 
 /// Plain words, zero, not yet backed by memory.
 #[derive(Debug)]
-pub(crate) struct Bulk {
+pub(crate) struct LockedBitmap {
     leaves: Owned,
     summary: Owned,
     top: Owned,
@@ -32,7 +32,7 @@ pub(crate) struct Bulk {
     full: Owned,
 }
 
-impl Bulk {
+impl LockedBitmap {
     /// A clean bitmap of `pages` pages, if the operating system has the addresses.
     ///
     /// Mappings, not vectors: many allocators write the zeros of `vec![0; n]`, which for 4 TiB
@@ -260,7 +260,7 @@ mod tests {
                 (0..300_000u64, 1..19_000u64, any::<bool>(), any::<u64>()), 1..40),
         ) {
             const PAGES: u64 = 320_000;
-            let mut bulk = Bulk::new(PAGES).unwrap();
+            let mut bulk = LockedBitmap::new(PAGES).unwrap();
             let mut oracle = vec![false; index(PAGES)];
             for (start, len, merge, seed) in steps {
                 let range = start..start + len;

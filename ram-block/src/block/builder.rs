@@ -106,10 +106,10 @@ impl RamBlockBuilder {
     /// # Errors
     ///
     /// As [`file`](Self::file); a file that is open for reading suffices.
-    pub fn file_copy(self, file: &File, offset: u64) -> Result<Arc<RamBlock>, RamBlockError> {
+    pub fn file_private(self, file: &File, offset: u64) -> Result<Arc<RamBlock>, RamBlockError> {
         self.check_file(file, offset)?;
         let huge = self.huge;
-        self.finish(|max| Mapping::file_copy(file, offset, max, huge))
+        self.finish(|max| Mapping::file_private(file, offset, max, huge))
     }
 
     /// The caller's memory from `start` on, page-aligned; `owner` is dropped when the
@@ -127,7 +127,7 @@ impl RamBlockBuilder {
     ///
     /// [`RamBlockError::Id`], [`RamBlockError::Length`], [`RamBlockError::MaxLength`],
     /// [`RamBlockError::Address`]; `owner` is dropped then.
-    pub unsafe fn borrowed(
+    pub unsafe fn from_raw(
         self,
         start: NonNull<u8>,
         owner: Box<dyn Any + Send + Sync>,
@@ -138,7 +138,7 @@ impl RamBlockBuilder {
             return Err(RamBlockError::Address { id: self.id, address, page });
         }
         // SAFETY: as this function demands.
-        self.finish(|max| Ok(unsafe { Mapping::borrowed(start, max, owner) }))
+        self.finish(|max| Ok(unsafe { Mapping::from_raw(start, max, owner) }))
     }
 
     /// Whether all of the block lies in `file`.
@@ -280,7 +280,7 @@ pub(crate) mod tests {
     fn borrowed(max: u64) -> Arc<RamBlock> {
         let memory = Mapping::anonymous(index(max)).unwrap();
         // SAFETY: the mapping is the owner, and nobody else knows of it.
-        unsafe { builder(max).borrowed(memory.start(), Box::new(memory)) }.unwrap()
+        unsafe { builder(max).from_raw(memory.start(), Box::new(memory)) }.unwrap()
     }
 
     fn builder(max: u64) -> RamBlockBuilder {
@@ -294,7 +294,7 @@ pub(crate) mod tests {
             ("anonymous", builder(max).anonymous().unwrap()),
             ("memfd", builder(max).memfd().unwrap()),
             ("file", builder(max).file(file.open(true), page()).unwrap()),
-            ("file copy", builder(max).file_copy(&file.open(false), page()).unwrap()),
+            ("file copy", builder(max).file_private(&file.open(false), page()).unwrap()),
             ("borrowed", borrowed(max)),
             ("huge", builder(max).huge_pages(HugePages::Transparent).anonymous().unwrap()),
             ("pool", builder(max).huge_pages(HugePages::Pool).memfd().unwrap()),
@@ -363,7 +363,7 @@ pub(crate) mod tests {
     fn a_file_is_written_and_a_copy_leaves_it_alone() {
         let file = Temporary::new("file", &vec![b'f'; index(LEN + page())]);
         let shared = RamBlock::builder("ram", LEN).file(file.open(true), page()).unwrap();
-        let copy = RamBlock::builder("ram", LEN).file_copy(&file.open(false), page()).unwrap();
+        let copy = RamBlock::builder("ram", LEN).file_private(&file.open(false), page()).unwrap();
         shared.write(8, b"shared").unwrap();
         copy.write(page(), b"copy").unwrap();
         let mut found = [0; 6];
@@ -385,7 +385,7 @@ pub(crate) mod tests {
             short.to_string(),
             format!("Block \"ram\" needs {} bytes of its file, which has {LEN}", LEN + page())
         );
-        let short = block().max_len(2 * LEN).file_copy(&file.open(true), 0).unwrap_err();
+        let short = block().max_len(2 * LEN).file_private(&file.open(true), 0).unwrap_err();
         assert!(matches!(short, RamBlockError::FileTooShort { .. }), "{short}");
         let unaligned = block().file(file.open(true), 1).unwrap_err();
         assert!(matches!(unaligned, RamBlockError::Unaligned { offset: 1, .. }), "{unaligned}");
@@ -403,10 +403,10 @@ pub(crate) mod tests {
         let block = || RamBlock::builder("ram", LEN);
         let odd = NonNull::new(start.as_ptr().wrapping_add(8)).unwrap();
         // SAFETY: not aligned, so refused before it is used.
-        let refused = unsafe { block().borrowed(odd, Box::new(owner.clone())) };
+        let refused = unsafe { block().from_raw(odd, Box::new(owner.clone())) };
         assert!(matches!(refused, Err(RamBlockError::Address { .. })), "{refused:?}");
         // SAFETY: the mapping lives as long as its owner.
-        let ram = unsafe { block().borrowed(start, Box::new(owner.clone())) }.unwrap();
+        let ram = unsafe { block().from_raw(start, Box::new(owner.clone())) }.unwrap();
         assert_eq!(ram.host_address(), start.as_ptr());
         ram.write(0, b"mine").unwrap();
         assert_eq!(Arc::strong_count(&owner), 2);

@@ -135,7 +135,7 @@ impl RamBlock {
     /// locked again as it is touched; before Linux 5.18 it is zeroed and kept. What a guest
     /// writes meanwhile may survive or not.
     ///
-    /// Of a [copy of a file](crate::RamBlockBuilder::file_copy) 1,024 separate parts, and what
+    /// Of a [copy of a file](crate::RamBlockBuilder::file_private) 1,024 separate parts, and what
     /// adjoins them, can be given back; what is discarded beyond these is zeroed and its memory
     /// kept, as each part takes two of the process's mappings. So it is if it is locked, and
     /// before Linux 6.12, where a part could not be replaced without a moment in which nothing is
@@ -218,7 +218,7 @@ impl RamBlock {
     pub fn populate(&self, range: Range<u64>) -> Result<(), RamBlockError> {
         self.check_range(&range)?;
         let page = self.page_size();
-        let touched = page.touched(range.start, range.end - range.start);
+        let touched = page.pages_spanned(range.start, range.end - range.start);
         let bytes = index(touched.start * page.bytes())..index(touched.end * page.bytes());
         self.mapping.populate(bytes).map_err(|source| {
             let (id, offset, len) = (self.id.clone(), range.start, range.end - range.start);

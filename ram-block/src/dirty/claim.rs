@@ -48,12 +48,12 @@ impl DirtyMemory {
     ///
     /// [`DirtyError::Claimed`] if a claim stands, or a harvest without one goes on for a tenth of
     /// a second (one that visits runs may), [`DirtyError::Unregistered`], and
-    /// [`DirtyError::Inverse`] for the code client.
+    /// [`DirtyError::CodeClient`] for the code client.
     pub fn claim(self: &Arc<Self>, client: DirtyClient) -> Result<DirtyClaim, DirtyError> {
         // Held, so that the client is neither switched off nor dropped meanwhile.
         let names = self.lock_names();
         if client == DirtyClient::CODE {
-            return Err(DirtyError::Inverse);
+            return Err(DirtyError::CodeClient);
         }
         if name_of(&names, client).is_none() {
             return Err(DirtyError::Unregistered { client });
@@ -98,8 +98,8 @@ impl DirtyClaim {
         pages: Range<u64>,
         buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
-        let times_off = self.check()?;
-        self.dirty.take_snapshot(self.client, times_off, pages, buffer)
+        let disable_count = self.check()?;
+        self.dirty.take_snapshot(self.client, disable_count, pages, buffer)
     }
 
     /// As [`DirtyMemory::move_into`], of the client that is claimed.
@@ -108,8 +108,8 @@ impl DirtyClaim {
     ///
     /// As there, but for [`DirtyError::Claimed`].
     pub fn move_into(&self, pages: Range<u64>, into: &mut [u64]) -> Result<u64, DirtyError> {
-        let times_off = self.check()?;
-        self.dirty.move_bits(self.client, times_off, pages, into)
+        let disable_count = self.check()?;
+        self.dirty.move_bits(self.client, disable_count, pages, into)
     }
 
     /// As [`DirtyMemory::visit_runs`], of the client that is claimed.
@@ -123,8 +123,8 @@ impl DirtyClaim {
         gap: u64,
         visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
-        let times_off = self.check()?;
-        self.dirty.take_runs(self.client, times_off, pages, gap, visit)
+        let disable_count = self.check()?;
+        self.dirty.take_runs(self.client, disable_count, pages, gap, visit)
     }
 
     /// Switches the client off, as [`DirtyMemory::disable`] does. The claim stands.
@@ -142,9 +142,9 @@ impl DirtyClaim {
     fn check(&self) -> Result<u64, DirtyError> {
         let Self { dirty, client, number } = self;
         // First: a count that is read later may be that of the client's successor.
-        let times_off = dirty.times_off(*client);
+        let disable_count = dirty.disable_count(*client);
         if dirty.takers[client.index()].has(*number) {
-            return Ok(times_off);
+            return Ok(disable_count);
         }
         Err(DirtyError::ClientOff { client: *client, enabled: dirty.enabled() })
     }
@@ -252,8 +252,8 @@ mod tests {
         drop(stale);
         assert!(memory.is_claimed(client));
         assert!(claim.snapshot_and_clear(0..1).unwrap().is_dirty(0));
-        assert_eq!(memory.claim(DirtyClient::CODE).unwrap_err(), DirtyError::Inverse);
-        let unknown = DirtyClient::registrable().last().unwrap();
+        assert_eq!(memory.claim(DirtyClient::CODE).unwrap_err(), DirtyError::CodeClient);
+        let unknown = DirtyClient::dynamic().last().unwrap();
         let refused = memory.claim(unknown).unwrap_err();
         assert_eq!(refused, DirtyError::Unregistered { client: unknown });
     }
@@ -296,7 +296,7 @@ mod tests {
                 memory.enable(client).unwrap();
             }
             let stale = memory.claim(client).unwrap();
-            let times_off = stale.check().unwrap();
+            let disable_count = stale.check().unwrap();
             drop(first);
             let next = memory.register("next").unwrap();
             assert_eq!(next.client(), client);
@@ -305,12 +305,12 @@ mod tests {
             memory.mark(0, 1);
             let gone = |error| matches!(error, DirtyError::ClientOff { .. });
             let (pages, buffer) = (0..128, DirtySnapshot::default());
-            let taken = memory.take_snapshot(client, times_off, pages.clone(), buffer);
+            let taken = memory.take_snapshot(client, disable_count, pages.clone(), buffer);
             assert!(gone(taken.unwrap_err()));
             let mut words = [0; 2];
-            let taken = memory.move_bits(client, times_off, pages.clone(), &mut words);
+            let taken = memory.move_bits(client, disable_count, pages.clone(), &mut words);
             assert!(gone(taken.unwrap_err()));
-            let taken = memory.take_runs(client, times_off, pages.clone(), 0, go_on);
+            let taken = memory.take_runs(client, disable_count, pages.clone(), 0, go_on);
             assert!(gone(taken.unwrap_err()));
             assert!(claim.snapshot_and_clear(pages).unwrap().is_dirty(0));
         }

@@ -30,7 +30,7 @@ impl DirtyClient {
     }
 
     /// Those that are given out at run time, in the order of their numbers.
-    pub fn registrable() -> impl Iterator<Item = Self> {
+    pub fn dynamic() -> impl Iterator<Item = Self> {
         (3..8).map(Self)
     }
 
@@ -168,7 +168,7 @@ mod tests {
         let built_in = [DirtyClient::VGA, DirtyClient::CODE, DirtyClient::MIGRATION];
         assert_eq!(built_in.map(DirtyClient::number), [0, 1, 2]);
         assert_eq!(built_in.map(|client| client.to_string()), ["vga", "code", "migration"]);
-        assert!(DirtyClient::all().eq(built_in.into_iter().chain(DirtyClient::registrable())));
+        assert!(DirtyClient::all().eq(built_in.into_iter().chain(DirtyClient::dynamic())));
         assert_eq!(DirtyClient::all().count(), DirtyClient::COUNT);
     }
 

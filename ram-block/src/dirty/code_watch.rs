@@ -12,7 +12,7 @@ use crate::dirty::watched::in_a_hook;
 
 /// What a translator read its code under; see [`CodeWatch::is_current`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watching(u64);
+pub struct WatchToken(u64);
 
 /// A translator's watch over the pages of one block that it has translated.
 ///
@@ -93,18 +93,18 @@ impl CodeWatch {
     /// # Errors
     ///
     /// [`DirtyError::OutOfRange`] if the block has no such pages, and
-    /// [`DirtyError::InHook`] from within the hook, whose page would not stay watched.
-    pub fn watch(&self, pages: Range<u64>) -> Result<Watching, DirtyError> {
+    /// [`DirtyError::CalledFromHook`] from within the hook, whose page would not stay watched.
+    pub fn watch(&self, pages: Range<u64>) -> Result<WatchToken, DirtyError> {
         let code = self.dirty.code();
         if code.is_telling() {
-            return Err(DirtyError::InHook);
+            return Err(DirtyError::CalledFromHook);
         }
         let check = || self.dirty.check(&pages, self.dirty.pages());
         check()?;
         let mut reports = code.reports();
         if let Some(watches) = self.dirty.code().watches(self.dirty.switches()) {
             // Under the lock: who finds a page watched may rely on the barrier.
-            reports.watch(&watches, &pages, || self.dirty.order_writers());
+            reports.watch(&watches, &pages, || self.dirty.fence_writers());
             // A resize changes the length, then reports the watched pages that go. If it has
             // not seen these, its change of the length is seen here. They stay watched, which
             // costs a report of too much and loses none of another translator's.
@@ -112,14 +112,14 @@ impl CodeWatch {
         }
         // A report that begins now is seen by `is_current`; one that has begun began with a
         // store that this thread reads.
-        Ok(Watching(code.invalidations.load(Ordering::Acquire)))
+        Ok(WatchToken(code.invalidations.load(Ordering::Acquire)))
     }
 
     /// Whether no page of the block was reported since `watching`.
     ///
     /// To be asked after a translation can be found by the hook: a report that came
     /// before found nothing to invalidate. False says only that some page was written.
-    pub fn is_current(&self, watching: Watching) -> bool {
+    pub fn is_current(&self, watching: WatchToken) -> bool {
         self.dirty.code().invalidations.load(Ordering::Acquire) == watching.0
     }
 

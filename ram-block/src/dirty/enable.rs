@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::bitmap::atomic::Bitmap;
-use crate::bitmap::locked::Bulk;
+use crate::bitmap::locked::LockedBitmap;
 use crate::dirty::client::{DirtyClient, Names, name_of};
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::{DirtyMemory, WRITERS_FENCE};
@@ -29,12 +29,12 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::Unregistered`], [`DirtyError::NoMemory`], and [`DirtyError::Inverse`] for
+    /// [`DirtyError::Unregistered`], [`DirtyError::NoMemory`], and [`DirtyError::CodeClient`] for
     /// the code client, which has a [`CodeWatch`](crate::CodeWatch) instead.
     pub fn enable(&self, client: DirtyClient) -> Result<(), DirtyError> {
         let names = self.lock_names();
         if client == DirtyClient::CODE {
-            return Err(DirtyError::Inverse);
+            return Err(DirtyError::CodeClient);
         }
         if name_of(&names, client).is_none() {
             return Err(DirtyError::Unregistered { client });
@@ -42,7 +42,7 @@ impl DirtyMemory {
         reserve(&self.bitmaps[client.index()], self.room)?;
         let mut bulk = self.lock_bulk();
         if bulk[client.index()].is_none() {
-            let new = Bulk::new(self.room).map_err(|error| no_memory(self.room, &error))?;
+            let new = LockedBitmap::new(self.room).map_err(|error| no_memory(self.room, &error))?;
             bulk[client.index()] = Some(new);
         }
         drop(bulk);
@@ -59,7 +59,7 @@ impl DirtyMemory {
             // it is promised, comes after the count has changed.
             self.switch_ons.fetch_add(1, Ordering::SeqCst);
         }
-        self.order_writers();
+        self.fence_writers();
     }
 
     /// How often a client was switched on, by whichever map or caller. A code watch is not
@@ -81,7 +81,7 @@ impl DirtyMemory {
 
     /// Parts every write of this process in two: it is in memory when this returns, or
     /// its mark sees what this thread did before.
-    pub(crate) fn order_writers(&self) {
+    pub(crate) fn fence_writers(&self) {
         if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !membarrier::every_thread() {
             log::warn!(
                 "membarrier is refused since the start: each mark of guest memory fences from now \
@@ -100,10 +100,10 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::Claimed`], and [`DirtyError::Inverse`] for the code client.
+    /// [`DirtyError::Claimed`], and [`DirtyError::CodeClient`] for the code client.
     pub fn disable(&self, client: DirtyClient) -> Result<(), DirtyError> {
         if client == DirtyClient::CODE {
-            return Err(DirtyError::Inverse);
+            return Err(DirtyError::CodeClient);
         }
         // Held: a claim is taken before or after this.
         let names = self.lock_names();
@@ -131,7 +131,7 @@ impl DirtyMemory {
     /// block had one length: who builds on all that was harvested since the first look can
     /// tell.
     pub fn epoch(&self, client: DirtyClient) -> u64 {
-        self.times_off(client) + self.resizes.load(Ordering::Acquire)
+        self.disable_count(client) + self.resizes.load(Ordering::Acquire)
     }
 
     /// Makes it `pages` pages, of those that there is room for: drops the bits of those

@@ -31,13 +31,13 @@ pub enum DirtyError {
     },
     /// The code client is not switched on and off and has no harvest: it watches pages.
     #[error("Client code has no dirty log: its pages are watched by watch_code")]
-    Inverse,
+    CodeClient,
     /// Somebody watches the block's code already.
     #[error("The code of this block is watched already")]
     Watched,
     /// A hook that is told of a write wants pages to be watched.
     #[error("Pages cannot be watched from within the hook that reports one")]
-    InHook,
+    CalledFromHook,
     /// The number was not given out, or its registration is gone.
     #[error("{client} is not registered here")]
     Unregistered {

@@ -6,7 +6,7 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crate::bitmap::bits::{BITS, GRANULE};
-use crate::bitmap::locked::Bulk;
+use crate::bitmap::locked::LockedBitmap;
 use crate::dirty::client::{ClientSet, DirtyClient};
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
@@ -27,7 +27,7 @@ pub struct Harvest {
     owner: Option<Arc<DirtyMemory>>,
     client: DirtyClient,
     /// How often the client had been switched off: its bits are dropped with it.
-    times_off: u64,
+    disable_count: u64,
     snapshot: DirtySnapshot,
 }
 
@@ -35,10 +35,10 @@ impl Harvest {
     fn new(
         owner: Arc<DirtyMemory>,
         client: DirtyClient,
-        times_off: u64,
+        disable_count: u64,
         snapshot: DirtySnapshot,
     ) -> Self {
-        Self { owner: Some(owner), client, times_off, snapshot }
+        Self { owner: Some(owner), client, disable_count, snapshot }
     }
 
     /// Declares the pages dealt with; returns the snapshot, whose buffer the next
@@ -60,7 +60,7 @@ impl Deref for Harvest {
 impl Drop for Harvest {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take() {
-            owner.give_back(self.client, self.times_off, &self.snapshot);
+            owner.restore(self.client, self.disable_count, &self.snapshot);
         }
     }
 }
@@ -102,35 +102,35 @@ impl DirtyMemory {
         buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
         let _unclaimed = self.unclaimed(client)?;
-        self.take_snapshot(client, self.times_off(client), pages, buffer)
+        self.take_snapshot(client, self.disable_count(client), pages, buffer)
     }
 
-    /// Whoever calls this may take the client's bits, if it was switched off `times_off` times
+    /// Whoever calls this may take the client's bits, if it was switched off `disable_count` times
     /// before he made sure of that.
     pub(super) fn take_snapshot(
         self: &Arc<Self>,
         client: DirtyClient,
-        times_off: u64,
+        disable_count: u64,
         pages: Range<u64>,
         mut buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
         self.check_on(client, &pages)?;
         buffer.reset(pages.clone());
         self.take_words(client, &pages, |word, bits| buffer.put(word, bits));
-        self.check_still_on(client, times_off, &pages)?;
-        Ok(Harvest::new(self.clone(), client, times_off, buffer))
+        self.check_still_on(client, disable_count, &pages)?;
+        Ok(Harvest::new(self.clone(), client, disable_count, buffer))
     }
 
-    /// Whether `client` was on all the time since it had been switched off `times_off` times.
+    /// Whether `client` was on all the time since it had been switched off `disable_count` times.
     /// If not, some of what was taken from `pages` meanwhile may be of whoever has its number
     /// now: all of them are marked for him.
     pub(crate) fn check_still_on(
         &self,
         client: DirtyClient,
-        times_off: u64,
+        disable_count: u64,
         pages: &Range<u64>,
     ) -> Result<(), DirtyError> {
-        if self.times_off(client) == times_off {
+        if self.disable_count(client) == disable_count {
             return Ok(());
         }
         self.mark_range(ClientSet::EMPTY.with(client), pages);
@@ -139,8 +139,8 @@ impl DirtyMemory {
 
     /// Returns the bits of a harvest to the client they came from, unless it was
     /// switched off since.
-    fn give_back(&self, client: DirtyClient, times_off: u64, snapshot: &DirtySnapshot) {
-        if self.times_off(client) == times_off {
+    fn restore(&self, client: DirtyClient, disable_count: u64, snapshot: &DirtySnapshot) {
+        if self.disable_count(client) == disable_count {
             snapshot.block_words().for_each(|(word, bits)| self.mark_for(client, word, bits));
         }
     }
@@ -179,7 +179,7 @@ impl DirtyMemory {
         &self,
         client: DirtyClient,
         pages: &Range<u64>,
-        mut each: impl FnMut(&mut Bulk, &Range<u64>),
+        mut each: impl FnMut(&mut LockedBitmap, &Range<u64>),
     ) {
         let mut rest = pages.clone();
         loop {
@@ -211,7 +211,7 @@ impl DirtyMemory {
         into: &mut [u64],
     ) -> Result<u64, DirtyError> {
         let _unclaimed = self.unclaimed(client)?;
-        self.move_bits(client, self.times_off(client), pages, into)
+        self.move_bits(client, self.disable_count(client), pages, into)
     }
 
     /// Whoever calls this may take the client's bits, as with
@@ -219,7 +219,7 @@ impl DirtyMemory {
     pub(super) fn move_bits(
         &self,
         client: DirtyClient,
-        times_off: u64,
+        disable_count: u64,
         pages: Range<u64>,
         into: &mut [u64],
     ) -> Result<u64, DirtyError> {
@@ -237,7 +237,7 @@ impl DirtyMemory {
             new += u64::from((bits & !*slot).count_ones());
             *slot |= bits;
         });
-        self.check_still_on(client, times_off, &pages)?;
+        self.check_still_on(client, disable_count, &pages)?;
         Ok(new)
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::bitmap::atomic::Bitmap;
 use crate::bitmap::bits::BITS;
-use crate::bitmap::locked::Bulk;
+use crate::bitmap::locked::LockedBitmap;
 use crate::bitmap::shifted::Shifted;
 use crate::dirty::client::{ClientSet, DirtyClient, Names};
 use crate::dirty::error::DirtyError;
@@ -17,7 +17,7 @@ use crate::page::PageSize;
 use crate::sys::membarrier;
 
 /// The bulk part of each client that is on.
-pub(super) type BulkParts = [Option<Bulk>; DirtyClient::COUNT];
+pub(super) type BulkParts = [Option<LockedBitmap>; DirtyClient::COUNT];
 
 /// Set in `enabled` where writers must fence for themselves; see `membarrier`.
 pub(super) const WRITERS_FENCE: u64 = 1 << 63;
@@ -169,7 +169,7 @@ impl DirtyMemory {
         if clients.is_empty() {
             return;
         }
-        let touched = self.page_size.touched(offset, len);
+        let touched = self.page_size.pages_spanned(offset, len);
         let touched = touched.start..touched.end.min(self.room);
         if clients == ClientSet::EMPTY.with(DirtyClient::CODE) {
             // A translator's guest stores all the time.
@@ -181,7 +181,7 @@ impl DirtyMemory {
 
     /// As [`mark`](Self::mark), of `bytes`, for all but a code watch.
     pub(crate) fn mark_but_code(&self, bytes: &Range<u64>) {
-        let touched = self.page_size.touched(bytes.start, bytes.end - bytes.start);
+        let touched = self.page_size.pages_spanned(bytes.start, bytes.end - bytes.start);
         let touched = touched.start..touched.end.min(self.room);
         self.mark_range(self.interested().without(DirtyClient::CODE), &touched);
     }
@@ -189,7 +189,7 @@ impl DirtyMemory {
     /// As [`mark`](Self::mark), of `bytes`, for a code watch alone.
     pub(crate) fn mark_code(&self, bytes: &Range<u64>) {
         if self.interested().contains(DirtyClient::CODE) {
-            let touched = self.page_size.touched(bytes.start, bytes.end - bytes.start);
+            let touched = self.page_size.pages_spanned(bytes.start, bytes.end - bytes.start);
             self.code_written(&(touched.start..touched.end.min(self.room)));
         }
     }
@@ -249,7 +249,7 @@ impl DirtyMemory {
     }
 
     /// How often `client` was switched off.
-    pub(crate) fn times_off(&self, client: DirtyClient) -> u64 {
+    pub(crate) fn disable_count(&self, client: DirtyClient) -> u64 {
         self.epochs[client.index()].load(Ordering::Acquire)
     }
 
@@ -278,7 +278,7 @@ impl DirtyMemory {
         pages: &Range<u64>,
     ) -> Result<(), DirtyError> {
         if client == DirtyClient::CODE {
-            return Err(DirtyError::Inverse);
+            return Err(DirtyError::CodeClient);
         }
         self.check(pages, self.pages())?;
         let enabled = self.enabled();

@@ -182,7 +182,7 @@ impl Bench {
             Step::Switch(number, true) => {
                 let client = Self::client(number);
                 let expected = match number {
-                    1 => Err(DirtyError::Inverse),
+                    1 => Err(DirtyError::CodeClient),
                     0 | 2 => Ok(()),
                     _ if registered.iter().any(|other| other.client() == client) => Ok(()),
                     _ => Err(DirtyError::Unregistered { client }),
@@ -195,7 +195,7 @@ impl Bench {
             Step::Switch(number, false) => {
                 let client = Self::client(number);
                 let is_code = client == DirtyClient::CODE;
-                let expected = if is_code { Err(DirtyError::Inverse) } else { Ok(()) };
+                let expected = if is_code { Err(DirtyError::CodeClient) } else { Ok(()) };
                 prop_assert_eq!(memory.disable(client), expected);
                 oracle.dirty[number] = None;
             }

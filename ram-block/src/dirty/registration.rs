@@ -61,7 +61,7 @@ impl DirtyMemory {
     /// [`DirtyError::ClientTaken`] if there is a client of this name.
     pub fn register(self: &Arc<Self>, name: &str) -> Result<ClientRegistration, DirtyError> {
         let mut names = self.lock_names();
-        let free = DirtyClient::registrable().find(|client| names[client.index()].is_none());
+        let free = DirtyClient::dynamic().find(|client| names[client.index()].is_none());
         let too_many = || DirtyError::TooManyClients { name: name.to_owned() };
         self.give(&mut names, free.ok_or_else(too_many)?, name)
     }

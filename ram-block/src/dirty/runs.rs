@@ -198,15 +198,15 @@ impl DirtyMemory {
         visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
         let _unclaimed = self.unclaimed(client)?;
-        self.take_runs(client, self.times_off(client), pages, gap, visit)
+        self.take_runs(client, self.disable_count(client), pages, gap, visit)
     }
 
-    /// Whoever calls this may take the client's bits, if it was switched off `times_off` times
+    /// Whoever calls this may take the client's bits, if it was switched off `disable_count` times
     /// before he made sure of that.
     pub(crate) fn take_runs<B>(
         &self,
         client: DirtyClient,
-        times_off: u64,
+        disable_count: u64,
         pages: Range<u64>,
         gap: u64,
         mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
@@ -226,7 +226,7 @@ impl DirtyMemory {
             rest.start = granule.end;
             taken.take(&granule);
             // If not, what was taken is given back to whoever has the number now.
-            self.check_still_on(client, times_off, &granule)?;
+            self.check_still_on(client, disable_count, &granule)?;
             if let ControlFlow::Break(value) = taken.visit_words(gap, &mut visit) {
                 return Ok(ControlFlow::Break(value));
             }

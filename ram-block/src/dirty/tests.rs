@@ -149,7 +149,7 @@ fn clients_are_registered_by_name_and_number() {
     };
     let mut clients: Vec<_> =
         (0..5).map(|n| memory.register(&format!("client {n}")).unwrap()).collect();
-    assert!(clients.iter().map(ClientRegistration::client).eq(DirtyClient::registrable()));
+    assert!(clients.iter().map(ClientRegistration::client).eq(DirtyClient::dynamic()));
     let refused = memory.register("sixth").unwrap_err();
     assert_eq!(refused, DirtyError::TooManyClients { name: "sixth".to_owned() });
     let fourth = clients.remove(3).client();
@@ -163,9 +163,9 @@ fn clients_are_registered_by_name_and_number() {
     assert_eq!(refused, taken("mine", MIGRATION, "migration"));
     let again = memory.register_as(fourth, "again").unwrap();
     assert_eq!(memory.client_name(again.client()).as_deref(), Some("again"));
-    assert_eq!(memory.enable(DirtyClient::CODE), Err(DirtyError::Inverse));
+    assert_eq!(memory.enable(DirtyClient::CODE), Err(DirtyError::CodeClient));
     let refused = memory.snapshot_and_clear(DirtyClient::CODE, 0..64).unwrap_err();
-    assert_eq!(refused, DirtyError::Inverse);
+    assert_eq!(refused, DirtyError::CodeClient);
 }
 
 #[test]
@@ -211,13 +211,13 @@ fn a_harvest_that_a_switch_overtakes_takes_nothing_from_the_next() {
     assert!(take(&memory, client, 0..memory.pages()).contains(&late));
 
     // The same of the other harvests, whose switch comes in the middle of their work.
-    let times_off = memory.times_off(client);
+    let disable_count = memory.disable_count(client);
     drop(second.take());
     let third = memory.register("third").unwrap();
     memory.enable(client).unwrap();
     memory.mark_pages(&[late]);
     memory.take_words(client, &(0..memory.pages()), |_, _| ());
-    let overtaken = memory.check_still_on(client, times_off, &(late..late + 1));
+    let overtaken = memory.check_still_on(client, disable_count, &(late..late + 1));
     assert!(matches!(overtaken, Err(DirtyError::ClientOff { .. })));
     assert_eq!(take(&memory, third.client(), 0..memory.pages()), [late]);
 }

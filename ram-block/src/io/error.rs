@@ -18,7 +18,7 @@ pub enum TransferError {
     },
     /// There was nothing left to read, or nothing more could be written.
     #[error("A stream ended after {done} bytes, {missing} are missing")]
-    Ended {
+    UnexpectedEof {
         /// Bytes that were transferred by this call.
         done: u64,
         /// Bytes that were not.
@@ -26,7 +26,7 @@ pub enum TransferError {
     },
     /// Memory of a block is not there: the file that it maps was made shorter.
     #[error("A transfer stopped after {done} bytes: byte {offset:#x} of block \"{id}\" is gone")]
-    Vanished {
+    MemoryGone {
         /// Bytes that were transferred by this call.
         done: u64,
         /// The block's id.
@@ -40,7 +40,9 @@ impl TransferError {
     /// Bytes that the failed call has transferred.
     pub fn done(&self) -> u64 {
         match self {
-            Self::Io { done, .. } | Self::Ended { done, .. } | Self::Vanished { done, .. } => *done,
+            Self::Io { done, .. }
+            | Self::UnexpectedEof { done, .. }
+            | Self::MemoryGone { done, .. } => *done,
         }
     }
 }
@@ -49,7 +51,9 @@ impl TransferError {
     /// The same, of a call that had transferred `before` already.
     pub(super) fn after(mut self, before: u64) -> Self {
         match &mut self {
-            Self::Io { done, .. } | Self::Ended { done, .. } | Self::Vanished { done, .. } => {
+            Self::Io { done, .. }
+            | Self::UnexpectedEof { done, .. }
+            | Self::MemoryGone { done, .. } => {
                 *done += before;
             }
         }
@@ -61,8 +65,8 @@ impl From<TransferError> for io::Error {
     fn from(error: TransferError) -> Self {
         match error {
             TransferError::Io { source, .. } => source,
-            TransferError::Ended { .. } => Self::new(io::ErrorKind::UnexpectedEof, error),
-            TransferError::Vanished { .. } => Self::other(error),
+            TransferError::UnexpectedEof { .. } => Self::new(io::ErrorKind::UnexpectedEof, error),
+            TransferError::MemoryGone { .. } => Self::other(error),
         }
     }
 }

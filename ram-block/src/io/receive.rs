@@ -81,7 +81,7 @@ impl<'a> ReceiveList<'a> {
     }
 
     /// Adds bytes.
-    pub fn bytes(&mut self, bytes: &'a mut [u8]) {
+    pub fn push_bytes(&mut self, bytes: &'a mut [u8]) {
         self.places.push(Place::Bytes(bytes));
     }
 
@@ -90,7 +90,11 @@ impl<'a> ReceiveList<'a> {
     /// # Errors
     ///
     /// [`RamBlockError::OutOfBounds`]; nothing is added then.
-    pub fn memory(&mut self, block: &'a RamBlock, range: Range<u64>) -> Result<(), RamBlockError> {
+    pub fn push_memory(
+        &mut self,
+        block: &'a RamBlock,
+        range: Range<u64>,
+    ) -> Result<(), RamBlockError> {
         self.places.push_memory(block, range)
     }
 
@@ -142,7 +146,7 @@ impl<'a> ReceiveList<'a> {
     ///
     /// # Errors
     ///
-    /// [`TransferError::Io`] and [`TransferError::Vanished`].
+    /// [`TransferError::Io`] and [`TransferError::MemoryGone`].
     pub fn read_from_fd(&mut self, fd: BorrowedFd<'_>) -> Result<usize, TransferError> {
         if self.is_empty() {
             return Ok(0);
@@ -163,7 +167,7 @@ impl<'a> ReceiveList<'a> {
         let mut done = 0;
         while !self.is_empty() {
             match self.read_some(&mut stream) {
-                Ok(0) => return Err(TransferError::Ended { done, missing: self.len() }),
+                Ok(0) => return Err(TransferError::UnexpectedEof { done, missing: self.len() }),
                 Ok(count) => done += count as u64,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream
                     .wait(libc::POLLIN)
@@ -180,13 +184,13 @@ impl<'a> ReceiveList<'a> {
     /// # Errors
     ///
     /// As [`read_exact_from_fd`](Self::read_exact_from_fd). Of a file that was made shorter
-    /// under a block the rest is [`TransferError::Vanished`], unless the kernel refuses
+    /// under a block the rest is [`TransferError::MemoryGone`], unless the kernel refuses
     /// `process_vm_writev`: then it is a bus error.
     pub fn read_from(&mut self, input: &mut dyn Read) -> Result<(), TransferError> {
         let mut done = 0;
         while !self.is_empty() {
             match self.read_some_from(input) {
-                Ok(0) => return Err(TransferError::Ended { done, missing: self.len() }),
+                Ok(0) => return Err(TransferError::UnexpectedEof { done, missing: self.len() }),
                 Ok(count) => done += count as u64,
                 Err(error) => return Err(error.after(done)),
             }
@@ -231,7 +235,7 @@ impl<'a> ReceiveList<'a> {
                         let (id, count) = (block.id().to_owned(), offset - range.start);
                         self.places.advance(count);
                         *done += count;
-                        return Err(TransferError::Vanished { done: *done, id, offset });
+                        return Err(TransferError::MemoryGone { done: *done, id, offset });
                     }
                 }
             }

@@ -24,7 +24,8 @@ impl Memory<'_> {
         }
         let Range { start, end } = self.range;
         let page = self.block.page_size();
-        let mut firsts = page.touched(start, end - start).map(|n| (n * page.bytes()).max(start));
+        let mut firsts =
+            page.pages_spanned(start, end - start).map(|n| (n * page.bytes()).max(start));
         firsts.find(|at| copy_out(self.block, *at, &mut [0]).is_err())
     }
 }
@@ -142,7 +143,7 @@ impl<'a, P: Piece<'a>> Pieces<P> {
             for memory in self.rest().iter().take(MOST).filter_map(Piece::memory) {
                 if let Some(offset) = memory.first_gone() {
                     let id = memory.block.id().to_owned();
-                    return TransferError::Vanished { done, id, offset };
+                    return TransferError::MemoryGone { done, id, offset };
                 }
             }
         }

@@ -71,14 +71,14 @@ impl<'a> Piece<'a> for Part<'a> {
 /// from.write(0x1000, b"a page")?;
 ///
 /// let mut list = SendList::new();
-/// list.copy(&0x1000u64.to_be_bytes());
-/// list.memory(&from, 0x1000..0x2000)?;
+/// list.push_copied(&0x1000u64.to_be_bytes());
+/// list.push_memory(&from, 0x1000..0x2000)?;
 /// list.write_to_fd(here.as_fd())?;
 ///
 /// let mut head = [0; 8];
 /// let mut places = ReceiveList::new();
-/// places.bytes(&mut head);
-/// places.memory(&to, 0x1000..0x2000)?;
+/// places.push_bytes(&mut head);
+/// places.push_memory(&to, 0x1000..0x2000)?;
 /// places.read_exact_from_fd(there.as_fd())?;
 /// drop(places);
 /// assert_eq!(u64::from_be_bytes(head), 0x1000);
@@ -116,13 +116,13 @@ impl<'a> SendList<'a> {
     }
 
     /// Adds bytes.
-    pub fn bytes(&mut self, bytes: &'a [u8]) {
+    pub fn push_bytes(&mut self, bytes: &'a [u8]) {
         self.pieces.push(Part::Bytes(bytes));
     }
 
     /// Adds bytes that are copied into the list: headers. What is copied one after the
     /// other is one piece.
-    pub fn copy(&mut self, bytes: &[u8]) {
+    pub fn push_copied(&mut self, bytes: &[u8]) {
         let start = self.copied.len();
         self.copied.extend_from_slice(bytes);
         let joined = self.pieces.grow_last(|last| {
@@ -140,7 +140,11 @@ impl<'a> SendList<'a> {
     /// # Errors
     ///
     /// [`RamBlockError::OutOfBounds`]; nothing is added then.
-    pub fn memory(&mut self, block: &'a RamBlock, range: Range<u64>) -> Result<(), RamBlockError> {
+    pub fn push_memory(
+        &mut self,
+        block: &'a RamBlock,
+        range: Range<u64>,
+    ) -> Result<(), RamBlockError> {
         self.pieces.push_memory(block, range)
     }
 
@@ -195,7 +199,7 @@ impl<'a> SendList<'a> {
         let mut done = 0;
         while !self.is_empty() {
             match stream.write(self.sources()) {
-                Ok(0) => return Err(TransferError::Ended { done, missing: self.len() }),
+                Ok(0) => return Err(TransferError::UnexpectedEof { done, missing: self.len() }),
                 Ok(count) => {
                     done += count as u64;
                     self.advance(count as u64);
@@ -214,7 +218,7 @@ impl<'a> SendList<'a> {
     /// # Errors
     ///
     /// As [`write_to_fd`](Self::write_to_fd). Of a file that was made shorter under a block
-    /// the rest is [`TransferError::Vanished`], unless the kernel refuses
+    /// the rest is [`TransferError::MemoryGone`], unless the kernel refuses
     /// `process_vm_readv`: then it is a bus error.
     pub fn write_to(&mut self, out: &mut dyn Write) -> Result<(), TransferError> {
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -228,7 +232,7 @@ impl<'a> SendList<'a> {
                 }
                 _ => match self.gather(&mut buffer) {
                     Err((id, offset)) if buffer.is_empty() => {
-                        Err(TransferError::Vanished { done, id, offset })
+                        Err(TransferError::MemoryGone { done, id, offset })
                     }
                     // What is there goes first; the next gathering fails again.
                     _ => self.write_some(out, &buffer, &mut done),
@@ -276,7 +280,9 @@ impl<'a> SendList<'a> {
     ) -> Result<(), TransferError> {
         while !bytes.is_empty() {
             match out.write(bytes) {
-                Ok(0) => return Err(TransferError::Ended { done: *done, missing: self.len() }),
+                Ok(0) => {
+                    return Err(TransferError::UnexpectedEof { done: *done, missing: self.len() });
+                }
                 Ok(count) => {
                     let count = count.min(bytes.len());
                     bytes = &bytes[count..];

@@ -198,11 +198,11 @@ proptest! {
             expected.clear();
             for (want, own) in wants.iter().zip(&own) {
                 match want {
-                    Want::Bytes(_) => list.bytes(own),
-                    Want::Copied(_) => list.copy(own),
+                    Want::Bytes(_) => list.push_bytes(own),
+                    Want::Copied(_) => list.push_copied(own),
                     Want::Memory(block, at, len) => {
                         let ram = &blocks[*block].1;
-                        list.memory(ram, *at..*at + *len as u64).unwrap();
+                        list.push_memory(ram, *at..*at + *len as u64).unwrap();
                         let mut bytes = vec![0; *len];
                         ram.read(*at, &mut bytes).unwrap();
                         expected.extend(bytes);
@@ -252,7 +252,7 @@ proptest! {
                 Want::Memory(block, place, _) => {
                     let start = usize::try_from(*place).unwrap();
                     memories[*block][start..start + some].copy_from_slice(bytes);
-                    expected_dirty[*block].extend(PageSize::host().touched(*place, some as u64));
+                    expected_dirty[*block].extend(PageSize::host().pages_spanned(*place, some as u64));
                 }
             }
             at += some;
@@ -262,9 +262,9 @@ proptest! {
         let mut list = ReceiveList::new();
         for (want, own) in wants.iter().zip(&mut own) {
             match want {
-                Want::Bytes(_) | Want::Copied(_) => list.bytes(own),
+                Want::Bytes(_) | Want::Copied(_) => list.push_bytes(own),
                 Want::Memory(block, at, len) => {
-                    list.memory(&blocks[*block].1, *at..*at + *len as u64).unwrap();
+                    list.push_memory(&blocks[*block].1, *at..*at + *len as u64).unwrap();
                 }
             }
         }
@@ -272,7 +272,7 @@ proptest! {
         let result = receive(&mut list, way, &stream[..sent], most, one_by_one);
         match result {
             Ok(()) => prop_assert_eq!(sent, all),
-            Err(TransferError::Ended { done, missing }) => {
+            Err(TransferError::UnexpectedEof { done, missing }) => {
                 prop_assert_eq!((done, missing), (sent as u64, (all - sent) as u64));
             }
             Err(other) => prop_assert!(false, "{}", other),
@@ -309,7 +309,7 @@ fn receive(
         let mut done = 0;
         while !list.is_empty() {
             match list.read_from_fd(fd) {
-                Ok(0) => return Err(TransferError::Ended { done, missing: list.len() }),
+                Ok(0) => return Err(TransferError::UnexpectedEof { done, missing: list.len() }),
                 Ok(count) => done += count as u64,
                 Err(TransferError::Io { source, .. })
                     if source.kind() == io::ErrorKind::WouldBlock =>
@@ -351,10 +351,10 @@ fn a_stream_that_ends_at_any_byte_marks_the_pages_that_it_reached() {
             ram.dirty().enable(CLIENT).unwrap();
             let mut head = [0; 4];
             let mut list = ReceiveList::new();
-            list.memory(&ram, page() - 4..page() + 4).unwrap();
-            list.bytes(&mut head);
-            list.memory(&ram, 6 * page() - 1..6 * page() + 1).unwrap();
-            list.memory(&ram, 3 * page() - 5..3 * page() + 5).unwrap();
+            list.push_memory(&ram, page() - 4..page() + 4).unwrap();
+            list.push_bytes(&mut head);
+            list.push_memory(&ram, 6 * page() - 1..6 * page() + 1).unwrap();
+            list.push_memory(&ram, 3 * page() - 5..3 * page() + 5).unwrap();
             let result = receive(&mut list, way, &bytes[..end], 100, false);
             assert_eq!(result.is_ok(), end == 24, "{way:?}");
             let mut expected = BTreeSet::new();
@@ -384,8 +384,8 @@ fn thousands_of_pieces_go_in_few_calls_and_join_where_they_can() {
         scope.spawn(|| {
             let mut list = SendList::new();
             for n in (0..PAGES).rev() {
-                list.copy(&n.to_be_bytes());
-                list.memory(&from, n * page()..(n + 1) * page()).unwrap();
+                list.push_copied(&n.to_be_bytes());
+                list.push_memory(&from, n * page()..(n + 1) * page()).unwrap();
             }
             assert_eq!(list.pieces(), 10_000);
             list.write_to_fd(near.as_fd()).unwrap();
@@ -393,8 +393,8 @@ fn thousands_of_pieces_go_in_few_calls_and_join_where_they_can() {
         let mut heads = vec![[0; 8]; usize::try_from(PAGES).unwrap()];
         let mut list = ReceiveList::new();
         for (head, n) in heads.iter_mut().zip((0..PAGES).rev()) {
-            list.bytes(head);
-            list.memory(&to, n * page()..(n + 1) * page()).unwrap();
+            list.push_bytes(head);
+            list.push_memory(&to, n * page()..(n + 1) * page()).unwrap();
         }
         list.read_exact_from_fd(far.as_fd()).unwrap();
         drop(list);
@@ -404,16 +404,16 @@ fn thousands_of_pieces_go_in_few_calls_and_join_where_they_can() {
     assert!(content(&to) == bytes, "other bytes");
 
     let mut list = SendList::new();
-    (0..PAGES).for_each(|n| list.memory(&from, n * page()..(n + 1) * page()).unwrap());
-    list.memory(&to, 0..page()).unwrap();
-    list.copy(b"one");
-    list.copy(b" piece");
+    (0..PAGES).for_each(|n| list.push_memory(&from, n * page()..(n + 1) * page()).unwrap());
+    list.push_memory(&to, 0..page()).unwrap();
+    list.push_copied(b"one");
+    list.push_copied(b" piece");
     assert_eq!((list.pieces(), list.len()), (3, (PAGES + 1) * page() + 9));
-    list.memory(&from, 0..5).unwrap();
-    list.memory(&to, 5..9).unwrap();
+    list.push_memory(&from, 0..5).unwrap();
+    list.push_memory(&to, 5..9).unwrap();
     assert_eq!(list.pieces(), 5);
     let mut list = ReceiveList::new();
-    (0..PAGES).for_each(|n| list.memory(&from, n * page()..(n + 1) * page()).unwrap());
+    (0..PAGES).for_each(|n| list.push_memory(&from, n * page()..(n + 1) * page()).unwrap());
     assert_eq!(list.pieces(), 1);
 }
 
@@ -422,15 +422,15 @@ fn what_lies_outside_a_block_is_refused_and_not_added() {
     let ram = RamBlock::anonymous("ram", page()).unwrap();
     #[allow(clippy::reversed_empty_ranges)] // refused
     for range in [0..page() + 1, page()..page() + 1, 5..4, u64::MAX..u64::MAX] {
-        let refused = SendList::new().memory(&ram, range.clone()).unwrap_err();
+        let refused = SendList::new().push_memory(&ram, range.clone()).unwrap_err();
         assert!(matches!(refused, RamBlockError::OutOfBounds { .. }), "{refused}");
-        let refused = ReceiveList::new().memory(&ram, range).unwrap_err();
+        let refused = ReceiveList::new().push_memory(&ram, range).unwrap_err();
         assert!(matches!(refused, RamBlockError::OutOfBounds { .. }), "{refused}");
     }
     let mut list = SendList::new();
-    list.memory(&ram, page()..page()).unwrap();
-    list.bytes(&[]);
-    list.copy(&[]);
+    list.push_memory(&ram, page()..page()).unwrap();
+    list.push_bytes(&[]);
+    list.push_copied(&[]);
     assert_eq!((list.pieces(), list.is_empty()), (0, true));
 }
 
@@ -439,12 +439,12 @@ fn a_list_keeps_what_it_allocated() {
     let ram = RamBlock::anonymous("ram", 64 * page()).unwrap();
     let mut list = SendList::new();
     for n in 0..32 {
-        list.memory(&ram, 2 * n * page()..(2 * n + 1) * page()).unwrap();
+        list.push_memory(&ram, 2 * n * page()..(2 * n + 1) * page()).unwrap();
     }
     let before = list.capacity();
     let head = [1; 8];
     let mut list: SendList<'_> = list.reuse();
-    list.bytes(&head);
+    list.push_bytes(&head);
     assert_eq!((list.capacity(), list.pieces()), (before, 1));
 }
 
@@ -453,7 +453,7 @@ fn a_closed_peer_is_an_error_that_says_how_far_it_came_and_no_signal() {
     let ram = RamBlock::anonymous("ram", 1 << 20).unwrap();
     let (near, mut far) = UnixStream::pair().unwrap();
     let mut list = SendList::new();
-    list.memory(&ram, 0..1 << 20).unwrap();
+    list.push_memory(&ram, 0..1 << 20).unwrap();
     let error = thread::scope(|scope| {
         scope.spawn(move || far.read_exact(&mut [0; 5000]).unwrap());
         list.write_to_fd(near.as_fd()).unwrap_err()
@@ -472,11 +472,11 @@ fn a_socket_with_a_timeout_of_its_own_does_not_wait_for_ever() {
     near.set_write_timeout(soon).unwrap();
     near.set_read_timeout(soon).unwrap();
     let mut list = SendList::new();
-    list.memory(&ram, 0..1 << 20).unwrap();
+    list.push_memory(&ram, 0..1 << 20).unwrap();
     let error = io::Error::from(list.write_to_fd(near.as_fd()).unwrap_err());
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     let mut list = ReceiveList::new();
-    list.memory(&ram, 0..1 << 20).unwrap();
+    list.push_memory(&ram, 0..1 << 20).unwrap();
     let error = io::Error::from(list.read_exact_from_fd(near.as_fd()).unwrap_err());
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     assert_eq!(list.len(), 1 << 20);
@@ -493,7 +493,7 @@ fn shortened(name: &str) -> (Arc<RamBlock>, Temporary) {
 
 fn is_gone(error: &TransferError, name: &str, at: u64) {
     match error {
-        TransferError::Vanished { id, offset, .. } => assert_eq!((&id[..], *offset), (name, at)),
+        TransferError::MemoryGone { id, offset, .. } => assert_eq!((&id[..], *offset), (name, at)),
         other => panic!("{other}"),
     }
 }
@@ -505,8 +505,8 @@ fn memory_that_vanished_is_an_error_with_its_place_and_no_bus_error() {
     let gone = 2 * page();
     let (near, far) = UnixStream::pair().unwrap();
     let mut list = SendList::new();
-    list.copy(b"head");
-    list.memory(&ram, 5..8 * page()).unwrap();
+    list.push_copied(b"head");
+    list.push_memory(&ram, 5..8 * page()).unwrap();
     let error = list.write_to_fd(near.as_fd()).unwrap_err();
     is_gone(&error, "gone", gone);
     assert_eq!(error.done() + list.len(), 8 * page() - 1);
@@ -514,8 +514,8 @@ fn memory_that_vanished_is_an_error_with_its_place_and_no_bus_error() {
 
     let mut out = Vec::new();
     list = list.reuse();
-    list.copy(b"head");
-    list.memory(&ram, 5..8 * page()).unwrap();
+    list.push_copied(b"head");
+    list.push_memory(&ram, 5..8 * page()).unwrap();
     let error = list.write_to(&mut out).unwrap_err();
     is_gone(&error, "gone", gone);
     assert_eq!((error.done(), out.len() as u64), (gone - 1, gone - 1));
@@ -523,7 +523,7 @@ fn memory_that_vanished_is_an_error_with_its_place_and_no_bus_error() {
     ram.dirty().enable(CLIENT).unwrap();
     let (near, mut far) = UnixStream::pair().unwrap();
     let mut list = ReceiveList::new();
-    list.memory(&ram, 5..8 * page()).unwrap();
+    list.push_memory(&ram, 5..8 * page()).unwrap();
     let error = thread::scope(|scope| {
         scope.spawn(|| far.write_all(&bytes));
         let error = list.read_exact_from_fd(near.as_fd()).unwrap_err();
@@ -534,7 +534,7 @@ fn memory_that_vanished_is_an_error_with_its_place_and_no_bus_error() {
     assert!(dirty(&ram).is_superset(&BTreeSet::from([0, 1])));
 
     let mut list = ReceiveList::new();
-    list.memory(&ram, 5..8 * page()).unwrap();
+    list.push_memory(&ram, 5..8 * page()).unwrap();
     let error = list.read_from(&mut &bytes[..]).unwrap_err();
     is_gone(&error, "gone", gone);
     assert_eq!((error.done(), list.len()), (gone - 5, 6 * page()));
@@ -554,7 +554,7 @@ fn a_hook_that_panics_leaves_no_page_unmarked() {
     far.write_all(&pattern(usize::try_from(3 * page()).unwrap(), 1)).unwrap();
     let mut list = ReceiveList::new();
     for n in [0, 3, 5] {
-        list.memory(&ram, n * page()..(n + 1) * page()).unwrap();
+        list.push_memory(&ram, n * page()..(n + 1) * page()).unwrap();
     }
     let read = || list.read_exact_from_fd(near.as_fd());
     assert!(catch_unwind(AssertUnwindSafe(read)).is_err());
@@ -574,9 +574,9 @@ fn a_file_is_read_past_the_caches_too() {
     let ram = RamBlock::anonymous("ram", 1 << 16).unwrap();
     ram.dirty().enable(CLIENT).unwrap();
     let mut list = ReceiveList::new();
-    list.memory(&ram, 0..1 << 16).unwrap();
+    list.push_memory(&ram, 0..1 << 16).unwrap();
     let error = list.read_exact_from_fd(direct.as_fd()).unwrap_err();
-    assert!(matches!(error, TransferError::Ended { done: 10_000, .. }), "{error}");
+    assert!(matches!(error, TransferError::UnexpectedEof { done: 10_000, .. }), "{error}");
     assert!(content(&ram)[..10_000] == bytes[..], "other bytes");
     assert!((0..10_000u64.div_ceil(page())).all(|n| ram.dirty().is_dirty(CLIENT, n)));
 }

@@ -148,7 +148,7 @@ impl Mapping {
     }
 
     /// As [`file`](Self::file), but what is written stays out of the file.
-    pub(crate) fn file_copy(
+    pub(crate) fn file_private(
         file: &File,
         offset: u64,
         len: usize,
@@ -170,7 +170,7 @@ impl Mapping {
     /// From `start`, `len` bytes are mapped readable and writable until `owner` is
     /// dropped, and everybody who accesses them meanwhile does so by volatile or atomic
     /// accesses, or is a guest or another process.
-    pub(crate) unsafe fn borrowed(
+    pub(crate) unsafe fn from_raw(
         start: NonNull<u8>,
         len: usize,
         owner: Box<dyn Any + Send + Sync>,

@@ -54,7 +54,8 @@ fn measure(
 ) -> Option<Value> {
     let client = DirtyClient::MIGRATION;
     let ring_staleness = Duration::MAX; // the guest stands still when it is looked at
-    let mut config = KvmConfig { tracking, ring_staleness, ..KvmConfig::default() };
+    let mut config =
+        KvmConfig { tracking, pml_flush_interval: ring_staleness, ..KvmConfig::default() };
     if let Some(gib) = options.slot_gib {
         config.max_slot_bytes = if gib == 0 { u64::MAX } else { gib << 30 };
     }

@@ -35,14 +35,14 @@ impl Machine {
         let low = RamBlock::anonymous("low", 64 << 20).unwrap();
         let block = RamBlock::anonymous("ram", gib << 30).unwrap();
         let (system, ports, ram, video) = memory
-            .update(|map| {
+            .transaction(|map| {
                 let system = map.container("system", 1 << 64)?;
                 let own = map.ram("low", low.clone())?;
                 let ram = map.ram("ram", block.clone())?;
                 let video = map.ram("video", RamBlock::anonymous("video", VIDEO)?)?;
-                map.place(system, 0, own)?;
-                map.place(system, RAM, ram)?;
-                map.place(system, RAM + (gib << 30), video)?;
+                map.add_subregion(system, 0, own)?;
+                map.add_subregion(system, RAM, ram)?;
+                map.add_subregion(system, RAM + (gib << 30), video)?;
                 Ok((system, map.container("ports", 1 << 16)?, ram, video))
             })
             .unwrap();

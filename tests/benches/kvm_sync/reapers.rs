@@ -48,7 +48,10 @@ pub fn table(budget: &mut Budget) -> Vec<Value> {
 fn measure(entries: u32, pages: u64, every: Option<Duration>) -> Option<Value> {
     let tracking = DirtyTracking::Ring { entries };
     let ring_staleness = Duration::MAX;
-    let machine = Machine::new(1, KvmConfig { tracking, ring_staleness, ..KvmConfig::default() })?;
+    let machine = Machine::new(
+        1,
+        KvmConfig { tracking, pml_flush_interval: ring_staleness, ..KvmConfig::default() },
+    )?;
     let page = machine.block.page_size().bytes();
     machine.memory.set_log(machine.ram, DirtyClient::MIGRATION, true).unwrap();
     let arguments = [ram_at(0), ram_at(pages * page), page, DATA];
@@ -76,7 +79,7 @@ fn measure(entries: u32, pages: u64, every: Option<Duration>) -> Option<Value> {
     guest.stop().unwrap();
     let found = after.pages - before.pages;
     let full = after.ring_full - before.ring_full;
-    let still = (after.stood_still - before.stood_still).as_secs_f64();
+    let still = (after.blocked - before.blocked).as_secs_f64();
     let reaps = after.reaps.calls - before.reaps.calls;
     let name = every.map_or("nobody".to_owned(), |every| format!("{} ms", every.as_millis()));
     #[allow(clippy::cast_precision_loss)] // for people
@@ -93,7 +96,7 @@ fn measure(entries: u32, pages: u64, every: Option<Duration>) -> Option<Value> {
     );
     Some(json!({
         "entries": entries, "pages": pages, "reaper": name, "pages_per_second": rate,
-        "full_per_second": full_rate, "stood_still": still / time, "losses": after.losses,
+        "full_per_second": full_rate, "stood_still": still / time, "losses": after.ring_overruns,
         "passes": beat() - first,
     }))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use machines::link::{Address, Link, Listener, Socket};
 use memory_region::MemoryMap;
-use migration_ram::{Input, Output, Precopy, Receiver};
+use migration_ram::{Precopy, ReadTransport, Receiver, WriteTransport};
 use ram_block::{RamBlock, ReceiveList, SendList};
 
 use crate::memory::Memory;
@@ -117,12 +117,12 @@ fn copy_out(sockets: Vec<Socket>, block: &RamBlock, bytes: u64) -> Result<Durati
     in_threads(sockets, |number, mut socket| {
         let mut list = SendList::new();
         for (from, to) in pieces(block, bytes, count, number) {
-            list.memory(block, from..to)?;
+            list.push_memory(block, from..to)?;
             socket.send(&mut list)?;
         }
         let mut end = [0];
         let mut list = ReceiveList::new();
-        list.bytes(&mut end);
+        list.push_bytes(&mut end);
         socket.receive(&mut list)?;
         Ok(())
     })?;
@@ -134,7 +134,7 @@ fn copy_in(sockets: Vec<Socket>, block: &RamBlock, bytes: u64) -> Result<(), Any
     in_threads(sockets, |number, mut socket| {
         let mut list = ReceiveList::new();
         for (from, to) in pieces(block, bytes, count, number) {
-            list.memory(block, from..to)?;
+            list.push_memory(block, from..to)?;
             while !list.is_empty() {
                 if socket.receive(&mut list)? == 0 {
                     return Err(failed("the copy ended early"));
@@ -142,7 +142,7 @@ fn copy_in(sockets: Vec<Socket>, block: &RamBlock, bytes: u64) -> Result<(), Any
             }
         }
         let mut list = SendList::new();
-        list.bytes(&[1]);
+        list.push_bytes(&[1]);
         Ok(socket.send(&mut list)?)
     })
 }
@@ -164,7 +164,7 @@ fn in_threads(
 
 fn map_of(block: &Arc<RamBlock>) -> Result<Arc<MemoryMap>, AnyError> {
     let memory = MemoryMap::new();
-    memory.update(|map| map.ram("ram", block.clone()))?;
+    memory.transaction(|map| map.ram("ram", block.clone()))?;
     Ok(memory)
 }
 
@@ -183,7 +183,7 @@ fn migrate(block: &Arc<RamBlock>, channels: usize, to: &str) -> Result<String, A
 
 fn receive(block: &Arc<RamBlock>, transport: Transport, channels: usize) -> Result<(), AnyError> {
     let mut link = Link::accept(&listen(transport)?, besides(channels))?;
-    Receiver::new(std::slice::from_ref(block)).fresh(true).run(link.incoming())?;
+    Receiver::new(std::slice::from_ref(block)).discard_contents(true).run(link.incoming())?;
     Ok(())
 }
 

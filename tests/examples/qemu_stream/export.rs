@@ -48,7 +48,7 @@ impl Export {
         let memory = MemoryMap::new();
         for (number, id) in self.blocks.iter().enumerate() {
             let block = self.block(number, id)?;
-            memory.update(|map| map.ram(id, block).map(drop))?;
+            memory.transaction(|map| map.ram(id, block).map(drop))?;
         }
         let mut stream = create(&self.to)?;
         let precopy = Precopy::new(memory).machine(&self.machine);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use machines::size;
-use migration_ram::{BlockInfo, Received, Receiver, Target};
+use migration_ram::{BlockInfo, BlockTarget, Received, Receiver};
 use ram_block::RamBlock;
 use serde_json::json;
 
@@ -49,11 +49,11 @@ impl Import {
             .map_err(|source| Error::File { path: self.out.clone(), source })?;
         let (mut incoming, mut refused) = (Vec::new(), None);
         let received = Receiver::new(&[])
-            .blocks_by(|id, len| match self.make(&mut incoming, id, len) {
-                Ok(block) => Target::Memory(block),
+            .on_unknown_block(|id, len| match self.make(&mut incoming, id, len) {
+                Ok(block) => BlockTarget::Memory(block),
                 Err(error) => {
                     refused = Some(error);
-                    Target::Refuse
+                    BlockTarget::Refuse
                 }
             })
             .keep_unknown_sections(true)

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use migration_ram::Input;
+use migration_ram::ReadTransport;
 
 use error::Error;
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use clap::Args;
-use migration_ram::{Received, Receiver, Target};
+use migration_ram::{BlockTarget, Received, Receiver};
 use serde_json::{Value, json};
 
 use crate::describe::described_len;
@@ -26,7 +26,7 @@ impl Show {
     pub(crate) fn run(&self) -> Result<(), Error> {
         let mut stream = open(&self.from)?;
         let received = Receiver::new(&[])
-            .blocks_by(|_, _| Target::Drop)
+            .on_unknown_block(|_, _| BlockTarget::Drop)
             .keep_unknown_sections(true)
             .run(&mut stream)?;
         match self.print(&received, &mut io::stdout().lock()) {

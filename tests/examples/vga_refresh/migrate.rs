@@ -38,7 +38,7 @@ pub fn to_self(board: &Board, guest: &Guest) -> Result<Outcome, AnyError> {
     twin.vga.restore(&board.vga.save())?;
     let mut screen = Screen::new(twin.memory.clone(), twin.vga.clone(), twin.vram)?;
     screen.refresh()?;
-    let equal_picture = board.vga.picture()?.as_ref() == Some(screen.surface());
+    let equal_picture = board.vga.screenshot()?.as_ref() == Some(screen.surface());
     let equal_memory = same(&board.ram, &twin.ram)? && same(board.vga.vram(), twin.vga.vram())?;
     drop(paused);
     Ok(Outcome { stats, equal_memory, equal_picture })

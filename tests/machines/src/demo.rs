@@ -75,17 +75,17 @@ impl Board {
         let vga = Vga::new("vga.vram", VRAM_SIZE)?;
         let frames = Arc::new(FramePort::default());
         let regions = vga.add_to(&memory)?;
-        let (system, ports) = memory.update(|map| {
+        let (system, ports) = memory.transaction(|map| {
             let system = map.container("system", 1 << 64)?;
             let ports = map.container("ports", 1 << 16)?;
             let low = map.ram("ram", ram.clone())?;
             let frame_port = map.mmio("frames", FramePort::SIZE, frames.clone())?;
-            map.place_overlapping(system, 0, low, 0)?;
-            map.place_overlapping(system, Vga::WINDOW, regions.window, 1)?;
-            map.place(system, FRAME_BUFFER, regions.vram)?;
-            map.place(ports, Vga::PORTS, regions.ports)?;
-            map.place(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
-            map.place(ports, FramePort::PORT.into(), frame_port)?;
+            map.add_subregion_overlap(system, 0, low, 0)?;
+            map.add_subregion_overlap(system, Vga::WINDOW, regions.window, 1)?;
+            map.add_subregion(system, FRAME_BUFFER, regions.vram)?;
+            map.add_subregion(ports, Vga::PORTS, regions.ports)?;
+            map.add_subregion(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
+            map.add_subregion(ports, FramePort::PORT.into(), frame_port)?;
             Ok::<_, MapError>((system, ports))
         })?;
         let vram = regions.vram;

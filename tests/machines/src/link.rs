@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 pub use migration_ram::{Address, Listener, Socket, SocketError};
-use migration_ram::{Incoming, Input, Outgoing, Output};
+use migration_ram::{IncomingChannels, OutgoingChannels, ReadTransport, WriteTransport};
 
 use crate::deadline::seconds;
 
@@ -56,16 +56,16 @@ impl Link {
     }
 
     /// For [`Precopy::run`](migration_ram::Precopy::run).
-    pub fn outgoing(&mut self) -> Outgoing<'_> {
-        let channels = self.channels.iter_mut().map(|channel| channel as &mut dyn Output);
-        Outgoing::new(&mut self.main).channels(channels).answers(&mut self.answers)
+    pub fn outgoing(&mut self) -> OutgoingChannels<'_> {
+        let channels = self.channels.iter_mut().map(|channel| channel as &mut dyn WriteTransport);
+        OutgoingChannels::new(&mut self.main).channels(channels).return_path(&mut self.answers)
     }
 
     /// For [`Receiver::run`](migration_ram::Receiver::run).
-    pub fn incoming(&mut self) -> Incoming<'_> {
-        let channels = self.channels.iter_mut().map(|channel| channel as &mut dyn Input);
-        let main: &mut dyn Input = &mut self.main;
-        Incoming::several([main].into_iter().chain(channels)).answers(&mut self.answers)
+    pub fn incoming(&mut self) -> IncomingChannels<'_> {
+        let channels = self.channels.iter_mut().map(|channel| channel as &mut dyn ReadTransport);
+        let main: &mut dyn ReadTransport = &mut self.main;
+        IncomingChannels::several([main].into_iter().chain(channels)).return_path(&mut self.answers)
     }
 
     /// Says something to the other side, when the stream is over.

@@ -85,9 +85,9 @@ impl Live {
         let beat_bytes = u128::from(PAGES_A_BEAT * PAGE) * 1_000_000_000;
         let period = u64::try_from(beat_bytes / u128::from(shape.dirty_rate.max(1)))?;
         let beats = Arc::new(HeartbeatPort::new(Duration::from_nanos(period)));
-        board.memory.update(|map| {
+        board.memory.transaction(|map| {
             let port = map.mmio("beats", HeartbeatPort::SIZE, beats.clone())?;
-            map.place(board.ports.root(), HeartbeatPort::PORT.into(), port)?;
+            map.add_subregion(board.ports.root(), HeartbeatPort::PORT.into(), port)?;
             Ok::<_, MapError>(())
         })?;
         let fd = kvm_accel::kvm_ioctls::Kvm::new()?.create_vm()?;

@@ -66,42 +66,42 @@ impl Pc {
         let ram = RamBlock::anonymous("pc.ram", ram_size)?;
         let vram = RamBlock::anonymous("vga.vram", 16 << 20)?;
         let bios = RamBlock::anonymous("pc.bios", BIOS_SIZE)?;
-        let (system, pci, vram_region, pam) = memory.update(|map| {
+        let (system, pci, vram_region, pam) = memory.transaction(|map| {
             let system = map.container("system", 1 << 48)?;
             let pci = map.container("pci", FOUR_GIB.into())?;
             let all = map.ram("ram", ram.clone())?;
             let low = map.alias("lomem", all, 0, ram_size.min(HOLE).into())?;
-            map.place_overlapping(system, 0, low, 0)?;
+            map.add_subregion_overlap(system, 0, low, 0)?;
             if ram_size > HOLE {
                 let high = map.alias("himem", all, HOLE, (ram_size - HOLE).into())?;
-                map.place(system, FOUR_GIB, high)?;
+                map.add_subregion(system, FOUR_GIB, high)?;
             }
             let window = map.alias("vga-window", pci, 0xa_0000, 0x2_0000)?;
             let hole = map.alias("pci-hole", pci, HOLE, (FOUR_GIB - HOLE).into())?;
-            map.place_overlapping(system, 0xa_0000, window, 1)?;
-            map.place(system, HOLE, hole)?;
+            map.add_subregion_overlap(system, 0xa_0000, window, 1)?;
+            map.add_subregion(system, HOLE, hole)?;
 
             let vram_region = map.ram("vram", vram.clone())?;
             let area = map.container("vga-area", 0x2_0000)?;
             for (bank, at) in [(0x1_0000, 0), (0x2_0000, 0x8000)] {
                 let bank = map.alias("bank", vram_region, bank, 0x8000)?;
-                map.place(area, at, bank)?;
+                map.add_subregion(area, at, bank)?;
             }
             let registers = map.mmio("vga-mmio", 0x1_0000, vga)?;
             let rom = map.rom("bios", bios.clone())?;
             let isa = map.alias("isa-bios", rom, 0, BIOS_SIZE.into())?;
-            map.place(pci, 0xa_0000, area)?;
-            map.place(pci, 0xe100_0000, vram_region)?;
-            map.place(pci, 0xe200_0000, registers)?;
-            map.place(pci, FOUR_GIB - BIOS_SIZE, rom)?;
-            map.place(pci, ISA_BIOS, isa)?;
+            map.add_subregion(pci, 0xa_0000, area)?;
+            map.add_subregion(pci, 0xe100_0000, vram_region)?;
+            map.add_subregion(pci, 0xe200_0000, registers)?;
+            map.add_subregion(pci, FOUR_GIB - BIOS_SIZE, rom)?;
+            map.add_subregion(pci, ISA_BIOS, isa)?;
 
             let mut segment = |(start, size): (u64, u64)| {
                 let shadow = map.alias("pam-ram", all, start, size.into())?;
                 let below = map.alias("pam-pci", pci, start, size.into())?;
                 map.set_enabled(shadow, false)?;
-                map.place_overlapping(system, start, shadow, 1)?;
-                map.place_overlapping(system, start, below, 1)?;
+                map.add_subregion_overlap(system, start, shadow, 1)?;
+                map.add_subregion_overlap(system, start, below, 1)?;
                 Ok::<_, MapError>([shadow, below])
             };
             let [a, b, c, d] = PAM;
@@ -119,7 +119,7 @@ impl Pc {
     /// If a listener refuses.
     pub fn set_pam(&self, number: usize, state: Pam) -> Result<(), MapError> {
         let [ram, pci] = self.pam[number];
-        self.memory.update(|map| {
+        self.memory.transaction(|map| {
             map.set_enabled(ram, state != Pam::Pci)?;
             map.set_readonly(ram, state == Pam::ReadOnly)?;
             map.set_enabled(pci, state == Pam::Pci)

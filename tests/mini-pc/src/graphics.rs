@@ -34,10 +34,10 @@ pub fn graphics(
     rom: Option<&[u8]>,
 ) -> Result<(VgaRegions, Function), AnyError> {
     let regions = vga.add_to(&layout.memory)?;
-    layout.memory.update(|map| {
-        map.place_overlapping(layout.pci, Vga::WINDOW, regions.window, 0)?;
-        map.place(layout.ports, Vga::PORTS, regions.ports)?;
-        map.place(layout.ports, Vga::VBE_PORTS, regions.vbe_ports)
+    layout.memory.transaction(|map| {
+        map.add_subregion_overlap(layout.pci, Vga::WINDOW, regions.window, 0)?;
+        map.add_subregion(layout.ports, Vga::PORTS, regions.ports)?;
+        map.add_subregion(layout.ports, Vga::VBE_PORTS, regions.vbe_ports)
     })?;
     let vram_size = u32::try_from(vga.vram().len())?;
     let identity =
@@ -81,7 +81,7 @@ fn rom_region(memory: &MemoryMap, rom: &[u8]) -> Result<(RegionId, u32), AnyErro
     let size = u32::try_from(rom.len())?.next_power_of_two().max(0x1000);
     let block = RamBlock::anonymous("vga.rom", size.into())?;
     block.write(0, rom)?;
-    Ok((memory.update(|map| map.rom("vga rom", block))?, size))
+    Ok((memory.transaction(|map| map.rom("vga rom", block))?, size))
 }
 
 /// A region that is where a register says.
@@ -119,12 +119,12 @@ impl Bar {
         if wanted == self.placed {
             return Ok(());
         }
-        memory.update(|map| {
+        memory.transaction(|map| {
             if self.placed.is_some() {
-                map.unplace(self.region)?;
+                map.del_subregion(self.region)?;
             }
             match wanted {
-                Some(address) => map.place_overlapping(pci, address, self.region, 1),
+                Some(address) => map.add_subregion_overlap(pci, address, self.region, 1),
                 None => Ok(()),
             }
         })?;

@@ -20,8 +20,8 @@ use machines::demo::AnyError;
 /// Where the descriptor table, the zero page and the command line are.
 const DESCRIPTORS: u64 = 0x1000;
 const ZERO_PAGE: u64 = 0x7000;
-const COMMAND_LINE: u64 = 0x2_0000;
-const COMMAND_LINE_BYTES: usize = 2048;
+const MIG_CMD_LINE: u64 = 0x2_0000;
+const MIG_CMD_LINE_BYTES: usize = 2048;
 /// Where kernels go at the earliest.
 const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -38,14 +38,14 @@ pub fn load(layout: &Layout, image: &[u8], command_line: &str) -> Result<u64, An
     let memory = layout.space.memory();
     let start = Some(GuestAddress(HIGH_MEMORY));
     let loaded = BzImage::load(memory.ram(), None, &mut Cursor::new(image), start)?;
-    let mut text = Cmdline::new(COMMAND_LINE_BYTES)?;
+    let mut text = Cmdline::new(MIG_CMD_LINE_BYTES)?;
     text.insert_str(command_line)?;
-    load_cmdline(memory.ram(), GuestAddress(COMMAND_LINE), &text)?;
+    load_cmdline(memory.ram(), GuestAddress(MIG_CMD_LINE), &text)?;
 
     let mut params =
         boot_params { hdr: loaded.setup_header.unwrap_or_default(), ..Default::default() };
     params.hdr.type_of_loader = 0xff; // none that has a number
-    params.hdr.cmd_line_ptr = u32::try_from(COMMAND_LINE)?;
+    params.hdr.cmd_line_ptr = u32::try_from(MIG_CMD_LINE)?;
     // A VGA in its text mode of 80x25 characters.
     params.screen_info = screen_info {
         orig_video_mode: 3,

@@ -72,7 +72,7 @@ impl Layout {
         let memory = MemoryMap::new();
         let ram = RamBlock::anonymous("pc.ram", ram_size)?;
         let rom = firmware.map(firmware_block).transpose()?;
-        let (system, pci, ports, windows) = memory.update(|map| {
+        let (system, pci, ports, windows) = memory.transaction(|map| {
             let system = map.container("system", 1 << 64)?;
             let ports = map.container("ports", 1 << 16)?;
             let pci = map.container("pci", FOUR_GIB.into())?;
@@ -81,12 +81,12 @@ impl Layout {
             let high_memory = ram_size.min(LOW_RAM) - HIGH_MEMORY;
             let conventional = map.alias("conventional ram", all, 0, CONVENTIONAL.into())?;
             let extended = map.alias("extended ram", all, HIGH_MEMORY, high_memory.into())?;
-            map.place_overlapping(system, 0, pci, -1)?;
-            map.place_overlapping(system, 0, conventional, 0)?;
-            map.place_overlapping(system, HIGH_MEMORY, extended, 0)?;
+            map.add_subregion_overlap(system, 0, pci, -1)?;
+            map.add_subregion_overlap(system, 0, conventional, 0)?;
+            map.add_subregion_overlap(system, HIGH_MEMORY, extended, 0)?;
             if ram_size > LOW_RAM {
                 let high = map.alias("high ram", all, LOW_RAM, (ram_size - LOW_RAM).into())?;
-                map.place(system, FOUR_GIB, high)?;
+                map.add_subregion(system, FOUR_GIB, high)?;
             }
             if let Some(rom) = &rom {
                 let size = rom.len();
@@ -94,23 +94,23 @@ impl Layout {
                 let flash = map.rom("firmware", rom.clone())?;
                 let isa = map.alias("isa firmware", flash, size - shown, shown.into())?;
                 // In front of whatever a guest places there.
-                map.place_overlapping(pci, FOUR_GIB - size, flash, 2)?;
-                map.place_overlapping(pci, HIGH_MEMORY - shown, isa, 2)?;
+                map.add_subregion_overlap(pci, FOUR_GIB - size, flash, 2)?;
+                map.add_subregion_overlap(pci, HIGH_MEMORY - shown, isa, 2)?;
             }
             // KVM answers for the interrupt controllers.
             for (name, at, size) in
                 [("ioapic", 0xfec0_0000, 0x1000), ("lapic", 0xfee0_0000, 0x10_0000)]
             {
                 let reserved = map.reservation(name, size)?;
-                map.place_overlapping(system, at, reserved, 1)?;
+                map.add_subregion_overlap(system, at, reserved, 1)?;
             }
 
             let mut segment = |(start, size): (u64, u64)| {
                 let shadow = map.alias("shadow ram", all, start, size.into())?;
                 let below = map.alias("shadow pci", pci, start, size.into())?;
                 map.set_enabled(shadow, false)?;
-                map.place_overlapping(system, start, shadow, 1)?;
-                map.place_overlapping(system, start, below, 1)?;
+                map.add_subregion_overlap(system, start, shadow, 1)?;
+                map.add_subregion_overlap(system, start, below, 1)?;
                 Ok::<_, MapError>([shadow, below])
             };
             let mut windows = Vec::new();
@@ -155,7 +155,7 @@ impl Shadow {
     ///
     /// [`MapError::Refused`] if a listener cannot follow.
     pub fn set(&self, states: [Segment; SEGMENTS.len()]) -> Result<(), MapError> {
-        self.memory.update(|map| {
+        self.memory.transaction(|map| {
             for ([ram, pci], state) in self.windows.into_iter().zip(states) {
                 map.set_enabled(ram, state != Segment::Pci)?;
                 map.set_readonly(ram, state == Segment::ReadOnlyRam)?;

@@ -113,7 +113,7 @@ impl Machine {
         let vm = KvmVm::with_config(Kvm::new()?.create_vm()?, kvm_config)?;
         chips::create(&vm)?;
         layout.memory.add_listener(&layout.space, vm.clone())?;
-        layout.memory.add_listener(&layout.port_space, vm.ports())?;
+        layout.memory.add_listener(&layout.port_space, vm.pio_listener())?;
         let irq = |number| chips::irq_line(&vm, number);
         let control = Arc::new(Control::default());
         let reset = || control.reset_line();
@@ -140,11 +140,11 @@ impl Machine {
             .file("etc/e820", &e820::file(&layout));
         let fw_cfg = FwCfg::new(items, layout.space.clone());
 
-        layout.memory.update(|map| {
+        layout.memory.transaction(|map| {
             let [data, status] = Keyboard::DATA_AND_STATUS;
             let mut place = |name, at, ports, device: Arc<dyn MmioDevice>| {
                 let region = map.mmio(name, ports, device)?;
-                map.place(layout.ports, at, region)
+                map.add_subregion(layout.ports, at, region)
             };
             place("pci", PciBus::PORT, PciBus::PORTS, pci.clone())?;
             place("rtc", Rtc::PORT, Rtc::PORTS, rtc.clone())?;

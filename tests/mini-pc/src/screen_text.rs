@@ -121,7 +121,7 @@ mod tests {
                 let cell = (0x20 + n % 95).to_le_bytes()[0];
                 vga.vram().write((80 + n) * 4, &[cell, colours]).unwrap();
             }
-            let picture = vga.picture().unwrap().unwrap();
+            let picture = vga.screenshot().unwrap().unwrap();
             let read = font.read(&picture).unwrap();
             let expected = vga.text().unwrap().unwrap();
             assert_eq!(read[1..], expected[1..], "colours {colours:#x}");

@@ -78,7 +78,7 @@ struct Source {
 impl Source {
     fn new(seed: u64) -> Self {
         let (memory, blocks, mut numbers) = (MemoryMap::new(), blocks(), Numbers(seed));
-        let add = memory.update(|map| {
+        let add = memory.transaction(|map| {
             blocks.iter().try_for_each(|block| map.ram(block.id(), block.clone()).map(drop))
         });
         add.unwrap();

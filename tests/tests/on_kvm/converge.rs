@@ -64,7 +64,7 @@ fn a_guest_that_is_limited_converges() {
             let limit = stats.dirty_limit;
             println!("ring of {entries}: {limit:?} bytes/s, {} rounds", stats.rounds.len());
             assert!(stats.converged && limit.is_some() && seen, "{stats:?}");
-            let waited = machine.vm.dirty_log_stats().limited;
+            let waited = machine.vm.dirty_log_stats().throttled;
             assert!(waited > Duration::ZERO, "nobody waited for the limit");
             let twin = RamBlock::anonymous("ram", RAM).unwrap();
             receive(&mut stream.as_slice(), std::slice::from_ref(&twin)).unwrap();

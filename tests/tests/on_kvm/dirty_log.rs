@@ -92,16 +92,16 @@ fn a_slot_may_begin_at_any_page_of_its_block() {
     let machine = Machine::new(16 << 20);
     let odd = RamBlock::anonymous("odd", 256 * machine.block.page_size().bytes()).unwrap();
     let page = odd.page_size().bytes();
-    let region = machine.memory.update(|map| map.ram("odd", odd.clone())).unwrap();
+    let region = machine.memory.transaction(|map| map.ram("odd", odd.clone())).unwrap();
     machine.memory.set_log(region, VGA, true).unwrap();
     machine.memory.set_log(region, MIGRATION, true).unwrap();
     let guest = 0x4000_0000;
     for first in 0..64 {
         let window = machine
             .memory
-            .update(|map| {
+            .transaction(|map| {
                 let window = map.alias("window", region, first * page, u128::from(130 * page))?;
-                map.place(machine.system, guest, window)?;
+                map.add_subregion(machine.system, guest, window)?;
                 Ok(window)
             })
             .unwrap();
@@ -113,8 +113,8 @@ fn a_slot_may_begin_at_any_page_of_its_block() {
         }
         machine
             .memory
-            .update(|map| {
-                map.unplace(window)?;
+            .transaction(|map| {
+                map.del_subregion(window)?;
                 map.remove(window)
             })
             .unwrap();
@@ -140,11 +140,11 @@ fn stores_through_every_region_of_a_block_are_logged() {
     let (one, other) = (0x4000_0000, 0x5000_0000);
     let region = machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let first = map.ram("one", block.clone())?;
             let second = map.ram("other", block.clone())?;
-            map.place(machine.system, one, first)?;
-            map.place(machine.system, other, second)?;
+            map.add_subregion(machine.system, one, first)?;
+            map.add_subregion(machine.system, other, second)?;
             Ok(first)
         })
         .unwrap();
@@ -200,9 +200,9 @@ fn nothing_is_lost_while_slots_and_logs_come_and_go() {
     let mut mirror = Mirror::new(MIGRATION, &machine.block);
     let window = machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let window = map.ram("window", RamBlock::anonymous("window", 32 * page)?)?;
-            map.place_overlapping(machine.system, DATA + 700 * page, window, 1)?;
+            map.add_subregion_overlap(machine.system, DATA + 700 * page, window, 1)?;
             map.set_enabled(window, false)?;
             Ok(window)
         })
@@ -216,7 +216,7 @@ fn nothing_is_lost_while_slots_and_logs_come_and_go() {
     wait_until("a pass", || passes() > 0);
     for round in 0..150 {
         machine.memory.set_log(machine.ram, VGA, round % 2 == 0).unwrap();
-        machine.memory.update(|map| map.set_enabled(window, round % 3 == 0)).unwrap();
+        machine.memory.transaction(|map| map.set_enabled(window, round % 3 == 0)).unwrap();
         if round % 2 == 0 {
             let harvest = machine.memory.snapshot_and_clear(machine.ram, VGA, 0..16 << 20);
             harvest.unwrap().commit();
@@ -340,12 +340,12 @@ impl ShownTwice {
         let page = machine.block.page_size().bytes();
         let block = RamBlock::anonymous("shown twice", 64 * page).unwrap();
         let guest = 0x4000_0000;
-        let placed = machine.memory.update(|map| {
+        let placed = machine.memory.transaction(|map| {
             let region = map.ram("shown", block.clone())?;
-            map.place(machine.system, guest, region)?;
+            map.add_subregion(machine.system, guest, region)?;
             let other = map.ram("other", block.clone())?;
             let window = map.alias("window", other, IN_WINDOW * page, u128::from(16 * page))?;
-            map.place_overlapping(machine.system, guest + IN_WINDOW * page, window, 1)?;
+            map.add_subregion_overlap(machine.system, guest + IN_WINDOW * page, window, 1)?;
             map.set_enabled(window, false)?;
             clients.iter().try_for_each(|client| map.set_log(region, *client, true))?;
             Ok((region, window))
@@ -369,7 +369,7 @@ impl ShownTwice {
         let meanwhile = Arc::new(Meanwhile(Mutex::new(Some(work))));
         let Machine { memory, space, .. } = &self.machine;
         memory.add_listener(space, meanwhile).unwrap();
-        memory.update(|map| map.set_enabled(self.window, true)).unwrap();
+        memory.transaction(|map| map.set_enabled(self.window, true)).unwrap();
         result.lock().unwrap().take().expect("it was done in the middle of the commit")
     }
 }

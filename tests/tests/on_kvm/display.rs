@@ -34,11 +34,11 @@ fn add_vga(machine: &Machine) -> (Arc<Vga>, VgaRegions) {
     let regions = vga.add_to(&machine.memory).unwrap();
     machine
         .memory
-        .update(|map| {
-            map.place_overlapping(machine.system, Vga::WINDOW, regions.window, 1)?;
-            map.place(machine.system, FRAME_BUFFER, regions.vram)?;
-            map.place(machine.ports, Vga::PORTS, regions.ports)?;
-            map.place(machine.ports, Vga::VBE_PORTS, regions.vbe_ports)
+        .transaction(|map| {
+            map.add_subregion_overlap(machine.system, Vga::WINDOW, regions.window, 1)?;
+            map.add_subregion(machine.system, FRAME_BUFFER, regions.vram)?;
+            map.add_subregion(machine.ports, Vga::PORTS, regions.ports)?;
+            map.add_subregion(machine.ports, Vga::VBE_PORTS, regions.vbe_ports)
         })
         .unwrap();
     (vga, regions)
@@ -73,7 +73,7 @@ fn ten_bytes_redraw_ten_pixels_and_read_their_pages() {
     let visible = |page_number: &u64| page.min(HEIGHT * LINE - page_number * page);
     assert_eq!(refresh.bytes_copied, pages.iter().map(visible).sum::<u64>());
     assert!(!refresh.full);
-    assert_eq!(Some(screen.surface()), vga.picture().unwrap().as_ref());
+    assert_eq!(Some(screen.surface()), vga.screenshot().unwrap().as_ref());
     assert_eq!(screen.surface().pixel(40, 333), [0, 0x80, 0]);
     assert_eq!(screen.refresh().unwrap().lines, 0);
 }
@@ -85,7 +85,7 @@ fn a_shared_surface_is_damaged_where_its_pages_are() {
     vga.set_mode(640, 480, 32).unwrap();
     let page = vga.vram().page_size().bytes();
     let screen = Screen::new(machine.memory.clone(), vga.clone(), regions.vram).unwrap();
-    let mut screen = screen.sharing();
+    let mut screen = screen.zero_copy();
     screen.refresh().unwrap();
     let changed = [0, 7, 100, 479];
     machine.store(0x80, &changed.map(|y| FRAME_BUFFER + y * LINE + 40 * 4 + 1));
@@ -97,7 +97,7 @@ fn a_shared_surface_is_damaged_where_its_pages_are() {
     assert_eq!(drawn(&refresh), sharing);
     assert_eq!(refresh.bytes_copied, 0);
     assert_eq!(screen.surface().pixel(40, 479), [0, 0x80, 0]);
-    assert_eq!(Some(screen.surface()), vga.picture().unwrap().as_ref());
+    assert_eq!(Some(screen.surface()), vga.screenshot().unwrap().as_ref());
 }
 
 /// A guest stores through the low window, which is the device's in one mode and video
@@ -161,7 +161,7 @@ fn a_scene_drawn_by_a_guest_is_as_defined() {
                     surface.pixel(u32::try_from(x).unwrap(), u32::try_from(y).unwrap())
                 };
                 assert_eq!(scene.first_difference(frame, pixel), None, "{width}x{height}");
-                assert_eq!(Some(surface), board.vga.picture().unwrap().as_ref());
+                assert_eq!(Some(surface), board.vga.screenshot().unwrap().as_ref());
             }
         }
         drop(guest);
@@ -186,7 +186,7 @@ fn a_migrating_guest_keeps_its_picture() {
                 let done = precopy.run(&mut stream, || guest.pause(), |_| ()).unwrap();
                 migration_ram::receive(&mut stream.as_slice(), &twin.memory.ram_blocks()).unwrap();
                 twin.vga.restore(&board.vga.save()).unwrap();
-                assert_eq!(board.vga.picture().unwrap(), twin.vga.picture().unwrap());
+                assert_eq!(board.vga.screenshot().unwrap(), twin.vga.screenshot().unwrap());
                 drop(done);
             });
             let mut frame = round * 1000;
@@ -199,7 +199,11 @@ fn a_migrating_guest_keeps_its_picture() {
         });
         let paused = guest.pause().unwrap();
         screen.refresh().unwrap();
-        assert_eq!(Some(screen.surface()), board.vga.picture().unwrap().as_ref(), "round {round}");
+        assert_eq!(
+            Some(screen.surface()),
+            board.vga.screenshot().unwrap().as_ref(),
+            "round {round}"
+        );
         drop(paused);
     }
 }

@@ -27,7 +27,7 @@ impl MmioDevice for Flash {
 
     fn write(&self, _: u64, _: usize, value: u64) {
         let (memory, region) = self.0.get().unwrap();
-        memory.update(|map| map.set_direct_reads(*region, value == 0xff)).unwrap();
+        memory.transaction(|map| map.set_romd(*region, value == 0xff)).unwrap();
     }
 }
 
@@ -39,14 +39,14 @@ fn a_flash_chip_answers_itself_after_a_command() {
     block.write(0, &[0xc3]).unwrap();
     let region = machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let region = map.rom_device("flash", block.clone(), device.clone())?;
-            map.place(machine.system, FLASH, region)?;
+            map.add_subregion(machine.system, FLASH, region)?;
             Ok(region)
         })
         .unwrap();
     let _ = device.0.set((machine.memory.clone(), region));
-    let direct = SlotInfo { guest: FLASH, size: 1 << 20, readonly: true, logged: false };
+    let direct = SlotInfo { guest_phys_addr: FLASH, size: 1 << 20, readonly: true, logged: false };
     assert_eq!(machine.vm.slots()[1], direct);
     for _ in 0..20 {
         machine.block.write(DATA, &[0; 3]).unwrap();
@@ -55,6 +55,6 @@ fn a_flash_chip_answers_itself_after_a_command() {
         machine.block.read(DATA, &mut seen).unwrap();
         assert_eq!(seen, [0xc3, 0x89, 0xc3]);
     }
-    machine.memory.update(|map| map.set_direct_reads(region, false)).unwrap();
+    machine.memory.transaction(|map| map.set_romd(region, false)).unwrap();
     assert_eq!(machine.vm.slots().len(), 1);
 }

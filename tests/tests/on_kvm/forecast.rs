@@ -52,7 +52,7 @@ fn rounds_are_as_forecast_from_a_measurement() {
 
     // Over a link that sends one and a half pages for each store.
     let mut plan = MigrationPlan::new(machine.block.len(), STORES * 3 / 2 * RECORD);
-    (plan.writes, plan.max_rounds, plan.downtime) = (vec![set], 4, Duration::ZERO);
+    (plan.working_sets, plan.max_rounds, plan.downtime) = (vec![set], 4, Duration::ZERO);
     let forecast = plan.forecast().unwrap();
     println!("{forecast}");
     let logging = machine.memory.claim_global_log(DirtyClient::MIGRATION).unwrap();

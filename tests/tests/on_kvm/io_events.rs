@@ -54,15 +54,15 @@ fn event(address: u64, size: u8, datamatch: Option<u64>) -> IoEventFd {
 /// A machine with a device at [`DEVICE`] in memory and at [`PORT`] of the ports.
 fn machine() -> (Machine, Arc<Recorder>, RegionId, RegionId) {
     let machine = Machine::new(16 << 20);
-    machine.memory.add_listener(&machine.port_space, machine.vm.ports()).unwrap();
+    machine.memory.add_listener(&machine.port_space, machine.vm.pio_listener()).unwrap();
     let device = Recorder::new(0);
     let (registers, ports) = machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let registers = map.mmio("registers", 0x100, device.clone())?;
             let ports = map.mmio("ports", 8, device.clone())?;
-            map.place_overlapping(machine.system, DEVICE, registers, 0)?;
-            map.place(machine.ports, PORT, ports)?;
+            map.add_subregion_overlap(machine.system, DEVICE, registers, 0)?;
+            map.add_subregion(machine.ports, PORT, ports)?;
             Ok((registers, ports))
         })
         .unwrap();
@@ -74,7 +74,7 @@ fn a_doorbell_signals_without_an_exit() {
     let (any, two, value) = (event(0x10, 0, None), event(0x20, 2, None), event(0x30, 4, Some(7)));
     machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             for event in [&any, &two, &value] {
                 map.add_ioeventfd(registers, event.clone())?;
             }
@@ -91,10 +91,10 @@ fn a_doorbell_signals_without_an_exit() {
     assert_eq!([&any, &two, &value].map(|event| event.fd.read().unwrap()), [4, 1, 1]);
 
     // Where the device goes, they go; taken away, the writes arrive.
-    machine.memory.update(|map| map.relocate(registers, DEVICE + 0x1000)).unwrap();
+    machine.memory.transaction(|map| map.set_address(registers, DEVICE + 0x1000)).unwrap();
     assert_eq!(run(0x1010, 1), [0; 0]);
     assert_eq!(any.fd.read().unwrap(), 4);
-    machine.memory.update(|map| map.remove_ioeventfd(registers, &any)).unwrap();
+    machine.memory.transaction(|map| map.remove_ioeventfd(registers, &any)).unwrap();
     assert_eq!(run(0x1010, 1), [1, 2, 4, 8]);
     assert!(any.fd.read().is_err());
 }
@@ -102,7 +102,7 @@ fn a_doorbell_signals_without_an_exit() {
 fn a_port_can_be_a_doorbell() {
     let (machine, device, _, ports) = machine();
     let bell = event(2, 2, None);
-    machine.memory.update(|map| map.add_ioeventfd(ports, bell.clone())).unwrap();
+    machine.memory.transaction(|map| map.add_ioeventfd(ports, bell.clone())).unwrap();
     machine.run(&programs::access_ports(), &[DATA, DATA + 0x100, PORT + 2, 1]);
     let writes: Vec<_> =
         device.accesses().into_iter().filter(|access| matches!(access, Write { .. })).collect();
@@ -116,24 +116,27 @@ fn a_doorbell_that_kvm_refuses_is_taken_back() {
     let (machine, _, registers, _) = machine();
     let bell = event(0, 2, Some(1));
     // A range that KVM's zones cannot name, also without the eventfd, which KVM takes first.
-    let refused = machine.memory.update(|map| {
+    let refused = machine.memory.transaction(|map| {
         let large = map.mmio("large", 1 << 33, Recorder::new(0))?;
-        map.place(machine.system, 1 << 34, large)?;
+        map.add_subregion(machine.system, 1 << 34, large)?;
         map.add_ioeventfd(large, bell.clone())?;
         map.set_coalescing(large, std::slice::from_ref(&(0..1 << 33)))
     });
     let refused = refused.unwrap_err();
     let reason = refused.source().and_then(|source| source.downcast_ref());
-    assert!(matches!(reason, Some(KvmError::Gather { size: 0x1_ffff_fffe, .. })), "{refused:?}");
+    assert!(
+        matches!(reason, Some(KvmError::CoalescedZone { size: 0x1_ffff_fffe, .. })),
+        "{refused:?}"
+    );
     let address = kvm_accel::kvm_ioctls::IoEventAddress::Mmio(1 << 34);
     machine.vm.fd().register_ioevent(&bell.fd, &address, 1u16).unwrap(); // free again
     // Somebody else has the place already: KVM has room for one.
     let slots = machine.vm.slots();
     let add = || {
-        machine.memory.update(|map| {
+        machine.memory.transaction(|map| {
             map.add_ioeventfd(registers, bell.clone())?;
             let hole = map.mmio("hole", 0x1000, Recorder::new(0))?;
-            map.place_overlapping(machine.system, 8 << 20, hole, 1)
+            map.add_subregion_overlap(machine.system, 8 << 20, hole, 1)
         })
     };
     let address = kvm_accel::kvm_ioctls::IoEventAddress::Mmio(DEVICE);
@@ -177,7 +180,10 @@ const LAST: Access = Write { offset: 0x80, size: 1, value: 0xff };
 fn arrive_in_order(ports: bool) {
     let (machine, device, registers, port_region) = machine();
     let region = if ports { port_region } else { registers };
-    machine.memory.update(|map| map.set_coalescing(region, std::slice::from_ref(&(0..4)))).unwrap();
+    machine
+        .memory
+        .transaction(|map| map.set_coalescing(region, std::slice::from_ref(&(0..4))))
+        .unwrap();
     // Nothing exits: what was written is in the ring, until somebody asks.
     let guest = write_many(&machine, ports, GATHERED);
     assert_eq!(device.accesses(), [], "writes were not gathered");
@@ -192,7 +198,7 @@ fn arrive_in_order(ports: bool) {
     guest.join().unwrap();
     assert_eq!(device.accesses(), [written(50), vec![LAST]].concat());
     // Without it every write exits.
-    machine.memory.update(|map| map.set_coalescing(region, &[])).unwrap();
+    machine.memory.transaction(|map| map.set_coalescing(region, &[])).unwrap();
     let guest = write_many(&machine, ports, 10);
     assert_eq!(device.accesses(), written(10));
     guest.stop().unwrap();
@@ -210,7 +216,7 @@ fn more_writes_than_the_ring_holds_arrive() {
     let (machine, device, registers, _) = machine();
     machine
         .memory
-        .update(|map| map.set_coalescing(registers, std::slice::from_ref(&(0..4))))
+        .transaction(|map| map.set_coalescing(registers, std::slice::from_ref(&(0..4))))
         .unwrap();
     let guest = write_many(&machine, false, 1000);
     machine.vm.flush_coalesced();
@@ -222,7 +228,7 @@ fn a_paused_guest_has_nothing_in_the_ring() {
     let (machine, device, registers, _) = machine();
     machine
         .memory
-        .update(|map| map.set_coalescing(registers, std::slice::from_ref(&(0..4))))
+        .transaction(|map| map.set_coalescing(registers, std::slice::from_ref(&(0..4))))
         .unwrap();
     let guest = write_many(&machine, false, 60);
     let paused = machine.vm.pause(seconds(10)).unwrap();
@@ -259,20 +265,20 @@ fn gathered_writes_are_for_the_map_that_they_were_made_in() {
     let gathers = std::slice::from_ref(&(0..4));
     machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let slow = map.mmio("slow", 0x10, slow.clone())?;
             map.set_coalescing(slow, gathers)?;
-            map.place_overlapping(machine.system, DEVICE, slow, 1)
+            map.add_subregion_overlap(machine.system, DEVICE, slow, 1)
         })
         .unwrap();
     let guest = write_many(&machine, false, 60);
     std::thread::scope(|scope| {
         scope.spawn(|| machine.vm.flush_coalesced());
         wait_until("the first write", || slow.entered.load(Ordering::Acquire));
-        let changed = machine.memory.update(|map| {
+        let changed = machine.memory.transaction(|map| {
             let other = map.mmio("other", 0x10, device.clone())?;
             map.set_coalescing(other, gathers)?;
-            map.place_overlapping(machine.system, DEVICE, other, 2)
+            map.add_subregion_overlap(machine.system, DEVICE, other, 2)
         });
         slow.go.store(true, Ordering::Release);
         changed.unwrap();
@@ -285,7 +291,7 @@ fn gathered_writes_are_for_the_map_that_they_were_made_in() {
 /// Two guests write to registers of their own, in one ring: each finds its own order.
 fn two_processors_gather_in_one_ring() {
     let (machine, device, registers, _) = machine();
-    machine.memory.update(|map| map.set_coalescing(registers, &[0..4, 0x40..0x44])).unwrap();
+    machine.memory.transaction(|map| map.set_coalescing(registers, &[0..4, 0x40..0x44])).unwrap();
     const COUNT: u64 = 3000;
     let code = programs::store_many_then_wait(false);
     let start = |place, flag| {
@@ -325,9 +331,11 @@ fn a_doorbell_among_gathered_writes_rings() {
         let (machine, device, registers, port_region) = machine();
         let region = if ports { port_region } else { registers };
         let bell = event(4, size, None);
-        let ring = || machine.memory.update(|map| map.add_ioeventfd(region, bell.clone()));
+        let ring = || machine.memory.transaction(|map| map.add_ioeventfd(region, bell.clone()));
         let gather = || {
-            machine.memory.update(|map| map.set_coalescing(region, std::slice::from_ref(&(0..8))))
+            machine
+                .memory
+                .transaction(|map| map.set_coalescing(region, std::slice::from_ref(&(0..8))))
         };
         if bell_first {
             ring().and_then(|()| gather()).unwrap();
@@ -341,7 +349,7 @@ fn a_doorbell_among_gathered_writes_rings() {
         assert_eq!(device.accesses(), [], "{what}");
         guest.stop().unwrap();
         // Taken away, it leaves all of the range gathered.
-        machine.memory.update(|map| map.remove_ioeventfd(region, &bell)).unwrap();
+        machine.memory.transaction(|map| map.remove_ioeventfd(region, &bell)).unwrap();
         let guest = write_many_at(&machine, 4, ports, 20);
         assert_eq!(device.accesses(), [], "{what}");
         machine.vm.flush_coalesced();
@@ -354,7 +362,7 @@ fn a_doorbell_among_gathered_writes_rings() {
 fn ranges_that_overlap_are_gathered_as_one() {
     let (machine, device, registers, _) = machine();
     let gather = |ranges: &[std::ops::Range<u64>]| {
-        machine.memory.update(|map| map.set_coalescing(registers, ranges)).unwrap();
+        machine.memory.transaction(|map| map.set_coalescing(registers, ranges)).unwrap();
     };
     gather(&[0..0x10, 0..4, 2..8, 0x10..0x20]);
     gather(&[0..0x10, 0x10..0x20]);
@@ -391,10 +399,10 @@ fn a_value_to_match_is_the_devices() {
     let place = DEVICE + 0x1000;
     machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let big = map.mmio("big", 0x10, Arc::new(Big(device.clone())))?;
             map.add_ioeventfd(big, bell.clone())?;
-            map.place_overlapping(machine.system, place, big, 0)
+            map.add_subregion_overlap(machine.system, place, big, 0)
         })
         .unwrap();
     for (stored, rings, arrives) in [(0x4433_2211, 1, 0), (0x1122_3344, 0, 1)] {
@@ -426,11 +434,11 @@ fn a_device_that_asks_for_its_own_gathered_writes_gets_them_later() {
     let (machine, device, _, _) = machine();
     machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let looks = Arc::new(Looks(machine.vm.clone(), device.clone()));
             let looks = map.mmio("looks", 0x10, looks)?;
             map.set_coalescing(looks, std::slice::from_ref(&(0..4)))?;
-            map.place_overlapping(machine.system, DEVICE, looks, 1)
+            map.add_subregion_overlap(machine.system, DEVICE, looks, 1)
         })
         .unwrap();
     let guest = write_many(&machine, false, 60);
@@ -461,10 +469,10 @@ fn who_hands_over_may_ask_for_it_again() {
     let asks = Arc::new(Asks(Arc::downgrade(&machine.vm), 0.into()));
     machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let region = map.mmio("asks", 0x100, asks.clone())?;
             map.set_coalescing(region, std::slice::from_ref(&(0..0x40)))?;
-            map.place_overlapping(machine.system, DEVICE, region, 1)
+            map.add_subregion_overlap(machine.system, DEVICE, region, 1)
         })
         .unwrap();
     // A gathered store, and one that is not and makes the guest exit, for ever.
@@ -491,7 +499,7 @@ fn who_hands_over_may_ask_for_it_again() {
 fn gathered_writes_arrive_when_the_first_processor_is_gone() {
     let (machine, device, registers, _) = machine();
     let whole = std::slice::from_ref(&(0..0x10));
-    machine.memory.update(|map| map.set_coalescing(registers, whole)).unwrap();
+    machine.memory.transaction(|map| map.set_coalescing(registers, whole)).unwrap();
     let own = |space: &AddressSpace| Arc::new(space.clone());
     let vcpu = |id| {
         let buses = Buses { memory: own(&machine.space), ports: own(&machine.port_space) };
@@ -521,10 +529,10 @@ fn a_device_may_have_its_machine() {
     }
     machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let has = map.mmio("has", 0x10, Arc::new(Has(machine.vm.clone())))?;
             map.set_coalescing(has, std::slice::from_ref(&(0..4)))?;
-            map.place_overlapping(machine.system, DEVICE, has, 1)
+            map.add_subregion_overlap(machine.system, DEVICE, has, 1)
         })
         .unwrap();
     write_many(&machine, false, 10).stop().unwrap();

@@ -71,9 +71,9 @@ fn a_throttled_guest_stores_a_part() {
     // Of a time in which the host let the throttle have its turns: a slice that the host makes
     // long is not paid for in full.
     wait_until("the guest to stand still for its part", || {
-        let (begin, still) = (Instant::now(), throttle.stood_still());
+        let (begin, still) = (Instant::now(), throttle.stopped_time());
         std::thread::sleep(Duration::from_millis(500));
-        let stood = throttle.stood_still() - still;
+        let stood = throttle.stopped_time() - still;
         let part = stood.as_secs_f64() / begin.elapsed().as_secs_f64();
         println!("{part:.3} of the time still");
         (0.65..0.88).contains(&part)
@@ -116,7 +116,7 @@ const RAM: u64 = 400 << 20;
 
 fn populated() -> Machine {
     // Rings alone say what is dirtied; syncs look into processors each time.
-    let config = KvmConfig { ring_staleness: Duration::ZERO, ..KvmConfig::default() };
+    let config = KvmConfig { pml_flush_interval: Duration::ZERO, ..KvmConfig::default() };
     let machine = Machine::with_config(RAM, config);
     for at in (0..RAM).step_by(1 << 20) {
         machine.block.write(at, &[0; 1 << 20]).unwrap();
@@ -156,7 +156,7 @@ struct Account<'a, const N: usize> {
 impl<'a, const N: usize> Account<'a, N> {
     /// Sets the limit, with which each vCPU begins anew.
     fn begin(machine: &'a Machine, ranges: [(u64, u64); N], limit: u64) -> Self {
-        let limited = machine.vm.dirty_log_stats().limited;
+        let limited = machine.vm.dirty_log_stats().throttled;
         let began = Instant::now();
         machine.vm.set_dirty_limit(Some(limit)).unwrap();
         assert_eq!(machine.vm.dirty_limit(), Some(limit));
@@ -182,7 +182,7 @@ impl<'a, const N: usize> Account<'a, N> {
     fn is_kept(&self) -> bool {
         let allowed = self.limit as f64 * self.began.elapsed().as_secs_f64();
         let parts = self.dirtied.map(|bytes| bytes as f64 / allowed);
-        let out = self.machine.vm.dirty_log_stats().limited - self.limited;
+        let out = self.machine.vm.dirty_log_stats().throttled - self.limited;
         let paid = self.limit as f64 * out.as_secs_f64();
         let dirtied = self.dirtied.iter().sum::<u64>() as f64;
         let paid = paid / dirtied;
@@ -215,11 +215,11 @@ fn a_vcpu_dirties_at_its_limit() {
             let before = machine.vm.dirty_log_stats();
             Account::begin(&machine, [(0, 350)], limit).check();
             let after = machine.vm.dirty_log_stats();
-            assert!(after.limited > before.limited, "{after:?}");
-            assert!(after.stood_still >= after.limited / 2, "{after:?}");
+            assert!(after.throttled > before.throttled, "{after:?}");
+            assert!(after.blocked >= after.throttled / 2, "{after:?}");
         }
         machine.vm.set_dirty_limit(None).unwrap();
-        let before = machine.vm.dirty_log_stats().limited;
+        let before = machine.vm.dirty_log_stats().throttled;
         take(&machine.block, 0, 350);
         let mut dirtied = 0;
         wait_until("the guest to go on without a limit", || {
@@ -227,7 +227,7 @@ fn a_vcpu_dirties_at_its_limit() {
             dirtied += take(&machine.block, 0, 350);
             dirtied > 10_000
         });
-        assert_eq!(machine.vm.dirty_log_stats().limited, before);
+        assert_eq!(machine.vm.dirty_log_stats().throttled, before);
         assert!(!guest.is_finished());
         guest.stop().unwrap();
     });
@@ -241,7 +241,7 @@ fn each_vcpu_has_its_own_limit() {
         machine.vm.set_dirty_limit(Some(limit)).unwrap();
         let guests = [sweep(&machine, 0, 150), sweep(&machine, 150, 300)];
         wait_until("them to be limited", || {
-            machine.vm.dirty_log_stats().limited > Duration::from_millis(100)
+            machine.vm.dirty_log_stats().throttled > Duration::from_millis(100)
         });
         Account::begin(&machine, [(0, 150), (150, 300)], limit).check();
         guests.into_iter().for_each(|guest| drop(guest.stop().unwrap()));
@@ -254,7 +254,7 @@ fn a_vcpu_that_waits_for_its_limit_can_be_had() {
         // A page in an hour.
         machine.vm.set_dirty_limit(Some(1)).unwrap();
         let guest = sweep(&machine, 0, 350);
-        let limited = || machine.vm.dirty_log_stats().limited;
+        let limited = || machine.vm.dirty_log_stats().throttled;
         wait_until("the guest to be kept out", || limited() > Duration::ZERO);
         let seen = |what: &str| {
             machine.memory.sync_all_dirty_logs().unwrap();
@@ -270,9 +270,9 @@ fn a_vcpu_that_waits_for_its_limit_can_be_had() {
         // Slots change, and it does not come in by that.
         let late = RamBlock::anonymous("late", 1 << 20).unwrap();
         let system = machine.system;
-        let add = machine.memory.update(|map| {
+        let add = machine.memory.transaction(|map| {
             let late = map.ram("late", late.clone())?;
-            map.place(system, 1 << 32, late)
+            map.add_subregion(system, 1 << 32, late)
         });
         add.unwrap();
         std::thread::sleep(Duration::from_millis(50));

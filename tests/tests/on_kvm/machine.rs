@@ -52,11 +52,11 @@ impl Machine {
         let memory = MemoryMap::new();
         let block = RamBlock::anonymous("ram", ram_size).unwrap();
         let (system, ports, ram) = memory
-            .update(|map| {
+            .transaction(|map| {
                 let system = map.container("system", 1 << 64)?;
                 let ports = map.container("ports", 1 << 16)?;
                 let ram = map.ram("ram", block.clone())?;
-                map.place_overlapping(system, 0, ram, 0)?;
+                map.add_subregion_overlap(system, 0, ram, 0)?;
                 Ok((system, ports, ram))
             })
             .unwrap();
@@ -159,9 +159,9 @@ impl Obedient {
         let ends = Arc::new(Ends(vcpu.kicker()));
         machine
             .memory
-            .update(|map| {
+            .transaction(|map| {
                 let port = map.mmio("end", 1, ends)?;
-                map.place(machine.ports, Self::PORT, port)
+                map.add_subregion(machine.ports, Self::PORT, port)
             })
             .unwrap();
         let code = machines::guest::programs::store_and_report();

@@ -124,7 +124,7 @@ fn seabios_finds_nothing_to_boot(tracking: DirtyTracking) {
     let deadline = Instant::now() + patience();
     loop {
         pc.screen.refresh().unwrap();
-        let picture = pc.machine.vga().picture().unwrap();
+        let picture = pc.machine.vga().screenshot().unwrap();
         if Some(pc.screen.surface()) == picture.as_ref() {
             break;
         }

@@ -24,7 +24,7 @@ fn a_client_that_comes_between_a_sync_and_a_clear_gets_every_later_store() {
     let places: [(&str, SwitchOn); 4] = [
         ("the map", |machine, _| machine.memory.set_log(machine.ram, MIGRATION, true).unwrap()),
         ("another map", |machine, other| {
-            let ram = other.update(|map| map.ram("ram", machine.block.clone())).unwrap();
+            let ram = other.transaction(|map| map.ram("ram", machine.block.clone())).unwrap();
             other.set_log(ram, MIGRATION, true).unwrap();
         }),
         ("the block", |machine, _| machine.block.dirty().enable(MIGRATION).unwrap()),

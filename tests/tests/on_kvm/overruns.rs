@@ -95,7 +95,7 @@ fn check(
         let stats = machine.vm.dirty_log_stats();
         println!(
             "ring of {entries}: {harvests} harvests, {} pages, full {} times, {} losses",
-            stats.pages, stats.ring_full, stats.losses
+            stats.pages, stats.ring_full, stats.ring_overruns
         );
     });
 }

@@ -29,7 +29,7 @@ fn a_guest_runs_in_shadow_ram_that_toggles() {
     let pc = Pc::new(64 << 20, std::sync::Arc::new(FramePort::default())).unwrap();
     let vm = KvmVm::new(Kvm::new().unwrap().create_vm().unwrap()).unwrap();
     pc.memory.add_listener(&pc.space, vm.clone()).unwrap();
-    let ports = pc.memory.update(|map| map.container("ports", 1 << 16)).unwrap();
+    let ports = pc.memory.transaction(|map| map.container("ports", 1 << 16)).unwrap();
     let ports = pc.memory.address_space("io", ports).unwrap();
     let vcpu = vm.create_vcpu(0, Buses { memory: pc.space.clone(), ports }).unwrap();
     // The same program in the ROM and in the RAM behind it.
@@ -57,7 +57,7 @@ fn a_guest_runs_in_shadow_ram_that_toggles() {
     let page = pc.ram.page_size();
     let cell_is_dirty = || {
         pc.memory.sync_all_dirty_logs().unwrap();
-        let pages = page.touched(CELL, 8);
+        let pages = page.pages_spanned(CELL, 8);
         let dirty = pc.ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, pages);
         let found = dirty.unwrap().commit().count() > 0;
         pc.memory.log_clear(&pc.ram, CELL..CELL + 8).unwrap();

@@ -102,10 +102,10 @@ fn a_panic_of_another_device_loses_no_exit() {
     let device = 0xd000_0000;
     machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let region = map.mmio("device", 0x100, Arc::new(Panics))?;
             map.set_coalescing(region, std::slice::from_ref(&(0..0x10)))?;
-            map.place(machine.system, device, region)
+            map.add_subregion(machine.system, device, region)
         })
         .unwrap();
     let panicked = |guest: VcpuThread| {

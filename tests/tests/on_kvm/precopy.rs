@@ -8,7 +8,7 @@ use std::time::Duration;
 use integration_tests::harness::Test;
 use kvm_accel::PauseGuard;
 use machines::guest::{DATA, programs};
-use migration_ram::{DeviceError, Migrated, Output, Precopy, Progress, SendError, receive};
+use migration_ram::{DeviceError, Migrated, Precopy, Progress, SendError, WriteTransport, receive};
 use ram_block::{DirtyClient, RamBlock, SendList, TransferError};
 
 use super::machine::{Machine, Recorder, seconds, wait_until};
@@ -48,7 +48,7 @@ struct Busy<O> {
     sent: u64,
 }
 
-impl<O: Output> Busy<O> {
+impl<O: WriteTransport> Busy<O> {
     fn new(connection: O, machine: &Machine) -> Self {
         Self { connection, block: machine.block.clone(), stands_still: Arc::default(), sent: 0 }
     }
@@ -66,7 +66,7 @@ impl<O: Output> Busy<O> {
     }
 }
 
-impl<O: Output> Output for Busy<O> {
+impl<O: WriteTransport> WriteTransport for Busy<O> {
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         self.connection.send(list)?;
         self.sent += 1;
@@ -174,13 +174,13 @@ fn slots_that_go_in_mid_migration_lose_nothing() {
     let (window, hole) = (0x4000_0000, DATA + 700 * page);
     let (alias, overlay) = machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let region = map.ram("far", far.clone())?;
-            map.place(machine.system, 0x8000_0000, region)?;
+            map.add_subregion(machine.system, 0x8000_0000, region)?;
             let alias = map.alias("window", region, 0, u128::from(far.len()))?;
-            map.place(machine.system, window, alias)?;
+            map.add_subregion(machine.system, window, alias)?;
             let overlay = map.mmio("overlay", u128::from(page), Recorder::new(0))?;
-            map.place_overlapping(machine.system, hole, overlay, 1)?;
+            map.add_subregion_overlap(machine.system, hole, overlay, 1)?;
             map.set_enabled(overlay, false)?;
             Ok((alias, overlay))
         })
@@ -203,12 +203,12 @@ fn slots_that_go_in_mid_migration_lose_nothing() {
             };
             // Slots go with what was written since the sync that has just been.
             let before = passes();
-            let open = machine.memory.update(|map| map.set_enabled(alias, true));
+            let open = machine.memory.transaction(|map| map.set_enabled(alias, true));
             open.unwrap();
             wait_until("a pass through the window", || passes() > before + 1);
             machine
                 .memory
-                .update(|map| {
+                .transaction(|map| {
                     map.set_enabled(overlay, round.round % 2 == 0)?;
                     map.set_enabled(alias, round.round % 3 == 0)
                 })
@@ -235,9 +235,9 @@ fn a_block_that_goes_in_mid_migration_fails_it() {
     let page = machine.block.page_size().bytes();
     let region = machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let region = map.ram("far", RamBlock::anonymous("far", 100 * page)?)?;
-            map.place(machine.system, 0x4000_0000, region)?;
+            map.add_subregion(machine.system, 0x4000_0000, region)?;
             Ok(region)
         })
         .unwrap();
@@ -250,8 +250,8 @@ fn a_block_that_goes_in_mid_migration_fails_it() {
         if !std::mem::replace(&mut gone, true) {
             machine
                 .memory
-                .update(|map| {
-                    map.unplace(region)?;
+                .transaction(|map| {
+                    map.del_subregion(region)?;
                     map.remove(region)
                 })
                 .unwrap();

@@ -21,7 +21,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 fn slot(guest: u64, size: u64) -> SlotInfo {
-    SlotInfo { guest, size, readonly: false, logged: false }
+    SlotInfo { guest_phys_addr: guest, size, readonly: false, logged: false }
 }
 
 fn slots_follow_the_flat_view() {
@@ -32,11 +32,11 @@ fn slots_follow_the_flat_view() {
     // The VGA window splits RAM around it.
     let vram = RamBlock::anonymous("vram", 1 << 20).unwrap();
     let (vram, window) = memory
-        .update(|map| {
+        .transaction(|map| {
             let vram = map.ram("vram", vram)?;
             let window = map.alias("window", vram, 0, 0x2_0000)?;
-            map.place_overlapping(machine.system, 0xa_0000, window, 1)?;
-            map.place(machine.system, 0xe000_0000, vram)?;
+            map.add_subregion_overlap(machine.system, 0xa_0000, window, 1)?;
+            map.add_subregion(machine.system, 0xe000_0000, vram)?;
             Ok((vram, window))
         })
         .unwrap();
@@ -55,9 +55,9 @@ fn slots_follow_the_flat_view() {
     memory.set_log(vram, DirtyClient::VGA, false).unwrap();
     assert_eq!(machine.vm.slots(), split);
     let rom = memory
-        .update(|map| {
+        .transaction(|map| {
             let rom = map.rom("rom", RamBlock::anonymous("rom", 0x1_0000)?)?;
-            map.place(machine.system, 0xffff_0000, rom)?;
+            map.add_subregion(machine.system, 0xffff_0000, rom)?;
             map.set_enabled(window, false)?;
             Ok(rom)
         })
@@ -68,9 +68,9 @@ fn slots_follow_the_flat_view() {
     // A store to ROM goes nowhere; a load comes from it; a device hides a part of it.
     let device = Recorder::new(0x5566_7788);
     memory
-        .update(|map| {
+        .transaction(|map| {
             let registers = map.mmio("device", 0x10, device.clone())?;
-            map.place_overlapping(machine.system, 0xffff_8000, registers, 1)
+            map.add_subregion_overlap(machine.system, 0xffff_8000, registers, 1)
         })
         .unwrap();
     memory.ram_block(rom).unwrap().write(0x100, &0x1122_3344u64.to_le_bytes()).unwrap();
@@ -98,9 +98,9 @@ fn a_full_slot_table_refuses_the_map_and_keeps_the_guest() {
     let arguments = [DATA + page, DATA + 5 * page, page, DATA];
     let guest = machine.start(&programs::increment_pages(), &arguments);
     let place = |at: u64| {
-        machine.memory.update(|map| {
+        machine.memory.transaction(|map| {
             let hole = map.mmio("hole", u128::from(page), Recorder::new(0))?;
-            map.place_overlapping(machine.system, at, hole, 1)
+            map.add_subregion_overlap(machine.system, at, hole, 1)
         })
     };
     place(8 << 20).unwrap();
@@ -119,11 +119,11 @@ fn kvms_refusal_takes_the_commit_back() {
     let before = machine.vm.slots();
     // More than any processor's physical addresses: KVM refuses the second slot, when
     // the first is already made and RAM's is already split.
-    let refused = machine.memory.update(|map| {
+    let refused = machine.memory.transaction(|map| {
         let first = map.ram("first", RamBlock::anonymous("first", 1 << 20)?)?;
         let second = map.ram("second", RamBlock::anonymous("second", 1 << 20)?)?;
-        map.place_overlapping(machine.system, 8 << 20, first, 1)?;
-        map.place(machine.system, 1 << 60, second)
+        map.add_subregion_overlap(machine.system, 8 << 20, first, 1)?;
+        map.add_subregion(machine.system, 1 << 60, second)
     });
     let refused = refused.unwrap_err();
     assert!(
@@ -142,14 +142,14 @@ fn a_guest_runs_on_while_its_code_is_remapped() {
     let guest = machine.start(&programs::store_and_read_back(), &[DATA + page, DATA]);
     let hole = machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let hole = map.mmio("hole", u128::from(page), Recorder::new(0))?;
-            map.place_overlapping(machine.system, 4 << 20, hole, 1)?;
+            map.add_subregion_overlap(machine.system, 4 << 20, hole, 1)?;
             Ok(hole)
         })
         .unwrap();
     for round in 0..300 {
-        machine.memory.update(|map| map.set_enabled(hole, round % 2 == 0)).unwrap();
+        machine.memory.transaction(|map| map.set_enabled(hole, round % 2 == 0)).unwrap();
     }
     let rounds = machine.words::<1>(DATA);
     wait_until("the next round", || machine.words::<1>(DATA) != rounds);

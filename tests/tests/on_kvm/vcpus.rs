@@ -33,9 +33,9 @@ pub const TESTS: &[Test] = &[
 fn place_device(machine: &Machine, at: u64, device: Arc<dyn MmioDevice>) {
     machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let region = map.mmio("device", 0x100, device)?;
-            map.place(machine.system, at, region)
+            map.add_subregion(machine.system, at, region)
         })
         .unwrap();
 }
@@ -43,9 +43,9 @@ fn place_device(machine: &Machine, at: u64, device: Arc<dyn MmioDevice>) {
 pub fn place_ports(machine: &Machine, at: u64, device: Arc<dyn MmioDevice>) {
     machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let region = map.mmio("ports", 8, device)?;
-            map.place(machine.ports, at, region)
+            map.add_subregion(machine.ports, at, region)
         })
         .unwrap();
 }
@@ -178,7 +178,7 @@ fn what_stands_still_is_counted() {
         wait_until("a moment", || still.elapsed() > Duration::from_millis(5));
         drop(first);
         // Those that still stand are in it.
-        let so_far = machine.vm.dirty_log_stats().stood_still - before.stood_still;
+        let so_far = machine.vm.dirty_log_stats().blocked - before.blocked;
         assert!(so_far >= least + 2 * Duration::from_millis(5), "{so_far:?}");
         least += 2 * still.elapsed();
         drop(second);
@@ -186,7 +186,7 @@ fn what_stands_still_is_counted() {
         most += 2 * asked.elapsed();
     }
     let after = machine.vm.dirty_log_stats();
-    let stood_still = after.stood_still - before.stood_still;
+    let stood_still = after.blocked - before.blocked;
     assert!(least <= stood_still && stood_still <= most, "{least:?}, {stood_still:?}, {most:?}");
     // A signal that was long on its way is followed by another.
     let kicks = after.kicks - before.kicks;
@@ -197,7 +197,7 @@ fn what_stands_still_is_counted() {
     let idle = machine.vm.dirty_log_stats();
     drop(machine.vm.pause(seconds(10)).unwrap());
     let now = machine.vm.dirty_log_stats();
-    assert_eq!((now.kicks, now.stood_still), (idle.kicks, idle.stood_still), "nobody runs");
+    assert_eq!((now.kicks, now.blocked), (idle.kicks, idle.blocked), "nobody runs");
 }
 
 /// A port read that the device has answered is in the guest's register when the guest
@@ -258,9 +258,9 @@ fn a_pause_that_takes_too_long_is_given_up() {
     let refused = machine.vm.pause(Duration::from_millis(50)).unwrap_err();
     assert!(matches!(refused, KvmError::PauseTimeout { running: 1, vcpus: 1, .. }), "{refused}");
     // A change of the map needs the guest out of its code only, which it is.
-    let hole = machine.memory.update(|map| {
+    let hole = machine.memory.transaction(|map| {
         let hole = map.mmio("hole", 0x1000, Recorder::new(0))?;
-        map.place_overlapping(machine.system, 8 << 20, hole, 1)
+        map.add_subregion_overlap(machine.system, 8 << 20, hole, 1)
     });
     hole.unwrap();
     device.go.store(true, Ordering::Release);
@@ -363,9 +363,9 @@ fn string_input_completes_while_slots_change() {
     machine.memory.set_log(machine.ram, DirtyClient::MIGRATION, true).unwrap();
     let hole = machine
         .memory
-        .update(|map| {
+        .transaction(|map| {
             let hole = map.mmio("hole", u128::from(page), Recorder::new(0))?;
-            map.place_overlapping(machine.system, 8 << 20, hole, 1)?;
+            map.add_subregion_overlap(machine.system, 8 << 20, hole, 1)?;
             Ok(hole)
         })
         .unwrap();
@@ -396,7 +396,7 @@ fn string_input_completes_while_slots_change() {
             if guest.is_finished() && round > 100 {
                 break;
             }
-            machine.memory.update(|map| map.set_enabled(hole, round % 2 == 0)).unwrap();
+            machine.memory.transaction(|map| map.set_enabled(hole, round % 2 == 0)).unwrap();
             copy(&machine);
         }
         done.store(true, Ordering::Release);

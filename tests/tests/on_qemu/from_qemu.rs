@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use iced_x86::code_asm::{CodeAssembler, ax, byte_ptr, ds};
 use integration_tests::harness::Test;
 use integration_tests::qemu::{Program, Qemu};
-use migration_ram::{Incoming, Input, Received, Receiver, Target};
+use migration_ram::{BlockTarget, IncomingChannels, ReadTransport, Received, Receiver};
 use ram_block::RamBlock;
 use serde_json::{Value, json};
 
@@ -87,22 +87,22 @@ pub(super) fn receive(qemu: &Qemu, connections: usize, answers: bool) -> JoinHan
         let accept = |_| listener.accept().unwrap().0;
         let mut sockets: Vec<_> = (0..connections).map(accept).collect();
         let mut back = sockets[0].try_clone().unwrap();
-        let inputs = sockets.iter_mut().map(|socket| socket as &mut dyn Input);
-        let from = Incoming::several(inputs);
-        take(if answers { from.answers(&mut back) } else { from })
+        let inputs = sockets.iter_mut().map(|socket| socket as &mut dyn ReadTransport);
+        let from = IncomingChannels::several(inputs);
+        take(if answers { from.return_path(&mut back) } else { from })
     })
 }
 
 /// Every block of the stream.
-pub(super) fn take<'a>(from: impl Into<Incoming<'a>>) -> Arrived {
+pub(super) fn take<'a>(from: impl Into<IncomingChannels<'a>>) -> Arrived {
     let blocks = Mutex::default();
     let make = |id: &str, len: u64| {
         let block = RamBlock::anonymous(id, len).unwrap();
         let blocks: &Mutex<Vec<_>> = &blocks;
         blocks.lock().unwrap().push(block.clone());
-        Target::Memory(block)
+        BlockTarget::Memory(block)
     };
-    let receiver = Receiver::new(&[]).blocks_by(make).keep_unknown_sections(true);
+    let receiver = Receiver::new(&[]).on_unknown_block(make).keep_unknown_sections(true);
     let received = receiver.run(from).unwrap();
     (received, blocks.into_inner().unwrap())
 }
@@ -275,7 +275,7 @@ fn our_refusal_is_heard() {
     let receiving = std::thread::spawn(move || {
         let mut socket = listener.accept().unwrap().0;
         let mut back = socket.try_clone().unwrap();
-        Receiver::new(&[]).run(Incoming::new(&mut socket).answers(&mut back)).map(drop)
+        Receiver::new(&[]).run(IncomingChannels::new(&mut socket).return_path(&mut back)).map(drop)
     });
     let uri = format!("unix:{}", qemu.path("out").display());
     qemu.migrate(&uri).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use integration_tests::harness::Test;
 use integration_tests::qemu::{Program, Qemu, connect, release};
 use memory_region::MemoryMap;
-use migration_ram::{Deadlines, Migrated, Outgoing, Output, Precopy, SendError};
+use migration_ram::{Deadlines, Migrated, OutgoingChannels, Precopy, SendError, WriteTransport};
 use ram_block::RamBlock;
 
 use super::fill::{Fill, PAGE};
@@ -31,7 +31,7 @@ const LEN: u64 = 64 << 20;
 fn machine(block: &str) -> (Arc<MemoryMap>, Arc<RamBlock>) {
     let memory = MemoryMap::new();
     let ram = RamBlock::anonymous(block, LEN).unwrap();
-    memory.update(|map| map.ram(block, ram.clone())).unwrap();
+    memory.transaction(|map| map.ram(block, ram.clone())).unwrap();
     for number in 0..LEN / PAGE as u64 {
         if let Some(page) = Fill::Mixed.page(7, number) {
             ram.write(number * PAGE as u64, &page).unwrap();
@@ -41,7 +41,7 @@ fn machine(block: &str) -> (Arc<MemoryMap>, Arc<RamBlock>) {
 }
 
 /// Sends it; some pages are written again while the second round is on its way.
-fn send<'a>(precopy: &Precopy, ram: &RamBlock, to: impl Into<Outgoing<'a>>) {
+fn send<'a>(precopy: &Precopy, ram: &RamBlock, to: impl Into<OutgoingChannels<'a>>) {
     let Migrated { stats, .. } = precopy
         .run(
             to,
@@ -88,10 +88,10 @@ fn with_two_channels(qemu: &mut Qemu) -> Ends {
 }
 
 impl Ends {
-    fn outgoing(&mut self) -> Outgoing<'_> {
-        Outgoing::new(&mut self.out)
-            .channels(self.channels.iter_mut().map(|channel| channel as &mut dyn Output))
-            .answers(&mut self.back)
+    fn outgoing(&mut self) -> OutgoingChannels<'_> {
+        OutgoingChannels::new(&mut self.out)
+            .channels(self.channels.iter_mut().map(|channel| channel as &mut dyn WriteTransport))
+            .return_path(&mut self.back)
     }
 }
 
@@ -110,7 +110,7 @@ fn its_answer_is_waited_for() {
     let mut out = connect(&qemu.path("in")).unwrap();
     let mut back = out.try_clone().unwrap();
     let (memory, ram) = machine("ram");
-    send(&Precopy::new(memory), &ram, Outgoing::new(&mut out).answers(&mut back));
+    send(&Precopy::new(memory), &ram, OutgoingChannels::new(&mut out).return_path(&mut back));
     // It has everything, or it would not have said so.
     qemu.wait_migrated().unwrap();
     assert_same("RAM", &qemu.memory(0, LEN).unwrap(), &contents(&ram));
@@ -172,7 +172,7 @@ fn what_it_refuses_is_an_error() {
     let mut back = out.try_clone().unwrap();
     let (memory, ram) = machine("unknown.ram");
     let precopy = Precopy::new(memory);
-    let to = Outgoing::new(&mut out).answers(&mut back);
+    let to = OutgoingChannels::new(&mut out).return_path(&mut back);
     let error = precopy.run(to, || Ok(()), |_| ()).unwrap_err();
     // It hangs up, which is seen while writing or while waiting for its answer.
     let text = error.to_string();

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use integration_tests::qemu::{Program, Qemu, connect};
 use memory_region::MemoryMap;
-use migration_ram::{Outgoing, Output, Precopy, SectionInfo};
+use migration_ram::{OutgoingChannels, Precopy, SectionInfo, WriteTransport};
 use serde_json::{Value, json};
 
 use super::describe::described_len;
@@ -174,7 +174,7 @@ fn a_machine_is_sent_on(program: &Program) {
 
 fn send_on(to: &Qemu, (received, blocks): &Arrived, channels: usize) {
     let memory = MemoryMap::new();
-    let add = memory.update(|map| {
+    let add = memory.transaction(|map| {
         blocks.iter().try_for_each(|block| map.ram(block.id(), block.clone()).map(drop))
     });
     add.unwrap();
@@ -186,8 +186,8 @@ fn send_on(to: &Qemu, (received, blocks): &Arrived, channels: usize) {
     let mut back = out.try_clone().unwrap();
     let mut channels: Vec<UnixStream> =
         (0..channels).map(|_| connect(&to.path("in")).unwrap()).collect();
-    let to = Outgoing::new(&mut out)
-        .channels(channels.iter_mut().map(|channel| channel as &mut dyn Output))
-        .answers(&mut back);
+    let to = OutgoingChannels::new(&mut out)
+        .channels(channels.iter_mut().map(|channel| channel as &mut dyn WriteTransport))
+        .return_path(&mut back);
     let _ = precopy.run(to, || Ok(()), |_| ()).unwrap();
 }

@@ -22,13 +22,13 @@ impl Board {
         let vga = Vga::new("vram", vram).unwrap();
         let regions = vga.add_to(&map).unwrap();
         let (system, ports) = map
-            .update(|map| {
+            .transaction(|map| {
                 let system = map.container("system", 1 << 32)?;
                 let ports = map.container("ports", 1 << 16)?;
-                map.place(system, Vga::WINDOW, regions.window)?;
-                map.place(system, MMIO, regions.mmio)?;
-                map.place(ports, Vga::PORTS, regions.ports)?;
-                map.place(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
+                map.add_subregion(system, Vga::WINDOW, regions.window)?;
+                map.add_subregion(system, MMIO, regions.mmio)?;
+                map.add_subregion(ports, Vga::PORTS, regions.ports)?;
+                map.add_subregion(ports, Vga::VBE_PORTS, regions.vbe_ports)?;
                 Ok((system, ports))
             })
             .unwrap();
@@ -167,7 +167,7 @@ fn a_mode_larger_than_video_memory_is_refused() {
     board.set(Y_RESOLUTION, 768);
     board.set(ENABLE, ENABLED);
     assert_eq!(vga.mode(), Err(refused));
-    assert_eq!(vga.picture().unwrap(), None);
+    assert_eq!(vga.screenshot().unwrap(), None);
 }
 
 #[test]
@@ -441,7 +441,7 @@ proptest! {
                 prop_assert!(mode.bytes().end <= board.vga.vram().len());
             }
         }
-        board.vga.picture().unwrap();
+        board.vga.screenshot().unwrap();
         board.vga.text().unwrap();
         let saved = board.vga.save();
         board.vga.restore(&saved).unwrap();

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::output::vnc::client::Viewer;
+use crate::output::vnc::client::Client;
 use crate::output::vnc::listener::{Stream, VncListener};
 use crate::output::vnc::reader::serve;
-use crate::output::vnc::shared::Hub;
+use crate::output::vnc::shared::Shared;
 use crate::rare_log::RareLog;
 
 /// How long to wait when there are no descriptors or threads for a viewer.
@@ -22,11 +22,11 @@ struct Logs {
     not_accepted: RareLog,
 }
 
-impl Hub {
+impl Shared {
     /// Takes a viewer in. If there are too many, the eldest makes room that is still in the
     /// handshake; if there is none, the new one has to go.
     fn admit(self: &Arc<Self>, id: u64, stream: Stream, logs: &mut Logs) {
-        let viewer = Arc::new(Viewer::new(id, stream));
+        let viewer = Arc::new(Client::new(id, stream));
         let mut viewers = self.viewers();
         if viewers.len() >= self.settings.viewers {
             let Some(at) = viewers.iter().position(|viewer| !viewer.watches()) else {

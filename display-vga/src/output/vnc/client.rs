@@ -74,7 +74,7 @@ impl State {
 
 /// A connection.
 #[derive(Debug)]
-pub(super) struct Viewer {
+pub(super) struct Client {
     pub(super) id: u64,
     pub(super) stream: Stream,
     /// Whether it has got through the handshake.
@@ -83,7 +83,7 @@ pub(super) struct Viewer {
     wake: Condvar,
 }
 
-impl Viewer {
+impl Client {
     pub(super) fn new(id: u64, stream: Stream) -> Self {
         let (watches, state) = (AtomicBool::new(false), Mutex::default());
         Self { id, stream, watches, state, wake: Condvar::new() }

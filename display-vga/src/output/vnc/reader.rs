@@ -6,13 +6,13 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::output::input::InputEvent;
-use crate::output::vnc::client::{Request, State, Viewer};
+use crate::output::vnc::client::{Client, Request, State};
 use crate::output::vnc::event::VncEvent;
 use crate::output::vnc::frame::Frame;
 use crate::output::vnc::handshake::{HandshakeError, greet, server_init};
 use crate::output::vnc::listener::Hurried;
 use crate::output::vnc::message::{self, Message, MessageError};
-use crate::output::vnc::shared::Hub;
+use crate::output::vnc::shared::Shared;
 use crate::output::vnc::writer;
 
 /// More keys than anybody has fingers for.
@@ -29,7 +29,7 @@ enum ViewerError {
 }
 
 /// Takes the viewer off the list, also when a handler of input panics.
-struct Leave<'a>(&'a Hub, &'a Viewer);
+struct Leave<'a>(&'a Shared, &'a Client);
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
@@ -39,7 +39,7 @@ impl Drop for Leave<'_> {
 }
 
 /// Serves a viewer until it goes away: the body of its first thread.
-pub(super) fn serve(hub: &Arc<Hub>, viewer: &Arc<Viewer>) {
+pub(super) fn serve(hub: &Arc<Shared>, viewer: &Arc<Client>) {
     let mut held = Held::default();
     let result = {
         let _leave = Leave(hub, viewer);
@@ -56,7 +56,7 @@ pub(super) fn serve(hub: &Arc<Hub>, viewer: &Arc<Viewer>) {
     }
 }
 
-fn talk(hub: &Arc<Hub>, viewer: &Arc<Viewer>, held: &mut Held) -> Result<(), ViewerError> {
+fn talk(hub: &Arc<Shared>, viewer: &Arc<Client>, held: &mut Held) -> Result<(), ViewerError> {
     let settings = &hub.settings;
     viewer.stream.prepare()?;
     let mut hurried = Hurried::new(&viewer.stream, settings.handshake);
@@ -144,7 +144,7 @@ impl Held {
         }
     }
 
-    fn release(self, hub: &Hub) {
+    fn release(self, hub: &Shared) {
         for (keysym, keycode) in self.keys {
             hub.tell(VncEvent::Input(InputEvent::Key { keysym, keycode, down: false }));
         }

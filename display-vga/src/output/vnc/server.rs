@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::output::vnc::event::VncEvent;
 use crate::output::vnc::listener::VncListener;
 use crate::output::vnc::password::Password;
-use crate::output::vnc::shared::{Hub, Settings};
+use crate::output::vnc::shared::{Settings, Shared};
 use crate::picture::surface::{Rect, Surface};
 
 /// Why a server cannot be started.
@@ -41,7 +41,7 @@ pub enum VncError {
 /// Each viewer has two threads, and memory for two pictures at most, five zlib streams, and
 /// an area of what changed: a viewer that is slow or does not read finds that area grown,
 /// not a queue. One whose connection takes nothing for the time of
-/// [`patience`](VncBuilder::patience) is dropped, and so is one that breaks the protocol.
+/// [`write_timeout`](VncBuilder::write_timeout) is dropped, and so is one that breaks the protocol.
 ///
 /// Nothing is encrypted. Listen on the loopback address, which is what
 /// [`loopback`](Self::loopback) does, and let SSH or a TLS proxy carry it further.
@@ -80,7 +80,7 @@ pub enum VncError {
 /// in its own time.
 #[derive(Debug)]
 pub struct VncServer {
-    hub: Arc<Hub>,
+    hub: Arc<Shared>,
     address: Option<SocketAddr>,
     /// Closed to stop the thread.
     stop: Option<UnixStream>,
@@ -95,7 +95,7 @@ impl VncServer {
     ///
     /// [`VncError::Listen`].
     pub fn bind(address: impl ToSocketAddrs) -> Result<VncBuilder, VncError> {
-        Ok(Self::on(TcpListener::bind(address).map_err(VncError::Listen)?))
+        Ok(Self::from_listener(TcpListener::bind(address).map_err(VncError::Listen)?))
     }
 
     /// A server that this machine alone can reach, at TCP port `port` of 127.0.0.1; 0 takes
@@ -109,7 +109,7 @@ impl VncServer {
     }
 
     /// A server on a socket of the caller's: a TCP or a Unix listener.
-    pub fn on(listener: impl Into<VncListener>) -> VncBuilder {
+    pub fn from_listener(listener: impl Into<VncListener>) -> VncBuilder {
         VncBuilder {
             listener: listener.into(),
             is_sound: true,
@@ -211,7 +211,7 @@ impl VncBuilder {
     /// The machine of a viewer that has nothing to take is asked as often, but not more than once
     /// a second, whether it is there still; one that does not answer is gone after twice the
     /// time and two seconds at most.
-    pub fn patience(mut self, patience: Duration) -> Self {
+    pub fn write_timeout(mut self, patience: Duration) -> Self {
         self.settings.patience = patience.max(Duration::from_millis(1));
         self
     }
@@ -228,7 +228,7 @@ impl VncBuilder {
         self.listener.prepare().map_err(VncError::Listen)?;
         let (stop, stopped) = UnixStream::pair().map_err(VncError::Listen)?;
         let address = self.listener.local_addr();
-        let hub = Arc::new(Hub::new(self.settings, (640, 480)));
+        let hub = Arc::new(Shared::new(self.settings, (640, 480)));
         let (accepting, listener) = (hub.clone(), self.listener);
         let acceptor = thread::Builder::new()
             .name("vnc".to_owned())

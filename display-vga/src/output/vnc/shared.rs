@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::output::vnc::client::Viewer;
+use crate::output::vnc::client::Client;
 use crate::output::vnc::event::VncEvent;
 use crate::output::vnc::frame::Frame;
 use crate::output::vnc::password::Password;
@@ -53,14 +53,14 @@ struct Spare {
 }
 
 #[derive(Debug)]
-pub(super) struct Hub {
+pub(super) struct Shared {
     pub(super) settings: Settings,
     picture: Mutex<Arc<Frame>>,
     spare: Mutex<Spare>,
-    viewers: Mutex<Vec<Arc<Viewer>>>,
+    viewers: Mutex<Vec<Arc<Client>>>,
 }
 
-impl Hub {
+impl Shared {
     pub(super) fn new(settings: Settings, size: (u32, u32)) -> Self {
         let picture = Mutex::new(Arc::new(Frame::new(size)));
         Self { settings, picture, spare: Mutex::default(), viewers: Mutex::default() }
@@ -71,7 +71,7 @@ impl Hub {
         self.picture.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn viewers(&self) -> MutexGuard<'_, Vec<Arc<Viewer>>> {
+    pub(super) fn viewers(&self) -> MutexGuard<'_, Vec<Arc<Client>>> {
         self.viewers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -9,14 +9,14 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use crate::output::vnc::client::{Request, State, Viewer};
+use crate::output::vnc::client::{Client, Request, State};
 use crate::output::vnc::encode::encoder::{Encoder, pieces};
 use crate::output::vnc::format::PixelFormat;
 use crate::output::vnc::frame::Frame;
 use crate::output::vnc::message::{Abilities, Encoding};
 use crate::output::vnc::region::{Region, intersection};
 use crate::output::vnc::scroll::{self, Scroll};
-use crate::output::vnc::shared::Hub;
+use crate::output::vnc::shared::Shared;
 use crate::picture::surface::Rect;
 
 /// What is written at once, in bytes.
@@ -68,9 +68,9 @@ impl Work {
 
 /// Writes until the connection ends: the body of a viewer's second thread. The viewer sees
 /// `seen`, though it has not been sent yet.
-pub(super) fn run(hub: &Hub, viewer: &Arc<Viewer>, seen: Frame) {
+pub(super) fn run(hub: &Shared, viewer: &Arc<Client>, seen: Frame) {
     /// The reader ends too, whatever happens here.
-    struct Close<'a>(&'a Viewer);
+    struct Close<'a>(&'a Client);
     impl Drop for Close<'_> {
         fn drop(&mut self) {
             self.0.close();
@@ -78,7 +78,7 @@ pub(super) fn run(hub: &Hub, viewer: &Arc<Viewer>, seen: Frame) {
     }
     let _close = Close(viewer);
     let encoder = Encoder::new(PixelFormat::NATIVE);
-    let mut updater = Updater { hub, viewer, seen, encoder, out: Vec::new(), put_off: false };
+    let mut updater = Writer { hub, viewer, seen, encoder, out: Vec::new(), put_off: false };
     while let Some(work) = viewer.wait(&updater.seen.area(), Work::take) {
         if let Err(error) = updater.serve(work) {
             log::debug!("vnc: viewer {} does not read: {error}", viewer.id);
@@ -87,9 +87,9 @@ pub(super) fn run(hub: &Hub, viewer: &Arc<Viewer>, seen: Frame) {
     }
 }
 
-struct Updater<'a> {
-    hub: &'a Hub,
-    viewer: &'a Viewer,
+struct Writer<'a> {
+    hub: &'a Shared,
+    viewer: &'a Client,
     /// What the viewer has.
     seen: Frame,
     encoder: Encoder,
@@ -98,7 +98,7 @@ struct Updater<'a> {
     put_off: bool,
 }
 
-impl Updater<'_> {
+impl Writer<'_> {
     fn serve(&mut self, work: Work) -> io::Result<()> {
         if work.refuse_size {
             self.tell(&work.abilities, false, Some(PROHIBITED))?;

@@ -2,14 +2,14 @@
 //! moment: `slots/tests/rings.rs`.
 
 use super::*;
-use crate::dirty_ring::fake_ring::PaperRing;
+use crate::dirty_ring::fake_ring::FakeRing;
 
 /// Entries that KVM keeps free (KVM_DIRTY_RING_RSVD_ENTRIES).
 const RESERVED: u32 = 64;
 
 #[test]
 fn a_ring_that_is_never_overrun_loses_nothing() {
-    let mut kvm = PaperRing::new(1024, RESERVED);
+    let mut kvm = FakeRing::new(1024, RESERVED);
     let mut ring = Ring::new(kvm.entries());
     let mut pages = Vec::new();
     for page in 0..100_000 {
@@ -32,7 +32,7 @@ fn a_ring_that_is_never_overrun_loses_nothing() {
 #[test]
 fn a_ring_that_is_full_to_the_guard_counts_as_overrun() {
     for (pushes, overrun) in [(62, false), (63, true), (64, true), (65, true)] {
-        let mut kvm = PaperRing::new(64, 0);
+        let mut kvm = FakeRing::new(64, 0);
         let mut ring = Ring::new(kvm.entries());
         (0..pushes).for_each(|page| kvm.push(0, page));
         ring.take(|_, _| ());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
 use ram_block::{PageSize, RamBlock};
 
-use crate::dirty_ring::fake_ring::PaperRing;
+use crate::dirty_ring::fake_ring::FakeRing;
 use crate::slots::table::Mode;
 use crate::sys::dirty_gfn::Entry;
 use crate::sys::ioctl::{SlotCalls, SlotRegion};
@@ -29,7 +29,7 @@ pub(super) struct PaperSlot {
 pub(super) struct Paper {
     mode: Mode,
     pub(super) slots: RefCell<BTreeMap<u32, PaperSlot>>,
-    pub(super) rings: RefCell<Vec<PaperRing>>,
+    pub(super) rings: RefCell<Vec<FakeRing>>,
     pub(super) calls_to_failure: Cell<Option<u32>>,
     /// How many resets are refused from now on.
     pub(super) refused_resets: Cell<u32>,
@@ -52,7 +52,7 @@ impl Paper {
         Self {
             mode,
             slots: RefCell::default(),
-            rings: RefCell::new((0..rings).map(|_| PaperRing::new(RING.0, RING.1)).collect()),
+            rings: RefCell::new((0..rings).map(|_| FakeRing::new(RING.0, RING.1)).collect()),
             calls_to_failure: Cell::new(None),
             refused_resets: Cell::new(0),
             signal_after: Cell::new(None),
@@ -61,12 +61,12 @@ impl Paper {
 
     /// The rings as they are mapped.
     pub(super) fn mapped(&self) -> Vec<Arc<[Entry]>> {
-        self.rings.borrow().iter().map(PaperRing::entries).collect()
+        self.rings.borrow().iter().map(FakeRing::entries).collect()
     }
 
     /// Whether a vCPU stops, as its ring is full.
     pub(super) fn is_full(&self, vcpu: usize) -> bool {
-        self.rings.borrow().get(vcpu).is_some_and(PaperRing::is_full)
+        self.rings.borrow().get(vcpu).is_some_and(FakeRing::is_full)
     }
 
     fn is_manual(&self) -> bool {

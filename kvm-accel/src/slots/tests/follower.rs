@@ -80,7 +80,7 @@ fn clear_own(
         if part.is_empty() {
             continue;
         }
-        let own = page.touched(part.start - slot.offset, part.end - part.start);
+        let own = page.pages_spanned(part.start - slot.offset, part.end - part.start);
         let first = own.start / 64 * 64;
         let last = own.end.next_multiple_of(64).min(page.count(slot.size));
         let mut words = vec![0u64; usize::try_from((last - first).div_ceil(64)).unwrap()];

@@ -32,12 +32,12 @@ impl Machine {
         let blocks = blocks.map(|name| RamBlock::anonymous(name, PAGES * page).unwrap());
         let map = MemoryMap::new();
         let (system, region) = map
-            .update(|map| {
+            .transaction(|map| {
                 let system = map.container("system", 1 << 40)?;
                 let mut regions = Vec::new();
                 for (n, block) in (0..).zip(&blocks) {
                     let region = map.ram(block.id(), block.clone())?;
-                    map.place(system, n * PAGES * page, region)?;
+                    map.add_subregion(system, n * PAGES * page, region)?;
                     regions.push(region);
                 }
                 for client in CLIENTS {
@@ -82,7 +82,7 @@ impl Machine {
     }
 
     fn losses(&self) -> u64 {
-        self.follower.slots.lock().unwrap().stats.losses
+        self.follower.slots.lock().unwrap().stats.ring_overruns
     }
 
     /// All was marked, once, and a store is noticed again, whatever was stored before.
@@ -172,7 +172,7 @@ fn a_full_ring_that_yields_nothing() {
     let mut slots = machine.follower.slots.lock().unwrap();
     let ring = &machine.rings[0];
     slots.ring_full(&*kvm, ring, ring.moves()).unwrap();
-    assert_eq!((slots.stats.losses, slots.stats.ring_full), (1, 1));
+    assert_eq!((slots.stats.ring_overruns, slots.stats.ring_full), (1, 1));
     let mut tries = 0;
     while kvm.is_full(0) {
         tries += 1;

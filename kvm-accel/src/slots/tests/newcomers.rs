@@ -99,9 +99,9 @@ fn is_told(mode: Mode, policy: Policy, newcomer: Newcomer, points: Range<u32>) -
     let block = RamBlock::anonymous("ram", PAGES * page).unwrap();
     let map = MemoryMap::new();
     let (system, ram) = map
-        .update(|map| {
+        .transaction(|map| {
             let (system, ram) = (map.container("system", 1 << 40)?, map.ram("ram", block.clone())?);
-            map.place(system, 0, ram)?;
+            map.add_subregion(system, 0, ram)?;
             map.set_log(ram, MIGRATION, true)?;
             Ok((system, ram))
         })

@@ -48,10 +48,10 @@ impl<K: SlotCalls + Send + 'static> Machine<K> {
     fn new(kvm: K, policy: Policy, block: &Arc<RamBlock>) -> Self {
         let map = MemoryMap::new();
         let (system, ram) = map
-            .update(|map| {
+            .transaction(|map| {
                 let system = map.container("system", 1 << 40)?;
                 let ram = map.ram("ram", block.clone())?;
-                map.place(system, 0, ram)?;
+                map.add_subregion(system, 0, ram)?;
                 Ok((system, ram))
             })
             .unwrap();
@@ -111,7 +111,7 @@ impl<K: SlotCalls + Send + 'static> Machine<K> {
         match from {
             From::Map => self.map.set_log(self.ram, VGA, true).unwrap(),
             From::OtherMap => {
-                let ram = other.update(|map| map.ram("ram", self.block.clone())).unwrap();
+                let ram = other.transaction(|map| map.ram("ram", self.block.clone())).unwrap();
                 other.set_log(ram, VGA, true).unwrap();
             }
             From::Block => self.block.dirty().enable(VGA).unwrap(),

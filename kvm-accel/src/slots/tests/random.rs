@@ -78,14 +78,14 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn overlays(map: &MemoryMap, system: RegionId, page: u64) -> [RegionId; 3] {
     let bytes = u128::from(page);
-    map.update(|map| {
+    map.transaction(|map| {
         let block = RamBlock::anonymous("overlay", 8 * page)?;
         let whole = map.ram("overlay", block)?;
         let alias = map.alias("alias", whole, 3 * page, 5 * bytes)?;
         let rom = map.rom("rom", RamBlock::anonymous("rom", 4 * page)?)?;
-        map.place_overlapping(system, 10 * page, whole, 1)?;
-        map.place_overlapping(system, 30 * page, alias, 2)?;
-        map.place_overlapping(system, 33 * page, rom, 3)?;
+        map.add_subregion_overlap(system, 10 * page, whole, 1)?;
+        map.add_subregion_overlap(system, 30 * page, alias, 2)?;
+        map.add_subregion_overlap(system, 33 * page, rom, 3)?;
         map.set_enabled(alias, false)?;
         Ok([whole, alias, rom])
     })
@@ -121,10 +121,10 @@ impl Machine {
         let ram = RamBlock::anonymous("ram", PAGES * page).unwrap();
         let map = MemoryMap::new();
         let (system, region) = map
-            .update(|map| {
+            .transaction(|map| {
                 let system = map.container("system", 1 << 40)?;
                 let region = map.ram("ram", ram.clone())?;
-                map.place_overlapping(system, 0, region, 0)?;
+                map.add_subregion_overlap(system, 0, region, 0)?;
                 map.set_log(region, DirtyClient::MIGRATION, true)?;
                 Ok((system, region))
             })
@@ -176,7 +176,7 @@ impl Machine {
     fn commit(&mut self, shown: [bool; 3], log: bool, fail: Option<u32>) {
         let was_on = self.ram.dirty().enabled().contains(DirtyClient::VGA);
         self.fail(fail);
-        let result = self.map.update(|map| {
+        let result = self.map.transaction(|map| {
             for (overlay, shown) in self.overlays.iter().zip(shown) {
                 map.set_enabled(*overlay, shown)?;
             }

@@ -21,10 +21,10 @@ fn slots(mode: Mode) -> (Paper, PaperSlots, Arc<RamBlock>) {
     let block = RamBlock::anonymous("ram", PAGES * page).unwrap();
     let map = MemoryMap::new();
     let system = map
-        .update(|map| {
+        .transaction(|map| {
             let system = map.container("system", 1 << 40)?;
             let ram = map.ram("ram", block.clone())?;
-            map.place(system, 0, ram)?;
+            map.add_subregion(system, 0, ram)?;
             map.set_log(ram, DirtyClient::VGA, true)?;
             Ok(system)
         })

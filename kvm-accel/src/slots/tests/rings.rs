@@ -13,10 +13,10 @@ use std::sync::Arc;
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use ram_block::{DirtyClient, PageSize, RamBlock};
 
-use crate::dirty_ring::fake_ring::PaperRing;
+use crate::dirty_ring::fake_ring::FakeRing;
 use crate::dirty_ring::ring::Entries;
 use crate::dirty_ring::set::RingOfVcpu;
-use crate::slots::bitmap::Report;
+use crate::slots::bitmap::SlotBitmap;
 use crate::slots::table::{Mode, Slot, Slots};
 use crate::sys::dirty_gfn::Entry;
 use crate::sys::ioctl::{SlotCalls, SlotRegion};
@@ -55,7 +55,7 @@ const KIND: Kind = Kind {
 };
 
 struct PaperVcpu {
-    ring: PaperRing,
+    ring: FakeRing,
     /// The next page, if not random.
     next: usize,
     /// Stores until KVM looks whether the ring is full.
@@ -261,7 +261,7 @@ impl Machine {
     fn new(kind: Kind, seed: u64) -> Self {
         let pages = kind.size * 3 / 2;
         let vcpu = |n: usize| PaperVcpu {
-            ring: PaperRing::new(kind.size, kind.reserved),
+            ring: FakeRing::new(kind.size, kind.reserved),
             next: n * pages / kind.vcpus,
             budget: 1,
             stopped: false,
@@ -288,7 +288,7 @@ impl Machine {
             offset: 0,
             readonly: false,
             logged: true,
-            held: Report::default(),
+            held: SlotBitmap::default(),
             held_since: 0,
         };
         slot.create(&kvm).unwrap();
@@ -362,7 +362,7 @@ fn run(kind: Kind, seed: u64) -> (bool, u64) {
         machine.run(stores);
         machine.harvest();
         if turn % 3 == 0 && !machine.is_whole() {
-            return (true, machine.slots.stats.losses);
+            return (true, machine.slots.stats.ring_overruns);
         }
     }
     // As good as any other again: few stores, KVM looks after each, and no loss any more.
@@ -376,13 +376,16 @@ fn run(kind: Kind, seed: u64) -> (bool, u64) {
         machine.set_still(true);
         machine.run(8);
         if !machine.is_whole() {
-            return (true, machine.slots.stats.losses);
+            return (true, machine.slots.stats.ring_overruns);
         }
         if turn == 20 {
-            losses = machine.slots.stats.losses;
+            losses = machine.slots.stats.ring_overruns;
         }
     }
-    assert_eq!(machine.slots.stats.losses, losses, "{kind:?}, seed {seed}: losses do not end");
+    assert_eq!(
+        machine.slots.stats.ring_overruns, losses,
+        "{kind:?}, seed {seed}: losses do not end"
+    );
     (false, losses)
 }
 

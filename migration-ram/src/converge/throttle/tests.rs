@@ -40,9 +40,9 @@ fn it_stands_still_for_its_part_of_the_time() {
         // host makes long is not paid for in full.
         wait_until("its part of the time", || {
             let pauses = || guest.pauses.load(Ordering::SeqCst);
-            let (begin, before, first) = (Instant::now(), throttle.stood_still(), pauses());
+            let (begin, before, first) = (Instant::now(), throttle.stopped_time(), pauses());
             wait_until("ten slices", || pauses() > first + 10);
-            let (stood, time) = (throttle.stood_still() - before, begin.elapsed());
+            let (stood, time) = (throttle.stopped_time() - before, begin.elapsed());
             let part = 100.0 * stood.as_secs_f64() / time.as_secs_f64();
             let wanted = f64::from(percent);
             // The first and the last pause may be under way, or be over.
@@ -106,7 +106,7 @@ fn pauses_that_fail_are_counted_and_tried_again() {
     });
     let throttle = throttle.unwrap();
     throttle.set(50);
-    wait_until("a pause", || throttle.stood_still() > Duration::ZERO);
+    wait_until("a pause", || throttle.stopped_time() > Duration::ZERO);
     assert_eq!(throttle.failures(), 3);
 }
 
@@ -117,5 +117,5 @@ fn a_pause_that_panics_takes_nobody_along() {
     throttle.set(50);
     wait_until("its end", || throttle.thread.as_ref().is_some_and(JoinHandle::is_finished));
     throttle.set(0);
-    assert_eq!(throttle.stood_still(), Duration::ZERO);
+    assert_eq!(throttle.stopped_time(), Duration::ZERO);
 }

@@ -35,7 +35,7 @@ impl Sections<'_, '_, '_> {
         }
         let len = match device.framing() {
             Framing::Fixed(len) => len,
-            Framing::Counted => {
+            Framing::LengthPrefixed => {
                 let at = self.stream.at();
                 let len = self.stream.u32("a state's length")?;
                 if len > MAX_STATE {

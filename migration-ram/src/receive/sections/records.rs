@@ -14,9 +14,9 @@ impl Sections<'_, '_, '_> {
         loop {
             let at = self.stream.at();
             let record = self.stream.u64("a record of RAM")?;
-            let (offset, flags) = (record & !FLAG_MASK, record & FLAG_MASK);
-            match flags & !FLAG_CONTINUE {
-                FLAG_EOS => {
+            let (offset, flags) = (record & !RAM_SAVE_FLAG_MASK, record & RAM_SAVE_FLAG_MASK);
+            match flags & !RAM_SAVE_FLAG_CONTINUE {
+                RAM_SAVE_FLAG_EOS => {
                     if self.sync_at == SyncAt::Unknown {
                         self.sync_at = SyncAt::SectionEnd;
                     }
@@ -25,21 +25,21 @@ impl Sections<'_, '_, '_> {
                     }
                     return Ok(());
                 }
-                FLAG_MULTIFD_FLUSH if self.sync_at != SyncAt::SectionEnd => {
+                RAM_SAVE_FLAG_MULTIFD_FLUSH if self.sync_at != SyncAt::SectionEnd => {
                     self.sync_at = SyncAt::Flush;
                     if self.shared.has_channels() {
                         self.shared.sync_all(at, last)?;
                     }
                 }
-                FLAG_MEM_SIZE => self.block_list(offset)?,
-                FLAG_ZERO => self.zero_pages(at, flags, offset)?,
-                FLAG_PAGE => {
+                RAM_SAVE_FLAG_MEM_SIZE => self.block_list(offset)?,
+                RAM_SAVE_FLAG_ZERO => self.zero_pages(at, flags, offset)?,
+                RAM_SAVE_FLAG_PAGE => {
                     let block = self.page_block(at, flags)?;
                     block.check(at, offset, self.page)?;
                     self.contents(&block, offset)?;
                 }
-                FLAG_XBZRLE => self.delta(at, flags, offset)?,
-                FLAG_COMPRESSED => self.compressed(at, flags, offset)?,
+                RAM_SAVE_FLAG_XBZRLE => self.delta(at, flags, offset)?,
+                RAM_SAVE_FLAG_COMPRESS_PAGE => self.compressed(at, flags, offset)?,
                 found => return Err(ReceiveError::Unsupported { at, what: "RAM record", found }),
             }
         }
@@ -49,7 +49,7 @@ impl Sections<'_, '_, '_> {
     fn contents(&mut self, block: &Block, offset: u64) -> Result<(), ReceiveError> {
         // Of several connections another one may bring the pages that follow.
         if let (Some(memory), false) = (block.memory(), self.shared.has_channels()) {
-            let flags = FLAG_PAGE | FLAG_CONTINUE;
+            let flags = RAM_SAVE_FLAG_PAGE | RAM_SAVE_FLAG_CONTINUE;
             let pages = self.ahead.read(self.stream, memory, offset, self.page, flags)?;
             block.count(pages);
             return Ok(());
@@ -68,7 +68,7 @@ impl Sections<'_, '_, '_> {
         // Most come in long runs: those that are here already are taken together.
         // Whole pages: this one was checked to be one.
         let room = (block.len - offset) / page - 1;
-        let next = (offset + page) | FLAG_ZERO | FLAG_CONTINUE;
+        let next = (offset + page) | RAM_SAVE_FLAG_ZERO | RAM_SAVE_FLAG_CONTINUE;
         let count = zero_run(self.stream.buffered(), next, page, room);
         self.stream.consume(count * ZERO_RECORD);
         let end = offset + page * (1 + count as u64);
@@ -139,7 +139,7 @@ impl Sections<'_, '_, '_> {
 
     /// The block of a page's record.
     fn page_block(&mut self, at: u64, flags: u64) -> Result<Arc<Block>, ReceiveError> {
-        if flags & FLAG_CONTINUE == 0 {
+        if flags & RAM_SAVE_FLAG_CONTINUE == 0 {
             let at = self.stream.at();
             let id = self.stream.name("a block's id")?;
             self.block = Some(self.shared.blocks.get(at, &id)?);
@@ -188,7 +188,7 @@ mod tests {
             (count, most, tail) in (0..100_usize, 0..120_u64, 0..ZERO_RECORD),
             other in prop::option::of((any::<prop::sample::Index>(), 1..=u8::MAX)),
         ) {
-            let word = |n: usize| (0x7000 + 0x1000 * n as u64) | FLAG_ZERO | FLAG_CONTINUE;
+            let word = |n: usize| (0x7000 + 0x1000 * n as u64) | RAM_SAVE_FLAG_ZERO | RAM_SAVE_FLAG_CONTINUE;
             let record = |n| word(n).to_be_bytes().into_iter().chain([0]);
             let mut bytes: Vec<u8> = (0..=count).flat_map(record).collect();
             bytes.truncate(count * ZERO_RECORD + tail);

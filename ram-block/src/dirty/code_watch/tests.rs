@@ -133,7 +133,7 @@ fn a_hook_may_use_its_block_and_end_the_watch() {
                 2 => {
                     let watch = watch.lock().unwrap();
                     let watch = watch.as_ref().unwrap();
-                    assert_eq!(watch.watch(7..8), Err(DirtyError::InHook));
+                    assert_eq!(watch.watch(7..8), Err(DirtyError::CalledFromHook));
                     watch.unwatch(5..6);
                     block.dirty().enable(DirtyClient::VGA).unwrap();
                 }
@@ -149,7 +149,7 @@ fn a_hook_may_use_its_block_and_end_the_watch() {
     assert!(ram.dirty().enabled().contains(DirtyClient::VGA));
     ram.write(0x3000, &[1; 0x3000]).unwrap();
     assert_eq!(*reports.lock().unwrap(), [1, 2, 3], "the watch is gone after page 3");
-    let names = DirtyClient::registrable().filter_map(|client| ram.dirty().client_name(client));
+    let names = DirtyClient::dynamic().filter_map(|client| ram.dirty().client_name(client));
     assert_eq!(names.count(), 0, "what the hook owned is gone");
     ram.dirty().watch_code(|_| ()).unwrap();
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 #[cfg(feature = "window")]
 use display_vga::WindowView;
 use display_vga::{
-    InputEvent, Pace, Refresh, Screen, TerminalView, VncEvent, VncServer, Watch, write_png,
+    InputEvent, Refresh, RefreshTimer, Screen, TerminalView, ViewerState, VncEvent, VncServer,
+    write_png,
 };
 use machines::demo::AnyError;
 use mini_pc::Machine;
@@ -28,7 +29,7 @@ const WINDOW_TIME: Duration = Duration::from_millis(20);
 pub struct View<'a> {
     machine: &'a Machine,
     screen: Screen,
-    pace: Pace,
+    pace: RefreshTimer,
     terminal: Option<TerminalView<BufWriter<io::Stdout>>>,
     viewers: Option<VncServer>,
     #[cfg(feature = "window")]
@@ -46,7 +47,7 @@ impl<'a> View<'a> {
         let stirred = Arc::new(AtomicBool::new(false));
         let serve = |address| serve(machine, address, stirred.clone());
         let viewers = options.vnc.as_deref().map(serve).transpose()?;
-        let (screen, pace) = (machine.screen()?, Pace::default());
+        let (screen, pace) = (machine.screen()?, RefreshTimer::default());
         Ok(Self {
             machine,
             screen,
@@ -82,7 +83,7 @@ impl<'a> View<'a> {
             self.pace.wake();
         }
         // A machine that is not stopped is looked at again.
-        let wait = self.pace.next(Watch::Running, &refresh).unwrap_or_default();
+        let wait = self.pace.next(ViewerState::Running, &refresh).unwrap_or_default();
         #[cfg(feature = "window")]
         let wait = if self.window.is_some() { wait.min(WINDOW_TIME) } else { wait };
         Ok((refresh, wait))

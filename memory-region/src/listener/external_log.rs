@@ -16,11 +16,11 @@ use ram_block::PageSize;
 
 use crate::error::ListenerError;
 use crate::listener::change::{MemoryListener, ViewChange};
-use crate::listener::log_batch::LogWords;
+use crate::listener::log_batch::LogBatch;
 use crate::view::section::Section;
 
 /// A log of writes by guest address, one bit a page.
-pub trait DirtySource: Send + Sync {
+pub trait ExternalDirtyLog: Send + Sync {
     /// The log's name in errors and log messages.
     fn name(&self) -> &str;
 
@@ -38,11 +38,14 @@ pub trait DirtySource: Send + Sync {
     /// # Errors
     ///
     /// If the log cannot be read. Bits that were cleared must have been reported.
-    fn take(&self, pages: Range<u64>, found: &mut dyn FnMut(u64, u64))
-    -> Result<(), ListenerError>;
+    fn fetch_and_clear(
+        &self,
+        pages: Range<u64>,
+        found: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), ListenerError>;
 }
 
-/// A [`DirtySource`] as a listener of the address space whose addresses it logs:
+/// A [`ExternalDirtyLog`] as a listener of the address space whose addresses it logs:
 /// each sync merges its bits into the bitmaps of all clients that are on.
 ///
 /// Its priority is 0, like an accelerator's. The writer's own listener must come after it: with a
@@ -51,17 +54,17 @@ pub trait DirtySource: Send + Sync {
 /// that. A bit for an added section would otherwise be resolved to what was at the address before.
 ///
 /// ```
-/// # use memory_region::{AddressSpace, DirtySourceListener, MapError, MemoryMap, VhostLog};
+/// # use memory_region::{AddressSpace, ExternalDirtyLogListener, MapError, MemoryMap, VhostLog};
 /// # fn example(memory: &MemoryMap, space: &AddressSpace) -> Result<(), Box<dyn std::error::Error>>
 /// {
 /// let log = VhostLog::new("net0", space.view().ram())?;
 /// // ... hand log.block().file() to the back end (SET_LOG_BASE) ...
-/// memory.add_listener(space, DirtySourceListener::new(log))?;
+/// memory.add_listener(space, ExternalDirtyLogListener::new(log))?;
 /// # Ok(())
 /// # }
 /// ```
-pub struct DirtySourceListener<S> {
-    source: S,
+pub struct ExternalDirtyLogListener<S> {
+    log: S,
     /// Locked while bits are fetched and merged: a sync that finds no bits because another thread
     /// has just fetched them returns only after that thread has merged them.
     known: Mutex<TrackedRam>,
@@ -75,15 +78,15 @@ struct TrackedRam {
     words: Vec<u64>,
 }
 
-impl<S: DirtySource> DirtySourceListener<S> {
-    /// A listener that fetches from `source`.
-    pub fn new(source: S) -> Arc<Self> {
-        Arc::new(Self { source, known: Mutex::default() })
+impl<S: ExternalDirtyLog> ExternalDirtyLogListener<S> {
+    /// A listener that fetches from `log`.
+    pub fn new(log: S) -> Arc<Self> {
+        Arc::new(Self { log, known: Mutex::default() })
     }
 
     /// The log that it fetches from.
-    pub fn source(&self) -> &S {
-        &self.source
+    pub fn log(&self) -> &S {
+        &self.log
     }
 
     fn lock(&self) -> MutexGuard<'_, TrackedRam> {
@@ -97,21 +100,21 @@ impl<S: DirtySource> DirtySourceListener<S> {
         words: &mut Vec<u64>,
         section: &Section,
     ) -> Result<(), ListenerError> {
-        let page = self.source.page_size();
+        let page = self.log.page_size();
         let pages = page.page_of(section.start)..page.page_of(section.last) + 1;
-        let mut words = LogWords::new(ram, page, words);
-        self.source.take(pages, &mut |base, bits| words.push(base, bits))
+        let mut words = LogBatch::new(ram, page, words);
+        self.log.fetch_and_clear(pages, &mut |base, bits| words.push(base, bits))
     }
 }
 
-impl<S: DirtySource> MemoryListener for DirtySourceListener<S> {
+impl<S: ExternalDirtyLog> MemoryListener for ExternalDirtyLogListener<S> {
     fn name(&self) -> &str {
-        self.source.name()
+        self.log.name()
     }
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
         let TrackedRam { ram, words } = &mut *self.lock();
-        let relogged = change.relogged.iter().map(|change| &change.section);
+        let relogged = change.log_changed.iter().map(|change| &change.section);
         for section in change.removed.iter().chain(relogged) {
             if ram.contains_key(&section.start) {
                 self.collect(ram, words, section)?;
@@ -135,15 +138,15 @@ impl<S: DirtySource> MemoryListener for DirtySourceListener<S> {
         }
     }
 
-    fn sync_all(&self, _: bool) -> Result<bool, ListenerError> {
+    fn sync_all(&self) -> Result<bool, ListenerError> {
         let TrackedRam { ram, words } = &mut *self.lock();
         ram.values().try_for_each(|section| self.collect(ram, words, section))?;
         Ok(true)
     }
 }
 
-impl<S: DirtySource> fmt::Debug for DirtySourceListener<S> {
+impl<S: ExternalDirtyLog> fmt::Debug for ExternalDirtyLogListener<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirtySourceListener").field("source", &self.source.name()).finish()
+        f.debug_struct("ExternalDirtyLogListener").field("log", &self.log.name()).finish()
     }
 }

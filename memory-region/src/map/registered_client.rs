@@ -12,25 +12,25 @@ use crate::map::memory_map::{DeferredDrop, MemoryMap};
 /// then its logs are switched off, its bitmaps are freed, and its number is free for others.
 /// Dropped within an update's closure or by a listener, it goes after that update.
 #[must_use = "the client is gone when this is dropped"]
-pub struct MapClient {
+pub struct RegisteredClient {
     map: Arc<MemoryMap>,
     client: DirtyClient,
 }
 
-impl MapClient {
+impl RegisteredClient {
     /// The client, for the map's methods.
     pub fn client(&self) -> DirtyClient {
         self.client
     }
 }
 
-impl fmt::Debug for MapClient {
+impl fmt::Debug for RegisteredClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("MapClient").field(&self.client).finish()
     }
 }
 
-impl Drop for MapClient {
+impl Drop for RegisteredClient {
     fn drop(&mut self) {
         self.map.end(DeferredDrop::Client(self.client));
     }
@@ -45,7 +45,7 @@ impl MemoryMap {
     /// use ram_block::RamBlock;
     ///
     /// let memory = MemoryMap::new();
-    /// let ram = memory.update(|map| map.ram("ram", RamBlock::anonymous("pc.ram", 1 << 20)?))?;
+    /// let ram = memory.transaction(|map| map.ram("ram", RamBlock::anonymous("pc.ram", 1 << 20)?))?;
     /// let reset = memory.register_client("reset")?;
     /// memory.set_global_log(reset.client(), true)?;
     /// memory.ram_block(ram)?.write(0x3000, b"guest")?;
@@ -57,10 +57,10 @@ impl MemoryMap {
     /// # Errors
     ///
     /// [`MapError::Dirty`] if all numbers are given out, here or by a block, or the name is;
-    /// [`MapError::Nested`].
-    pub fn register_client(self: &Arc<Self>, name: &str) -> Result<MapClient, MapError> {
+    /// [`MapError::Reentrant`].
+    pub fn register_client(self: &Arc<Self>, name: &str) -> Result<RegisteredClient, MapError> {
         let client = self.take_name(name)?;
-        Ok(MapClient { map: self.clone(), client })
+        Ok(RegisteredClient { map: self.clone(), client })
     }
 }
 
@@ -82,13 +82,13 @@ mod tests {
         let (one, other) = (block("one"), block("other"));
         // The first number is taken in one of the blocks.
         let theirs = other.dirty().register("theirs").unwrap();
-        memory.update(|map| map.ram("one", one.clone())).unwrap();
-        memory.update(|map| map.ram("other", other.clone())).unwrap();
+        memory.transaction(|map| map.ram("one", one.clone())).unwrap();
+        memory.transaction(|map| map.ram("other", other.clone())).unwrap();
         let mine = memory.register_client("mine").unwrap();
         assert_ne!(mine.client(), theirs.client());
         memory.set_global_log(mine.client(), true).unwrap();
         let late = block("late");
-        let region = memory.update(|map| map.ram("late", late.clone())).unwrap();
+        let region = memory.transaction(|map| map.ram("late", late.clone())).unwrap();
         for block in [&one, &other, &late] {
             block.write(0, &[1]).unwrap();
             assert_eq!(block.dirty().client_name(mine.client()).as_deref(), Some("mine"));
@@ -128,8 +128,8 @@ mod tests {
         let mine = memory.register_client("mine").unwrap();
         let (free, taken) = (block("free"), block("taken"));
         let _theirs = taken.dirty().register_as(mine.client(), "theirs").unwrap();
-        memory.update(|map| map.ram("a", free.clone())).unwrap();
-        memory.update(|map| map.ram("b", taken.clone())).unwrap();
+        memory.transaction(|map| map.ram("a", free.clone())).unwrap();
+        memory.transaction(|map| map.ram("b", taken.clone())).unwrap();
         let refused = memory.set_global_log(mine.client(), true);
         assert!(matches!(refused, Err(MapError::Dirty(DirtyError::ClientTaken { .. }))));
         assert_eq!(free.dirty().client_name(mine.client()), None);
@@ -140,24 +140,24 @@ mod tests {
     #[test]
     fn who_cannot_log_is_refused_at_once() {
         let memory = MemoryMap::new();
-        let number = DirtyClient::registrable().next().unwrap();
+        let number = DirtyClient::dynamic().next().unwrap();
         let unregistered = |error: &MapError| {
             matches!(error,
                 MapError::Dirty(DirtyError::Unregistered { client }) if *client == number)
         };
-        let inverse = |error: &MapError| matches!(error, MapError::Dirty(DirtyError::Inverse));
+        let inverse = |error: &MapError| matches!(error, MapError::Dirty(DirtyError::CodeClient));
         // Without any RAM, and with some.
         for id in ["one", "other"] {
             assert!(unregistered(&memory.set_global_log(number, true).unwrap_err()));
             assert!(inverse(&memory.set_global_log(DirtyClient::CODE, true).unwrap_err()));
-            let ram = memory.update(|map| map.ram(id, block(id))).unwrap();
+            let ram = memory.transaction(|map| map.ram(id, block(id))).unwrap();
             assert!(unregistered(&memory.set_log(ram, number, true).unwrap_err()));
             assert!(inverse(&memory.set_log(ram, DirtyClient::CODE, true).unwrap_err()));
             memory.set_log(ram, number, false).unwrap();
         }
         // The edit that is wrong says so, and the transaction may go on without it.
         memory
-            .update(|map| {
+            .transaction(|map| {
                 assert!(map.set_global_log(number, true).is_err());
                 map.ram("third", block("third"))
             })
@@ -165,7 +165,7 @@ mod tests {
         // A number that the block has given out itself can log there, and only there.
         let own = block("own");
         let registration = own.dirty().register_as(number, "own").unwrap();
-        let ram = memory.update(|map| map.ram("own", own.clone())).unwrap();
+        let ram = memory.transaction(|map| map.ram("own", own.clone())).unwrap();
         memory.set_log(ram, number, true).unwrap();
         assert!(own.dirty().enabled().contains(registration.client()));
         assert!(unregistered(&memory.set_global_log(number, true).unwrap_err()));
@@ -176,7 +176,7 @@ mod tests {
     fn a_claim_ends_with_its_client() {
         let memory = MemoryMap::new();
         let ram = block("ram");
-        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
         let first = memory.register_client("first").unwrap();
         let stale = memory.claim_global_log(first.client()).unwrap();
         let number = first.client();
@@ -195,7 +195,7 @@ mod tests {
         memory.set_global_log(DirtyClient::MIGRATION, true).unwrap();
         let ram = block("ram");
         ram.write(0, &[1]).unwrap();
-        memory.update(|map| map.ram("ram", ram.clone())).unwrap();
+        memory.transaction(|map| map.ram("ram", ram.clone())).unwrap();
         assert!((0..ram.pages()).all(|page| ram.dirty().is_dirty(DirtyClient::MIGRATION, page)));
     }
 }
