@@ -524,7 +524,8 @@ proptest! {
                     gathered = ranges;
                 }
                 Tell::Ring(at, size) => {
-                    if map.transaction(|map| map.add_ioeventfd(region, event(at, size, None))).is_ok() {
+                    let added = event(at, size, None);
+                    if map.transaction(|map| map.add_ioeventfd(region, added)).is_ok() {
                         bells.push(at..at + u64::from(size.max(1)));
                     }
                 }

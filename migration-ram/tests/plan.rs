@@ -99,7 +99,10 @@ proptest! {
                 MigrationPlan { bandwidth: times(plan.bandwidth, more), ..plan.clone() }),
             (plan.clone(), MigrationPlan { downtime: plan.downtime.mul_f64(more), ..plan.clone() }),
             (
-                MigrationPlan { working_sets: plan.working_sets.iter().map(faster).collect(), ..plan.clone() },
+                {
+                    let working_sets = plan.working_sets.iter().map(faster).collect();
+                    MigrationPlan { working_sets, ..plan.clone() }
+                },
                 plan,
             ),
         ];

@@ -279,7 +279,10 @@ proptest! {
             let seen = block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..block.pages());
             seen.unwrap().commit();
         }
-        let received = receive(way, &stream, &sizes, Receiver::new(&blocks).discard_contents(fresh)).unwrap();
+        let received = {
+            let receiver = Receiver::new(&blocks).discard_contents(fresh);
+            receive(way, &stream, &sizes, receiver).unwrap()
+        };
         prop_assert_eq!(received.bytes, stream.len() as u64);
         for ((block, model), old) in blocks.iter().zip(&model).zip(&old) {
             let mut page = [0; PAGE];

@@ -116,9 +116,9 @@ impl ViewChange {
 ///
 /// The committing thread calls `prepare`, `commit` and `cancel` while it holds the map's update
 /// lock. They may read the map, which is still the former one; changing it fails with
-/// [`MapError::Reentrant`](crate::MapError::Reentrant). They must not wait for another thread that may
-/// change the map, nor for a lock that such a thread may hold, as a device's own lock is if its
-/// handlers change the map: that would deadlock.
+/// [`MapError::Reentrant`](crate::MapError::Reentrant). They must not wait for another thread
+/// that may change the map, nor for a lock that such a thread may hold, as a device's
+/// own lock is if its handlers change the map: that would deadlock.
 ///
 /// [`sync`](Self::sync), [`sync_all`](Self::sync_all) and [`log_clear`](Self::log_clear) may
 /// be called from any thread at any time, also during a commit and from within another

@@ -22,8 +22,8 @@ const WORD_SPAN: u64 = LOG_PAGE * 64;
 /// bit n mod 8 of byte n / 8, set atomically by the back end and taken by exchange.
 ///
 /// Make one from the RAM of a view, hand its file to the back end with VHOST_USER_SET_LOG_BASE,
-/// and register it with [`ExternalDirtyLogListener`](crate::ExternalDirtyLogListener). A log that has
-/// become too short for the map is replaced by a longer one: the writer is told of that
+/// and register it with [`ExternalDirtyLogListener`](crate::ExternalDirtyLogListener). A log that
+/// has become too short for the map is replaced by a longer one: the writer is told of that
 /// first, and the former log is taken off last.
 #[derive(Debug)]
 pub struct VhostLog {

@@ -45,7 +45,8 @@ impl MemoryMap {
     /// use ram_block::RamBlock;
     ///
     /// let memory = MemoryMap::new();
-    /// let ram = memory.transaction(|map| map.ram("ram", RamBlock::anonymous("pc.ram", 1 << 20)?))?;
+    /// let ram = RamBlock::anonymous("pc.ram", 1 << 20)?;
+    /// let ram = memory.transaction(|map| map.ram("ram", ram))?;
     /// let reset = memory.register_client("reset")?;
     /// memory.set_global_log(reset.client(), true)?;
     /// memory.ram_block(ram)?.write(0x3000, b"guest")?;

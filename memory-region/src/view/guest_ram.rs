@@ -103,7 +103,8 @@ impl GuestMemoryRegion for GuestRamRegion {
 
 impl GuestMemoryRegionBytes for GuestRamRegion {}
 
-/// The RAM of a view that can be written, in ascending order; see [`FlatView::ram`](crate::FlatView::ram).
+/// The RAM of a view that can be written, in ascending order; see
+/// [`FlatView::ram`](crate::FlatView::ram).
 ///
 /// It leaves out the last page of the 64-bit space: vm-memory's accesses to a
 /// `GuestMemoryBackend` would go on at address 0 behind it. The view has it, and does not.

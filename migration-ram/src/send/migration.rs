@@ -28,8 +28,9 @@ impl Precopy {
     /// [`SendError`], also if another migration of this map is under way; the log is off
     /// again then, the guard of a pause is dropped, and a second try can be made over new
     /// connections. Whether the destination has everything is for it to say: see
-    /// [`OutgoingChannels::return_path`]. If its answer is lost ([`SendError::NoAck`]) or makes no sense
-    /// ([`SendError::ReturnPath`]), it may have everything all the same: it must not start before it
+    /// [`OutgoingChannels::return_path`]. If its answer is lost ([`SendError::NoAck`]) or makes no
+    /// sense ([`SendError::ReturnPath`]), it may have everything all the same: it must not start
+    /// before it
     /// is told that this has succeeded.
     pub fn run<'c, P>(
         &self,

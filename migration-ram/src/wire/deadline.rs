@@ -15,8 +15,9 @@ const PROGRESS: u64 = 4096;
 /// Each can be switched off by `None`: a source that may be held for long before it switches
 /// over (QEMU's `pause-before-switchover`) needs a receiver without an idle deadline. Sockets keep
 /// them, and a receiver that reads a pipe or a file; a source that writes to a pipe waits for as
-/// long as its reader takes nothing. An [`ReadTransport`](crate::ReadTransport) of another kind does if it has a
-/// [`wait`](crate::ReadTransport::wait), and an [`WriteTransport`](crate::WriteTransport) if it has a
+/// long as its reader takes nothing. A [`ReadTransport`](crate::ReadTransport) of another
+/// kind does if it has a [`wait`](crate::ReadTransport::wait), and a
+/// [`WriteTransport`](crate::WriteTransport) if it has a
 /// [`hang_up`](crate::WriteTransport::hang_up).
 ///
 /// # Example

@@ -252,7 +252,8 @@ proptest! {
                 Want::Memory(block, place, _) => {
                     let start = usize::try_from(*place).unwrap();
                     memories[*block][start..start + some].copy_from_slice(bytes);
-                    expected_dirty[*block].extend(PageSize::host().pages_spanned(*place, some as u64));
+                    let pages = PageSize::host().pages_spanned(*place, some as u64);
+                    expected_dirty[*block].extend(pages);
                 }
             }
             at += some;

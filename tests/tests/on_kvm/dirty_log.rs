@@ -1,6 +1,7 @@
 //! From a guest's store to its clients' bitmaps.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use integration_tests::harness::Test;
 use kvm_accel::{DirtyTracking, KvmVm, PauseGuard, VcpuThread};
@@ -214,7 +215,15 @@ fn nothing_is_lost_while_slots_and_logs_come_and_go() {
         u64::from_le_bytes(count)
     };
     wait_until("a pass", || passes() > 0);
-    for round in 0..150 {
+    // At least so many, and until the guest, which a busy host seldom lets run, went over all
+    // pages meanwhile.
+    let limit = Instant::now() + seconds(60);
+    let before = passes();
+    for round in 0.. {
+        if round >= 150 && passes() > before {
+            break;
+        }
+        assert!(Instant::now() < limit, "the guest made no pass in {round} rounds");
         machine.memory.set_log(machine.ram, VGA, round % 2 == 0).unwrap();
         machine.memory.transaction(|map| map.set_enabled(window, round % 3 == 0)).unwrap();
         if round % 2 == 0 {
@@ -229,7 +238,6 @@ fn nothing_is_lost_while_slots_and_logs_come_and_go() {
     guest.stop().unwrap();
     mirror.update(&machine);
     assert_eq!(mirror.first_difference(&machine.block), None, "a page was lost");
-    assert!(passes() > 1);
 }
 
 /// Two clients take and clear the same page, step by step, with the guest writing between

@@ -188,7 +188,8 @@ mod tests {
             (count, most, tail) in (0..100_usize, 0..120_u64, 0..ZERO_RECORD),
             other in prop::option::of((any::<prop::sample::Index>(), 1..=u8::MAX)),
         ) {
-            let word = |n: usize| (0x7000 + 0x1000 * n as u64) | RAM_SAVE_FLAG_ZERO | RAM_SAVE_FLAG_CONTINUE;
+            let flags = RAM_SAVE_FLAG_ZERO | RAM_SAVE_FLAG_CONTINUE;
+            let word = |n: usize| (0x7000 + 0x1000 * n as u64) | flags;
             let record = |n| word(n).to_be_bytes().into_iter().chain([0]);
             let mut bytes: Vec<u8> = (0..=count).flat_map(record).collect();
             bytes.truncate(count * ZERO_RECORD + tail);
