@@ -1,4 +1,4 @@
-//! What a machine is asked to do, and how KVM can track written pages.
+//! The configuration of a machine, and the ways in which KVM can track written pages.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,22 +9,22 @@ pub enum DirtyTracking {
     /// Manual protection where KVM has it, else the bitmap.
     #[default]
     Auto,
-    /// A bitmap for each slot, which KVM_GET_DIRTY_LOG takes, write-protecting the pages
-    /// that it reports.
+    /// A bitmap for each slot. KVM_GET_DIRTY_LOG returns and clears it, and write-protects the
+    /// pages that it reports.
     Bitmap,
-    /// The bitmap again, but it is only looked at, and pages are write-protected by
-    /// KVM_CLEAR_DIRTY_LOG, just before they are read.
+    /// The same bitmap, but KVM_GET_DIRTY_LOG only returns it. KVM_CLEAR_DIRTY_LOG clears bits and
+    /// write-protects their pages, just before they are read.
     ManualProtect,
-    /// A list of written pages for each vCPU.
+    /// A dirty ring for each vCPU: a list of written pages.
     ///
     /// KVM_RESET_DIRTY_RINGS write-protects the listed pages again, on the thread that syncs. A
     /// SIGSTOP, a debugger or work of io_uring that interrupts exactly the end of the call
     /// leaves up to 64 pages writable without an entry, and KVM does not report it. Sync from
     /// threads that use no io_uring.
     Ring {
-        /// Entries of each list: a power of two, of 16 bytes each. Where KVM emulates
-        /// guest code it may write more entries than a small ring has left (found, counted,
-        /// and answered by taking all pages as written): 65,536 is the most that KVM takes.
+        /// Entries of each ring: a power of two, of 16 bytes each. Where KVM emulates guest code it
+        /// may push more entries than a small ring has left; such an overrun is detected and
+        /// counted, and all pages are marked dirty. KVM takes 65,536 at most.
         entries: u32,
     },
 }
@@ -40,7 +40,7 @@ impl fmt::Display for DirtyTracking {
     }
 }
 
-/// What a [`KvmVm`](crate::KvmVm) is to do; the default suits most.
+/// The configuration of a [`KvmVm`](crate::KvmVm); the default suits most.
 #[derive(Clone, Debug)]
 pub struct KvmConfig {
     /// How written pages are tracked.
@@ -58,18 +58,18 @@ pub struct KvmConfig {
     pub initially_set: bool,
     /// At most so many memory slots, however many KVM has.
     pub slot_limit: usize,
-    /// The largest slot, in bytes; larger pieces of RAM get several. Each is synced by
-    /// itself, with others' syncs in between. KVM's report of 8 GiB, which is the default,
-    /// is merged while it is in the processor's cache; a map of more than so many times
-    /// KVM's number of slots needs larger ones.
+    /// The largest slot, in bytes; larger pieces of RAM get several. Slots are synced one by one,
+    /// and other threads' syncs run in between. KVM's report of 8 GiB, the default, is merged while
+    /// it is in the CPU's cache; RAM of more than KVM's number of slots times this size needs
+    /// larger slots.
     pub max_slot_bytes: u64,
-    /// With manual protection, how much is write-protected by one call, in bytes: a multiple
-    /// of 64 pages. A call of the default, 32 MiB, costs little more for each page than one
-    /// of a gibibyte, and pages that nobody is about to read are left alone.
+    /// With manual protection, how much is write-protected by one call, in bytes: a multiple of 64
+    /// pages. A call of the default, 32 MiB, costs little more for each page than one of a
+    /// gibibyte, and leaves pages alone that are not about to be read.
     pub clear_chunk_bytes: u64,
-    /// With the ring, how old the answer of a sync may be while guests run. The processor
-    /// may hold back what a guest wrote until it leaves the guest; within this time of the
-    /// last look guests are not interrupted for it. After a pause nothing is held back.
+    /// With the ring, how old the answer of a sync may be while guests run. With PML the CPU
+    /// buffers what a guest wrote until it leaves the guest; a sync forces guests to exit for that
+    /// only if the last time was at least this long ago. After a pause nothing is buffered.
     pub pml_flush_interval: Duration,
 }
 

@@ -1,10 +1,10 @@
-//! Keeping each vCPU from dirtying more memory than it may.
+//! The dirty limit: how much memory each vCPU may dirty per second.
 //!
-//! A ring is emptied when somebody asks, or when it is full: 65,536 entries of 4 KiB are
-//! 256 MiB. So a thread looks into the rings every millisecond, without taking anything,
-//! and counts what each vCPU has dirtied. Who has dirtied more than it was given by then (a
-//! token bucket) is called out of the guest and waits, as in a pause, until it has paid.
-//! Pauses find it at rest, kicks get it out.
+//! A ring is harvested only by a sync, or when it is full: 65,536 entries of 4 KiB are 256 MiB. So
+//! a thread polls the rings every millisecond, without taking entries, and counts what each vCPU
+//! has dirtied. A vCPU that has used up its tokens (a token bucket) is forced to exit and blocked,
+//! as in a pause, until the bucket has filled up again. A pause finds it stopped, and a kick makes
+//! its `run` return.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,14 +17,14 @@ use crate::exclusion::gate::Gate;
 use crate::exclusion::kick::VcpuShared;
 use crate::machine::Machine;
 
-/// How often rings are looked into.
-const LOOK: Duration = Duration::from_millis(1);
+/// How often rings are polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// How long a look is put off at most, while all vCPUs wait.
-const LATEST: Duration = Duration::from_millis(10);
+/// The longest time between two polls, while all vCPUs are blocked.
+const MAX_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What is not dirtied is saved up for so long.
-const SAVED: f64 = 0.02;
+/// The most that a vCPU saves up when it dirties less, in seconds of the limit.
+const MAX_SAVED_SECONDS: f64 = 0.02;
 
 #[derive(Debug, Default)]
 pub(crate) struct DirtyLimit {
@@ -36,10 +36,10 @@ pub(crate) struct DirtyLimit {
 struct State {
     /// Bytes per second of each vCPU.
     limit: Option<u64>,
-    /// Whether there is a thread.
-    kept: bool,
+    /// Whether the thread runs.
+    has_thread: bool,
     vcpus: Vec<Limited>,
-    /// For how long vCPUs were kept out, of which nobody is any more.
+    /// Time that vCPUs were throttled, without those that are throttled now.
     waited: Duration,
 }
 
@@ -49,16 +49,16 @@ struct Limited {
     /// The number of its ring.
     ring: usize,
     bucket: Bucket,
-    /// Since when it is kept out.
+    /// Since when it is throttled, if it is.
     out: Option<Instant>,
 }
 
-/// What a vCPU may still dirty.
+/// A vCPU's token bucket.
 #[derive(Debug)]
 struct Bucket {
-    /// In bytes; less than none if it has dirtied too much.
+    /// Bytes that the vCPU may still dirty; negative if it has dirtied too much.
     left: f64,
-    /// Entries of its ring that were counted.
+    /// Entries of its ring that were counted so far.
     seen: u64,
     at: Instant,
 }
@@ -68,26 +68,27 @@ impl Bucket {
         Self { left: 0.0, seen, at: now }
     }
 
-    /// The most that it saves up.
-    fn most(limit: u64) -> f64 {
-        (limit as f64 * SAVED).max(PageSize::host().bytes() as f64)
+    /// How many bytes the bucket holds.
+    fn capacity(limit: u64) -> f64 {
+        (limit as f64 * MAX_SAVED_SECONDS).max(PageSize::host().bytes() as f64)
     }
 
-    /// Gives what the time is worth, and takes what was dirtied: `seen` entries by now. Who
-    /// was out for too long, because the host is busy, saves up more.
+    /// Adds the tokens for the time since the last update, and takes those for what was dirtied:
+    /// `seen` entries were pushed to the ring so far. A vCPU that was blocked for too long, because
+    /// the host is busy, may save up ten times as much.
     fn update(&mut self, now: Instant, seen: u64, limit: u64, was_out: bool) {
         let time = now.saturating_duration_since(self.at).as_secs_f64();
         let dirtied = seen.saturating_sub(self.seen);
-        let most = Self::most(limit) * if was_out { 10.0 } else { 1.0 };
+        let most = Self::capacity(limit) * if was_out { 10.0 } else { 1.0 };
         let spent = dirtied as f64 * PageSize::host().bytes() as f64;
         self.left = (self.left + time * limit as f64 - spent).min(most.max(self.left));
         (self.at, self.seen) = (now, self.seen.max(seen));
     }
 
-    /// How long the vCPU is to wait, if it is to: a little longer than it has to pay, to run
-    /// for a little longer then.
+    /// How long to block the vCPU, or `None` to let it run. It is blocked until its bucket is half
+    /// full, so that it then runs for a while.
     fn wait(&self, limit: u64, is_out: bool) -> Option<Duration> {
-        let missing = Self::most(limit) / 2.0 - self.left;
+        let missing = Self::capacity(limit) / 2.0 - self.left;
         let waits = self.left < 0.0 || is_out && missing > 0.0;
         let time = || Duration::try_from_secs_f64(missing / limit as f64).unwrap_or(Duration::MAX);
         waits.then(time)
@@ -98,29 +99,29 @@ impl Limited {
     fn throttle(&mut self, now: Instant) {
         if self.out.is_none() {
             self.out = Some(now);
-            self.vcpu.upgrade().into_iter().for_each(|vcpu| vcpu.keep_out());
+            self.vcpu.upgrade().into_iter().for_each(|vcpu| vcpu.throttle());
         }
     }
 
-    /// Returns for how long it was kept out.
+    /// Returns for how long it was throttled, if it was.
     fn unthrottle(&mut self, now: Instant) -> Option<Duration> {
         let since = self.out.take()?;
-        self.vcpu.upgrade().into_iter().for_each(|vcpu| vcpu.let_in());
+        self.vcpu.upgrade().into_iter().for_each(|vcpu| vcpu.unthrottle());
         Some(now.saturating_duration_since(since))
     }
 }
 
 impl State {
-    fn let_all_in(&mut self) {
+    fn unthrottle_all(&mut self) {
         let now = Instant::now();
         self.waited +=
             self.vcpus.iter_mut().filter_map(|vcpu| vcpu.unthrottle(now)).sum::<Duration>();
     }
 
-    /// Looks at all vCPUs; returns when to look again.
-    fn look(&mut self, limit: u64, gate: &Gate, seen: impl Fn(usize) -> u64) -> Duration {
-        self.forget_the_dead();
-        let mut next = LATEST;
+    /// Polls all vCPUs; returns the time until the next poll.
+    fn poll(&mut self, limit: u64, gate: &Gate, seen: impl Fn(usize) -> u64) -> Duration {
+        self.remove_dropped();
+        let mut next = MAX_INTERVAL;
         for limited in &mut self.vcpus {
             let now = Instant::now();
             let was_out = limited.out.is_some();
@@ -135,14 +136,14 @@ impl State {
                         self.waited += time;
                         gate.wake();
                     }
-                    next = LOOK;
+                    next = POLL_INTERVAL;
                 }
             }
         }
-        next.max(LOOK)
+        next.max(POLL_INTERVAL)
     }
 
-    fn forget_the_dead(&mut self) {
+    fn remove_dropped(&mut self) {
         let now = Instant::now();
         for limited in self.vcpus.iter_mut().filter(|limited| limited.vcpu.strong_count() == 0) {
             self.waited += limited.unthrottle(now).unwrap_or_default();
@@ -156,10 +157,10 @@ impl DirtyLimit {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new vCPU, with the number of its ring.
+    /// Adds a new vCPU, with the number of its ring.
     pub(crate) fn add(&self, vcpu: &Arc<VcpuShared>, ring: usize) {
         let mut state = self.lock();
-        state.forget_the_dead();
+        state.remove_dropped();
         let (vcpu, bucket) = (Arc::downgrade(vcpu), Bucket::new(Instant::now(), 0));
         state.vcpus.push(Limited { vcpu, ring, bucket, out: None });
     }
@@ -168,21 +169,21 @@ impl DirtyLimit {
         self.lock().limit
     }
 
-    /// From now on each vCPU of `machine` dirties at most so many bytes per second.
+    /// Limits what each vCPU of `machine` dirties to so many bytes per second from now on.
     pub(crate) fn set(
         self: &Arc<Self>,
         machine: &Arc<Machine>,
         limit: Option<u64>,
     ) -> io::Result<()> {
         let mut state = self.lock();
-        if limit.is_some() && !state.kept {
+        if limit.is_some() && !state.has_thread {
             let (this, machine) = (self.clone(), Arc::downgrade(machine));
-            Builder::new().name("dirty limit".to_owned()).spawn(move || this.keep(&machine))?;
-            state.kept = true;
+            Builder::new().name("dirty limit".to_owned()).spawn(move || this.enforce(&machine))?;
+            state.has_thread = true;
         }
         state.limit = limit;
-        // What was dirtied until now is forgiven.
-        state.let_all_in();
+        // What was dirtied until now does not count.
+        state.unthrottle_all();
         for limited in &mut state.vcpus {
             limited.bucket = Bucket::new(Instant::now(), machine.ring_seen(limited.ring));
         }
@@ -192,12 +193,12 @@ impl DirtyLimit {
         Ok(())
     }
 
-    /// Keeps the limit until there is none, or no machine.
-    fn keep(&self, machine: &Weak<Machine>) {
+    /// Enforces the limit until it is removed, or the machine is dropped.
+    fn enforce(&self, machine: &Weak<Machine>) {
         let mut state = self.lock();
         while let (Some(limit), Some(machine)) = (state.limit, machine.upgrade()) {
-            let next = state.look(limit, machine.gate(), |ring| machine.ring_seen(ring));
-            // Whoever drops the machine's last reference may be this thread.
+            let next = state.poll(limit, machine.gate(), |ring| machine.ring_seen(ring));
+            // This may drop the machine's last reference: not under the lock.
             drop(state);
             drop(machine);
             state = self.lock();
@@ -206,10 +207,10 @@ impl DirtyLimit {
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
         }
-        state.kept = false;
+        state.has_thread = false;
     }
 
-    /// For how long vCPUs were kept out, that of all added up, up to now.
+    /// Time that vCPUs were throttled, summed over vCPUs, up to now.
     pub(crate) fn waited(&self) -> Duration {
         let state = self.lock();
         let out = state.vcpus.iter().filter_map(|limited| limited.out);
@@ -223,8 +224,8 @@ mod tests {
 
     const LIMIT: u64 = 16 << 20;
 
-    /// A vCPU that dirties `rate` bytes per second whenever it may, looked at every
-    /// `look`: what it has dirtied after `time`, in bytes, and how long it was out.
+    /// A vCPU that dirties `rate` bytes per second while it runs, polled every `look`: what it has
+    /// dirtied after `time`, in bytes, and how long it was throttled.
     fn play(rate: f64, look: Duration, time: Duration) -> (f64, Duration) {
         let begin = Instant::now();
         let page = PageSize::host().bytes() as f64;
@@ -246,7 +247,7 @@ mod tests {
     #[test]
     fn who_dirties_less_is_never_kept_out() {
         for part in [0.0, 0.3, 0.9] {
-            let (_, waited) = play(part * LIMIT as f64, LOOK, Duration::from_secs(2));
+            let (_, waited) = play(part * LIMIT as f64, POLL_INTERVAL, Duration::from_secs(2));
             assert_eq!(waited, Duration::ZERO, "{part} of the limit");
         }
     }
@@ -254,8 +255,8 @@ mod tests {
     #[test]
     fn who_dirties_more_comes_to_the_limit() {
         for times in [1.2, 2.0, 10.0, 100.0] {
-            for look in [LOOK, 3 * LOOK, 40 * LOOK] {
-                // What is dirtied between two looks is a small part of all.
+            for look in [POLL_INTERVAL, 3 * POLL_INTERVAL, 40 * POLL_INTERVAL] {
+                // What is dirtied between two polls is a small part of the whole.
                 if look.mul_f64(times) > Duration::from_millis(400) {
                     continue;
                 }
@@ -271,7 +272,7 @@ mod tests {
         let begin = Instant::now();
         let mut bucket = Bucket::new(begin, 5);
         bucket.update(begin + Duration::from_secs(3600), 5, LIMIT, false);
-        assert!(bucket.left <= LIMIT as f64 * SAVED);
+        assert!(bucket.left <= LIMIT as f64 * MAX_SAVED_SECONDS);
         // A second's worth at once has to be paid.
         let pages = LIMIT / PageSize::host().bytes();
         bucket.update(begin + Duration::from_secs(3600), 5 + pages, LIMIT, false);

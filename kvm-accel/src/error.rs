@@ -1,4 +1,4 @@
-//! What KVM refuses, or cannot be asked.
+//! The errors of calls to KVM.
 
 use std::io;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::config::DirtyTracking;
 /// An operation on KVM that failed.
 #[derive(Debug, Error)]
 pub enum KvmError {
-    /// The map needs more memory slots than there are.
+    /// The map needs more memory slots than KVM has, or than `KvmConfig::slot_limit` allows.
     #[error("The memory map needs {needed} slots, KVM has {limit}")]
     SlotLimit {
         /// Slots needed.
         needed: usize,
-        /// Slots that there are.
+        /// Slots that may be used.
         limit: usize,
     },
     /// KVM refuses a memory slot.
@@ -30,44 +30,44 @@ pub enum KvmError {
         size: u64,
         /// The block's id.
         block: String,
-        /// What KVM said.
+        /// The error of KVM.
         #[source]
         source: io::Error,
     },
-    /// KVM does not hand out a slot's dirty log.
+    /// KVM_GET_DIRTY_LOG failed.
     #[error("KVM_GET_DIRTY_LOG of slot {slot} (\"{block}\") failed")]
     GetDirtyLog {
         /// The slot's number.
         slot: u32,
         /// The block's id.
         block: String,
-        /// What KVM said.
+        /// The error of KVM.
         #[source]
         source: io::Error,
     },
-    /// KVM does not let writes signal an eventfd.
+    /// KVM_IOEVENTFD failed.
     #[error("KVM refuses the eventfd for writes of {size} bytes at {address:#x}")]
     IoEvent {
         /// The address or port.
         address: u64,
         /// The size of the writes in bytes; 0 for any.
         size: u8,
-        /// What KVM said.
+        /// The error of KVM.
         #[source]
         source: io::Error,
     },
-    /// KVM does not gather writes.
-    #[error("KVM refuses to gather writes to {size:#x} bytes at {start:#x}")]
+    /// KVM_REGISTER_COALESCED_MMIO or KVM_UNREGISTER_COALESCED_MMIO failed.
+    #[error("KVM refuses to coalesce writes to {size:#x} bytes at {start:#x}")]
     CoalescedZone {
         /// The first address or port.
         start: u64,
         /// The size in bytes.
         size: u64,
-        /// What KVM said.
+        /// The error of KVM.
         #[source]
         source: io::Error,
     },
-    /// KVM does not clear a part of a slot's dirty log.
+    /// KVM_CLEAR_DIRTY_LOG of a part of a slot failed.
     #[error(
         "KVM_CLEAR_DIRTY_LOG of {count} pages from page {first} of slot {slot} (\"{block}\") failed"
     )]
@@ -80,45 +80,45 @@ pub enum KvmError {
         count: u64,
         /// The block's id.
         block: String,
-        /// What KVM said.
+        /// The error of KVM.
         #[source]
         source: io::Error,
     },
-    /// KVM does not reset the dirty rings.
+    /// KVM_RESET_DIRTY_RINGS failed.
     #[error("KVM_RESET_DIRTY_RINGS failed")]
     ResetRings {
-        /// What KVM said.
+        /// The error of KVM.
         #[source]
         source: io::Error,
     },
-    /// KVM does not track written pages in this way.
+    /// Written pages cannot be tracked in the way that was asked for.
     #[error("Written pages cannot be tracked by {tracking}: {reason}")]
     Tracking {
-        /// What was asked for.
+        /// The way that was asked for.
         tracking: DirtyTracking,
-        /// What is in the way.
+        /// Why it cannot be used.
         reason: String,
-        /// What KVM said, if it was asked.
+        /// KVM's error, if it was called.
         #[source]
         source: Option<io::Error>,
     },
-    /// What a vCPU dirties is counted by its ring only.
+    /// A dirty limit was set without dirty rings: only they count the pages that each vCPU writes.
     #[error("A dirty limit needs dirty rings: written pages are tracked by {tracking}")]
     NoRings {
-        /// How they are tracked.
+        /// How written pages are tracked.
         tracking: DirtyTracking,
     },
     /// The thread that keeps the dirty limit cannot be started.
     #[error("The thread that keeps the dirty limit cannot be started")]
     LimitThread {
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// A size of the configuration is not what KVM needs.
+    /// A size in the configuration is zero, or no multiple of its unit.
     #[error("{what} is a non-zero multiple of {unit} bytes, {found} were asked for")]
     Config {
-        /// What is wrong.
+        /// Which size.
         what: &'static str,
         /// The unit, in bytes.
         unit: u64,
@@ -133,7 +133,7 @@ pub enum KvmError {
     CreateVcpu {
         /// The vCPU's number.
         id: u64,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -142,7 +142,7 @@ pub enum KvmError {
     Run {
         /// The vCPU's number.
         id: u64,
-        /// What KVM said.
+        /// The error of KVM.
         #[source]
         source: io::Error,
     },
@@ -153,7 +153,7 @@ pub enum KvmError {
         id: u64,
         /// Which part.
         part: &'static str,
-        /// What KVM said, or what is wrong.
+        /// KVM's error, or the reason.
         #[source]
         source: io::Error,
     },
@@ -162,7 +162,7 @@ pub enum KvmError {
     Signal {
         /// The signal's number.
         signal: i32,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -176,7 +176,7 @@ pub enum KvmError {
         /// How long was waited.
         waited: Duration,
     },
-    /// A device's handler, on a vCPU's own thread, asked that all vCPUs stop.
+    /// A device's handler called [`KvmVm::pause`](crate::KvmVm::pause) on a vCPU's own thread.
     #[error("vCPU {id} cannot wait for itself to stop: pause from another thread")]
     PauseFromVcpu {
         /// The vCPU's number.
@@ -187,11 +187,11 @@ pub enum KvmError {
     Spawn {
         /// The vCPU's number.
         id: u64,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// The thread of a vCPU panicked: a device's handler did.
+    /// A device's handler panicked on the thread of a vCPU.
     #[error("The thread of vCPU {id} panicked: {message}")]
     Panicked {
         /// The vCPU's number.

@@ -1,15 +1,14 @@
 //! KVM as the accelerator of a memory map.
 //!
-//! [`KvmVm`] follows a [`memory_region::AddressSpace`] as a listener: it keeps
-//! KVM's memory slots equal to the RAM of the flat view, and merges KVM's dirty
-//! log into the bitmaps of every client that logs. [`Vcpu`] runs guest code and
-//! turns its exits into accesses of the memory and port address spaces. Writes for which
-//! a guest need not exit signal eventfds, or are gathered in KVM's ring; those of ports
-//! follow with [`KvmVm::pio_listener`].
+//! [`KvmVm`] follows a [`memory_region::AddressSpace`] as a listener: it keeps KVM's memory slots
+//! equal to the RAM of the flat view, and merges KVM's dirty log into the bitmaps of every client
+//! that logs. [`Vcpu`] runs guest code and turns its exits into accesses of the memory and port
+//! address spaces. Some writes need no exit: KVM signals an ioeventfd, or stores the write in its
+//! ring of coalesced writes; for I/O ports this takes [`KvmVm::pio_listener`].
 //!
-//! The invariant: **a page that a guest wrote is in KVM's log or in its block's
-//! bitmaps**. Slots are changed only while no vCPU executes guest code, and what
-//! KVM logged for a slot is merged before the slot or its log goes.
+//! The invariant: **a page that a guest wrote is in KVM's log or in its block's bitmaps**. Slots
+//! are changed only while no vCPU executes guest code, and what KVM logged for a slot is merged
+//! before the slot is deleted or its log is switched off.
 //!
 //! ```text
 //!   flat view --commit--> slots --KVM_SET_USER_MEMORY_REGION--> KVM
@@ -56,7 +55,7 @@
 //! # }
 //! ```
 //!
-//! # What it takes of the process
+//! # The signal that it uses
 //!
 //! Running vCPUs are interrupted by the first real-time signal (`SIGRTMIN`), for which
 //! the first vCPU installs a handler that does nothing. The process must not install
@@ -64,10 +63,9 @@
 //!
 //! # Where the unsafe code is
 //!
-//! `sys::ioctl` passes memory to KVM and reads what it answers, `sys::mapping` maps what KVM
-//! shares through a vCPU's descriptor, `exclusion::kick` writes a byte of that and sends signals,
-//! and `bus::coalesced_ring` maps the ring of gathered writes.
-//! Everything else is safe Rust.
+//! `sys::ioctl` passes memory to KVM and reads its answers, `sys::mapping` maps what KVM shares
+//! through a vCPU's descriptor, `exclusion::kick` writes a byte of that and sends signals, and
+//! `bus::coalesced_ring` maps the ring of coalesced writes. Everything else is safe Rust.
 
 mod bus;
 mod config;

@@ -1,5 +1,5 @@
-//! A machine's parts that its vCPUs and its listeners share: the descriptor, the slots, the gate
-//! and the gathered writes.
+//! The parts of a machine that its vCPUs and its listeners share: the descriptor, the slots, the
+//! gate and the queue of coalesced writes.
 
 use std::io;
 use std::ops::Range;
@@ -24,35 +24,33 @@ use crate::stats::DirtyLogStats;
 use crate::sys::ioctl::MappedEntries;
 use crate::tracking::DirtyTrackingMode;
 
-/// What a [`KvmVm`](crate::KvmVm) and its vCPUs have in common.
-///
-/// Dropped with the last of them, it takes its slots away.
+/// What a [`KvmVm`](crate::KvmVm) and its vCPUs share. Dropping the last of them deletes the slots.
 pub(crate) struct Machine {
     fd: VmFd,
     chosen: DirtyTrackingMode,
     pml_flush_interval: Duration,
     slots: Mutex<Slots>,
     gate: Arc<Gate>,
-    gathered: CoalescedQueue,
-    /// When guests were last interrupted for what their processors hold back.
-    looked: Mutex<Option<Instant>>,
+    coalesced: CoalescedQueue,
+    /// When guests were last forced to exit to flush PML buffers.
+    last_flush: Mutex<Option<Instant>>,
 }
 
 impl Machine {
     pub(crate) fn new(
         fd: VmFd,
         chosen: DirtyTrackingMode,
-        ring_staleness: Duration,
+        pml_flush_interval: Duration,
         slots: Slots,
     ) -> Self {
         Self {
             fd,
             chosen,
-            pml_flush_interval: ring_staleness,
+            pml_flush_interval,
             slots: Mutex::new(slots),
             gate: Arc::default(),
-            gathered: CoalescedQueue::default(),
-            looked: Mutex::new(None),
+            coalesced: CoalescedQueue::default(),
+            last_flush: Mutex::new(None),
         }
     }
 
@@ -80,7 +78,7 @@ impl Machine {
         shared: &Arc<VcpuShared>,
         buses: &Buses,
     ) -> io::Result<RingOfVcpu> {
-        self.gathered.attach(&self.fd, vcpu, buses)?;
+        self.coalesced.attach(&self.fd, vcpu, buses)?;
         let mut ring = RingOfVcpu::default();
         if let DirtyTracking::Ring { entries } = self.chosen.tracking {
             let entries = MappedEntries::new(vcpu, entries)?;
@@ -90,13 +88,13 @@ impl Machine {
         Ok(ring)
     }
 
-    /// Hands the writes that KVM has gathered over to their devices.
+    /// Passes the writes that KVM has coalesced to their devices.
     pub(crate) fn flush_coalesced(&self) {
-        self.gathered.hand_over();
+        self.coalesced.flush();
     }
 
-    /// Follows what a change does to eventfds and gathered writes, then does the rest;
-    /// takes the first back if that fails.
+    /// Makes KVM's ioeventfds and coalesced zones those of the changed view, then calls `rest`;
+    /// undoes the former if `rest` fails.
     fn follow(
         &self,
         bus: Bus,
@@ -104,15 +102,15 @@ impl Machine {
         rest: impl FnOnce() -> Result<(), KvmError>,
     ) -> Result<(), KvmError> {
         let follow = || {
-            self.gathered.prepare(change);
+            self.coalesced.prepare(change);
             io_events::follow(&self.fd, bus, change)?;
             rest().inspect_err(|_| {
                 if let Err(error) = io_events::follow(&self.fd, bus, &change.inverse()) {
-                    log::error!("Cannot go back: {error}");
+                    log::error!("An ioeventfd or coalesced zone cannot be restored: {error}");
                 }
             })
         };
-        if commit::needs_exclusion(change) || self.gathered.needs_exclusion(change) {
+        if commit::needs_exclusion(change) || self.coalesced.needs_exclusion(change) {
             self.gate.exclude(follow)
         } else {
             follow()
@@ -124,27 +122,27 @@ impl Machine {
         GatedVm { fd: &self.fd, gate: &self.gate }
     }
 
-    /// A guest stopped because its dirty ring is full; `moves` is what the ring's count said
-    /// before it was let in.
+    /// Handles the exit of a vCPU whose dirty ring is full; `moves` is the ring's count of moves
+    /// from before the guest was entered.
     pub(crate) fn ring_full(&self, ring: &RingOfVcpu, moves: u64) -> Result<(), KvmError> {
         self.lock().ring_full(&self.calls(), ring, moves)
     }
 
-    /// How many entries the ring of this number had so far.
+    /// How many entries KVM has pushed to the ring of this number so far.
     pub(crate) fn ring_seen(&self, ring: usize) -> u64 {
         self.lock().rings.seen(ring)
     }
 
-    /// With rings, gets guests out of the processor, which may hold back entries until then,
-    /// unless that was done a short time ago.
+    /// With rings, forces an exit on each vCPU so that the CPU flushes its PML buffer into the
+    /// ring, unless that was done less than `pml_flush_interval` ago.
     fn flush_pml(&self) {
         if !matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
             return;
         }
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if looked.is_none_or(|looked| looked.elapsed() >= self.pml_flush_interval) {
+        let mut last_flush = self.last_flush.lock().unwrap_or_else(PoisonError::into_inner);
+        if last_flush.is_none_or(|last_flush| last_flush.elapsed() >= self.pml_flush_interval) {
             self.gate.exclude(|| ());
-            *looked = Some(Instant::now());
+            *last_flush = Some(Instant::now());
         }
     }
 
@@ -152,29 +150,30 @@ impl Machine {
         if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
             return self.lock().harvest(&self.calls(), at);
         }
-        // Slot by slot, so that others get in between.
+        // One lock for each slot, so that other threads can take it in between.
         let slots = self.lock().slots_of(at);
         (0..slots).try_for_each(|n| self.lock().harvest_slot(&self.calls(), at, n))
     }
 
-    /// Makes KVM's slots, eventfds and gathered ranges those of the changed view of memory.
+    /// Makes KVM's slots, ioeventfds and coalesced zones those of the changed view of memory.
     pub(crate) fn commit(&self, change: &ViewChange) -> Result<(), KvmError> {
         let slots = || self.lock().commit(&self.calls(), change);
         self.follow(Bus::Memory, change, slots)
     }
 
-    /// As [`commit`](Self::commit), of the ports, where RAM is not KVM's.
+    /// As [`commit`](Self::commit), for the ports: KVM has no slots for RAM there.
     pub(crate) fn commit_ports(&self, change: &ViewChange) -> Result<(), KvmError> {
         self.follow(Bus::Ports, change, || Ok(()))
     }
 
-    /// Merges what KVM knows of the section at `at`.
+    /// Merges KVM's log of the section at `at` into its block.
     pub(crate) fn sync(&self, at: u64) -> Result<(), KvmError> {
         self.flush_pml();
         self.sync_section(at)
     }
 
-    /// Merges what KVM knows of every slot. With rings without a bitmap, one walk brings all.
+    /// Merges KVM's log of every slot. With rings without a bitmap, one walk over the rings is
+    /// enough.
     pub(crate) fn sync_all(&self) -> Result<(), KvmError> {
         self.flush_pml();
         if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) && !self.chosen.with_bitmap {
@@ -185,15 +184,15 @@ impl Machine {
         sections.into_iter().try_for_each(|at| self.sync_section(at))
     }
 
-    /// Has pages of the section at `at` watched again that were reported.
+    /// Re-arms the pages of the section at `at` that were reported (KVM_CLEAR_DIRTY_LOG).
     pub(crate) fn clear(&self, at: u64, bytes: &Range<u64>) -> Result<(), KvmError> {
         self.lock().clear(&self.calls(), at, bytes)
     }
 
-    /// What tracking has cost so far, but for limits.
+    /// What tracking has cost so far, without the time of the dirty limit.
     pub(crate) fn dirty_log_stats(&self) -> DirtyLogStats {
-        let (kicks, stood_still) = self.gate.cost();
-        DirtyLogStats { kicks, blocked: stood_still, ..self.lock().stats }
+        let (kicks, blocked) = self.gate.cost();
+        DirtyLogStats { kicks, blocked, ..self.lock().stats }
     }
 
     /// The memory slots, in the order of their addresses.

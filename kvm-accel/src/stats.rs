@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 /// How often something was done, and how long it took in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallStats {
-    /// Times.
+    /// Number of calls.
     pub calls: u64,
-    /// Time, in all.
+    /// Time of all calls.
     pub time: Duration,
 }
 
 impl CallStats {
-    /// Does `work`, and counts it.
+    /// Runs `work` and counts it as a call.
     pub(crate) fn count<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let begin = Instant::now();
         let result = work();
@@ -34,28 +34,25 @@ pub struct DirtyLogStats {
     pub resets: CallStats,
     /// Walks over the rings of all vCPUs, without the resets.
     pub reaps: CallStats,
-    /// Merges of what was found into the bitmaps.
+    /// Merges of reported pages into the bitmaps.
     pub merges: CallStats,
-    /// Pages that were reported, by slot or ring, however often.
+    /// Pages that KVM reported, by slot or ring, however often.
     pub pages: u64,
     /// Pages that were write-protected by KVM_CLEAR_DIRTY_LOG.
     pub cleared_pages: u64,
-    /// Signals that were sent to get a guest out of KVM_RUN: for slots to change, for a pause,
-    /// or for what its processor holds back. Each costs the guest an exit. A vCPU that is out
-    /// gets none; kicks by [`VcpuKicker`](crate::VcpuKicker) do not count.
+    /// Signals that were sent to force a guest to exit from KVM_RUN: for a change of slots, a pause
+    /// or a PML flush. Each costs the guest an exit. A vCPU outside of the guest gets none; kicks
+    /// by [`VcpuKicker`](crate::VcpuKicker) do not count.
     pub kicks: u64,
-    /// Guests that stopped because a ring was full.
+    /// Exits because a dirty ring was full.
     pub ring_full: u64,
-    /// Losses of ring entries that were noticed, and answered by taking all pages as
-    /// written.
+    /// Losses of ring entries that were detected; after each, all pages were marked dirty.
     pub ring_overruns: u64,
-    /// For how long vCPUs were kept out because they had dirtied more than they may, that of
-    /// all added up. It is a part of `blocked`, but for the way of the signal.
+    /// Time that the dirty limit blocked vCPUs, summed over vCPUs. It is a part of `blocked`,
+    /// except for the time that the signals take.
     pub throttled: Duration,
-    /// For how long vCPUs stood still that would have run: while slots changed, while they
-    /// were paused, while their full rings were emptied, while they waited for their limit. That of
-    /// all vCPUs is added up, so it
-    /// may grow faster than time does; who stands still at this moment counts up to now. The
-    /// way of a signal to a guest, and the exit, are not in it.
+    /// Time that runnable vCPUs were blocked (slot change, pause, harvest of a full ring, dirty
+    /// limit), summed over vCPUs, so that it may grow faster than the clock. A vCPU that is blocked
+    /// now counts up to now. The time from a signal to the guest's exit is not included.
     pub blocked: Duration,
 }

@@ -1,4 +1,4 @@
-//! Which way of tracking written pages is taken.
+//! The choice of how written pages are tracked.
 
 use std::fmt;
 
@@ -13,18 +13,19 @@ use crate::config::{DirtyTracking, KvmConfig};
 use crate::error::{KvmError, io_error};
 use crate::sys::dirty_gfn::Entry;
 
-/// What was chosen, and why.
+/// How written pages are tracked, and why so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirtyTrackingMode {
-    /// The way that is taken, never [`DirtyTracking::Auto`].
+    /// The way that was chosen, never [`DirtyTracking::Auto`].
     pub tracking: DirtyTracking,
     /// Why, in a few words.
     pub reason: String,
-    /// With manual protection, whether a log starts with all pages written rather than
-    /// with write-protecting them all: then the first harvest of a log gives every page; see
+    /// With manual protection, whether a log starts with all pages reported as written rather than
+    /// with all pages write-protected: then the first harvest of a log gives every page; see
     /// [`KvmConfig::initially_set`].
     pub initially_set: bool,
-    /// With the ring, whether a bitmap has what was written outside of vCPUs.
+    /// With the ring, whether KVM has a bitmap as well, of pages that were written outside of
+    /// vCPUs.
     pub with_bitmap: bool,
 }
 
@@ -45,7 +46,7 @@ fn capability(vm: &VmFd, cap: u32) -> u64 {
     u64::try_from(vm.check_extension_raw(cap.into())).unwrap_or(0)
 }
 
-/// Switches on what `wanted` asks for, before there is a slot or a vCPU.
+/// Enables the way of tracking that `config` asks for, before there is a slot or a vCPU.
 pub(crate) fn choose(vm: &VmFd, config: &KvmConfig) -> Result<DirtyTrackingMode, KvmError> {
     let KvmConfig { tracking: wanted, initially_set, .. } = *config;
     let refused = |reason: &str, source| KvmError::Tracking {
@@ -83,6 +84,7 @@ pub(crate) fn choose(vm: &VmFd, config: &KvmConfig) -> Result<DirtyTrackingMode,
             }
         }),
         DirtyTracking::Ring { entries } => {
+            // A weakly ordered host (arm64) has the second capability only (KVM API, section 8.29).
             let acquire = capability(vm, KVM_CAP_DIRTY_LOG_RING_ACQ_REL);
             let (cap, most) = match acquire {
                 0 => (KVM_CAP_DIRTY_LOG_RING, capability(vm, KVM_CAP_DIRTY_LOG_RING)),
@@ -106,8 +108,8 @@ pub(crate) fn choose(vm: &VmFd, config: &KvmConfig) -> Result<DirtyTrackingMode,
     }
 }
 
-/// Enables manual protection, with logs that start with all pages written if that is wanted;
-/// says whether they do. `None` if KVM does not have it.
+/// Enables manual protection, with logs that start with all pages reported if `initially_set`;
+/// returns whether they do. `None` if KVM does not have it.
 fn manual_protect(vm: &VmFd, initially_set: bool) -> Result<Option<bool>, std::io::Error> {
     let offered = capability(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
     let on = u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE);

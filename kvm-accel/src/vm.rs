@@ -27,8 +27,9 @@ use crate::vcpu::run::Vcpu;
 /// Register it with [`MemoryMap::add_listener`](memory_region::MemoryMap::add_listener)
 /// on the address space that its vCPUs see as memory; on one only.
 ///
-/// Dropped, it takes its slots away: what KVM had logged is merged, and a vCPU that somebody
-/// else has open finds no memory any more. A [`Vcpu`] keeps its machine.
+/// When it and all its [`Vcpu`]s are dropped, KVM's log is merged and the slots are deleted: a vCPU
+/// that was created in another way, and is still open, has no memory from then on. A [`Vcpu`] keeps
+/// its machine alive.
 pub struct KvmVm {
     machine: Arc<Machine>,
     limit: Arc<DirtyLimit>,
@@ -37,10 +38,10 @@ pub struct KvmVm {
 impl KvmVm {
     /// Takes over a virtual machine that has no memory slots and no vCPUs yet.
     ///
-    /// A vCPU that it has all the same is not stopped while slots change, so that stores of
-    /// its guest may be missed; it reaches no memory that has been freed.
+    /// A vCPU that was created before is not stopped while slots change, so that stores of its
+    /// guest may be missed; it cannot reach memory that has been freed.
     ///
-    /// What else the machine needs (an interrupt controller, a TSS address) is set through
+    /// Set up the rest of the machine (an interrupt controller, a TSS address) through
     /// [`fd`](Self::fd), before or after.
     ///
     /// # Errors
@@ -50,7 +51,7 @@ impl KvmVm {
         Self::with_config(fd, KvmConfig::default())
     }
 
-    /// As [`new`](Self::new), as `config` says.
+    /// As [`new`](Self::new), with a configuration.
     ///
     /// ```no_run
     /// use kvm_accel::{DirtyTracking, KvmConfig, KvmVm};
@@ -66,8 +67,8 @@ impl KvmVm {
     ///
     /// # Errors
     ///
-    /// [`KvmError::Tracking`] if KVM does not track pages as asked, [`KvmError::Config`] if
-    /// a size is not what it must be.
+    /// [`KvmError::Tracking`] if KVM cannot track pages as configured, [`KvmError::Config`] if a
+    /// size is zero or no multiple of its unit.
     pub fn with_config(fd: VmFd, config: KvmConfig) -> Result<Arc<Self>, KvmError> {
         let page = PageSize::host().bytes();
         let multiple = |what, found: u64, unit: u64| match found {
@@ -133,9 +134,9 @@ impl KvmVm {
         Ok(Vcpu::new(fd, shared, self.machine.clone(), buses, ring))
     }
 
-    /// Stops all vCPUs: when this returns, none executes guest code, and none handles
-    /// an exit. Accesses that guests had begun are complete. They go on when the guard
-    /// is dropped; several guards may exist.
+    /// Stops all vCPUs: when this returns, none executes guest code, and none handles an exit.
+    /// Accesses that guests had begun are complete. The vCPUs run again when the guard is dropped;
+    /// if several guards exist, the last one.
     ///
     /// # Errors
     ///
@@ -145,16 +146,16 @@ impl KvmVm {
         self.machine.gate().pause(timeout)
     }
 
-    /// Lets each vCPU dirty at most so many bytes of pages per second, as its ring counts
-    /// them: a page counts when it is written for the first time since it was last harvested.
-    /// Who dirties more waits in between, for which [`DirtyLogStats::throttled`] has the time;
-    /// a kick or a pause does not wait for it. `None`, as at first, is no limit. While nothing
-    /// is logged, nothing is dirtied in this sense.
+    /// Limits how many bytes of pages each vCPU may dirty per second, as its ring counts them: a
+    /// page counts when it is written for the first time since it was last harvested. A vCPU that
+    /// dirties more is blocked in between ([`DirtyLogStats::throttled`] has the time); a kick or a
+    /// pause does not wait for that. `None`, the default, is no limit. While nothing is logged, no
+    /// page counts.
     ///
-    /// The limit holds over a second or more: rings are looked into every millisecond, and
-    /// what a vCPU dirtied too much until then it pays for. Up to 20 ms are saved up by who
-    /// dirties less. A processor that gathers written pages for itself shows them when it
-    /// leaves the guest, 512 of them at the latest.
+    /// The limit holds over a second or more: a thread polls the rings every millisecond, and a
+    /// vCPU is blocked afterwards for what it dirtied too much until then. A vCPU that dirties less
+    /// saves up 20 ms of the limit at most. With PML the CPU buffers up to 512 written pages, which
+    /// are counted when they are flushed: when the buffer is full, or the guest exits.
     ///
     /// ```no_run
     /// # fn example(vm: std::sync::Arc<kvm_accel::KvmVm>) -> Result<(), kvm_accel::KvmError> {
@@ -165,9 +166,8 @@ impl KvmVm {
     ///
     /// # Errors
     ///
-    /// [`KvmError::NoRings`] if written pages are tracked in another way,
-    /// [`KvmError::Config`] for a limit of 0, [`KvmError::LimitThread`]. The limit is as it
-    /// was then.
+    /// [`KvmError::NoRings`] if written pages are not tracked by dirty rings, [`KvmError::Config`]
+    /// for a limit of 0, [`KvmError::LimitThread`]. The limit is unchanged then.
     pub fn set_dirty_limit(self: &Arc<Self>, bytes: Option<u64>) -> Result<(), KvmError> {
         let tracking = self.machine.chosen().tracking;
         if !matches!(tracking, DirtyTracking::Ring { .. }) {
@@ -184,19 +184,21 @@ impl KvmVm {
         self.limit.get()
     }
 
-    /// Hands the writes that KVM has gathered over to their devices. This happens after
-    /// each exit; call it before looking at a device whose guest may not exit for long.
+    /// Passes the writes that KVM has coalesced to their devices. vCPUs do this after each exit;
+    /// call it before reading the state of a device whose guest may not exit for long.
     ///
-    /// Calls the handlers of devices, one thread at a time: do not hold a lock that one of
-    /// them takes. From within a handler it hands over what is not for that device; from
-    /// within one that is called for such a write it does nothing. From within a handler
-    /// that holds a lock of its device, be sure that no device uses that one in its turn.
+    /// Calls the handlers of devices, one thread at a time: do not hold a lock that one of them
+    /// takes. Within a device's handler, it stops at the first write to that same device, which
+    /// stays queued with all later ones; within a handler that is called for a coalesced write it
+    /// does nothing. A handler that calls it while it holds a lock of its device must be sure that
+    /// no other device uses that device.
     pub fn flush_coalesced(&self) {
         self.machine.flush_coalesced();
     }
 
-    /// What follows the space of the I/O ports: their eventfds and gathered writes. The
-    /// ports are served without it too. Keep it to take it off again.
+    /// The listener of the I/O ports' address space: it registers ioeventfds and coalesced ranges
+    /// of ports with KVM. Exits for ports are handled without it too. Keep the `Arc` to remove the
+    /// listener again.
     ///
     /// ```no_run
     /// # fn example(
@@ -236,7 +238,7 @@ impl MemoryListener for KvmVm {
         Ok(self.machine.sync(section.start())?)
     }
 
-    /// Every slot that KVM has, whatever view is published at this moment.
+    /// Syncs every slot that KVM has, whichever view is published at this moment.
     fn sync_all(&self) -> Result<bool, ListenerError> {
         self.machine.sync_all()?;
         Ok(true)

@@ -1,4 +1,4 @@
-//! What it costs to find out what memory holds, and to move it through a socket.
+//! The cost of finding zero pages and data, and of moving memory through a socket.
 //!
 //! `cargo bench -p ram-block --bench memory [-- --all]`
 //!

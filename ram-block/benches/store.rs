@@ -1,4 +1,4 @@
-//! What a store of the monitor costs, by who wants to know of it.
+//! The cost of a store of the monitor, by the clients that log it.
 //!
 //! `cargo bench -p ram-block --bench store`
 //!

@@ -18,8 +18,8 @@
 //!                                     snapshot_and_clear -> Harvest
 //! ```
 //!
-//! A block's memory goes out and comes in without a copy ([`SendList`], [`ReceiveList`]); what
-//! is zero or was never touched is found without reading it, or as fast as it can be read
+//! A block's memory is sent and received without a copy ([`SendList`], [`ReceiveList`]); memory
+//! that is zero or was never touched is found without reading it, or as fast as it can be read
 //! ([`RamBlock::data_extents`], [`RamBlock::zero_mask`]).
 //!
 //! # Example
@@ -48,12 +48,11 @@
 //! # Where the unsafe code is
 //!
 //! `page` asks for the host's page size, `sys::mapping` maps memory, `sys::populate` and
-//! `sys::discard` give it pages and take them back, `block::builder` takes the caller's,
-//! `block::ram_block` lends it to vm-memory, `content::compare` looks at it in place,
+//! `sys::discard` allocate its pages and free them, `block::builder` takes memory of the caller,
+//! `block::ram_block` lends it to vm-memory, `content::compare` compares it in place,
 //! `bitmap::word` makes arrays of words of it, `bitmap::simd` and `content::zero_scan` choose
 //! instructions at run time; `sys::membarrier`, `io::vectored` and `sys::pagemap` issue system
-//! calls.
-//! Everything else is safe Rust.
+//! calls. Everything else is safe Rust.
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("guest memory is indexed with 64-bit offsets: a 64-bit host is needed");

@@ -88,7 +88,7 @@ impl PageSize {
         offset >> self.shift
     }
 
-    /// The pages that `len` bytes from `offset` touch; empty when `len` is 0.
+    /// The pages that `len` bytes from `offset` span; empty when `len` is 0.
     ///
     /// A range that would pass the end of the 64-bit space ends there.
     pub const fn pages_spanned(self, offset: u64, len: u64) -> Range<u64> {

@@ -1,4 +1,4 @@
-//! What vm-memory expects of a `Bitmap`, asked of ours and of its own.
+//! What vm-memory expects of a `Bitmap`, checked for ours and for its own.
 //!
 //! The same suite runs against `DirtyBitmap`, a shared `DirtyMemory`, `AtomicBitmap`,
 //! `Option`s of them, and `()`, which tracks nothing.
@@ -122,7 +122,7 @@ fn calls<B: Bitmap>() -> Vec<Call<B>> {
         ("VolatileRef::load", false, |r, at| {
             slice(r, at).get_ref::<u64>(8).unwrap().load();
         }),
-        // These write and say nothing: an explicit mark has to follow.
+        // These write without a mark: an explicit one has to follow.
         ("get_atomic_ref", false, |r, at| {
             let slice = slice(r, at);
             slice.get_atomic_ref::<AtomicU64>(0).unwrap().store(1, Ordering::Relaxed);

@@ -24,7 +24,7 @@ fn lock_all(flags: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::mlockall(flags) })
 }
 
-/// Locks the memory of `ram`, of which `mlock(2)` is told its place only.
+/// Locks the memory of `ram`, whose address is all that `mlock(2)` needs.
 fn lock_block(ram: &RamBlock, on_fault: bool) -> io::Result<()> {
     let len = usize::try_from(ram.max_len()).unwrap();
     let flags = if on_fault { libc::MLOCK_ONFAULT } else { 0 };
@@ -88,7 +88,7 @@ fn each_kind() -> Vec<(&'static str, Arc<RamBlock>)> {
     ]
 }
 
-/// How many pages of the first `len` bytes of the block's memory are there.
+/// How many pages of the first `len` bytes of the block's memory are resident.
 fn resident(ram: &RamBlock, len: u64) -> usize {
     let mut pages = vec![0u8; usize::try_from(ram.page_size().count(len)).unwrap()];
     let len = usize::try_from(len).unwrap();
@@ -103,7 +103,7 @@ fn bytes_at(ram: &RamBlock, offset: u64) -> [u8; 4] {
     bytes
 }
 
-/// Uses all that takes memory or gives it back; `gives` says whether locked memory is.
+/// Uses all that allocates or frees memory; `gives` says whether locked memory is freed.
 fn use_all(name: &str, ram: &RamBlock, gives: bool) {
     let client = DirtyClient::MIGRATION;
     let (dirty, page, len) = (ram.dirty(), ram.page_size().bytes(), ram.len());
@@ -146,7 +146,7 @@ fn use_all(name: &str, ram: &RamBlock, gives: bool) {
     drop(dirty.watch_code(|_| ()).unwrap());
 }
 
-/// Whether a bitmap's memory is given back when its client goes.
+/// Whether a bitmap's memory is freed when its client is dropped.
 fn bitmaps_are_given_back() {
     let resident = || {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -1,4 +1,4 @@
-//! What bitmaps take of the host's memory.
+//! How much of the host's memory bitmaps take.
 #![allow(unsafe_code)] // an allocator
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -33,7 +33,7 @@ fn resident() -> u64 {
 }
 
 /// 16 TiB of 4 KiB pages: 512 MiB of bits for a client, if all are touched. The only
-/// test of this program, so that nobody else moves the figures.
+/// test of this program, so that no other test changes the figures.
 #[test]
 fn a_clean_client_takes_no_memory_and_a_dropped_one_gives_it_back() {
     const MIB: u64 = 1 << 20;

@@ -7,13 +7,13 @@ use memory_region::{AccessError, AddressSpace};
 /// The address spaces that a vCPU's exits go to.
 #[derive(Clone, Debug)]
 pub struct Buses {
-    /// What KVM has no slot for: devices, ROM writes, RAM of less than a page.
+    /// For accesses without a slot of KVM: devices, ROM writes, RAM of less than a page.
     pub memory: Arc<AddressSpace>,
     /// x86 port accesses, at the port's number.
     pub ports: Arc<AddressSpace>,
 }
 
-/// Says in the log what a guest is not told.
+/// Logs a bus error, which the guest does not see.
 pub(crate) fn log_bus_error(result: Result<(), AccessError>) {
     if let Err(error) = result {
         log::trace!("guest: {error}");

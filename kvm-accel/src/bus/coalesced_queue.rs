@@ -1,11 +1,11 @@
-//! Writes that KVM gathers in a ring, on their way to their devices.
+//! The queue of coalesced writes, between KVM's ring and the devices.
 //!
-//! What is gathered has happened for the guest, but not yet for the device. It is handed
-//! over, in its order, after every exit and before the exit itself is dealt with: so a
-//! processor's own writes and exits keep their order, and whoever pauses the machine finds
-//! the ring empty. When a device leaves the map, or its place, what is still in the ring was
-//! meant for the map as it was: it is set aside with that map's view. A device that asks for
-//! what was gathered from within its own handler cannot be given it there: that waits.
+//! Coalesced writes have happened for the guest, but not yet for the device. They are flushed, in
+//! their order, after every exit and before the exit itself is handled: so a vCPU's own writes and
+//! exits keep their order, and the ring is empty once the machine is paused. When a device is
+//! removed from the map, or moved, the writes that are still in the ring were made in the map as it
+//! was: they are parked with that map's view. A device's handler that flushes cannot be called for
+//! its own device's writes: these stay parked until a later flush.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,16 +18,16 @@ use memory_region::{AccessError, AddressSpace, FlatView, Section, ViewChange};
 use crate::bus::buses::{Buses, log_bus_error};
 use crate::bus::coalesced_ring::{CoalescedRing, CoalescedWrite};
 
-/// The gathered writes of a machine, on their way to its devices.
+/// The coalesced writes of a machine that its devices have not seen yet.
 #[derive(Debug, Default)]
 pub(crate) struct CoalescedQueue {
-    /// Whether KVM was ever asked to gather: an exit need not look before.
+    /// Whether KVM was ever asked to coalesce writes; if not, an exit need not flush.
     on: AtomicBool,
-    /// Who hands over. Held while devices are called: they get writes one by one.
-    turn: Mutex<()>,
-    /// The thread that has the turn.
-    holder: Mutex<Option<ThreadId>>,
-    /// Held for a moment only, also by commits.
+    /// Held by the thread that flushes, while it calls devices: they get writes one by one.
+    flush_lock: Mutex<()>,
+    /// The thread that holds `flush_lock`.
+    flusher: Mutex<Option<ThreadId>>,
+    /// Locked briefly only, also by commits.
     queue: Mutex<Queue>,
 }
 
@@ -36,14 +36,14 @@ struct Queue {
     ring: Option<CoalescedRing>,
     memory: Destination,
     ports: Destination,
-    /// Older than what is in the ring, with the view that they were made in.
-    set_aside: VecDeque<Pending>,
+    /// Older than the writes in the ring, with the view that they were made in.
+    parked: VecDeque<Pending>,
 }
 
-/// The bus that writes go to, as the vCPUs have it: each may have the only reference to it.
+/// The bus that writes go to, as the vCPUs have it: any of them may have the only reference to it.
 ///
-/// A device may have the machine, and an address space has its devices: so the machine has
-/// no address space.
+/// Weak references: a device may own the machine, and an address space owns its devices, so the
+/// machine must not own an address space.
 #[derive(Debug, Default)]
 struct Destination(Vec<Weak<AddressSpace>>);
 
@@ -56,7 +56,7 @@ impl Destination {
         }
     }
 
-    /// Its view; none if all vCPUs are gone, and the bus with them.
+    /// The bus's view; `None` if all vCPUs were dropped, and the bus with them.
     fn view(&self) -> Option<Arc<FlatView>> {
         Some(self.0.iter().find_map(Weak::upgrade)?.view())
     }
@@ -66,13 +66,13 @@ impl Destination {
 type Pending = (CoalescedWrite, Arc<FlatView>);
 
 impl Queue {
-    /// The view that a write is for; none if the bus is gone, and all that was on it.
+    /// The view that a write is for; `None` if the bus, and all that was on it, was dropped.
     fn view(&self, write: &CoalescedWrite) -> Option<Arc<FlatView>> {
         if write.is_port { self.ports.view() } else { self.memory.view() }
     }
 
     fn pop(&mut self) -> Option<Pending> {
-        self.set_aside.pop_front().or_else(|| self.pop_ring())
+        self.parked.pop_front().or_else(|| self.pop_ring())
     }
 
     fn pop_ring(&mut self) -> Option<Pending> {
@@ -90,8 +90,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl CoalescedQueue {
-    /// Maps the ring when the first vCPU is made, if KVM has one. Its writes go to the
-    /// buses of that vCPU, or of a later one when it has taken them with it.
+    /// Maps the ring when the first vCPU is created, if KVM has one. Its writes go to the buses of
+    /// that vCPU or, once that one has dropped them, to those of a later vCPU.
     pub(crate) fn attach(&self, vm: &VmFd, vcpu: &VcpuFd, buses: &Buses) -> std::io::Result<()> {
         let mut queue = lock(&self.queue);
         let page = u32::try_from(vm.check_extension_int(Cap::CoalescedMmio)).unwrap_or(0);
@@ -103,15 +103,15 @@ impl CoalescedQueue {
         Ok(())
     }
 
-    /// Whether a change takes away what gathered writes may be for, so that guests must
-    /// stand still. The range may stay, and be another device's.
+    /// Whether a change removes a device or a range that coalesced writes may be for, so that
+    /// guests must be kept out. The range may stay, and belong to another device.
     pub(crate) fn needs_exclusion(&self, change: &ViewChange) -> bool {
         let is_device = |section: &Section| section.device().is_some();
         self.on.load(Ordering::Acquire)
             && (change.removed.iter().any(is_device) || !change.coalesced.removed.is_empty())
     }
 
-    /// Notes that a change is about to be followed.
+    /// Parks the writes in the ring with their view, if the change needs that.
     pub(crate) fn prepare(&self, change: &ViewChange) {
         if !change.coalesced.added.is_empty() {
             self.on.store(true, Ordering::Release);
@@ -119,31 +119,31 @@ impl CoalescedQueue {
         if self.needs_exclusion(change) {
             let mut queue = lock(&self.queue);
             while let Some(pending) = queue.pop_ring() {
-                queue.set_aside.push_back(pending);
+                queue.parked.push_back(pending);
             }
         }
     }
 
-    /// Hands over what was gathered so far. Does nothing in a handler that is called for
-    /// such a write; a write for a device whose handler this thread is in waits, and all
-    /// later ones with it.
-    pub(crate) fn hand_over(&self) {
+    /// Passes the writes that were coalesced so far to their devices. Does nothing in a handler
+    /// that is called for such a write. Stops at a write to a device whose handler this thread is
+    /// inside of: it stays parked, and all later ones stay queued.
+    pub(crate) fn flush(&self) {
         if !self.on.load(Ordering::Acquire) {
             return;
         }
         let me = std::thread::current().id();
-        if *lock(&self.holder) == Some(me) {
+        if *lock(&self.flusher) == Some(me) {
             return;
         }
-        // Dropped last: by then nobody else is noted as the one who has the turn.
-        let _turn = lock(&self.turn);
-        let _holder = Holder::new(&self.holder, me);
+        // Dropped last: by then no thread is recorded as the one that flushes.
+        let _lock = lock(&self.flush_lock);
+        let _flusher = Flusher::new(&self.flusher, me);
         loop {
             let next = lock(&self.queue).pop();
             let Some((write, view)) = next else { break };
             let done = view.bus_write(write.address, write.data());
             if matches!(done, Err(AccessError::Reentered { .. })) {
-                lock(&self.queue).set_aside.push_front((write, view));
+                lock(&self.queue).parked.push_front((write, view));
                 break;
             }
             log_bus_error(done);
@@ -151,17 +151,17 @@ impl CoalescedQueue {
     }
 }
 
-/// While it is kept, the thread is noted as the one that hands over.
-struct Holder<'a>(&'a Mutex<Option<ThreadId>>);
+/// Records this thread as the one that flushes, until it is dropped.
+struct Flusher<'a>(&'a Mutex<Option<ThreadId>>);
 
-impl<'a> Holder<'a> {
-    fn new(holder: &'a Mutex<Option<ThreadId>>, thread: ThreadId) -> Self {
-        *lock(holder) = Some(thread);
-        Self(holder)
+impl<'a> Flusher<'a> {
+    fn new(flusher: &'a Mutex<Option<ThreadId>>, thread: ThreadId) -> Self {
+        *lock(flusher) = Some(thread);
+        Self(flusher)
     }
 }
 
-impl Drop for Holder<'_> {
+impl Drop for Flusher<'_> {
     fn drop(&mut self) {
         *lock(self.0) = None;
     }

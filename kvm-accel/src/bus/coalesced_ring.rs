@@ -1,4 +1,4 @@
-//! The ring in which KVM gathers writes.
+//! KVM's ring of coalesced writes.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,7 +10,7 @@ use ram_block::PageSize;
 
 use crate::sys::mapping::VcpuMapping;
 
-/// A write of a guest that KVM has gathered.
+/// A write of a guest that KVM has coalesced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CoalescedWrite {
     pub(crate) address: u64,
@@ -26,9 +26,9 @@ impl CoalescedWrite {
     }
 }
 
-/// A mapping of the ring, of which there is one for each machine (KVM API, section 4.116;
-/// the layout is `kvm_coalesced_mmio_ring`). KVM puts entries in at `last`, we take them
-/// out at `first`.
+/// A mapping of the ring, of which there is one for each machine (KVM API, section 4.116; the
+/// layout is `kvm_coalesced_mmio_ring`). KVM adds entries at `last`, this crate removes them at
+/// `first`.
 #[derive(Debug)]
 pub(crate) struct CoalescedRing(VcpuMapping);
 

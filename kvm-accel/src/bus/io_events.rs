@@ -1,9 +1,8 @@
-//! Writes for which a guest need not exit, as KVM is told of them: those that signal an
-//! eventfd, and those that it gathers in a ring.
+//! Ioeventfds and coalesced zones, as they are registered with KVM: writes to them need no exit.
 //!
-//! KVM asks whatever was registered first for an address, and takes every range off that has
-//! the one it is told of. So the ranges of a view have no address in common, with each other
-//! or with an eventfd (`CoalescedRange`).
+//! KVM serves an address by the device that was registered first, and unregistering a zone removes
+//! every zone that contains it. So the ranges of a view must share no address, with each other or
+//! with an ioeventfd (`CoalescedRange`).
 
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use memory_region::{CoalescedRange, IoEventFd, ViewChange};
@@ -18,36 +17,36 @@ pub(crate) enum Bus {
     Ports,
 }
 
-/// One call of KVM, to be taken back if a later one fails.
+/// One call of KVM, to be undone if a later one fails.
 #[derive(Clone, Copy)]
 enum Step<'a> {
     Event(&'a IoEventFd, bool),
     Coalesce(CoalescedRange, bool),
 }
 
-/// Makes KVM's eventfds and gathered ranges those of the changed view, or leaves them as
-/// they were.
+/// Makes KVM's ioeventfds and coalesced zones those of the changed view, or leaves them as they
+/// were.
 pub(crate) fn follow(vm: &VmFd, bus: Bus, change: &ViewChange) -> Result<(), KvmError> {
-    let gathers = match bus {
+    let coalesces = match bus {
         Bus::Memory => vm.check_extension(Cap::CoalescedMmio),
         Bus::Ports => vm.check_extension(Cap::CoalescedPio),
     };
     let (events, ranges) = (&change.ioeventfds, &change.coalesced);
-    let gather = |on| move |range: &CoalescedRange| Step::Coalesce(*range, on);
+    let coalesce = |on| move |range: &CoalescedRange| Step::Coalesce(*range, on);
     let steps = (events.removed.iter().map(|event| Step::Event(event, false)))
-        .chain(ranges.removed.iter().map(gather(false)).filter(|_| gathers))
+        .chain(ranges.removed.iter().map(coalesce(false)).filter(|_| coalesces))
         .chain(events.added.iter().map(|event| Step::Event(event, true)))
-        .chain(ranges.added.iter().map(gather(true)).filter(|_| gathers));
+        .chain(ranges.added.iter().map(coalesce(true)).filter(|_| coalesces));
     let mut done = Vec::new();
     for step in steps {
-        if let Err(error) = take(vm, bus, step) {
+        if let Err(error) = apply(vm, bus, step) {
             for step in done.into_iter().rev() {
                 let back = match step {
                     Step::Event(event, on) => Step::Event(event, !on),
                     Step::Coalesce(range, on) => Step::Coalesce(range, !on),
                 };
-                if let Err(error) = take(vm, bus, back) {
-                    log::error!("Cannot go back: {error}");
+                if let Err(error) = apply(vm, bus, back) {
+                    log::error!("An ioeventfd or coalesced zone cannot be restored: {error}");
                 }
             }
             return Err(error);
@@ -57,7 +56,7 @@ pub(crate) fn follow(vm: &VmFd, bus: Bus, change: &ViewChange) -> Result<(), Kvm
     Ok(())
 }
 
-fn take(vm: &VmFd, bus: Bus, step: Step<'_>) -> Result<(), KvmError> {
+fn apply(vm: &VmFd, bus: Bus, step: Step<'_>) -> Result<(), KvmError> {
     match step {
         Step::Event(event, on) => {
             let IoEventFd { address, size, .. } = *event;

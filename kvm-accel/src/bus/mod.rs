@@ -1,11 +1,11 @@
 //! The buses that guests' accesses go to, and writes for which a guest need not exit.
 //!
 //! - `buses`: the address spaces of a vCPU
-//! - `io_events`: eventfds and gathered ranges, as KVM is told of them
-//! - `coalesced_ring`: the ring in which KVM gathers writes
-//! - `coalesced_queue`: gathered writes on their way to their devices
+//! - `io_events`: ioeventfds and coalesced zones, as they are registered with KVM
+//! - `coalesced_ring`: KVM's ring of coalesced writes
+//! - `coalesced_queue`: coalesced writes between the ring and their devices
 //!
-//! Stands on `sys`.
+//! Built on `sys`.
 
 pub(crate) mod buses;
 pub(crate) mod coalesced_queue;

@@ -1,4 +1,4 @@
-//! KVM's side of a ring, on paper.
+//! A model of KVM's side of a ring, for tests.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,7 +42,7 @@ impl FakeRing {
         self.used() >= self.size() - self.reserved
     }
 
-    /// Puts a page in, over whatever is there.
+    /// Pushes a page, over whatever the entry holds.
     pub(crate) fn push(&mut self, slot: u32, page: u64) {
         let entry = self.entry(self.dirty);
         entry.slot.store(slot, Ordering::Relaxed);
@@ -51,19 +51,19 @@ impl FakeRing {
         self.dirty = self.dirty.wrapping_add(1);
     }
 
-    /// Goes round once, with entries that nobody ever saw: what an overrun may leave.
+    /// Goes round once, with entries that were all overwritten again: what an overrun may leave.
     pub(crate) fn go_round(&mut self) {
         self.dirty = self.dirty.wrapping_add(self.size());
     }
 
-    /// The entry at the reset index, if it is flagged to be reset: what KVM looks at first.
+    /// The entry at the reset index, if it is flagged RESET: what KVM reads first.
     pub(crate) fn flagged(&self) -> Option<(u32, u64)> {
         let entry = self.entry(self.reset);
         let flagged = entry.flags.load(Ordering::Acquire) & RESET != 0;
         flagged.then(|| (entry.slot.load(Ordering::Relaxed), entry.page.load(Ordering::Relaxed)))
     }
 
-    /// Frees the entry at the reset index, whatever was pushed over it since KVM looked.
+    /// Frees the entry at the reset index, whatever was pushed over it since KVM read it.
     pub(crate) fn free(&mut self) {
         self.entry(self.reset).flags.store(0, Ordering::Release);
         self.reset = self.reset.wrapping_add(1);

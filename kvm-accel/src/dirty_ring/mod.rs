@@ -1,9 +1,9 @@
 //! The dirty rings of vCPUs: written pages that KVM lists, taken without a loss.
 //!
 //! - `ring`: one vCPU's ring, its overruns and its recovery
-//! - `set`: those of all vCPUs, and their reset
+//! - `set`: the rings of all vCPUs, and their reset
 //!
-//! Stands on `sys`. It hands out numbers of slots and pages, and knows no memory.
+//! Built on `sys`. It returns numbers of slots and pages, and has no access to guest memory.
 
 #[cfg(test)]
 pub(crate) mod fake_ring;

@@ -1,61 +1,62 @@
 //! One vCPU's dirty ring: a list of written pages that KVM fills and we empty.
 //!
-//! KVM pushes an entry at its *dirty index* and sets the entry's flag to DIRTY. We take
-//! entries from our place on and set their flag to RESET. KVM_RESET_DIRTY_RINGS then walks from
-//! KVM's *reset index* over the entries that are flagged RESET, clears their flags and
-//! write-protects their pages again (KVM API, sections 4.133 and 8.29). KVM shows neither
-//! index. Both are named here by the number of pushes before them; an entry's place in memory
-//! is that number modulo the ring's size.
+//! KVM pushes an entry at its *dirty index* and sets the entry's flag to DIRTY. We take entries
+//! from `next` on and set their flag to RESET. KVM_RESET_DIRTY_RINGS then walks from KVM's *reset
+//! index* over the entries that are flagged RESET, clears their flags and write-protects their
+//! pages again (KVM API, sections 4.133 and 8.29). KVM shows neither index. Both are named here by
+//! the number of pushes before them; an entry's place in memory is that number modulo the ring's
+//! size.
 //!
 //! # Where KVM's indices are
 //!
 //! The *reset index* is always known: it moves over entries that we flagged, in order, and stops
-//! behind the last one when KVM says that it has reset all of them. `next` is that place.
+//! behind the last one when KVM says that it has reset all of them. `next` is that index.
 //!
 //! The *dirty index* is known as long as the ring is in order: from `next` on all entries are
 //! DIRTY up to the dirty index, and all others are free.
 //!
 //! # When KVM overruns the ring
 //!
-//! KVM leaves the guest when the ring is nearly full, but where it emulates instructions it
-//! may push more than the ring has left, and writes over entries that nobody has taken or
-//! that are flagged. Those pages are lost, and KVM does not report it.
+//! KVM exits when the ring is nearly full, but where it emulates instructions it may push more than
+//! the ring has left, and overwrite entries that were not taken yet, or that are flagged. Those
+//! pages are lost, and KVM does not report it.
 //!
-//! The entry just before the reset index is the *guard*. KVM pushes in order, so it writes over
-//! an entry only after it has pushed the guard, and nobody but the recovery clears that flag:
-//! [`take`](Ring::take) stops one entry before it. If the guard is not DIRTY once KVM has
-//! reset what was flagged ([`settle`](Ring::settle)), no entry had been written over until then,
-//! wherever KVM pushed in the meantime: while entries were read, while their flags were
-//! stored, or while KVM reset them. If it is DIRTY, the ring counts as overrun.
+//! The entry just before the reset index is the *guard*. KVM pushes in order, so it overwrites an
+//! entry only after it has pushed the guard, and only the recovery clears the guard's flag:
+//! [`take`](Ring::take) stops one entry before it. If the guard is not DIRTY once KVM has reset
+//! what was flagged ([`settle`](Ring::settle)), no entry had been overwritten until then, wherever
+//! KVM pushed in the meantime: while entries were read, while their flags were stored, or while KVM
+//! reset them. If it is DIRTY, the ring counts as overrun.
 //!
-//! That the look at the guard sees the push of the guard, if a flag that we stored came after a
-//! push over its entry, needs a full fence between the two: KVM stores the guard's flag, then
-//! (behind a write barrier) the entry's; we store the entry's flag over it, then read the
-//! guard's. The tests check this with loom, and that it sees the loss without the fence.
+//! If we store an entry's flag after KVM pushed over that entry, our check of the guard must see
+//! the push of the guard. That needs a full fence between the store and the check: KVM stores the
+//! guard's flag, then (behind a write barrier) the entry's; we store the entry's flag over it, then
+//! read the guard's. The tests check this with loom, and that loom finds the loss without the
+//! fence.
 //!
 //! # Recovery
 //!
-//! An overrun ring is swept: all its flags are cleared, while no vCPU runs guest code. The pages
-//! of what is cleared are lost entries too; the caller marks all pages, after it has
-//! write-protected them. Where KVM's dirty index is then is not known: entries that are free, but
-//! that KVM counts as used, may lie between `next` and it. The ring is *displaced*.
+//! An overrun ring is swept: all its flags are cleared, while no vCPU runs guest code. The cleared
+//! entries are lost too; the caller marks all pages, after it has write-protected them. KVM's dirty
+//! index is not known then: entries that are free, but that KVM counts as used, may lie between
+//! `next` and it. The ring is *displaced*.
 //!
-//! What KVM pushes after a sweep lies in a row that begins at the dirty index. So the first
-//! DIRTY entry behind `next`, and no DIRTY one before it, is where the index was. The free
-//! entries before it are flagged RESET with those that are taken, which brings the reset
-//! index behind them, and the ring is in order again. Never is an entry flagged that KVM has
-//! not pushed: its reset index would pass its dirty index, and the ring would be full for ever.
+//! The entries that KVM pushes after a sweep lie in a row that begins at the dirty index. So the
+//! first entry from `next` on that is DIRTY is where the index was. The free entries before it are
+//! flagged RESET with those that are taken: KVM's reset index then passes them, and the ring is in
+//! order again. An entry that KVM has not pushed is never flagged: KVM's reset index would pass its
+//! dirty index, and the ring would be full for ever.
 //!
-//! A sweep that clears something is repeated. If a vCPU ran after all, one that was held up in
-//! the middle of a sweep could clear entries in the middle of a row; one that found
-//! every flag clear has cleared none.
+//! A sweep that clears a flag is repeated. If a vCPU ran after all, a sweep that was delayed
+//! halfway could clear entries in the middle of a row; a sweep that found every flag clear has
+//! cleared none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::sys::dirty_gfn::{DIRTY, Entry, RESET};
 
-/// The entries of a ring, which KVM writes at any time; a trait so that tests can let it.
+/// The entries of a ring, which KVM writes at any time; a trait so that tests can do so too.
 pub(crate) trait Entries {
     /// How many there are: a power of two.
     fn count(&self) -> usize;
@@ -95,33 +96,34 @@ impl<T: AsRef<[Entry]>> Entries for T {
     }
 }
 
-/// What is known of the entries behind a ring's place.
+/// What is known of the entries from `next` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     /// DIRTY up to KVM's dirty index, free behind it.
     Aligned,
-    /// Free up to KVM's dirty index, which is not known; what is pushed from then on is DIRTY.
+    /// Free up to KVM's dirty index, which is not known; entries that KVM pushes from then on are
+    /// DIRTY.
     Displaced,
-    /// Some were written over, and nothing else is known.
+    /// Some were overwritten, and nothing else is known.
     Overrun,
 }
 
 /// How often a sweep is repeated before it is left to the next recovery.
-const SWEEPS: usize = 8;
+const MAX_SWEEPS: usize = 8;
 
 /// Our side of a ring.
 #[derive(Debug)]
 pub(crate) struct Ring<E> {
     entries: E,
-    /// Our place: the entry behind those that are flagged, modulo the ring's size.
+    /// The index of the first entry that is not flagged, modulo the ring's size.
     next: usize,
     /// How many entries before `next` are flagged and not known to be reset. KVM's reset index
     /// is among them or at `next`.
     flagged: usize,
     order: Order,
-    /// How many entries were handed out so far.
+    /// How many entries were taken so far.
     handed_out: u64,
-    /// Counts when entries are about to be reset, and when they are; vCPUs read it.
+    /// Incremented before and after KVM resets entries; read by the vCPU.
     moves: Arc<AtomicU64>,
 }
 
@@ -132,12 +134,12 @@ impl<E: Entries> Ring<E> {
         Self { entries, next: 0, flagged: 0, order, handed_out: 0, moves: Arc::default() }
     }
 
-    /// The entry `distance` behind our place.
+    /// The index of the entry `distance` behind `next`.
     fn at(&self, distance: usize) -> usize {
         (self.next + distance) % self.entries.count()
     }
 
-    /// The entry before KVM's reset index, or before the first place where that may be.
+    /// The entry before KVM's reset index, or before the first index where that may be.
     fn guard(&self) -> usize {
         self.at(self.entries.count() - 1 - self.flagged)
     }
@@ -146,25 +148,24 @@ impl<E: Entries> Ring<E> {
         self.entries.flags(self.at(distance)) & DIRTY != 0
     }
 
-    /// How many entries lie between our place and the guard.
+    /// How many entries lie between `next` and the guard.
     fn capacity(&self) -> usize {
         self.entries.count() - 1 - self.flagged
     }
 
-    /// The DIRTY entry before which none is DIRTY, if there is one.
+    /// The distance of the DIRTY entry before which none is DIRTY, if there is one.
     fn first_dirty(&self) -> Option<usize> {
         let mut first = (0..self.capacity()).find(|distance| self.is_dirty(*distance))?;
-        // KVM may have pushed those before it after they were looked at. Whoever sees a push
-        // sees those before it.
+        // KVM may have pushed earlier entries after the scan passed them. Pushes become visible in
+        // order: a thread that sees one sees those before it.
         while first > 0 && self.is_dirty(first - 1) {
             first -= 1;
         }
         Some(first)
     }
 
-    /// Takes all entries and flags them to be reset: hands out (slot, page) of each. Returns
-    /// how many. Whether some were written over is known after a reset and
-    /// [`settle`](Self::settle).
+    /// Takes all entries and flags them RESET: passes (slot, page) of each to `sink`. Returns how
+    /// many. Whether some were overwritten is known after a reset and [`settle`](Self::settle).
     pub(crate) fn take(&mut self, mut sink: impl FnMut(u32, u64)) -> u64 {
         let first = match self.order {
             Order::Aligned => 0,
@@ -174,7 +175,7 @@ impl<E: Entries> Ring<E> {
             },
             Order::Overrun => return 0,
         };
-        // Before `first`, KVM counts free entries as used.
+        // KVM counts the free entries before `first` as used.
         (0..first).for_each(|distance| self.entries.set_flags(self.at(distance), RESET));
         let mut end = first;
         while end < self.capacity() && self.is_dirty(end) {
@@ -183,7 +184,7 @@ impl<E: Entries> Ring<E> {
             self.entries.set_flags(self.at(end), RESET);
             end += 1;
         }
-        // KVM leaves some entries free; if it left none but the guard, it may have gone round.
+        // KVM keeps some entries free; if none but the guard was free, it may have gone round.
         self.order = if end == self.capacity() { Order::Overrun } else { Order::Aligned };
         self.flag(end);
         let taken = (end - first) as u64;
@@ -191,17 +192,16 @@ impl<E: Entries> Ring<E> {
         taken
     }
 
-    /// The next `count` entries are flagged.
+    /// Counts the next `count` entries as flagged.
     fn flag(&mut self, count: usize) {
         self.flagged += count;
         self.next = self.at(count);
     }
 
-    /// Flags a quarter of a displaced ring that KVM calls full and in which nothing is DIRTY.
-    /// KVM counts more entries as used than that: its limit is the size less 64, or less 576
-    /// with Intel's page-modification log, and it takes no ring that is smaller than what is
-    /// kept free. The ring's vCPU must not have been in the guest since, nor KVM's reset index
-    /// have moved.
+    /// Flags a quarter of a displaced ring that KVM calls full and in which nothing is DIRTY. KVM
+    /// counts more entries than a quarter as used: its limit is the size less 64, or less 576 with
+    /// PML, and it refuses rings that are smaller than this reserve. Since KVM called the ring
+    /// full, its vCPU must not have been in the guest, nor KVM's reset index have moved.
     pub(crate) fn skip_quarter(&mut self) {
         let quarter = (self.entries.count() / 4).min(self.capacity());
         (0..quarter).for_each(|distance| self.entries.set_flags(self.at(distance), RESET));
@@ -218,29 +218,29 @@ impl<E: Entries> Ring<E> {
         &self.moves
     }
 
-    /// Says to vCPUs that KVM's reset index is about to move, or has moved.
+    /// Tells the vCPU that KVM's reset index is about to move, or has moved.
     pub(crate) fn count_move(&self) {
         if self.flagged > 0 {
             self.moves.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    /// Looks whether entries may have been written over.
-    pub(crate) fn look_at_guard(&mut self) {
-        // Between the flags that were stored and the look; see the module.
+    /// Checks whether entries may have been overwritten.
+    pub(crate) fn check_guard(&mut self) {
+        // Between the stores of flags and this check; see the module.
         self.entries.fence();
         if self.entries.flags(self.guard()) & DIRTY != 0 {
             self.order = Order::Overrun;
         }
     }
 
-    /// KVM has reset all flagged entries.
+    /// Notes that KVM has reset all flagged entries.
     pub(crate) fn settle(&mut self) {
-        self.look_at_guard();
+        self.check_guard();
         self.flagged = 0;
     }
 
-    /// Entries were written over, as far as is known.
+    /// Notes that entries were overwritten.
     pub(crate) fn overrun(&mut self) {
         self.order = Order::Overrun;
     }
@@ -253,16 +253,16 @@ impl<E: Entries> Ring<E> {
         self.order == Order::Displaced
     }
 
-    /// Flags those again that may not be reset, where KVM may have written over the flag; no
-    /// vCPU runs. KVM has pushed each of them, and resets what it has not reset yet.
+    /// Flags those entries again that KVM may not have reset, as it may have overwritten the flag;
+    /// no vCPU runs. KVM has pushed each of them, and resets those that it has not reset yet.
     pub(crate) fn flag_again(&self) {
         let before = self.entries.count() - self.flagged;
         (0..self.flagged).for_each(|n| self.entries.set_flags(self.at(before + n), RESET));
     }
 
-    /// KVM has reset all that it would, after [`flag_again`](Self::flag_again); no vCPU runs.
-    /// Takes back the flags that it had passed by before. If it has pushed over one, it stopped
-    /// there perhaps: the ring is overrun, and the flags stay.
+    /// Called when KVM has reset all that it would, after [`flag_again`](Self::flag_again); no vCPU
+    /// runs. Clears the flags of entries that KVM had reset before. If KVM has pushed over one, the
+    /// reset may have stopped there: the ring is overrun, and the flags stay.
     pub(crate) fn settle_again(&mut self) {
         let before = self.entries.count() - self.flagged;
         let mut places = (0..self.flagged).map(|n| self.at(before + n));
@@ -274,8 +274,8 @@ impl<E: Entries> Ring<E> {
         self.settle();
     }
 
-    /// Clears all flags of an overrun ring, while no vCPU runs: it is displaced then. If
-    /// it is still being pushed to, it stays overrun.
+    /// Clears all flags of an overrun ring, while no vCPU runs: it is displaced then. A ring that
+    /// KVM still pushes to stays overrun.
     pub(crate) fn sweep(&mut self) {
         if self.flagged > 0 {
             return; // KVM's reset index is not known
@@ -284,13 +284,13 @@ impl<E: Entries> Ring<E> {
             let used = (0..entries.count()).filter(|at| entries.flags(*at) != 0);
             used.map(|at| entries.set_flags(at, 0)).count()
         };
-        if (0..SWEEPS).any(|_| clear(&self.entries) == 0) {
+        if (0..MAX_SWEEPS).any(|_| clear(&self.entries) == 0) {
             self.order = Order::Displaced;
         }
     }
 
-    /// How many entries there were so far, those that wait to be taken included, which are
-    /// only looked at. After a loss, about so many.
+    /// How many entries KVM has pushed so far, including those that are not taken yet, which are
+    /// only counted. After a loss, approximate.
     pub(crate) fn seen(&self) -> u64 {
         let (mut waiting, mut end) = (0, self.capacity());
         while waiting < end {

@@ -1,9 +1,9 @@
 //! The dirty rings of all vCPUs of a machine.
 //!
-//! The order that loses nothing (rule of the authors of the ring): entries are taken, then
-//! KVM_RESET_DIRTY_RINGS write-protects their pages again, and only then are the pages
-//! published to consumers, who read them. A store before the reset is in what they read; a
-//! store after it is a new entry.
+//! The order that loses nothing (from the authors of the ring): entries are taken, then
+//! KVM_RESET_DIRTY_RINGS write-protects their pages again, and only then are the pages published to
+//! consumers, who read them. A store before the reset is in what they read; a store after it is a
+//! new entry.
 
 use std::io;
 use std::sync::Arc;
@@ -13,10 +13,11 @@ use crate::dirty_ring::ring::{Entries, Ring};
 use crate::stats::DirtyLogStats;
 use crate::sys::ioctl::SlotCalls;
 
-/// After so many resets in a row that reset nothing, nothing is left to be reset. One says
-/// little: what no mask of signals keeps off (SIGSTOP, a freezer, work of io_uring) ends a reset
-/// before its first entry, without an error. It is dealt with before the next call.
-const RESETS: u32 = 16;
+/// After so many resets in a row that reset nothing, nothing is left to be reset. A single one
+/// proves little: an event that no signal mask blocks (SIGSTOP, a freezer, work of io_uring) ends a
+/// reset before its first entry, without an error. The kernel handles that event before the next
+/// call.
+const EMPTY_RESETS: u32 = 16;
 
 /// A vCPU's side of its ring.
 #[derive(Clone, Debug, Default)]
@@ -27,19 +28,19 @@ pub(crate) struct RingOfVcpu {
 }
 
 impl RingOfVcpu {
-    /// A count that changes when KVM's reset index is about to move, and when it has moved. If
-    /// it is the same before the guest was let in and after the ring was called full, the
-    /// ring was full the whole time.
+    /// A count that changes when KVM's reset index is about to move, and when it has moved. If it
+    /// is the same before the guest was entered and after KVM called the ring full, the ring was
+    /// full the whole time.
     pub(crate) fn moves(&self) -> u64 {
         self.moves.load(Ordering::Acquire)
     }
 }
 
-/// All rings, whose entries are in `E`, and what was last found in them.
+/// The rings of all vCPUs, whose entries are in `E`, and the entries last taken from them.
 #[derive(Debug)]
 pub(crate) struct Rings<E> {
     rings: Vec<Ring<E>>,
-    /// (slot, page) of what was found; kept, so that nothing is allocated after a while.
+    /// (slot, page) of the entries last taken; kept to reuse its memory.
     pub(crate) found: Vec<(u32, u64)>,
 }
 
@@ -58,12 +59,12 @@ impl<E: Entries> Rings<E> {
         handle
     }
 
-    /// Takes the entries of all rings into `found`, and has their pages write-protected. Returns
-    /// whether some may be lost: then the rings want to be [realigned](Self::realign).
+    /// Takes the entries of all rings into `found`, and resets them, which write-protects their
+    /// pages. Returns whether entries may be lost: then call [`realign`](Self::realign).
     ///
     /// # Errors
     ///
-    /// If KVM does not reset: what was found is found all the same, but entries may be lost.
+    /// If KVM_RESET_DIRTY_RINGS fails: `found` is valid all the same, but entries may be lost.
     pub(crate) fn take(
         &mut self,
         vm: &impl SlotCalls,
@@ -82,25 +83,26 @@ impl<E: Entries> Rings<E> {
     /// Resets what is flagged. Returns whether entries may be lost.
     ///
     /// A call that ends early, for a signal, may have freed entries whose pages it has not
-    /// write-protected. One that ends after the last entry looks complete: so signals are kept
-    /// off meanwhile ([`SlotCalls::reset_rings`]).
+    /// write-protected. One that ends after the last entry looks complete: so signals are blocked
+    /// during the call ([`SlotCalls::reset_rings`]).
     ///
-    /// What no mask keeps off ends a call, too: SIGSTOP, ptrace, a freezer, and work of io_uring
-    /// for the calling thread. If that comes between the last entry and the write-protection of
+    /// Events that no mask blocks end a call, too: SIGSTOP, ptrace, a freezer, and work of io_uring
+    /// for the calling thread. If one arrives between the last entry and the write-protection of
     /// the last batch (entries of 64 adjacent pages), KVM returns the full count, and these pages
-    /// stay writable without an entry. User space cannot tell; the window is a few instructions
-    /// of the kernel. [`DirtyTracking::Ring`](crate::DirtyTracking::Ring) names it.
+    /// stay writable without an entry. User space cannot detect it; the window is a few
+    /// instructions of the kernel. [`DirtyTracking::Ring`](crate::DirtyTracking::Ring) documents
+    /// it.
     fn reset(&mut self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<bool> {
         let flagged: usize = self.rings.iter().map(Ring::flagged).sum();
-        let complete = flagged == 0 || self.ask_for_reset(vm, stats)? == flagged as u64;
+        let complete = flagged == 0 || self.reset_once(vm, stats)? == flagged as u64;
         if complete {
             self.rings.iter_mut().for_each(Ring::settle);
         }
         Ok(!complete || self.rings.iter().any(Ring::is_overrun))
     }
 
-    /// One call. Returns how many entries KVM has reset, as far as it says.
-    fn ask_for_reset(&self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<u64> {
+    /// One call of KVM_RESET_DIRTY_RINGS. Returns how many entries KVM says that it has reset.
+    fn reset_once(&self, vm: &impl SlotCalls, stats: &mut DirtyLogStats) -> io::Result<u64> {
         self.rings.iter().for_each(Ring::count_move);
         let count = stats.resets.count(|| vm.reset_rings());
         self.rings.iter().for_each(Ring::count_move);
@@ -110,21 +112,20 @@ impl<E: Entries> Rings<E> {
         }
     }
 
-    /// After a loss: finds KVM's places in the rings again. No vCPU runs guest code meanwhile,
-    /// and all pages are to be write-protected and marked after it. Returns whether all rings
-    /// are in order, or will be with the next entry; one into which somebody pushes all the
-    /// same is not.
+    /// After a loss: finds KVM's indices in the rings again. No vCPU may run guest code meanwhile,
+    /// and the caller has to write-protect and mark all pages afterwards. Returns whether all rings
+    /// are in order, or will be with the next entry; a ring that KVM pushes to all the same is not.
     pub(crate) fn realign(
         &mut self,
         vm: &impl SlotCalls,
         stats: &mut DirtyLogStats,
     ) -> io::Result<bool> {
-        self.rings.iter_mut().for_each(Ring::look_at_guard);
+        self.rings.iter_mut().for_each(Ring::check_guard);
         if self.rings.iter().any(|ring| ring.flagged() > 0) {
             self.rings.iter().for_each(Ring::flag_again);
-            let mut without = 0;
-            while without < RESETS {
-                without = if self.ask_for_reset(vm, stats)? > 0 { 0 } else { without + 1 };
+            let mut empty = 0;
+            while empty < EMPTY_RESETS {
+                empty = if self.reset_once(vm, stats)? > 0 { 0 } else { empty + 1 };
             }
             self.rings.iter_mut().for_each(Ring::settle_again);
         }
@@ -133,7 +134,7 @@ impl<E: Entries> Rings<E> {
         Ok(!self.rings.iter().any(Ring::is_overrun))
     }
 
-    /// How many entries ring `number` had so far.
+    /// How many entries KVM has pushed to ring `number` so far.
     pub(crate) fn seen(&self, number: usize) -> u64 {
         self.rings.get(number).map_or(0, Ring::seen)
     }
@@ -143,13 +144,14 @@ impl<E: Entries> Rings<E> {
         self.rings.get(number).is_some_and(Ring::is_displaced)
     }
 
-    /// Entries of ring `number` were written over.
+    /// Notes that entries of ring `number` were overwritten.
     pub(crate) fn overrun(&mut self, number: usize) {
         self.rings.get_mut(number).into_iter().for_each(Ring::overrun);
     }
 
-    /// For a displaced ring that KVM calls full and in which there is nothing: lets KVM pass by a
-    /// quarter of it. Its vCPU is not in the guest. Returns whether entries may be lost.
+    /// For a displaced ring that KVM calls full and in which no entry is DIRTY: lets KVM's reset
+    /// index pass a quarter of it. Its vCPU must not be in the guest. Returns whether entries may
+    /// be lost.
     pub(crate) fn skip_quarter(
         &mut self,
         number: usize,

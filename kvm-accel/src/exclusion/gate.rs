@@ -1,9 +1,9 @@
 //! Keeping vCPUs out of the guest for a while.
 //!
-//! Two things are asked for. A change of the memory slots needs that nobody
-//! *executes guest code*, for microseconds; it may be asked for by a vCPU's own
-//! thread, from a device's handler. A pause needs that no vCPU's thread *acts for
-//! the guest* either, for as long as the pause lasts.
+//! There are two kinds of requests. A change of the memory slots needs that no vCPU *executes guest
+//! code*, for microseconds (QEMU: `start_exclusive`); a vCPU's own thread may request it, in a
+//! device's handler. A pause needs that no vCPU's thread *acts for the guest* either, for as long
+//! as the pause lasts (QEMU: `pause_all_vcpus`).
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
@@ -15,25 +15,25 @@ use crate::exclusion::blocked_time::BlockedTime;
 use crate::exclusion::kick::VcpuShared;
 use crate::exclusion::run_state::Place;
 
-/// How long a waiter sleeps at most before it interrupts the vCPUs again.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a waiter sleeps at most before it signals the vCPUs again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
-    /// How many want the guests out of KVM_RUN.
+    /// How many threads request that guests exit from KVM_RUN.
     exclusions: AtomicUsize,
-    /// How many want the vCPUs' threads at rest.
+    /// How many threads request that the vCPUs' threads are parked.
     pauses: AtomicUsize,
     inner: Mutex<Inner>,
     changed: Condvar,
-    /// Signals that were sent to get guests out.
+    /// Signals that were sent to force guests to exit.
     kicks: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     vcpus: Vec<Weak<VcpuShared>>,
-    standstill: BlockedTime,
+    blocked_time: BlockedTime,
 }
 
 impl Gate {
@@ -59,50 +59,51 @@ impl Gate {
         self.pauses.load(Ordering::Relaxed) > 0
     }
 
-    /// A vCPU's thread is at `place` now; wakes those who wait for that.
+    /// Sets the place of a vCPU's thread, and wakes threads that wait for it.
     pub(crate) fn announce(&self, vcpu: &VcpuShared, place: Place) {
         vcpu.state.leave(place);
         if self.is_closed() {
-            // Taking the lock orders this after a waiter's look at the state.
+            // Taking the lock orders this after a waiter's check of the state.
             self.wake();
         }
     }
 
-    /// Waits at `place` for as long as `closed` says.
+    /// Blocks the vCPU at `place` while `closed` returns true.
     pub(crate) fn wait_while(&self, vcpu: &VcpuShared, place: Place, closed: impl Fn() -> bool) {
         let mut inner = self.lock();
-        // Under the lock, so that whoever sees it there finds that it stands still.
+        // Under the lock: a thread that holds it and sees this place sees the vCPU counted as
+        // blocked, too.
         vcpu.state.leave(place);
         self.changed.notify_all();
         if !closed() {
             return;
         }
-        inner.standstill.begin();
+        inner.blocked_time.begin();
         while closed() {
             inner = self
                 .changed
-                .wait_timeout(inner, PATIENCE)
+                .wait_timeout(inner, RETRY_INTERVAL)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
-        inner.standstill.end();
+        inner.blocked_time.end();
     }
 
-    /// Does `work`, for which a vCPU of the calling thread has to stand still.
+    /// Runs `work`, which blocks the vCPU of the calling thread.
     pub(crate) fn count_blocked<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.lock().standstill.begin();
+        self.lock().blocked_time.begin();
         let result = work();
-        self.lock().standstill.end();
+        self.lock().blocked_time.end();
         result
     }
 
-    /// Lets those who wait look again.
+    /// Makes waiting threads check their conditions again.
     pub(crate) fn wake(&self) {
         drop(self.lock());
         self.changed.notify_all();
     }
 
-    /// Waits until no vCPU is at a place that `busy` names, interrupting guests.
+    /// Waits until no vCPU is at a place for which `busy` is true; signals guests to exit.
     fn wait_for(
         &self,
         busy: impl Fn(Place) -> bool,
@@ -110,8 +111,8 @@ impl Gate {
     ) -> Result<(), usize> {
         fence(Ordering::SeqCst);
         let mut inner = self.lock();
-        // Once is enough: who is not in the guest at this moment sees the wish before going
-        // there. Again only for what nobody has thought of.
+        // One signal is enough: a vCPU that is not in the guest at this moment sees the request
+        // before it enters. After a timeout they are signalled again, only to be robust.
         let mut interrupts = true;
         loop {
             let mut running = 0;
@@ -129,24 +130,24 @@ impl Gate {
             }
             let left = match deadline {
                 Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-                None => PATIENCE,
+                None => RETRY_INTERVAL,
             };
             if left.is_zero() {
                 return Err(running);
             }
             let (waited, timeout) = self
                 .changed
-                .wait_timeout(inner, left.min(PATIENCE))
+                .wait_timeout(inner, left.min(RETRY_INTERVAL))
                 .unwrap_or_else(PoisonError::into_inner);
             (inner, interrupts) = (waited, timeout.timed_out());
         }
     }
 
-    /// How many signals were sent to get guests out, and for how long vCPUs stood still,
-    /// each counted, up to now.
+    /// How many signals were sent to force guests to exit, and the blocked time summed over vCPUs,
+    /// up to now.
     pub(crate) fn cost(&self) -> (u64, Duration) {
-        let stood_still = self.lock().standstill.total();
-        (self.kicks.load(Ordering::Relaxed), stood_still)
+        let blocked = self.lock().blocked_time.total();
+        (self.kicks.load(Ordering::Relaxed), blocked)
     }
 
     fn open(&self, count: &AtomicUsize) {
@@ -164,12 +165,12 @@ impl Gate {
         }
         self.exclusions.fetch_add(1, Ordering::SeqCst);
         let _reopen = Reopen(self);
-        // A guest leaves KVM_RUN when it is interrupted, whatever its state.
+        // No deadline: a guest always exits from KVM_RUN when it is signalled.
         let _ = self.wait_for(|place| place == Place::Guest, None);
         change()
     }
 
-    /// Waits at most `timeout` until every vCPU's thread is at rest.
+    /// Waits at most `timeout` until every vCPU's thread is parked.
     pub(crate) fn pause(self: &Arc<Self>, timeout: Duration) -> Result<PauseGuard, KvmError> {
         let vcpus: Vec<_> = self.lock().vcpus.iter().filter_map(Weak::upgrade).collect();
         if let Some(vcpu) = vcpus.iter().find(|vcpu| vcpu.is_current_thread()) {
@@ -187,8 +188,8 @@ impl Gate {
     }
 }
 
-/// Holding one proves that no vCPU of the machine runs, nor handles an exit; they go
-/// on when the last one is dropped.
+/// Holding one proves that no vCPU of the machine executes guest code or handles an exit; they run
+/// again when the last one is dropped.
 #[must_use = "the vCPUs go on when this is dropped"]
 pub struct PauseGuard(Arc<Gate>);
 

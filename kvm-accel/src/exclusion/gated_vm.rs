@@ -27,8 +27,8 @@ impl SlotCalls for GatedVm<'_> {
         self.fd.reset_rings()
     }
 
-    /// May be called with the slots locked: a vCPU leaves the guest, and waits to be let in
-    /// again, without that lock.
+    /// May be called with the slots locked: a vCPU takes that lock neither to leave the guest nor
+    /// to wait for entering it again.
     fn exclude<T>(&self, work: impl FnOnce() -> T) -> T {
         self.gate.exclude(work)
     }

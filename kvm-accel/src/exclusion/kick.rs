@@ -42,13 +42,13 @@ impl SharedPage {
 pub(crate) struct VcpuShared {
     pub(crate) id: u64,
     pub(crate) state: RunState,
-    /// The owner asked that `run` return.
+    /// Set by [`kick`](Self::kick): `run` has to return.
     kicked: AtomicBool,
-    /// It has dirtied more than it may.
-    kept_out: AtomicBool,
+    /// Set by the dirty limit: the guest must not run.
+    throttled: AtomicBool,
     page: SharedPage,
-    /// The thread in `run`. Held while a signal is sent, so that the number cannot
-    /// come to name another thread meanwhile.
+    /// The thread in `run`. Locked while a signal is sent, so that the number cannot come to name
+    /// another thread meanwhile.
     thread: Mutex<Option<libc::pid_t>>,
 }
 
@@ -80,7 +80,7 @@ impl VcpuShared {
             id,
             state: RunState::new(),
             kicked: AtomicBool::new(false),
-            kept_out: AtomicBool::new(false),
+            throttled: AtomicBool::new(false),
             page,
             thread: Mutex::new(None),
         }))
@@ -117,13 +117,13 @@ impl VcpuShared {
         self.page.immediate_exit().swap(1, Ordering::AcqRel);
     }
 
-    /// The owner's kick: `run` is to return.
+    /// Makes `run` return: the owner's kick.
     pub(crate) fn kick(&self) {
         self.kicked.store(true, Ordering::Release);
         self.interrupt();
     }
 
-    /// Whether the owner's kick has come; it is spent by [`take_kick`](Self::take_kick).
+    /// Whether a kick is pending; [`take_kick`](Self::take_kick) consumes it.
     pub(crate) fn is_kicked(&self) -> bool {
         self.kicked.load(Ordering::Acquire)
     }
@@ -132,23 +132,23 @@ impl VcpuShared {
         self.is_kicked() && self.kicked.swap(false, Ordering::AcqRel)
     }
 
-    /// The guest is to wait until it is let in again.
-    pub(crate) fn keep_out(&self) {
-        self.kept_out.store(true, Ordering::Release);
+    /// Keeps the guest out until [`unthrottle`](Self::unthrottle).
+    pub(crate) fn throttle(&self) {
+        self.throttled.store(true, Ordering::Release);
         self.interrupt();
     }
 
-    /// Whoever does this wakes the gate's waiters.
-    pub(crate) fn let_in(&self) {
-        self.kept_out.store(false, Ordering::Release);
+    /// The caller has to wake the gate's waiters.
+    pub(crate) fn unthrottle(&self) {
+        self.throttled.store(false, Ordering::Release);
     }
 
-    pub(crate) fn is_kept_out(&self) -> bool {
-        self.kept_out.load(Ordering::Acquire)
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.throttled.load(Ordering::Acquire)
     }
 
-    /// Gets the guest out of KVM_RUN. The caller has stored its wish before. Returns whether
-    /// a signal was sent for that: none is where the guest is out.
+    /// Forces the guest to exit from KVM_RUN. The caller has stored its request before. Returns
+    /// whether a signal was sent: a guest that is out needs none.
     pub(crate) fn interrupt(&self) -> bool {
         if self.state.request_exit(|| self.set_immediate_exit()) {
             let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,12 +1,12 @@
 //! Keeping vCPUs out of the guest: for moments while slots change, or for a pause.
 //!
-//! - `run_state`: entering the guest, against somebody who wants it out
+//! - `run_state`: entering the guest, against a concurrent request to exit
 //! - `kick`: interrupting a vCPU from another thread
-//! - `blocked_time`: for how long vCPUs stood still
-//! - `gate`: waiting until all vCPUs are out
-//! - `gated_vm`: calls about slots, with the gate for what needs guests out
+//! - `blocked_time`: the time that vCPUs were blocked
+//! - `gate`: waiting until all vCPUs are out of the guest
+//! - `gated_vm`: KVM's calls about slots, with the gate for those that need guests out
 //!
-//! Stands on `sys`. It knows vCPUs by what other threads see of them.
+//! Built on `sys`. It knows vCPUs only by what other threads see of them (`VcpuShared`).
 
 pub(crate) mod blocked_time;
 pub(crate) mod gate;

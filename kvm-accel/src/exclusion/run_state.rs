@@ -1,27 +1,26 @@
-//! Entering and leaving guest code, against somebody who wants the guest out.
+//! Entering and leaving guest code, against a concurrent request to exit.
 //!
-//! Three words: the *state* of the vCPU, the *wish* that it leave (a pause, a
-//! kick, a limit), and KVM's *immediate exit* flag, which the kernel reads after KVM_RUN
-//! has begun. The vCPU **V** and the one who wants it out **W** do:
+//! Three words: the *state* of the vCPU, the *request* that it exit (a pause, a kick, a limit), and
+//! KVM's *immediate exit* flag, which the kernel reads after KVM_RUN has begun. The vCPU **V** and
+//! the thread **W** that wants it to exit do:
 //!
 //! ```text
-//!   V1  immediate exit <- 0        W1  wish           <- yes
+//!   V1  immediate exit <- 0        W1  request        <- yes
 //!   V2  state          <- guest    W2  immediate exit <- 1
 //!       fence                          fence
-//!   V3  wish? then back out        W3  state = guest? then send the signal
+//!   V3  request? then back out     W3  state = guest? then send the signal
 //!   V4  KVM_RUN (reads immediate exit; a signal interrupts it)
 //! ```
 //!
-//! Each side writes a word and then reads the other's, with a full fence between:
-//! at least one sees the other. If V3 does not see the wish, then W3 sees the
-//! guest and sends the signal. That may arrive before V4, where it would be spent
-//! on nothing; but W2 comes before it, so the flag is set by then, and KVM_RUN
-//! returns at once. V1 must not have cleared it again: V1 and W2 are swaps, so that
-//! either W2 comes later and stays, or V1 reads what W2 wrote and with it acquires
-//! the wish, which V3 then sees.
+//! Each side writes a word and then reads the other's, with a full fence between: at least one sees
+//! the other. If V3 does not see the request, then W3 sees the guest and sends the signal. That may
+//! arrive before V4, where it would interrupt nothing; but W2 comes before it, so the flag is set
+//! by then, and KVM_RUN returns at once. V1 must not have cleared it again: V1 and W2 are swaps, so
+//! that either W2 comes later and stays, or V1 reads what W2 wrote and with it acquires the
+//! request, which V3 then sees.
 //!
-//! The tests check this with loom, and check that it sees the loss when either
-//! fence is missing, or when V1 and W2 are plain stores.
+//! The tests check this with loom, and that loom finds the loss when either fence is missing, or
+//! when V1 and W2 are plain stores.
 
 // In tests of this crate the model checker's types stand in for the real ones.
 #[cfg(test)]
@@ -59,33 +58,33 @@ impl RunState {
 
     /// V1 to V3: whether KVM_RUN may be called. If not, the state is `Host`.
     ///
-    /// Who wants no guest code to run, but KVM to complete an access, sets the flag in
-    /// V1 instead of clearing it.
+    /// To let KVM complete an access without running guest code, set the flag in V1 instead of
+    /// clearing it.
     pub(crate) fn enter(
         &self,
         prepare_immediate_exit: impl FnOnce(),
-        wanted_out: impl FnOnce() -> bool,
+        exit_requested: impl FnOnce() -> bool,
     ) -> bool {
         prepare_immediate_exit();
         self.0.store(Place::Guest as u32, Ordering::Release);
         fence(Ordering::SeqCst);
-        if wanted_out() {
+        if exit_requested() {
             self.leave(Place::Host);
             return false;
         }
         true
     }
 
-    /// Leaves the guest, or the exit's handler. Release: what the vCPU's thread did
-    /// is visible to whoever sees it there.
+    /// Leaves the guest, or the exit's handler. Release: a thread that sees this place sees what
+    /// the vCPU's thread did before.
     pub(crate) fn leave(&self, place: Place) {
         self.0.store(place as u32, Ordering::Release);
-        // Whoever waits for this state has announced it before looking at it; see
+        // A thread that waits for this state has announced that before it reads the state; see
         // `Gate::announce`.
         fence(Ordering::SeqCst);
     }
 
-    /// W2 and W3: whether the signal must be sent. The wish has been stored before.
+    /// W2 and W3: whether the signal must be sent. The request has been stored before.
     pub(crate) fn request_exit(&self, set_immediate_exit: impl FnOnce()) -> bool {
         set_immediate_exit();
         fence(Ordering::SeqCst);
@@ -101,7 +100,7 @@ mod tests {
 
     struct Words {
         state: RunState,
-        wish: AtomicU32,
+        request: AtomicU32,
         immediate_exit: AtomicU32,
         signal: AtomicU32,
     }
@@ -109,26 +108,25 @@ mod tests {
     fn words() -> Arc<Words> {
         Arc::new(Words {
             state: RunState::new(),
-            wish: AtomicU32::new(0),
+            request: AtomicU32::new(0),
             immediate_exit: AtomicU32::new(0),
             signal: AtomicU32::new(0),
         })
     }
 
-    /// The guest is let in while `ring` wants it out: it must not stay there.
+    /// The guest is entered while `ring` forces it to exit: it must not stay there.
     fn check(enter: fn(&Words) -> bool, ring: fn(&Words) -> bool) {
         let words = words();
         let wants = {
             let words = words.clone();
             thread::spawn(move || {
-                words.wish.store(1, Ordering::Relaxed);
+                words.request.store(1, Ordering::Relaxed);
                 if ring(&words) {
                     words.signal.store(1, Ordering::Release);
                 }
             })
         };
-        // The kernel looks at the flag once KVM_RUN has begun; what is set later
-        // than that needs the signal.
+        // The kernel reads the flag once KVM_RUN has begun; a later request needs the signal.
         let entered = enter(&words);
         wants.join().unwrap();
         if entered {
@@ -143,7 +141,7 @@ mod tests {
             || {
                 let _ = words.immediate_exit.swap(0, Ordering::AcqRel);
             },
-            || words.wish.load(Ordering::Relaxed) == 1,
+            || words.request.load(Ordering::Relaxed) == 1,
         )
     }
 
@@ -167,7 +165,7 @@ mod tests {
         fn enter_without(words: &Words) -> bool {
             let _ = words.immediate_exit.swap(0, Ordering::AcqRel);
             words.state.0.store(Place::Guest as u32, Ordering::Release);
-            words.wish.load(Ordering::Relaxed) == 0
+            words.request.load(Ordering::Relaxed) == 0
         }
         fn ring_without(words: &Words) -> bool {
             {
@@ -184,7 +182,7 @@ mod tests {
         fn enter_storing(words: &Words) -> bool {
             words.state.enter(
                 || words.immediate_exit.store(0, Ordering::Relaxed),
-                || words.wish.load(Ordering::Relaxed) == 1,
+                || words.request.load(Ordering::Relaxed) == 1,
             )
         }
         fn ring_storing(words: &Words) -> bool {
@@ -196,7 +194,7 @@ mod tests {
     #[test]
     fn the_model_sees_a_flag_that_is_cleared_too_late() {
         fn enter_clearing_late(words: &Words) -> bool {
-            let entered = words.state.enter(|| (), || words.wish.load(Ordering::Relaxed) == 1);
+            let entered = words.state.enter(|| (), || words.request.load(Ordering::Relaxed) == 1);
             {
                 let _ = words.immediate_exit.swap(0, Ordering::AcqRel);
             };

@@ -1,28 +1,28 @@
-//! A slot's log as KVM reported it.
+//! A slot's dirty bitmap as KVM reported it.
 
 use std::ops::Range;
 
-/// Words of one bit of the summary.
+/// Words for one bit of the summary.
 const CHUNK: usize = 64;
-/// Up to so many chunks in which nothing is set are part of what lies around them: to look at
-/// them costs less than another part.
-const GAP: usize = 8;
+/// Up to so many empty chunks are included in a part: scanning them costs less than another part.
+const MAX_GAP: usize = 8;
 
-/// The bits of a report that are still there: one for each page, 64 to a word.
+/// The bits of a report that were not cleared since: one for each page, 64 to a word.
 ///
-/// A summary of one bit for 64 words, made while the report is in the processor's cache, lets
-/// everything after that cost what is set.
+/// A summary of one bit for 64 words, made while the report is in the CPU's cache, makes all later
+/// steps cost as much as there are bits set, not as there are pages.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SlotBitmap {
     words: Vec<u64>,
-    /// How many of the words are of the last report.
+    /// How many of the words belong to the last report.
     len: usize,
-    /// Where a bit is zero, nothing is set. Where all are zero the words may be anything.
+    /// A zero bit says that none of its words has a bit set. If all are zero, the words may hold
+    /// anything.
     summary: Vec<u64>,
 }
 
 impl SlotBitmap {
-    /// Lets `get` write the words of `pages` pages. If it fails, nothing is set.
+    /// Calls `get` to write the words of `pages` pages. If it fails, no bit is set.
     pub(super) fn fetch<E>(
         &mut self,
         pages: u64,
@@ -41,23 +41,23 @@ impl SlotBitmap {
         Ok(())
     }
 
-    /// Nothing is set any more.
+    /// Clears all bits.
     pub(super) fn forget(&mut self) {
         self.summary.fill(0);
     }
 
-    /// As [`forget`](Self::forget), and the memory is given back.
+    /// As [`forget`](Self::forget), and frees the memory.
     pub(super) fn discard(&mut self) {
         *self = Self::default();
     }
 
-    /// Whether nothing is set; where only what was set has been cleared, it may not know.
+    /// Whether no bit is set; may be false although all bits were [cleared](Self::clear).
     pub(super) fn is_clean(&self) -> bool {
         self.next_chunk(0, true).is_none()
     }
 
-    /// The next chunk from number `from` on in which something may be set, or after the
-    /// last of several in a row, the first in which nothing is.
+    /// The next chunk from number `from` on in which a bit may be set or, if not `set`, in which
+    /// none is.
     fn next_chunk(&self, from: usize, set: bool) -> Option<usize> {
         let word = |n: usize| if set { self.summary[n] } else { !self.summary[n] };
         let mut n = from / 64;
@@ -72,7 +72,7 @@ impl SlotBitmap {
         Some(n * 64 + bits.trailing_zeros() as usize)
     }
 
-    /// Parts that all that is set lies in: the number of the first word, and the words.
+    /// Parts that contain all set bits: the number of the first word, and the words.
     pub(super) fn parts(&self) -> impl Iterator<Item = (u64, &[u64])> {
         let mut next = self.next_chunk(0, true);
         std::iter::from_fn(move || {
@@ -80,7 +80,7 @@ impl SlotBitmap {
             let end = loop {
                 let end = self.next_chunk(next?, false).unwrap_or(self.summary.len() * 64);
                 next = self.next_chunk(end, true);
-                if next.is_none_or(|next| next - end > GAP) {
+                if next.is_none_or(|next| next - end > MAX_GAP) {
                     break end;
                 }
             };
@@ -113,12 +113,12 @@ impl SlotBitmap {
         first..last.unwrap_or(first) + 1
     }
 
-    /// The words of a range in which something is set.
+    /// The words of a range in which a bit is set.
     pub(super) fn words(&self, range: Range<usize>) -> &[u64] {
         &self.words[range]
     }
 
-    /// Sets nothing in a range any more.
+    /// Clears the bits of a range.
     pub(super) fn clear(&mut self, range: Range<usize>) {
         let whole = range.start.div_ceil(CHUNK)..range.end / CHUNK;
         for chunk in whole {

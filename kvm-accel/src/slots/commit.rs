@@ -1,11 +1,10 @@
 //! KVM's memory slots, kept equal to the RAM of a flat view.
 //!
-//! Nothing is lost when slots change. A slot that is logged is harvested before it
-//! is deleted, with the vCPUs kept out of the guest from before the harvest until
-//! after the deletion, so that no store falls between the two. A log that is
-//! switched off is harvested first; what is stored after that has no reader left.
-//! KVM_GET_DIRTY_LOG takes the bits of all clients at once, so each harvest is
-//! merged for *every* client that is on: whoever asks, nobody's bits are eaten.
+//! Nothing is lost when slots change. A slot that is logged is harvested before it is deleted, with
+//! the vCPUs kept out of the guest from before the harvest until after the deletion, so that no
+//! store falls between the two. A log that is switched off is harvested first; no client needs what
+//! is stored after that. KVM_GET_DIRTY_LOG clears its bits for all clients at once, so each harvest
+//! is merged for *every* client that is on, whichever of them asked for it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -31,7 +30,7 @@ fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
         return Vec::new(); // less than a page: every access exits
     }
     if (u128::from(section.offset()) + skipped) & mask != 0 {
-        // A guest can move what it has there again and again: one warning is enough.
+        // A guest can cause this again and again, by moving a BAR: one warning is enough.
         static WARNED: AtomicBool = AtomicBool::new(false);
         let level = if WARNED.swap(true, Ordering::Relaxed) { Level::Debug } else { Level::Warn };
         log::log!(level, "{section:?} is not page-aligned in its block: every access to it exits");
@@ -46,8 +45,8 @@ fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
             offset: section.offset() + u64::try_from(guest - u128::from(section.start())).ok()?,
             readonly: section.readonly(),
             logged: !section.log().is_empty(),
-            held: SlotBitmap::default(),
-            held_since: 0,
+            uncleared: SlotBitmap::default(),
+            uncleared_since: 0,
         })
     };
     let step = usize::try_from(most).unwrap_or(usize::MAX);
@@ -55,19 +54,19 @@ fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
 }
 
 impl<E: Entries> Slots<E> {
-    /// Follows `change`, or leaves the slots as they were.
+    /// Applies `change`, or leaves the slots as they were.
     pub(crate) fn commit(
         &mut self,
         vm: &impl SlotCalls,
         change: &ViewChange,
     ) -> Result<(), KvmError> {
-        let going: Vec<u64> = change
+        let removed: Vec<u64> = change
             .removed
             .iter()
             .map(Section::start)
             .filter(|at| self.used.contains_key(at))
             .collect();
-        let coming: Vec<(u64, Slot)> = change
+        let added: Vec<(u64, Slot)> = change
             .added
             .iter()
             .flat_map(|section| {
@@ -75,18 +74,18 @@ impl<E: Entries> Slots<E> {
                 slots.into_iter().map(|slot| (section.start(), slot))
             })
             .collect();
-        let leaving: usize = going.iter().map(|at| self.used[at].len()).sum();
+        let deleted: usize = removed.iter().map(|at| self.used[at].len()).sum();
         let used: usize = self.used.values().map(Vec::len).sum();
-        let needed = used - leaving + coming.len();
+        let needed = used - deleted + added.len();
         if needed > self.limit {
             return Err(KvmError::SlotLimit { needed, limit: self.limit });
         }
 
         let mut undo = Vec::new();
-        let result = self.apply(vm, &going, coming, change, &mut undo);
+        let result = self.apply(vm, &removed, added, change, &mut undo);
         if result.is_err() {
             for step in undo.into_iter().rev() {
-                if let Err(error) = self.take_back(vm, step) {
+                if let Err(error) = self.undo(vm, step) {
                     log::error!("A slot cannot be restored: {error}");
                 }
             }
@@ -97,31 +96,31 @@ impl<E: Entries> Slots<E> {
     fn apply(
         &mut self,
         vm: &impl SlotCalls,
-        going: &[u64],
-        coming: Vec<(u64, Slot)>,
+        removed: &[u64],
+        added: Vec<(u64, Slot)>,
         change: &ViewChange,
         undo: &mut Vec<Undo>,
     ) -> Result<(), KvmError> {
-        for &at in going {
+        for &at in removed {
             self.harvest(vm, at)?;
             while let Some(slot) = self.used.get(&at).and_then(|slots| slots.last()) {
                 slot.delete(vm)?;
                 undo.extend(self.forget(at).map(|slot| Undo::Create(at, slot)));
             }
         }
-        for (at, mut slot) in coming {
-            slot.id = self.free.first().copied().unwrap_or(self.fresh);
+        for (at, mut slot) in added {
+            slot.id = self.free.first().copied().unwrap_or(self.next_id);
             slot.create(vm)?;
             self.enter(at, slot);
             undo.push(Undo::Delete(at));
         }
-        for relogged in &change.log_changed {
-            let at = relogged.section.start();
-            // What is held was not given to a client that comes now.
+        for log_change in &change.log_changed {
+            let at = log_change.section.start();
+            // A client that is switched on now was not given the uncleared bits.
             for slot in self.used.get_mut(&at).into_iter().flatten() {
-                slot.held.forget();
+                slot.uncleared.forget();
             }
-            let logged = !relogged.section.log().is_empty();
+            let logged = !log_change.section.log().is_empty();
             if self.used.get(&at).is_some_and(|slots| slots.iter().any(|s| s.logged != logged)) {
                 undo.push(Undo::Log(at, !logged));
                 self.set_logged(vm, at, logged)?;
@@ -130,16 +129,16 @@ impl<E: Entries> Slots<E> {
         Ok(())
     }
 
-    fn take_back(&mut self, vm: &impl SlotCalls, step: Undo) -> Result<(), KvmError> {
+    fn undo(&mut self, vm: &impl SlotCalls, step: Undo) -> Result<(), KvmError> {
         match step {
             Undo::Create(at, mut slot) => {
                 slot.create(vm)?;
-                slot.held.forget();
+                slot.uncleared.forget();
                 self.enter(at, slot);
             }
             Undo::Delete(at) => {
                 if let Err(error) = self.harvest(vm, at) {
-                    // It goes all the same, or the former ones cannot come back.
+                    // Deleted all the same, or the former slots could not be restored.
                     log::error!("{error}: all of the slot counts as written");
                     for slot in self.used.get(&at).into_iter().flatten() {
                         slot.block.dirty().mark(slot.offset, slot.size);
@@ -153,7 +152,7 @@ impl<E: Entries> Slots<E> {
             }
             Undo::Log(at, logged) => {
                 let switched = self.set_logged(vm, at, logged);
-                // What was stored while the log was off is known to nobody.
+                // Stores while the log was off are in no log.
                 for slot in self.used.get(&at).into_iter().flatten().filter(|_| logged) {
                     slot.block.dirty().mark(slot.offset, slot.size);
                 }
@@ -176,13 +175,13 @@ impl<E: Entries> Slots<E> {
     }
 }
 
-/// Whether slots come or go, so that guests must stand still: also where they only
-/// come, as a later step may fail and take them back.
+/// Whether slots are deleted or created, so that guests must be kept out: also if some are only
+/// created, as a later step may fail and delete them again.
 pub(crate) fn needs_exclusion(change: &ViewChange) -> bool {
     change.removed.iter().chain(&change.added).any(|section| section.ram().is_some())
 }
 
-/// A step of a commit, to be taken back in reverse order.
+/// A step of a commit, to be undone in reverse order.
 enum Undo {
     Create(u64, Slot),
     Delete(u64),

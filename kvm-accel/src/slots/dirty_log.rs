@@ -2,29 +2,28 @@
 //!
 //! # Manual protection
 //!
-//! KVM_GET_DIRTY_LOG only looks then, and KVM_CLEAR_DIRTY_LOG says which bits to clear, and
-//! which pages to watch again. A slot keeps what it last got: its *held* bits. Only those are
-//! cleared, and they are held no longer then. A client's own bits would not do: with two
-//! clients, the first takes a bit, clears it in KVM and reads the page; the guest writes the
-//! page again, and KVM sets its bit; the second clears it with the copy that it still has,
-//! and the second write is lost. The held bit is gone after the first clear, until a look has
-//! given the second write's bit to every client.
+//! With manual protection KVM_GET_DIRTY_LOG only reads the log, and KVM_CLEAR_DIRTY_LOG says which
+//! bits to clear, and which pages to write-protect again. A slot keeps what KVM last reported: its
+//! *uncleared* bits. Only those are cleared in KVM, and with that they are dropped here. A client's
+//! own bits would not do: with two clients, the first takes a bit, clears it in KVM and reads the
+//! page; the guest writes the page again, and KVM sets its bit; the second clears it with the copy
+//! that it still has, and the second write is lost. The uncleared bit is gone after the first
+//! clear, until a sync has given the second write's bit to every client.
 //!
-//! For the same reason nothing is held any more once a client is switched on: it was not given
-//! what was reported before. The map that the slots follow, another map that shows the block, or
-//! a caller at the block itself may switch one on at any moment. So the block counts them
-//! (`DirtyMemory::switch_ons`), and a slot keeps the count from before the merge of its report.
-//! A clear looks at the count twice. If it differs before the ioctl, the bits stay in KVM. If
-//! it differs after the ioctl, the client may have read a page just before a write that found
-//! KVM's bit still set and was cleared with it: what was cleared is merged again, for all
-//! clients. A code watch has no such count for each page that it comes to watch: it is told of
-//! all that was cleared.
+//! For the same reason all uncleared bits are dropped once a client is switched on: it was not
+//! given what was reported before. The map that the slots follow, another map that shows the block,
+//! or a caller at the block itself may switch one on at any moment. So the block counts them
+//! (`DirtyMemory::switch_ons`), and a slot keeps the count from before the merge of its report. A
+//! clear reads the count twice. If it differs before the ioctl, the bits stay in KVM. If it differs
+//! after the ioctl, the client may have read a page just before a write that found KVM's bit still
+//! set and was cleared with it: what was cleared is merged again, for all clients. A code watch has
+//! no such count for each page that it comes to watch: it is notified of all that was cleared.
 //!
 //! # Rings
 //!
-//! A ring is of a vCPU, not of a slot: whatever is asked for, all rings are taken. Where
-//! entries may be lost, every logged slot is watched anew and all its pages are marked, while
-//! no vCPU runs guest code.
+//! A ring belongs to a vCPU, not to a slot: whichever section is synced, all rings are taken. If
+//! entries may be lost, the log of every slot is re-armed (switched off and on) and all its pages
+//! are marked, while no vCPU runs guest code.
 
 use std::ops::Range;
 
@@ -39,8 +38,8 @@ use crate::stats::DirtyLogStats;
 use crate::sys::ioctl::SlotCalls;
 
 impl<E: Entries> Slots<E> {
-    /// Merges what KVM knows of the slots of the section at `at` into their block, for every
-    /// client that is on. Without a slot or a log there is nothing to do.
+    /// Merges KVM's log of the slots of the section at `at` into their block, for every client that
+    /// is on. Does nothing without a slot or a log.
     pub(crate) fn harvest(&mut self, vm: &impl SlotCalls, at: u64) -> Result<(), KvmError> {
         if let Mode::Rings { with_bitmap } = self.mode {
             self.take_rings(vm)?;
@@ -71,12 +70,12 @@ impl<E: Entries> Slots<E> {
         let slot = used.get_mut(&at).and_then(|slots| slots.get_mut(n));
         let Some(slot) = slot.filter(|slot| slot.logged) else { return Ok(()) };
         let pages = page.count(slot.size);
-        let Slot { id, block, offset, size, held, held_since, .. } = slot;
-        // Before the merge: a client that comes later may not be given all of it.
-        *held_since = block.dirty().switch_ons();
-        // With manual protection KVM reports what it still holds again, with what is new: the
-        // report is what is held now.
-        let report = if manual { held } else { report };
+        let Slot { id, block, offset, size, uncleared, uncleared_since, .. } = slot;
+        // Before the merge: a client that is switched on later may not be given all of it.
+        *uncleared_since = block.dirty().switch_ons();
+        // With manual protection KVM reports uncleared pages again, with the new ones: the report
+        // replaces the uncleared bits.
+        let report = if manual { uncleared } else { report };
         let get = |words: &mut [u64]| stats.gets.count(|| vm.get_dirty_log(*id, pages, words));
         report.fetch(pages, get).map_err(|source| {
             let (slot, block) = (*id, block.id().to_owned());
@@ -88,12 +87,12 @@ impl<E: Entries> Slots<E> {
             block.dirty().merge(first + skipped, bits.min(pages - skipped), words)
         };
         let merged = if report.is_clean() {
-            Ok(0) // not worth two looks at the clock
+            Ok(0) // not worth reading the clock twice
         } else {
             stats.merges.count(|| report.parts().map(merge).sum::<Result<u64, _>>())
         };
         if merged.is_err() {
-            // Not given to anybody, and perhaps taken from KVM: all may be written.
+            // Not given to all clients, and perhaps cleared in KVM: any page may be dirty.
             report.forget();
             block.dirty().mark(*offset, *size);
         }
@@ -103,8 +102,8 @@ impl<E: Entries> Slots<E> {
         Ok(())
     }
 
-    /// Clears what is held of the `bytes` of the block that the section at `at` shows, and
-    /// of whatever else lies in their chunks.
+    /// Clears in KVM the uncleared bits of the `bytes` of the block that the section at `at` shows,
+    /// and those of the rest of their chunks.
     pub(crate) fn clear(
         &mut self,
         vm: &impl SlotCalls,
@@ -115,8 +114,8 @@ impl<E: Entries> Slots<E> {
         let Self { page, used, stats, .. } = self;
         let slots = used.get_mut(&at).map_or(&mut [][..], Vec::as_mut_slice);
         let first = slots.partition_point(|slot| slot.offset + slot.size <= bytes.start);
-        let touched = slots[first..].iter_mut().take_while(|slot| slot.offset < bytes.end);
-        for slot in touched.filter(|slot| slot.logged) {
+        let spanned = slots[first..].iter_mut().take_while(|slot| slot.offset < bytes.end);
+        for slot in spanned.filter(|slot| slot.logged) {
             let start = bytes.start.max(slot.offset) - slot.offset;
             let end = bytes.end.min(slot.offset + slot.size) - slot.offset;
             let last = page.page_of(end - 1);
@@ -126,8 +125,8 @@ impl<E: Entries> Slots<E> {
         Ok(())
     }
 
-    /// Takes the entries of all rings and marks their pages; if some may be lost, all.
-    /// Returns how many were found.
+    /// Takes the entries of all rings and marks their pages; if some may be lost, marks all pages.
+    /// Returns how many entries were found.
     pub(crate) fn take_rings(&mut self, vm: &impl SlotCalls) -> Result<usize, KvmError> {
         let (mut lost, failed) = match self.rings.take(vm, &mut self.stats) {
             Ok(lost) => (lost, None),
@@ -135,7 +134,7 @@ impl<E: Entries> Slots<E> {
         };
         let found = self.rings.found.len();
         lost |= !self.mark_found();
-        if lost || self.unwatched {
+        if lost || self.needs_recovery {
             self.recover(vm)?;
         }
         match failed {
@@ -144,7 +143,7 @@ impl<E: Entries> Slots<E> {
         }
     }
 
-    /// A guest stopped because its `ring` is full. When it was let in, the ring's count of
+    /// Handles an exit because `ring` is full. When the guest was entered, the ring's count of
     /// moves was `moves`.
     pub(crate) fn ring_full(
         &mut self,
@@ -155,10 +154,11 @@ impl<E: Entries> Slots<E> {
         self.stats.ring_full += 1;
         self.take_rings(vm)?;
         if ring.moves() != moves {
-            // Emptied now or by another thread before; if it is full again, it comes back.
+            // Emptied by this call, or before by another thread; if it is full again, KVM exits
+            // again.
             return Ok(());
         }
-        // Full all the time, but nothing is in it: entries were written over.
+        // Full the whole time, but no entry was DIRTY: entries were overwritten.
         if !self.rings.is_displaced(ring.number) {
             self.rings.overrun(ring.number);
             self.recover(vm)?;
@@ -173,49 +173,49 @@ impl<E: Entries> Slots<E> {
         }
     }
 
-    /// Marks the pages that were found in rings; says whether KVM has slots for all of them.
+    /// Marks the pages that were found in rings; returns whether KVM has slots for all of them.
     fn mark_found(&mut self) -> bool {
-        let Self { rings, places, pages, stats, .. } = self;
+        let Self { rings, pages_by_id, pages, stats, .. } = self;
         let found = &mut rings.found;
         found.sort_unstable_by_key(|(slot, _)| *slot);
-        let mut known = true;
+        let mut all_known = true;
         for entries in found.chunk_by(|a, b| a.0 == b.0) {
             // The upper half is KVM's second address space, where this crate has no slots.
-            let place = places.get(entries[0].0 as usize).and_then(Option::as_ref);
-            let Some(place) = place else {
-                known = false;
+            let shown = pages_by_id.get(entries[0].0 as usize).and_then(Option::as_ref);
+            let Some(shown) = shown else {
+                all_known = false;
                 continue;
             };
             pages.clear();
-            let inside = entries.iter().map(|(_, page)| *page).filter(|page| *page < place.pages);
-            pages.extend(inside.map(|page| place.first + page));
-            known &= pages.len() == entries.len();
-            stats.merges.count(|| place.block.dirty().mark_pages(pages));
+            let inside = entries.iter().map(|(_, page)| *page).filter(|page| *page < shown.pages);
+            pages.extend(inside.map(|page| shown.first + page));
+            all_known &= pages.len() == entries.len();
+            stats.merges.count(|| shown.block.dirty().mark_pages(pages));
             stats.pages += pages.len() as u64;
         }
-        known
+        all_known
     }
 
-    /// Entries are lost: keeps guests out, finds KVM's places in the rings again, watches
-    /// every page anew, then takes all as written. What was stored before is marked; what is
-    /// stored later is an entry. What fails is tried again with the next sync.
+    /// After a loss of entries: keeps guests out, finds KVM's indices in the rings again, re-arms
+    /// the log of every slot, then marks all pages. Stores before that are marked, later ones are
+    /// entries. What fails is tried again by the next sync.
     fn recover(&mut self, vm: &impl SlotCalls) -> Result<(), KvmError> {
         self.stats.ring_overruns += 1;
-        // Guests can cause as many as they like.
+        // A guest can cause any number of losses: one warning is enough.
         let level =
             if self.stats.ring_overruns == 1 { log::Level::Warn } else { log::Level::Debug };
         log::log!(level, "KVM lost entries of a dirty ring: all pages count as written");
-        self.unwatched = true;
+        self.needs_recovery = true;
         vm.exclude(|| {
             let realigned = self.rings.realign(vm, &mut self.stats);
             let mut result = Ok(());
             for slot in self.used.values_mut().flatten().filter(|slot| slot.logged) {
-                let watched = slot.switch(vm, false).and_then(|()| slot.switch(vm, true));
+                let rearmed = slot.switch(vm, false).and_then(|()| slot.switch(vm, true));
                 slot.logged = true;
                 slot.block.dirty().mark(slot.offset, slot.size);
-                result = result.and(watched);
+                result = result.and(rearmed);
             }
-            self.unwatched = result.is_err() || !matches!(realigned, Ok(true));
+            self.needs_recovery = result.is_err() || !matches!(realigned, Ok(true));
             realigned.map_err(|source| KvmError::ResetRings { source })?;
             result
         })
@@ -223,8 +223,8 @@ impl<E: Entries> Slots<E> {
 }
 
 impl Slot {
-    /// Clears what is held of `pages` (multiples of 64, which may reach past the slot's
-    /// `count` pages), a chunk at a time.
+    /// Clears the uncleared bits of `pages` in KVM (multiples of 64, which may reach past the
+    /// slot's `count` pages), a chunk at a time.
     fn clear(
         &mut self,
         vm: &impl SlotCalls,
@@ -238,31 +238,31 @@ impl Slot {
         let mut from = words.start;
         let dirty = self.block.dirty();
         let page_at_start = PageSize::host().page_of(self.offset);
-        // Only what lies between the first and the last held bit of each chunk.
-        while let Some(first) = self.held.first(&(from..words.end)) {
+        // Only the range between the first and the last uncleared bit of each chunk.
+        while let Some(first) = self.uncleared.first(&(from..words.end)) {
             from = (first / step + 1) * step;
-            let range = self.held.up_to_last(first, from.min(words.end));
-            if dirty.switch_ons() != self.held_since {
-                // Somebody is new and was not given what is held.
-                self.held.forget();
+            let range = self.uncleared.up_to_last(first, from.min(words.end));
+            if dirty.switch_ons() != self.uncleared_since {
+                // A client was switched on, and was not given these bits: they stay in KVM.
+                self.uncleared.forget();
                 break;
             }
             let (first, bits) = (range.start as u64 * 64, range.len() as u64 * 64);
             let number = bits.min(count - first);
-            let bitmap = self.held.words(range.clone());
+            let bitmap = self.uncleared.words(range.clone());
             let ones = bitmap.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
             let asked = u32::try_from(number).unwrap_or(u32::MAX);
             let cleared = stats.clears.count(|| vm.clear_dirty_log(self.id, first, asked, bitmap));
-            // After a failure too: KVM may have cleared some, and reports the others again.
+            // After a failure too: KVM may have cleared some bits, and reports the others again.
             let at = page_at_start + first;
-            let told = match dirty.switch_ons() == self.held_since {
+            let reported = match dirty.switch_ons() == self.uncleared_since {
                 true => dirty.report_to_code(at, number, bitmap),
-                // Somebody came after the first look: a write that he is promised may have
-                // been cleared.
+                // A client was switched on after the first check: KVM may have cleared a write that
+                // this client has to see.
                 false => dirty.merge(at, number, bitmap).map(drop),
             };
-            self.held.clear(range);
-            if told.is_err() {
+            self.uncleared.clear(range);
+            if reported.is_err() {
                 dirty.mark(self.offset, self.size);
             }
             cleared.map_err(|source| {

@@ -3,10 +3,10 @@
 //! - `bitmap`: a slot's log as KVM reported it
 //! - `table`: the slots in use
 //! - `dirty_log`: harvesting and clearing their log, by bitmap, manual protection and rings
-//! - `commit`: following a change of the view
-//! - `removal`: taking all slots away, when their machine is dropped
+//! - `commit`: applying a change of the view
+//! - `removal`: deleting all slots when their machine is dropped
 //!
-//! Stands on `dirty_ring` and on `sys`. It calls KVM through a trait, which tests implement.
+//! Built on `dirty_ring` and on `sys`. It calls KVM through a trait, which tests implement.
 
 mod bitmap;
 pub(crate) mod commit;

@@ -1,20 +1,19 @@
-//! Taking all slots away, when their machine is dropped.
+//! Deleting all slots when their machine is dropped.
 //!
-//! KVM keeps slots for as long as any descriptor of the machine or of one of its vCPUs is
-//! open, and a vCPU may be open that the machine does not know of: one that was made before
-//! the machine was taken over. Its guest must not reach memory that the program uses for
-//! something else by then. KVM_SET_USER_MEMORY_REGION returns only when no vCPU uses the
-//! slot any more (KVM waits for the readers of its table), so a block may be freed once its
-//! slots are deleted. Where KVM refuses to delete one, its block is never freed.
+//! KVM keeps slots for as long as any descriptor of the machine or of one of its vCPUs is open, and
+//! there may be a vCPU that this crate has not created: one that is older than the
+//! [`KvmVm`](crate::KvmVm). Its guest must not reach memory that the process uses for something
+//! else by then. KVM_SET_USER_MEMORY_REGION returns only when no vCPU uses the slot any more (KVM
+//! waits for the readers of its slot table), so a block may be freed once its slots are deleted. If
+//! KVM refuses to delete one, its block is never freed.
 
 use crate::dirty_ring::ring::Entries;
 use crate::slots::table::Slots;
 use crate::sys::ioctl::SlotCalls;
 
 impl<E: Entries> Slots<E> {
-    /// Merges what KVM has logged, then deletes all slots. If a log cannot be fetched, all
-    /// its pages are marked; if a slot cannot be deleted, its block lives as long as the
-    /// process.
+    /// Merges KVM's log, then deletes all slots. If the log of a slot cannot be fetched, all its
+    /// pages are marked; if a slot cannot be deleted, its block lives as long as the process.
     pub(crate) fn remove_all(&mut self, vm: &impl SlotCalls) {
         for at in self.sections() {
             if let Err(error) = self.harvest(vm, at) {

@@ -1,4 +1,4 @@
-//! The slots in use, and what KVM is told of each.
+//! The table of the slots in use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,15 +32,15 @@ pub(super) struct Slot {
     pub(super) id: u32,
     pub(super) guest: u64,
     pub(super) size: u64,
-    /// Kept alive for KVM, which has its address.
+    /// Kept alive for KVM, which maps its memory into the guest.
     pub(super) block: Arc<RamBlock>,
     pub(super) offset: u64,
     pub(super) readonly: bool,
     pub(super) logged: bool,
-    /// With manual protection, the bits that KVM has reported and not cleared.
-    pub(super) held: SlotBitmap,
-    /// The block's count of clients switched on, from before `held` was merged.
-    pub(super) held_since: u64,
+    /// With manual protection, the bits that KVM has reported and that were not cleared in KVM.
+    pub(super) uncleared: SlotBitmap,
+    /// The block's count of clients switched on (`switch_ons`), from before `uncleared` was merged.
+    pub(super) uncleared_since: u64,
 }
 
 impl Slot {
@@ -71,18 +71,18 @@ impl Slot {
         self.set(vm, 0)
     }
 
-    /// Switches the log: the same place and size, only the flags change.
+    /// Switches the log on or off; address and size stay.
     pub(super) fn switch(&mut self, vm: &impl SlotCalls, logged: bool) -> Result<(), KvmError> {
         let before = std::mem::replace(&mut self.logged, logged);
         self.create(vm).inspect_err(|_| self.logged = before)?;
-        self.held.discard();
+        self.uncleared.discard();
         Ok(())
     }
 }
 
-/// What a number of KVM stands for: a part of a block.
+/// The pages of a block that a slot shows.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct SlotPages {
     pub(super) block: Arc<RamBlock>,
     /// The slot's first page in the block.
     pub(super) first: u64,
@@ -92,11 +92,11 @@ pub(super) struct Place {
 /// How KVM tracks written pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// A report clears.
+    /// KVM_GET_DIRTY_LOG clears the bits that it reports.
     Bitmap,
-    /// A report does not clear; so many pages are cleared at once.
+    /// KVM_CLEAR_DIRTY_LOG clears them, `chunk` pages in one call.
     ManualProtect { chunk: u64 },
-    /// Entries of rings, and perhaps a bitmap of what was written outside of vCPUs.
+    /// Dirty rings, and perhaps a bitmap of what was written outside of vCPUs.
     Rings { with_bitmap: bool },
 }
 
@@ -110,18 +110,17 @@ pub(crate) struct Slots<E = MappedEntries> {
     pub(super) mode: Mode,
     pub(super) used: BTreeMap<u64, Vec<Slot>>,
     /// By the slot's number.
-    pub(super) places: Vec<Option<Place>>,
+    pub(super) pages_by_id: Vec<Option<SlotPages>>,
     pub(super) free: BTreeSet<u32>,
     /// One past the highest number ever used.
-    pub(super) fresh: u32,
-    /// Without manual protection, the last report; grows to the largest slot and stays.
+    pub(super) next_id: u32,
+    /// Without manual protection, the last report; kept to reuse its memory.
     pub(super) report: SlotBitmap,
-    /// Pages of one block, to be marked; kept.
+    /// Pages of one block that are to be marked; kept to reuse its memory.
     pub(super) pages: Vec<u64>,
     pub(crate) rings: Rings<E>,
-    /// Entries were lost, and not every slot could be watched anew, or not every ring be
-    /// realigned.
-    pub(super) unwatched: bool,
+    /// Entries were lost, and the log of a slot could not be re-armed, or a ring not be realigned.
+    pub(super) needs_recovery: bool,
     pub(crate) stats: DirtyLogStats,
 }
 
@@ -134,27 +133,27 @@ impl<E: Entries> Slots<E> {
             most,
             mode,
             used: BTreeMap::new(),
-            places: Vec::new(),
+            pages_by_id: Vec::new(),
             free: BTreeSet::new(),
-            fresh: 0,
+            next_id: 0,
             report: SlotBitmap::default(),
             pages: Vec::new(),
             rings: Rings::default(),
-            unwatched: false,
+            needs_recovery: false,
             stats: DirtyLogStats::default(),
         }
     }
 
-    /// Notes a slot that KVM has now.
+    /// Enters a slot that KVM has created.
     pub(super) fn enter(&mut self, at: u64, slot: Slot) {
         let id = slot.id as usize;
         if !self.free.remove(&slot.id) {
-            self.fresh = self.fresh.max(slot.id + 1);
+            self.next_id = self.next_id.max(slot.id + 1);
         }
-        if self.places.len() <= id {
-            self.places.resize(id + 1, None);
+        if self.pages_by_id.len() <= id {
+            self.pages_by_id.resize(id + 1, None);
         }
-        self.places[id] = Some(Place {
+        self.pages_by_id[id] = Some(SlotPages {
             block: slot.block.clone(),
             first: self.page.page_of(slot.offset),
             pages: self.page.count(slot.size),
@@ -162,7 +161,7 @@ impl<E: Entries> Slots<E> {
         self.used.entry(at).or_default().push(slot);
     }
 
-    /// Forgets the last slot of the section at `at`, which KVM has no more.
+    /// Removes the last slot of the section at `at`, which KVM has deleted.
     pub(super) fn forget(&mut self, at: u64) -> Option<Slot> {
         let slots = self.used.get_mut(&at)?;
         let slot = slots.pop();
@@ -170,7 +169,7 @@ impl<E: Entries> Slots<E> {
             self.used.remove(&at);
         }
         let slot = slot?;
-        self.places[slot.id as usize] = None;
+        self.pages_by_id[slot.id as usize] = None;
         self.free.insert(slot.id);
         Some(slot)
     }

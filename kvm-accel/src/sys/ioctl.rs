@@ -1,4 +1,4 @@
-//! What is passed to KVM by pointer, and what is read from its shared page.
+//! The ioctls that pass memory to KVM, and what is read from a vCPU's shared page.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -32,9 +32,9 @@ ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 
-/// Lets writes signal an eventfd, or exit again (KVM API, section 4.59).
+/// Registers an ioeventfd, or removes it (KVM API, section 4.59).
 ///
-/// kvm-ioctls has this too, but for no size without a value.
+/// kvm-ioctls has this too, but without a datamatch only for writes of any size.
 pub(crate) fn set_io_event(
     vm: &VmFd,
     event: &IoEventFd,
@@ -58,7 +58,7 @@ pub(crate) fn set_io_event(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What is asked of KVM about memory slots; a trait so that tests can let it fail.
+/// KVM's calls about memory slots; a trait so that tests can make them fail.
 pub(crate) trait SlotCalls {
     /// Reads and clears the dirty log of `slot`, of `pages` pages, into `bitmap`.
     ///
@@ -76,7 +76,7 @@ pub(crate) trait SlotCalls {
     /// entries. Returns how many.
     fn reset_rings(&self) -> io::Result<u64>;
 
-    /// Does `work` while no vCPU runs guest code.
+    /// Runs `work` while no vCPU runs guest code.
     fn exclude<T>(&self, work: impl FnOnce() -> T) -> T;
 
     /// Creates, changes or deletes a slot that shows a part of `block`.
@@ -85,7 +85,7 @@ pub(crate) trait SlotCalls {
     fn set_slot(&self, region: SlotRegion, block: &RamBlock) -> io::Result<()>;
 }
 
-/// Of a machine without vCPUs; one with vCPUs has a `GatedVm`.
+/// For a machine without vCPUs; one with vCPUs has a `GatedVm`.
 impl SlotCalls for VmFd {
     fn exclude<T>(&self, work: impl FnOnce() -> T) -> T {
         work()
@@ -127,7 +127,7 @@ impl SlotCalls for VmFd {
 
     fn reset_rings(&self) -> io::Result<u64> {
         // A signal would end the call early, with entries freed whose pages are not
-        // write-protected: none comes meanwhile.
+        // write-protected: all are blocked meanwhile.
         let _blocked = SignalsBlocked::new();
         // SAFETY: the call takes no argument; it writes to the rings' entries, which are
         // atomics here.
@@ -155,7 +155,7 @@ impl SlotCalls for VmFd {
     }
 }
 
-/// Holding one, the thread gets no signal.
+/// While this exists, the thread's signals are blocked.
 struct SignalsBlocked(libc::sigset_t);
 
 impl SignalsBlocked {
@@ -206,7 +206,7 @@ impl AsRef<[Entry]> for MappedEntries {
     }
 }
 
-/// A piece of a block as KVM is told of it.
+/// The part of a block that a slot shows, as KVM needs it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SlotRegion {
     pub(crate) slot: u32,
@@ -242,8 +242,8 @@ pub(crate) fn port_exit(vcpu: &mut VcpuFd) -> Option<PortExit<'_>> {
     // SAFETY: the kernel's offset points into the vCPU's mapping, behind `kvm_run`,
     // and the mapping is as long as KVM said it must be.
     let data = unsafe { start.add(usize::try_from(io.data_offset).ok()?) };
-    // SAFETY: the kernel put `len` bytes there, which nobody uses until the next
-    // KVM_RUN; the exclusive borrow of the vCPU prevents that one.
+    // SAFETY: the kernel put `len` bytes there, which nothing else accesses until the next KVM_RUN;
+    // the exclusive borrow of the vCPU prevents that one.
     let data = unsafe { std::slice::from_raw_parts_mut(data, len) };
     Some(PortExit {
         port: u64::from(io.port),
@@ -264,8 +264,8 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> u32 {
     unsafe { run.__bindgen_anon_1.internal.suberror }
 }
 
-/// The model-specific registers that KVM lists, for all machines of this host. It is asked
-/// once: whoever makes a machine may open /dev/kvm, which a jail may forbid later.
+/// The model-specific registers that KVM lists, for all machines of this host. Read once: a process
+/// that may open /dev/kvm when it makes a machine may be jailed later.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn listed_msrs() -> Result<&'static MsrList, kvm_ioctls::Error> {
     static LIST: OnceLock<MsrList> = OnceLock::new();
@@ -281,7 +281,7 @@ pub(crate) fn listed_msrs() -> Result<&'static MsrList, kvm_ioctls::Error> {
 pub(crate) fn get_xsave(vcpu: &VcpuFd, bytes: usize) -> io::Result<Xsave> {
     let mut xsave = xsave_of(bytes)?;
     if bytes == 0 {
-        // SAFETY: the structure's first part is all that this call knows.
+        // SAFETY: only the fixed part, which this call fills, is written; the length stays.
         unsafe { xsave.as_mut_fam_struct() }.xsave = vcpu.get_xsave().map_err(io_error)?;
     } else {
         // SAFETY: the structure has room for as many bytes as KVM said that it writes.

@@ -17,8 +17,8 @@ pub(crate) struct VcpuMapping {
     len: usize,
 }
 
-// SAFETY: the mapping has no thread affinity; who hands out references into it makes them
-// references to atomics.
+// SAFETY: the mapping has no thread affinity; references that are handed out into it are references
+// to atomics.
 unsafe impl Send for VcpuMapping {}
 // SAFETY: as above.
 unsafe impl Sync for VcpuMapping {}

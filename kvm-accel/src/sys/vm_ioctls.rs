@@ -55,13 +55,14 @@ type Result<T> = std::result::Result<T, Error>;
 ///   }
 ///   ```
 ///
-/// What has no method here can be asked of the raw descriptor by an ioctl in an `unsafe`
-/// block, which answers for those three.
+/// For anything else, make an ioctl on the raw descriptor in an `unsafe` block, which has to uphold
+/// these three.
 #[derive(Clone, Copy)]
 pub struct VmIoctls<'a>(&'a VmFd);
 
-/// What decides how written pages are tracked; [`KvmConfig`](crate::KvmConfig) has it.
-const TRACKING: [u32; 5] = [
+/// The capabilities that decide how written pages are tracked; [`KvmConfig`](crate::KvmConfig)
+/// chooses.
+const TRACKING_CAPS: [u32; 5] = [
     KVM_CAP_DIRTY_LOG_RING,
     KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
     KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
@@ -69,7 +70,7 @@ const TRACKING: [u32; 5] = [
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
 ];
 
-/// Methods of the descriptor that are handed on as they are.
+/// Methods of the descriptor that are forwarded as they are.
 macro_rules! forward {
     ($($(#[$attribute:meta])* fn $name:ident($($argument:ident: $of:ty),*) -> $to:ty;)*) => {
         impl VmIoctls<'_> {$(
@@ -135,10 +136,10 @@ forward! {
     /// Lets an eventfd raise an interrupt:
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
     fn register_irqfd(fd: &EventFd, gsi: u32) -> ();
-    /// Lets an eventfd raise an interrupt, and another tell of its end:
+    /// Lets an eventfd raise an interrupt, and signals another at the end of it:
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
     fn register_irqfd_with_resample(fd: &EventFd, resample: &EventFd, gsi: u32) -> ();
-    /// Takes an eventfd off its interrupt:
+    /// Removes an eventfd from its interrupt:
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64"))]
     fn unregister_irqfd(fd: &EventFd, gsi: u32) -> ();
     /// Names the processor that vCPUs are best initialized as:
@@ -172,7 +173,7 @@ impl<'a> VmIoctls<'a> {
         self.0.register_ioevent(fd, address, datamatch)
     }
 
-    /// Takes such an eventfd off:
+    /// Removes such an eventfd:
     /// [`VmFd::unregister_ioevent`](kvm_ioctls::VmFd::unregister_ioevent).
     ///
     /// # Errors
@@ -194,7 +195,7 @@ impl<'a> VmIoctls<'a> {
     /// KVM's errno, if it refuses; EPERM for those that decide how written pages are tracked,
     /// which [`KvmConfig`](crate::KvmConfig) chooses.
     pub fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<()> {
-        if TRACKING.contains(&cap.cap) {
+        if TRACKING_CAPS.contains(&cap.cap) {
             return Err(Error::new(libc::EPERM));
         }
         self.0.enable_cap(cap)

@@ -1,11 +1,11 @@
-//! A virtual processor: guest code in, accesses of the buses out.
+//! A virtual processor: runs guest code, and turns its exits into accesses of the buses.
 //!
-//! - `run`: the loop that enters the guest and deals with its exits
+//! - `run`: the loop that enters the guest and handles its exits
 //! - `thread`: a vCPU on a thread of its own
-//! - `state`: a vCPU's complete state, to be carried to another machine
-//! - `run_page`: what its owner sets in the page that it shares with KVM
+//! - `state`: a vCPU's complete state, to be migrated
+//! - `run_page`: the fields of the page shared with KVM that a vCPU's owner sets
 //!
-//! Stands on `machine`, for the gate, the rings and the gathered writes.
+//! Built on `machine`: on its gate, its rings and its queue of coalesced writes.
 
 pub(crate) mod run;
 #[cfg(target_arch = "x86_64")]

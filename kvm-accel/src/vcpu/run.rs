@@ -1,4 +1,4 @@
-//! A virtual processor: guest code in, bus accesses out.
+//! A virtual processor: runs guest code, and turns its exits into accesses of the buses.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -48,7 +48,7 @@ pub struct Vcpu {
     ring: RingOfVcpu,
     /// The last exit left an access that KVM completes at the next KVM_RUN.
     incomplete: bool,
-    /// What the last run ended with, as a device's panic kept it from being returned.
+    /// The event that the last run did not return because a device's handler panicked.
     pending_event: Option<VcpuEvent>,
 }
 
@@ -65,8 +65,8 @@ impl Vcpu {
 
     /// KVM's descriptor of the vCPU, for its registers.
     ///
-    /// Shared only: with the descriptor itself, or exclusive access to it, safe code could run
-    /// the guest past the machine, while its slots change, or put another vCPU's in its place:
+    /// Shared only: with the descriptor itself, or exclusive access to it, safe code could run the
+    /// guest while the machine changes its slots, or swap in another vCPU's descriptor:
     ///
     /// ```compile_fail,E0596
     /// fn swap(vcpu: &mut kvm_accel::Vcpu, other: &mut kvm_accel::kvm_ioctls::VcpuFd) {
@@ -79,7 +79,7 @@ impl Vcpu {
     /// }
     /// ```
     ///
-    /// [`run_page`](Self::run_page) has what is set in the page that it shares with KVM.
+    /// [`run_page`](Self::run_page) has the fields of the page shared with KVM that may be set.
     pub fn fd(&self) -> &VcpuFd {
         &self.fd
     }
@@ -96,7 +96,7 @@ impl Vcpu {
         self.incomplete
     }
 
-    /// Whether the next run returns what the last one ended with.
+    /// Whether the next run returns the event of the last one.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn owes_event(&self) -> bool {
         self.pending_event.is_some()
@@ -112,31 +112,30 @@ impl Vcpu {
         self.shared.id
     }
 
-    /// For other threads, to make [`run`](Self::run) return.
+    /// A handle by which other threads make [`run`](Self::run) return.
     pub fn kicker(&self) -> VcpuKicker {
         VcpuKicker { shared: self.shared.clone(), gate: self.machine.gate().clone() }
     }
 
-    /// Runs guest code, and turns its exits into accesses of the buses, until there is
-    /// something that this loop does not decide. Waits while the machine is paused.
+    /// Runs guest code, and turns its exits into accesses of the buses, until an event that this
+    /// loop does not handle. Waits while the machine is paused.
     ///
-    /// The calling thread gets the first real-time signal unblocked, by which it is
-    /// interrupted; a device's handler may see a system call end with EINTR for it.
+    /// Unblocks the first real-time signal, which interrupts KVM_RUN, for the calling thread:
+    /// system calls in a device's handler may fail with EINTR.
     ///
     /// # Errors
     ///
-    /// [`KvmError::Run`] if KVM refuses, [`KvmError::Signal`]; with dirty rings, what harvesting
-    /// a full one meets.
+    /// [`KvmError::Run`] if KVM refuses, [`KvmError::Signal`]; with dirty rings, the errors of
+    /// harvesting a full one.
     pub fn run(&mut self) -> Result<VcpuEvent, KvmError> {
         self.run_with(|exit| Some(VcpuEvent::Unhandled(format!("{exit:?}"))))
     }
 
-    /// As [`run`](Self::run), with `other` called for the exits that this crate does not
-    /// know what to do with (hypercalls, MSRs, debug exits, a window for interrupts that was
-    /// asked for, ...).
+    /// As [`run`](Self::run), with `other` called for the exits that this crate does not handle
+    /// (hypercalls, MSRs, debug exits, an interrupt window that was requested, ...).
     ///
-    /// It fills in what KVM expects and returns `None` to go on, or the event with which
-    /// to return.
+    /// `other` fills in what KVM expects and returns `None` to go on, or the event that this call
+    /// returns.
     ///
     /// # Errors
     ///
@@ -145,8 +144,8 @@ impl Vcpu {
         &mut self,
         mut other: impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
     ) -> Result<VcpuEvent, KvmError> {
-        /// At rest again however the run ends, by a device's panic too: a pause does
-        /// not wait for a thread that is gone.
+        /// Parks the vCPU however the run ends, also by a device's panic: a pause must not wait for
+        /// a thread that is gone.
         struct Rest<'a>(&'a Gate, &'a VcpuShared);
         impl Drop for Rest<'_> {
             fn drop(&mut self) {
@@ -164,7 +163,8 @@ impl Vcpu {
             return Ok(event);
         }
         loop {
-            let waits = || gate.is_pause_wanted() || shared.is_kept_out();
+            let waits = || gate.is_pause_wanted() || shared.is_throttled();
+            // Complete the guest's access first: a paused or returned vCPU has no access under way.
             if shared.is_kicked() || waits() {
                 if let Some(event) = self.complete(&mut other)? {
                     return Ok(event);
@@ -175,11 +175,13 @@ impl Vcpu {
                 gate.wait_while(&shared, Place::Parked, || waits() && !shared.is_kicked());
                 continue;
             }
+            // As `Host`, not `Parked`: a pause has to wait for an access that is still incomplete.
             if gate.is_exclusive() {
                 gate.wait_while(&shared, Place::Host, || gate.is_exclusive());
                 continue;
             }
-            let wanted_out = || shared.is_kicked() || shared.is_kept_out() || gate.is_closed();
+            // A request may have come since the checks above: `enter` checks behind its fence.
+            let wanted_out = || shared.is_kicked() || shared.is_throttled() || gate.is_closed();
             if shared.state.enter(|| shared.clear_immediate_exit(), wanted_out) {
                 if let Some(event) = self.enter_guest(&mut other)? {
                     return Ok(event);
@@ -190,13 +192,14 @@ impl Vcpu {
         }
     }
 
-    /// Waits while the machine is paused, with an access that an earlier run left: a device
-    /// panicked, or the caller was to act. A pause has not waited for it, so KVM must not
-    /// complete it meanwhile. False if the vCPU was kicked; the access is left then.
+    /// Waits while the machine is paused, if an earlier run left an access incomplete: a device's
+    /// handler panicked, or the caller was to handle the exit. The pause did not wait for this
+    /// access, so KVM must not complete it meanwhile. Returns false if the vCPU was kicked; the
+    /// access stays incomplete then.
     fn wait_for_a_pause(&self) -> bool {
         let (shared, gate) = (&self.shared, self.machine.gate());
         loop {
-            // From here on a pause waits for this vCPU, or it is seen.
+            // From here on a pause waits for this vCPU, or the check below sees the pause.
             gate.announce(shared, Place::Host);
             if !gate.is_pause_wanted() {
                 return true;
@@ -221,7 +224,7 @@ impl Vcpu {
         other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
     ) -> Result<Option<VcpuEvent>, KvmError> {
         let (shared, gate) = (self.shared.clone(), self.machine.gate().clone());
-        // A string instruction may go on with its next access: then once more.
+        // A string instruction may exit with its next access: then complete that one too.
         while self.incomplete {
             if !shared.state.enter(|| shared.set_immediate_exit(), || gate.is_exclusive()) {
                 gate.wait_while(&shared, Place::Host, || gate.is_exclusive());
@@ -234,15 +237,15 @@ impl Vcpu {
         Ok(None)
     }
 
-    /// KVM_RUN, and what it exits with. The state is `Guest` before, and `Host` after.
+    /// Calls KVM_RUN and handles its exit. The state is `Guest` before, and `Host` after.
     fn enter_guest(
         &mut self,
         other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
     ) -> Result<Option<VcpuEvent>, KvmError> {
         let mut flushed = Ok(());
         let event = self.run_once(other, &mut flushed);
-        // The panic of a device that got a gathered write. The exit is another's, and KVM
-        // tells of it once.
+        // The handler of a coalesced write panicked. The exit is independent of it, and KVM reports
+        // it only once: its event is kept for the next run.
         if let Err(panic) = flushed {
             self.pending_event = event.unwrap_or(None);
             resume_unwind(panic);
@@ -250,7 +253,7 @@ impl Vcpu {
         event
     }
 
-    /// KVM_RUN, the writes that were gathered until then, and the access that it exits with.
+    /// Calls KVM_RUN, flushes the writes coalesced until then, and handles the exit.
     fn run_once(
         &mut self,
         other: &mut impl FnMut(VcpuExit<'_>) -> Option<VcpuEvent>,
@@ -258,15 +261,17 @@ impl Vcpu {
     ) -> Result<Option<VcpuEvent>, KvmError> {
         let moves = self.ring.moves();
         let exit = self.fd.run();
+        // Out of the guest: a change of slots need not wait for the handlers below.
         self.machine.gate().announce(&self.shared, Place::Host);
         *flushed = catch_unwind(AssertUnwindSafe(|| self.machine.flush_coalesced()));
+        // KVM_RUN has completed the access of the exit before.
         self.incomplete = false;
         let event = match exit {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
             Err(error) => {
                 return Err(KvmError::Run { id: self.shared.id, source: io_error(error) });
             }
-            // A guest is not told of what fails on the bus: it reads all ones.
+            // The guest does not see a bus error: a failed read returns all ones.
             Ok(VcpuExit::MmioRead(address, data)) => {
                 self.incomplete = true;
                 log_bus_error(self.buses.memory.read(address, data));
@@ -328,9 +333,9 @@ pub struct VcpuKicker {
 }
 
 impl VcpuKicker {
-    /// Makes the [`run`](Vcpu::run) that is under way, or the next one if there is none,
-    /// return [`VcpuEvent::Kicked`]. Several kicks before that are one. A vCPU that waits
-    /// because the machine is paused returns too.
+    /// Makes the [`run`](Vcpu::run) that is under way, or the next one if there is none, return
+    /// [`VcpuEvent::Kicked`]. Several kicks before that count as one. A vCPU that waits because the
+    /// machine is paused returns too.
     pub fn kick(&self) {
         self.shared.kick();
         self.gate.wake();

@@ -1,4 +1,4 @@
-//! The fields that a vCPU's owner sets in the page that it shares with KVM.
+//! The fields of the page shared with KVM that a vCPU's owner sets.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use kvm_ioctls::{SyncReg, VcpuFd};
 
 /// The fields of `struct kvm_run` that a vCPU's owner may read and set between two runs.
 ///
-/// KVM's own fields (why it exited, where the data of the exit is) are not among them: what
-/// follows the pointers in them trusts that only the kernel has written them.
+/// KVM's own fields (the exit reason, where the exit's data is) are left out: code that follows the
+/// pointers in them relies on that only the kernel has written them.
 pub struct RunPage<'a>(&'a mut VcpuFd);
 
 impl<'a> RunPage<'a> {
@@ -16,9 +16,8 @@ impl<'a> RunPage<'a> {
         Self(fd)
     }
 
-    /// Asks KVM to exit as soon as the guest would take an interrupt
-    /// (`VcpuExit::IrqWindowOpen`), or no longer to. For owners that have the interrupt
-    /// controller.
+    /// Asks KVM to exit as soon as the guest can take an interrupt (`VcpuExit::IrqWindowOpen`), or
+    /// no longer to. For VMMs that have the interrupt controller in user space.
     pub fn request_interrupt_window(&mut self, wanted: bool) {
         self.0.get_kvm_run().request_interrupt_window = u8::from(wanted);
     }
@@ -43,7 +42,7 @@ impl<'a> RunPage<'a> {
         self.0.get_kvm_run().cr8
     }
 
-    /// Sets the task's priority for the next run. KVM takes it where it has no local APIC.
+    /// Sets the task's priority for the next run. KVM uses it only without a local APIC of its own.
     pub fn set_cr8(&mut self, priority: u64) {
         self.0.get_kvm_run().cr8 = priority;
     }

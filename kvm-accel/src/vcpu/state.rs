@@ -1,4 +1,4 @@
-//! A vCPU's complete state, to be carried to another machine.
+//! A vCPU's complete state, to be migrated.
 
 use std::fmt;
 
@@ -13,19 +13,20 @@ use crate::error::{KvmError, io_error};
 use crate::sys::ioctl;
 use crate::vcpu::run::Vcpu;
 
-/// The state of a vCPU: registers, special and model-specific registers, extended state,
-/// pending events, debug registers, local APIC if KVM has it, how the vCPU is scheduled, and
-/// what KVM keeps of the guest's own guests if it can run such.
+/// The state of a vCPU: registers, special and model-specific registers, extended state, pending
+/// events, debug registers, local APIC if KVM has it, the scheduling state (`mp_state`), and the
+/// nested state if the guest can run guests of its own.
 ///
-/// Taken by [`Vcpu::save`], and given to another vCPU by [`Vcpu::restore`]. It travels in any
-/// format of serde. What comes from outside may be anything: KVM refuses what it cannot take.
+/// [`Vcpu::save`] returns it, and [`Vcpu::restore`] gives it to another vCPU. It is serialized by
+/// serde, in any format. A state that was received may hold anything: KVM refuses values that it
+/// cannot take.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct VcpuState {
     cpuid: CpuId,
     tsc_khz: Option<u32>,
     registers: kvm_regs,
     special: kvm_sregs,
-    /// What KVM keeps of a guest's own guests, if it can run such.
+    /// The nested state, if KVM supports it.
     nested: Option<KvmNestedStateBuffer>,
     msrs: Vec<kvm_msr_entry>,
     xsave: Xsave,
@@ -66,18 +67,18 @@ fn impossible(id: u64, part: &'static str, why: &str) -> KvmError {
 }
 
 impl Vcpu {
-    /// The vCPU's state, when it does not run.
+    /// Saves the vCPU's state, while it does not run.
     ///
     /// # Errors
     ///
-    /// [`KvmError::State`] if KVM does not hand out a part of it, or an access of the guest is
-    /// not complete, or a device's panic came before the event that the next run returns. It is
-    /// whole after [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked), and after a
-    /// halt.
+    /// [`KvmError::State`] if KVM does not return a part of it, if an access of the guest is not
+    /// complete, or if the next run has an event to return first (a device's handler panicked).
+    /// After [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked), and after a halt, the state is
+    /// complete.
     pub fn save(&self) -> Result<VcpuState, KvmError> {
         self.check_complete()?;
         let (id, fd) = (self.id(), self.fd());
-        // The local APIC and the scheduling state first: reading them may settle events.
+        // The local APIC and the scheduling state first: reading them may change pending events.
         let mp_state = fd.get_mp_state().ok();
         let lapic = fd.get_lapic().ok();
         Ok(VcpuState {
@@ -96,16 +97,16 @@ impl Vcpu {
         })
     }
 
-    /// Makes this vCPU, which has not run yet, go on where the other one was saved.
+    /// Makes this vCPU, which has not run yet, continue where the other one was saved.
     ///
-    /// Guest memory is the caller's to bring, before this: of a guest with PAE paging, KVM reads
-    /// the page-directory pointers there. The time-stamp counter goes on from where it was.
+    /// Guest memory must be restored before this: of a guest with PAE paging, KVM reads the
+    /// page-directory pointers there. The time-stamp counter continues from its saved value.
     ///
     /// # Errors
     ///
-    /// [`KvmError::State`] if KVM refuses a part of it: another processor, or no state of a
-    /// vCPU at all; or this one has run, and an access of its guest is not complete. The vCPU is
-    /// not fit to run then.
+    /// [`KvmError::State`] if KVM refuses a part of it (from another model of processor, or no
+    /// state of a vCPU at all), or if this vCPU has run and an access of its guest is not complete.
+    /// The vCPU is not fit to run then.
     pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
         self.check_complete()?;
         let (id, fd) = (self.id(), self.fd());
@@ -115,8 +116,8 @@ impl Vcpu {
                 failed(id, "frequency of the time-stamp counter", fd.set_tsc_khz(khz))?;
             }
         }
-        // The base of the local APIC is a special register; its timer reads model-specific
-        // ones; the guest's guests need a feature unlocked, and what follows may be theirs;
+        // The base of the local APIC is a special register; its timer reads model-specific ones;
+        // nested state needs a feature unlocked, and what follows may belong to the nested guest;
         // events are last, as setting the others may raise or drop some.
         failed(id, "special registers", fd.set_sregs(&state.special))?;
         let unlocks = |msr: &&kvm_msr_entry| msr.index == FEATURE_CONTROL;
@@ -140,8 +141,8 @@ impl Vcpu {
         Ok(())
     }
 
-    /// What KVM would complete with the next run, and what that would return, belong to the
-    /// state that it was begun in.
+    /// An access that KVM would complete in the next run, and an event which that run would return,
+    /// belong to the state that they began in.
     fn check_complete(&self) -> Result<(), KvmError> {
         if self.is_incomplete() {
             return Err(impossible(self.id(), "the access under way", "it is not complete"));
@@ -152,7 +153,7 @@ impl Vcpu {
         Ok(())
     }
 
-    /// How many bytes KVM's extended state has here.
+    /// The size of the extended state in bytes, as KVM says; 0 if it does not say.
     fn xsave_bytes(&self) -> usize {
         let bytes = self.machine().fd().check_extension_int(Cap::Xsave2);
         usize::try_from(bytes).unwrap_or(0)
@@ -178,9 +179,9 @@ impl Vcpu {
     }
 }
 
-/// What the state of a guest's guests is called in errors.
+/// The name of the nested state in errors.
 const NESTED: &str = "nested state";
-/// IA32_FEATURE_CONTROL (Intel's manual, volume 4): whether a guest may have guests.
+/// IA32_FEATURE_CONTROL (Intel's manual, volume 4): whether a guest may run guests of its own.
 const FEATURE_CONTROL: u32 = 0x3a;
 
 fn restore_nested(
@@ -188,29 +189,29 @@ fn restore_nested(
     fd: &VcpuFd,
     state: Option<&KvmNestedStateBuffer>,
 ) -> Result<(), KvmError> {
-    const MOST: usize = size_of::<KvmNestedStateBuffer>();
+    const MAX_BYTES: usize = size_of::<KvmNestedStateBuffer>();
     match state {
         None => Ok(()),
-        // KVM reads as much as the state says that it has.
-        Some(state) if state.size as usize > MOST => {
-            let why = format!("{} bytes, where there are {MOST}", state.size);
+        // KVM reads as many bytes as the state's own size says.
+        Some(state) if state.size as usize > MAX_BYTES => {
+            let why = format!("{} bytes, where there are {MAX_BYTES}", state.size);
             Err(impossible(id, NESTED, &why))
         }
         Some(state) => failed(id, NESTED, fd.set_nested_state(state)),
     }
 }
 
-/// What the state of model-specific registers is called in errors.
+/// The name of the state of model-specific registers in errors.
 const MSRS: &str = "model-specific registers";
 /// The most registers of a call: KVM refuses 256.
-const MOST_MSRS: usize = 255;
+const MAX_MSRS: usize = 255;
 
 fn entry(index: u32) -> kvm_msr_entry {
     kvm_msr_entry { index, ..Default::default() }
 }
 
-/// The registers that KVM has and does not list: memory types and machine checks, of which
-/// other registers say how many there are (Intel's manual, volume 4).
+/// The registers that KVM has and does not list: memory types and machine checks, whose number is
+/// in other registers (Intel's manual, volume 4).
 fn unlisted_msrs(fd: &VcpuFd) -> Vec<u32> {
     const MTRR_CAP: u32 = 0xfe;
     const MCG_CAP: u32 = 0x179;
@@ -235,9 +236,9 @@ fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, KvmError> {
     let unlisted = unlisted_msrs(fd).into_iter().filter(|index| !list.as_slice().contains(index));
     let mut left: Vec<kvm_msr_entry> = listed.chain(unlisted).map(entry).collect();
     let mut saved = Vec::new();
-    // KVM stops at the first that this vCPU has not.
+    // KVM stops at the first register that this vCPU does not have.
     while !left.is_empty() {
-        let some = left.len().min(MOST_MSRS);
+        let some = left.len().min(MAX_MSRS);
         let mut msrs = Msrs::from_entries(&left[..some])
             .map_err(|error| impossible(id, PART, &format!("{error:?}")))?;
         let count = failed(id, PART, fd.get_msrs(&mut msrs))?.min(some);
@@ -248,13 +249,13 @@ fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, KvmError> {
     Ok(saved)
 }
 
-/// Sets the registers, but for those that KVM refuses and that have the value already.
+/// Sets the registers. One that KVM refuses is skipped if it has the value already.
 fn restore_msrs(id: u64, fd: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<(), KvmError> {
     const PART: &str = MSRS;
     let wrong = |error| impossible(id, PART, &format!("{error:?}"));
     let mut left = msrs;
     while !left.is_empty() {
-        let most = left.len().min(MOST_MSRS);
+        let most = left.len().min(MAX_MSRS);
         let some = Msrs::from_entries(&left[..most]).map_err(wrong)?;
         let count = failed(id, PART, fd.set_msrs(&some))?.min(most);
         left = &left[count..];

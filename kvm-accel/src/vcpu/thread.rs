@@ -9,19 +9,19 @@ use crate::vcpu::run::{Vcpu, VcpuEvent, VcpuKicker};
 
 /// A vCPU that runs on its own thread until something ends its `run`.
 ///
-/// Dropped, it is kicked and waited for; by its own thread, in a device's handler, kicked
-/// only.
+/// Dropping it kicks the vCPU and waits for it; on the vCPU's own thread, in a device's handler, it
+/// only kicks.
 pub struct VcpuThread {
     id: u64,
     kicker: VcpuKicker,
-    /// Taken by whoever joins it.
+    /// `None` once the thread was joined.
     handle: Option<JoinHandle<Ended>>,
 }
 
 /// Why the run of a vCPU on its own thread failed, and the vCPU.
 ///
-/// Its error is [`Vcpu::run`]'s, or [`KvmError::Panicked`] after a device's panic. The vCPU
-/// can be looked at, saved or run again, as far as the failure allows it.
+/// Its error is [`Vcpu::run`]'s, or [`KvmError::Panicked`] after a device's panic. The vCPU can be
+/// inspected, saved or run again, as far as the failure allows it.
 pub struct VcpuThreadError {
     /// Boxed, as results with it would be large.
     vcpu: Box<Vcpu>,
@@ -29,12 +29,12 @@ pub struct VcpuThreadError {
 }
 
 impl VcpuThreadError {
-    /// What went wrong.
+    /// The failure.
     pub fn error(&self) -> &KvmError {
         &self.error
     }
 
-    /// The vCPU, and what went wrong.
+    /// The vCPU, and the failure.
     pub fn into_parts(self) -> (Vcpu, KvmError) {
         (*self.vcpu, self.error)
     }
@@ -66,7 +66,7 @@ impl From<VcpuThreadError> for KvmError {
 
 type Ended = Result<(Vcpu, VcpuEvent), VcpuThreadError>;
 
-/// Runs the vCPU; also what panics gives it back.
+/// Runs the vCPU, and returns it even after a panic.
 fn run(mut vcpu: Vcpu) -> Ended {
     // A vCPU is whole at every point where a device's handler may panic.
     let result = catch_unwind(AssertUnwindSafe(|| vcpu.run()));
@@ -101,7 +101,7 @@ impl VcpuThread {
         Ok(Self { id, kicker, handle })
     }
 
-    /// For other threads, to end the run.
+    /// A handle by which other threads end the run.
     pub fn kicker(&self) -> VcpuKicker {
         self.kicker.clone()
     }
@@ -124,8 +124,8 @@ impl VcpuThread {
         self.wait().expect("the handle is taken here and when dropped")
     }
 
-    /// Kicks the vCPU and waits for it; returns it and what ended the run, which is
-    /// [`VcpuEvent::Kicked`] unless something else came first.
+    /// Kicks the vCPU and waits for it; returns it and the event that ended the run, which is
+    /// [`VcpuEvent::Kicked`] unless another came first.
     ///
     /// # Errors
     ///
@@ -140,14 +140,14 @@ impl VcpuThread {
     }
 
     fn wait(&mut self) -> Option<Ended> {
-        // What panics in the run is caught there; nothing else on the thread does.
+        // Panics of the run are caught in `run`; nothing else on the thread panics.
         Some(self.handle.take()?.join().unwrap_or_else(|panic| resume_unwind(panic)))
     }
 }
 
 impl Drop for VcpuThread {
     fn drop(&mut self) {
-        // Whoever joined it has the vCPU, which is not to be kicked.
+        // After a join the caller has the vCPU, and it must not be kicked.
         if let Some(handle) = &self.handle {
             self.kicker.kick();
             if handle.thread().id() == std::thread::current().id() {

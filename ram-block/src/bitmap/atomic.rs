@@ -25,7 +25,7 @@
 //! M1 comes before H2, and H got that far, the harvest takes the bit. Otherwise, if H
 //! got to H2 first, H0 < H1 < H2 < M1 < M2 < M3: M2 and M3 read what H1 and H0 left
 //! or something later. Where they find a zero they set the bit; where they find it
-//! set, somebody has set it since. Either way both bits are set after H took them, and
+//! set, another mark has set it since. Either way both bits are set after H took them, and
 //! the next harvest looks at the leaf. If H found a bit above the leaf clear, then no
 //! mark of this leaf had passed the step that sets it, so none had returned.
 //!
@@ -70,7 +70,7 @@ pub(crate) struct Bitmap<W: Word = AtomicU64> {
     top: W::Array,
 }
 
-/// Sets bits of a word above; a load where they are set already.
+/// Sets bits of a word of an upper level; only loads it if they are set already.
 #[inline]
 fn ensure<W: Word>(words: &[W], word: u64, bits: u64) {
     let word = &words[index(word)];
@@ -143,7 +143,7 @@ impl<W: Word> Bitmap<W> {
         }
     }
 
-    /// The first of the pages under one top word, of those in `pages`, that may be marked.
+    /// The first granule of `pages` (the pages under one top word) that may have a marked page.
     pub(crate) fn dirty_granule(&self, pages: &Range<u64>) -> Option<Range<u64>> {
         let mut tops = words_of(&words_of(&words_of(pages)));
         let top = tops.find(|top| self.top[index(*top)].load_seq_cst() != 0)?;
@@ -203,7 +203,7 @@ impl<W: Word> Bitmap<W> {
         if pages.is_empty() {
             return false;
         }
-        // What a store costs beside a watch: a load, and as little around it as can be.
+        // The fast path of each store while a page is watched: one load, and little around it.
         let last = pages.end - 1;
         if pages.start / BITS == last / BITS {
             let wanted = u64::MAX >> (BITS - 1 - (last - pages.start)) << (pages.start % BITS);
@@ -219,7 +219,7 @@ impl<W: Word> Bitmap<W> {
         found
     }
 
-    /// Drops all bits and gives their memory back, at the cost of what was touched.
+    /// Clears all bits and frees their memory; costs as much as was touched.
     ///
     /// A mark that is under way may leave a bit of any level behind. No mark that begins
     /// after this has returned is lost by it: it sets its bits where they are missing,

@@ -56,7 +56,7 @@ impl LockedBitmap {
         self.top[chunk / 64] |= 1 << (chunk % 64);
     }
 
-    /// Whether all pages of chunk `chunk` were dirty by one bit, which is cleared.
+    /// Whether all pages of chunk `chunk` are dirty by its bit in `full`, which is cleared.
     fn take_full(&mut self, chunk: u64) -> bool {
         let (full, bit) = (&mut self.full[index(chunk / BITS)], 1 << (chunk % BITS));
         let was_full = *full & bit != 0;
@@ -73,7 +73,7 @@ impl LockedBitmap {
     /// zero.
     pub(crate) fn merge_chunk(&mut self, chunk: usize, words: &Chunk, nonzero: u64) {
         let leaves = &mut self.leaves[chunk * CHUNK..(chunk + 1) * CHUNK];
-        if nonzero.count_ones() <= simd::FEW {
+        if nonzero.count_ones() <= simd::MAX_SINGLE_WORDS {
             for n in bits_of(0, nonzero).map(index) {
                 leaves[n] |= words[n];
             }
@@ -84,10 +84,10 @@ impl LockedBitmap {
         self.top[chunk / 64] |= 1 << (chunk % 64);
     }
 
-    /// Fetches the lines of chunk `chunk` that a merge of its words `nonzero` will write.
+    /// Prefetches the lines of chunk `chunk` that a merge of its words `nonzero` will write.
     #[inline]
     pub(crate) fn prefetch_chunk(&self, chunk: usize, nonzero: u64) {
-        if nonzero.count_ones() <= simd::FEW {
+        if nonzero.count_ones() <= simd::MAX_SINGLE_WORDS {
             for n in bits_of(0, nonzero).map(index) {
                 simd::prefetch(&self.leaves, chunk * CHUNK + n);
             }
@@ -103,7 +103,7 @@ impl LockedBitmap {
     fn prefetch(&self, pages: &Range<u64>, base: u64, into: &[u64]) {
         for (chunk, _) in self.dirty_chunks(pages) {
             let summary = self.summary[index(chunk)];
-            if summary.count_ones() <= simd::FEW {
+            if summary.count_ones() <= simd::MAX_SINGLE_WORDS {
                 for leaf in bits_of(chunk, summary) {
                     simd::prefetch(&self.leaves, index(leaf));
                     simd::prefetch(into, index(leaf.wrapping_sub(base)));
@@ -124,8 +124,8 @@ impl LockedBitmap {
         Some(start..((found + 1) * GRANULE).min(pages.end))
     }
 
-    /// The chunks that `pages`, which lie in one granule, touch and that may be dirty;
-    /// whether all of a chunk's pages are among them.
+    /// The chunks that may be dirty and overlap `pages`, which lie in one granule; for each,
+    /// whether all its pages are among `pages`.
     fn dirty_chunks(&self, pages: &Range<u64>) -> impl Iterator<Item = (u64, bool)> + use<> {
         let chunks = words_of(&words_of(pages));
         let whole = whole_words_of(&whole_words_of(pages));
@@ -186,10 +186,9 @@ impl LockedBitmap {
         }
     }
 
-    /// Moves the bits of `pages`, which lie in one granule, into `into`, word 0 of which is
-    /// word `base` of the bitmap; says how many of its bits are new. `noted` gets the
-    /// number of each chunk that is met, with a bit for each of its words that may be
-    /// non-zero.
+    /// Moves the bits of `pages`, which lie in one granule, into `into`, word 0 of which is word
+    /// `base` of the bitmap; returns how many of its bits are new. Calls `noted` with the number of
+    /// each chunk that may be dirty, and with a bit for each of its words that may be non-zero.
     pub(crate) fn move_into(
         &mut self,
         pages: &Range<u64>,
@@ -203,8 +202,8 @@ impl LockedBitmap {
             let (at, summary) = (index(chunk) * CHUNK, self.summary[index(chunk)]);
             let full = self.full[index(chunk / BITS)] >> (chunk % BITS) & 1 != 0;
             noted(chunk, if full { u64::MAX } else { summary });
-            if whole && (full || summary.count_ones() > simd::FEW) {
-                // Where the chunk is cut off by the end of `into`, it goes word by word.
+            if whole && (full || summary.count_ones() > simd::MAX_SINGLE_WORDS) {
+                // A chunk that is cut off by the end of `into` is moved word by word.
                 let target = index(chunk * BITS - base);
                 let target =
                     into.get_mut(target..target + CHUNK).and_then(|words| words.try_into().ok());

@@ -7,7 +7,7 @@
 //! - `shifted`: a bitmap that is merged at any offset
 //! - `simd`: the loops over many words, compiled for wider registers too
 //!
-//! Stands on `sys`, for memory. It knows pages by their numbers, and nothing of clients.
+//! Built on `sys`, for memory. It has page numbers only, and no clients.
 
 pub(crate) mod atomic;
 pub(crate) mod bits;

@@ -6,8 +6,8 @@ use crate::bitmap::bits::{BITS, mask_within, words_of};
 use crate::bitmap::simd::{CHUNK, Chunk};
 use crate::page::index;
 
-/// A bitmap that starts anywhere, seen in the chunks of the bitmap that it is merged
-/// into: bit 0 of `words` is page `first`, and `count` bits count.
+/// A bitmap that starts at any page, read in the words and chunks of the bitmap that it is merged
+/// into: bit 0 of `words` is page `first`, and only the first `count` bits are used.
 #[derive(Clone, Copy)]
 pub(crate) struct Shifted<'a> {
     pub(crate) words: &'a [u64],
@@ -30,7 +30,7 @@ impl Shifted<'_> {
 
     /// Word `n` of the destination.
     ///
-    /// Put together of the two source words that meet it.
+    /// Combined from the two source words that overlap it.
     #[inline(always)]
     pub(crate) fn destination_word(&self, n: u64) -> u64 {
         let (shift, base) = (self.first % BITS, self.first / BITS);
@@ -39,15 +39,15 @@ impl Shifted<'_> {
             word = self.word(n - base) << shift;
         }
         if n > base {
-            // A shift by 64 is no shift at all, so it is done in two steps.
+            // A shift by 64 would overflow, so it is done in two steps.
             word |= (self.word(n - base - 1) >> 1) >> (BITS - 1 - shift);
         }
         word
     }
 
-    /// Chunk `chunk` of the destination. Borrowed where it lies so in the source.
+    /// Chunk `chunk` of the destination; borrowed from the source if its words are aligned alike.
     ///
-    /// No loop over bits at any offset.
+    /// Never loops over bits, whatever the offset.
     #[inline(always)]
     pub(crate) fn chunk<'b>(&'b self, chunk: u64, buffer: &'b mut Chunk) -> &'b Chunk {
         let (shift, base) = (self.first % BITS, self.first / BITS);

@@ -11,8 +11,8 @@ pub(crate) const CHUNK: usize = 64;
 
 pub(crate) type Chunk = [u64; CHUNK];
 
-/// Up to this many words of a chunk are dealt with one by one.
-pub(crate) const FEW: u32 = 12;
+/// Up to this many words of a chunk are handled one by one.
+pub(crate) const MAX_SINGLE_WORDS: u32 = 12;
 
 #[inline(always)]
 fn scan_body(words: &Chunk) -> (u64, u64) {
@@ -83,30 +83,30 @@ mod avx2 {
     }
 }
 
-/// Whether the processor has what `avx2` is compiled for.
+/// Whether the CPU has the features that module `avx2` is compiled for.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("popcnt")
 }
 
-/// A bit for each word that is not zero, and how many bits all have.
+/// A bit for each word that is not zero, and the number of set bits in all words.
 #[inline]
 pub(crate) fn scan(words: &Chunk) -> (u64, u64) {
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
-        // SAFETY: the processor has the instructions, as just asked.
+        // SAFETY: the processor has the instructions, as was just checked.
         return unsafe { avx2::scan(words) };
     }
     scan_body(words)
 }
 
-/// ORs `from` into `into` and zeroes it; says how many bits of `into` are new.
+/// ORs `from` into `into` and zeroes it; returns how many bits of `into` are new.
 #[inline]
 pub(crate) fn move_chunk(from: &mut Chunk, into: &mut Chunk) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
-        // SAFETY: the processor has the instructions, as just asked.
+        // SAFETY: the processor has the instructions, as was just checked.
         return unsafe { avx2::move_chunk(from, into) };
     }
     move_body(from, into)
@@ -117,15 +117,15 @@ pub(crate) fn move_chunk(from: &mut Chunk, into: &mut Chunk) -> u64 {
 pub(crate) fn or(into: &mut [u64], words: &Chunk) {
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
-        // SAFETY: the processor has the instructions, as just asked.
+        // SAFETY: the processor has the instructions, as was just checked.
         return unsafe { avx2::or(into, words) };
     }
     or_body(into, words);
 }
 
-/// Sets a bit of `summary` for each 64 of `words` of which one is not zero at least, in order,
-/// lowest bit first, and clears the others: 4,096 words to one of `summary`. The last ones may be
-/// fewer; words of either side that the other has no place for are left alone.
+/// Sets one bit of `summary` for each 64 of `words` that are not all zero, lowest bit first, and
+/// clears the other bits: one word of `summary` for 4,096 words. The last group may be shorter;
+/// surplus words on either side are left alone.
 ///
 /// For a log that is mostly clean this is most of the work, and bound by memory.
 ///
@@ -140,13 +140,13 @@ pub(crate) fn or(into: &mut [u64], words: &Chunk) {
 pub fn summarize(words: &[u64], summary: &mut [u64]) {
     #[cfg(target_arch = "x86_64")]
     if has_avx2() {
-        // SAFETY: the processor has the instructions, as just asked.
+        // SAFETY: the processor has the instructions, as was just checked.
         return unsafe { avx2::summarize(words, summary) };
     }
     summarize_body(words, summary);
 }
 
-/// Says that `words[at]` will be written soon. Only a matter of speed.
+/// Prefetches `words[at]`, which will be written soon. Affects speed only.
 #[inline(always)]
 pub(crate) fn prefetch(words: &[u64], at: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -159,7 +159,7 @@ pub(crate) fn prefetch(words: &[u64], at: usize) {
     let _ = (words, at);
 }
 
-/// Stores all ones to each word, in any order, after everything before it.
+/// Stores all ones to each word: in any order, but after everything before the call (release).
 #[inline]
 pub(crate) fn fill_release(words: &[AtomicU64]) {
     #[cfg(target_arch = "x86_64")]

@@ -13,36 +13,35 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::bitmap::simd;
 use crate::sys::mapping::Mapping;
 
-/// The operations that the bitmap's argument needs, named by what it relies on.
+/// The operations that the bitmap uses, named by the ordering that its argument relies on.
 ///
 /// The `_seq_cst` operations take part in one total order with each other. A
 /// `_release` store is ordered after everything before it in the same thread, and no
 /// more.
 pub(crate) trait Word: Send + Sync + Sized + 'static {
-    /// Words at a fixed place.
+    /// Words at a fixed address.
     type Array: Deref<Target = [Self]> + Send + Sync;
 
     /// `len` zero words that take no memory until they are touched.
     fn zeroed(len: usize) -> io::Result<Self::Array>;
-    /// Zeroes all words and gives their memory back.
+    /// Zeroes all words and frees their memory.
     ///
-    /// In no order, and not as an access of any thread: what others write to a word at
-    /// this moment may stay in it or not.
+    /// Unordered, and not an access of any thread: a concurrent write to a word may survive or not.
     fn reset(words: &Self::Array);
     fn load_seq_cst(&self) -> u64;
     fn swap_seq_cst(&self, value: u64) -> u64;
     fn fetch_or_seq_cst(&self, bits: u64) -> u64;
     fn fetch_and_seq_cst(&self, bits: u64) -> u64;
     fn store_release(&self, value: u64);
-    /// As many stores of all ones, in any order.
+    /// Stores all ones to all words, in any order.
     fn fill_release(words: &[Self]) {
         words.iter().for_each(|word| word.store_release(u64::MAX));
     }
     fn fence_seq_cst();
 }
 
-/// Words in memory of their own, straight from the kernel: zero without being written,
-/// whatever allocator the program has, and given back without being freed.
+/// Words in a mapping of their own: zero without being written, whichever allocator the program
+/// uses, and their memory can be freed while the mapping stays.
 pub(crate) struct Mapped {
     memory: Mapping,
     len: usize,
@@ -67,7 +66,7 @@ impl Deref for Mapped {
     }
 }
 
-/// Words as those of [`Mapped`], of which nobody else has a reference.
+/// Words as those of [`Mapped`], to which there are no other references: plain, not atomic.
 pub(crate) struct Owned(Mapped);
 
 impl Owned {
@@ -112,10 +111,11 @@ impl Word for AtomicU64 {
     }
 
     fn reset(words: &Mapped) {
-        // Private anonymous memory reads as zeros after this. The words are atomics, so
-        // that somebody else's access at the same time finds either value.
+        // Private anonymous memory reads as zeros after this. The words are atomics, so that a
+        // concurrent access finds either value.
         if let Err(error) = words.memory.discard(0..words.memory.len()) {
-            // Memory that the kernel keeps is zeroed, so this is no mapping of ours any more.
+            // `discard` zeroes memory that the kernel does not free, so this is no longer our
+            // mapping.
             log::error!("a bitmap's memory is not reset: {error}");
         }
     }

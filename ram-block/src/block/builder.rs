@@ -13,7 +13,7 @@ use crate::block::ram_block::RamBlock;
 use crate::page::{PageSize, index};
 use crate::sys::mapping::{HugePages, Mapping};
 
-/// What a block's memory shall be.
+/// Chooses a block's memory.
 ///
 /// ```
 /// use ram_block::{HugePages, RamBlock};
@@ -41,10 +41,10 @@ impl RamBlockBuilder {
         Self { id: id.to_owned(), len, max: len, huge: HugePages::Default }
     }
 
-    /// Reserves addresses and bitmaps for `max` bytes, a multiple of the page size, so
-    /// that the block can [grow](RamBlock::resize). What is not used takes no memory, but
-    /// for pages of the [pool](HugePages::Pool). Of a file, what is reserved is the block's:
-    /// the block zeroes it when it grows.
+    /// Reserves addresses and bitmaps for `max` bytes, a multiple of the page size, so that the
+    /// block can [grow](RamBlock::resize). What is not used takes no memory, except for pages of
+    /// the [pool](HugePages::Pool). The reserved part of a file belongs to the block, which zeroes
+    /// it when it grows.
     ///
     /// In a process that locks all that it maps (`mlockall` with `MCL_FUTURE`) the kernel backs
     /// all that is reserved at once, bitmaps included, unless `MCL_ONFAULT` is given too.
@@ -53,9 +53,9 @@ impl RamBlockBuilder {
         self
     }
 
-    /// Asks for huge pages. Where they cannot be had the next best is taken, down to
-    /// ordinary pages: [`RamBlock::huge_pages`] says what it was. Files have no pages of
-    /// the [pool](HugePages::Pool), and memory of the caller is as it is.
+    /// Asks for huge pages. If there are none the next best are used, down to ordinary pages:
+    /// [`RamBlock::huge_pages`] returns which. Files have no pages of the [pool](HugePages::Pool),
+    /// and memory of the caller keeps the pages that it has.
     pub fn huge_pages(mut self, huge: HugePages) -> Self {
         self.huge = huge;
         self
@@ -83,11 +83,11 @@ impl RamBlockBuilder {
         self.finish(|max| Mapping::memfd(max, huge))
     }
 
-    /// The bytes of `file` from `offset` on, which is a multiple of the page size; what
-    /// is written is in the file, and others who map it share it.
+    /// The bytes of `file` from `offset` on, which is a multiple of the page size; writes go to the
+    /// file, and others that map it share it.
     ///
-    /// The file must keep its length as long as the block lives: an access past its end
-    /// ends the program.
+    /// The file must keep its length as long as the block lives: an access past its end kills the
+    /// process (SIGBUS).
     ///
     /// # Errors
     ///
@@ -100,8 +100,8 @@ impl RamBlockBuilder {
         self.finish(|max| Mapping::file(file, offset, max, huge))
     }
 
-    /// As [`file`](Self::file), but pages are copied when they are first written, so that
-    /// the file stays as it is: the start of many machines from one snapshot.
+    /// As [`file`](Self::file), but pages are copied when they are first written, so that the file
+    /// stays as it is: many machines can start from one snapshot.
     ///
     /// # Errors
     ///
@@ -119,9 +119,9 @@ impl RamBlockBuilder {
     /// # Safety
     ///
     /// As many bytes as the block has at most ([`max_len`](Self::max_len)) are mapped
-    /// there, readable and writable, until `owner` is dropped. Nobody has Rust
-    /// references to them meanwhile: others access them by volatile or atomic accesses
-    /// or are guests or other processes.
+    /// there, readable and writable, until `owner` is dropped. There are no Rust
+    /// references to them meanwhile: all other accesses are volatile or atomic, or those of
+    /// guests or other processes.
     ///
     /// # Errors
     ///
@@ -141,7 +141,7 @@ impl RamBlockBuilder {
         self.finish(|max| Ok(unsafe { Mapping::from_raw(start, max, owner) }))
     }
 
-    /// Whether all of the block lies in `file`.
+    /// Checks that all of the block lies in `file`.
     fn check_file(&self, file: &File, offset: u64) -> Result<(), RamBlockError> {
         let page_size = PageSize::host();
         let id = || self.id.clone();

@@ -1,4 +1,4 @@
-//! What can go wrong with a block's memory.
+//! The errors of a block's memory.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 /// The longest id, in bytes: QEMU's migration stream gives it one length byte.
 pub const MAX_ID_LEN: usize = 255;
 
-/// A block that cannot be had, or an access outside of one.
+/// A block that cannot be created or changed, or an access outside of one.
 #[derive(Debug, Error)]
 pub enum RamBlockError {
     /// The id is empty or too long for a migration stream.
@@ -71,22 +71,22 @@ pub enum RamBlockError {
     Permission {
         /// The block's id.
         id: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// The operating system gave no memory.
+    /// The operating system cannot map the memory.
     #[error("Mapping {len} bytes for block \"{id}\" failed")]
     Map {
         /// The block's id.
         id: String,
         /// The length asked for, in bytes.
         len: u64,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// The operating system does not take the memory back.
+    /// The operating system cannot discard the memory.
     #[error("Discarding {len} bytes at offset {offset:#x} of block \"{id}\" failed")]
     Discard {
         /// The block's id.
@@ -95,12 +95,12 @@ pub enum RamBlockError {
         offset: u64,
         /// How long it is, in bytes.
         len: u64,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// The operating system has no memory for pages that were to be populated, or their file
-    /// was made shorter.
+    /// The operating system has no memory for pages that were to be populated, or their file was
+    /// truncated.
     #[error("Populating {len} bytes at offset {offset:#x} of block \"{id}\" failed")]
     Populate {
         /// The block's id.
@@ -109,7 +109,7 @@ pub enum RamBlockError {
         offset: u64,
         /// How long it is, in bytes.
         len: u64,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },

@@ -1,10 +1,10 @@
-//! A piece of guest RAM: host memory, and the bitmaps that know of writes to it.
+//! A piece of guest RAM: host memory and its dirty bitmaps.
 //!
-//! - `error`: what is refused, or cannot be had
+//! - `error`: the errors of a block
 //! - `ram_block`: reading, writing, resizing and discarding
-//! - `builder`: which memory a block is made of
+//! - `builder`: choosing a block's memory
 //!
-//! Stands on `dirty`, for the bitmaps, and on `sys`, for the memory.
+//! Built on `dirty`, for the bitmaps, and on `sys`, for the memory.
 
 pub(crate) mod builder;
 pub(crate) mod error;

@@ -24,14 +24,14 @@ pub type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, DirtyMemory>>;
 #[derive(Debug)]
 pub struct RamBlock {
     id: String,
-    /// All that is reserved; what is used of it, `dirty` knows.
+    /// All that is reserved; `dirty` has the length that is in use.
     mapping: Mapping,
     dirty: Arc<DirtyMemory>,
     resizing: Mutex<()>,
 }
 
 impl RamBlock {
-    /// A block of `len` bytes of the memory, the rest of which is reserved.
+    /// A block that uses `len` bytes of `mapping`; the rest is reserved.
     pub(crate) fn of(id: String, len: u64, mapping: Mapping) -> Arc<Self> {
         let page_size = PageSize::host();
         let max = page_size.count(mapping.len() as u64);
@@ -82,13 +82,13 @@ impl RamBlock {
         self.mapping.file_offset()
     }
 
-    /// The huge pages that were got, which may be fewer than were asked for.
+    /// The huge pages that the block has, which may be smaller than those asked for.
     pub fn huge_pages(&self) -> HugePages {
         self.mapping.huge_pages()
     }
 
-    /// The host address of the block's first byte, page-aligned; for those who hand
-    /// it to the kernel. What is written through it is not marked.
+    /// The host address of the block's first byte, page-aligned, to be passed to the kernel. Writes
+    /// through it are not marked.
     pub fn host_address(&self) -> *mut u8 {
         self.mapping.start().as_ptr()
     }
@@ -98,8 +98,8 @@ impl RamBlock {
     pub fn as_slice(&self) -> RamSlice<'_> {
         let bitmap = self.dirty.slice_at(0);
         // SAFETY: the mapping is valid for its length as long as `self` lives, which
-        // the slice's lifetime is bound to, and everybody who accesses it does so
-        // through such slices or from a guest.
+        // the slice's lifetime is bound to, and all accesses to it are those of
+        // such slices or of a guest.
         unsafe {
             VolatileSlice::with_bitmap(
                 self.mapping.start().as_ptr(),
@@ -130,16 +130,15 @@ impl RamBlock {
     /// Makes `len` bytes from `offset` on read as zeros, gives their memory back to the
     /// host, and marks their pages for every client that is on.
     ///
-    /// Of memory that others share, they see the zeros too. Memory of the caller is
-    /// zeroed, and stays his. Memory that is locked (`mlock`, `mlockall`) is given back too, and
-    /// locked again as it is touched; before Linux 5.18 it is zeroed and kept. What a guest
-    /// writes meanwhile may survive or not.
+    /// Others that share the memory see the zeros too. Memory of the caller is zeroed, and not
+    /// given back. Memory that is locked (`mlock`, `mlockall`) is given back too, and locked again
+    /// as it is touched; before Linux 5.18 it is zeroed and kept. A concurrent write of a guest may
+    /// survive or not.
     ///
     /// Of a [copy of a file](crate::RamBlockBuilder::file_private) 1,024 separate parts, and what
     /// adjoins them, can be given back; what is discarded beyond these is zeroed and its memory
-    /// kept, as each part takes two of the process's mappings. So it is if it is locked, and
-    /// before Linux 6.12, where a part could not be replaced without a moment in which nothing is
-    /// there.
+    /// kept, as each part takes two of the process's mappings. The same holds for locked memory,
+    /// and before Linux 6.12, where a mapping cannot be replaced atomically.
     ///
     /// # Errors
     ///
@@ -158,13 +157,13 @@ impl RamBlock {
 
     /// Zeroes whole pages and marks them, even if only some of them could be zeroed.
     fn zero_pages(&self, bytes: Range<u64>) -> Result<(), RamBlockError> {
-        let result = self.zero_untold(bytes.clone());
+        let result = self.zero_but_code(bytes.clone());
         self.dirty.mark_code(&bytes);
         result
     }
 
-    /// As [`zero_pages`](Self::zero_pages), marked for all but a code watch.
-    fn zero_untold(&self, bytes: Range<u64>) -> Result<(), RamBlockError> {
+    /// As [`zero_pages`](Self::zero_pages), but does not notify a code watch.
+    fn zero_but_code(&self, bytes: Range<u64>) -> Result<(), RamBlockError> {
         let Range { start: offset, end } = bytes;
         let len = end - offset;
         let result = match self.mapping.discard(index(offset)..index(end)) {
@@ -200,7 +199,7 @@ impl RamBlock {
         // SAFETY: the place lies within the mapping, or at its end.
         let address = unsafe { self.mapping.start().as_ptr().add(start) };
         // SAFETY: the mapping is valid for its length, within which the range lies, as long
-        // as `self` lives, and everybody who accesses it tolerates concurrent accesses.
+        // as `self` lives, and all accesses to it tolerate concurrent ones.
         unsafe { VolatileSlice::new(address, end.saturating_sub(start)) }
     }
 
@@ -208,13 +207,13 @@ impl RamBlock {
         &self.mapping
     }
 
-    /// Has the host back the pages that `range` touches with memory that a store finds
-    /// without a fault. Their contents stay, and nothing is marked.
+    /// Makes the host allocate the pages that `range` spans, so that a store finds them without a
+    /// fault. Their contents stay, and nothing is marked.
     ///
     /// # Errors
     ///
-    /// [`RamBlockError::OutOfBounds`], and [`RamBlockError::Populate`] if there is not as much
-    /// memory; some of the pages may be there then.
+    /// [`RamBlockError::OutOfBounds`], and [`RamBlockError::Populate`] if there is not enough
+    /// memory; some of the pages may be allocated then.
     pub fn populate(&self, range: Range<u64>) -> Result<(), RamBlockError> {
         self.check_range(&range)?;
         let page = self.page_size();
@@ -226,7 +225,7 @@ impl RamBlock {
         })
     }
 
-    /// Whether memory can go away under the block, so that an access ends the program.
+    /// Whether memory of the block can vanish, so that an access kills the process (SIGBUS).
     pub(crate) fn may_vanish(&self) -> bool {
         self.mapping.may_vanish()
     }
@@ -243,11 +242,11 @@ impl RamBlock {
 
     /// Makes the block `len` bytes long, within what is reserved for it.
     ///
-    /// What is added reads as zeros and is dirty for every client that is on; what is
-    /// cut off is discarded with its bits. [`DirtyMemory::epoch`] changes for every
-    /// client, so that who counts on a length can tell. Slices that were lent before
-    /// stay valid memory. A memory map shows the new length when its region is resized:
-    /// after this when growing, before it when shrinking.
+    /// Added pages read as zeros and are dirty for every client that is on; pages that are cut off
+    /// are discarded with their bits. [`DirtyMemory::epoch`] changes for every client, so that a
+    /// consumer that relies on a length can detect it. Slices that were lent before stay valid
+    /// memory. A memory map shows the new length when its region is resized: after this when
+    /// growing, before it when shrinking.
     ///
     /// # Errors
     ///
@@ -265,9 +264,9 @@ impl RamBlock {
         }
         let resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.len();
-        // What comes has a file's bytes, or what was written through a slice lent before a shrink.
+        // Added pages may hold a file's bytes, or writes through a slice lent before a shrink.
         let changed = old.min(len)..old.max(len);
-        let result = self.zero_untold(changed.clone());
+        let result = self.zero_but_code(changed.clone());
         if result.is_ok() {
             self.dirty.resize(page_size.count(len));
         }

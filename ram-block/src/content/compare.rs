@@ -1,4 +1,4 @@
-//! What differs between two pieces of memory, one of which may be the block's, where it is.
+//! Comparing two pieces of memory in place, one of which may be a block's.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -6,12 +6,12 @@ use std::ops::Range;
 use crate::block::error::RamBlockError;
 use crate::block::ram_block::RamBlock;
 
-/// By how many lengths prefetches are ahead of comparisons, which then find all in the cache
-/// that a line of a picture has.
+/// By how many lengths prefetches are ahead of comparisons, which then find all of a scan line in
+/// the cache.
 #[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 4;
+const PREFETCH_DISTANCE: usize = 4;
 
-/// Bytes that others may store to beside known ones, of the same length.
+/// Memory that others may store to, and known bytes of the same length.
 struct Pair<'a> {
     memory: *const u8,
     known: &'a [u8],
@@ -26,9 +26,9 @@ impl Pair<'_> {
     #[inline(always)]
     unsafe fn same<Word: Copy + Into<u64>, const N: usize>(&self, at: usize) -> bool {
         let [memory, known] = [self.memory, self.known.as_ptr()].map(|side| {
-            // SAFETY: both sides are as long as `known`, says the caller; words have no invalid
-            // bytes, and need not be aligned here. Whoever stores there meanwhile makes the
-            // result one or the other.
+            // SAFETY: the words lie within both sides, as the caller guarantees; words have no
+            // invalid bytes, and need not be aligned here. A concurrent store makes the result one
+            // or the other.
             unsafe { side.wrapping_add(at).cast::<[Word; N]>().read_unaligned() }
         });
         let mut all = 0;
@@ -63,8 +63,8 @@ impl Pair<'_> {
         end
     }
 
-    /// From the first byte that differs to the last, looked for in ever smaller blocks from
-    /// both ends.
+    /// From the first byte that differs to the last, searched in ever smaller blocks from both
+    /// ends.
     #[inline(always)]
     fn difference_body(&self) -> Range<usize> {
         let start = self.skip_start::<u64, 16>(0);
@@ -84,22 +84,22 @@ impl Pair<'_> {
     fn difference(&self) -> Range<usize> {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has the instructions, as just asked.
+            // SAFETY: the processor has the instructions, as was just checked.
             return unsafe { self.difference_avx2() };
         }
         self.difference_body()
     }
 
-    /// Says that the pairs behind this one will be compared as well. Only a matter of speed: of
-    /// lines of which the first and the last byte differ, nothing else is looked at, and their
-    /// coming from memory would be all that is waited for.
+    /// Prefetches pairs that will be compared later. Affects speed only: of lines whose first and
+    /// last bytes differ nothing else is read, so that comparing them would be nothing but waiting
+    /// for memory.
     #[inline(always)]
     fn prefetch_later(&self) {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             let len = self.known.len();
-            let start = len.wrapping_mul(AHEAD);
+            let start = len.wrapping_mul(PREFETCH_DISTANCE);
             for at in [start, start.wrapping_add(len).wrapping_sub(1)] {
                 for side in [self.memory, self.known.as_ptr()] {
                     // SAFETY: every x86-64 processor has the instruction, and it accesses
@@ -112,7 +112,7 @@ impl Pair<'_> {
 }
 
 /// Which of the bytes of `memory` differ from those of `known`: from the first that does to the
-/// last; empty if none does. The longer slice's bytes beyond the other are not looked at.
+/// last; empty if none does. Bytes of the longer slice beyond the other are not compared.
 ///
 /// ```
 /// assert_eq!(ram_block::difference(b"abcdef", b"axcdyf"), 1..5);
@@ -127,9 +127,9 @@ impl RamBlock {
     /// Which of the bytes at `offset` differ from `known`: from the first that does to the
     /// last, counted from `offset`; empty if none does.
     ///
-    /// Reads the memory once and copies nothing: to copy what differs costs no more than that
-    /// then. Stores that are made meanwhile are seen or not; they mark their pages, as always,
-    /// and whoever takes bits first and compares then finds them the next time.
+    /// Reads the memory once and copies nothing: copying what differs afterwards costs no more than
+    /// the copy. Concurrent stores are seen or not; they mark their pages, as always, so that a
+    /// caller that takes bits first and then compares finds them the next time.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -13,8 +13,8 @@ use crate::sys::pagemap::{self, Pagemap};
 #[cfg(test)]
 mod tests;
 
-/// Parts that are looked for at once, about.
-const MOST: usize = 1024;
+/// About how many parts are looked up at once.
+const MAX_FOUND: usize = 1024;
 
 /// The parts of a range of a block that may hold something other than zeros: what
 /// [`RamBlock::data_extents`] found.
@@ -23,34 +23,34 @@ pub struct DataExtents<'a> {
     mapping: &'a Mapping,
     page: PageSize,
     data: Data<'a>,
-    /// What is asked for.
+    /// The requested range.
     range: Range<u64>,
-    /// Up to where was looked; whole pages.
+    /// How far the kernel was asked; a multiple of the page size.
     at: u64,
-    /// Up to where to look; whole pages.
+    /// How far the kernel is to be asked; a multiple of the page size.
     end: u64,
-    /// What was found there and not yet returned, in order.
+    /// Parts that were found and not returned yet, in order.
     found: VecDeque<Range<u64>>,
-    /// The last one found, which the next may continue.
+    /// The last part that was found, which the next may extend.
     open: Option<Range<u64>>,
     buffer: Vec<Range<u64>>,
 }
 
 impl RamBlock {
-    /// The bytes of `range` that may hold something other than zeros, as ranges in ascending
-    /// order with something between them. All other bytes of the range read as zeros at the
-    /// time when the iterator passes them, and take no memory that reading them would not
-    /// take first. Nothing is touched: the kernel is asked.
+    /// The bytes of `range` that may hold something other than zeros, as ranges in ascending order
+    /// with a gap between any two. All other bytes of the range read as zeros at the time when the
+    /// iterator passes them, and take no memory until they are read. Touches no memory: asks the
+    /// kernel.
     ///
-    /// Costs what is there: a block that was never touched costs microseconds at any size, 2
-    /// GiB of 4 KiB pages 3 ms. Of anonymous memory, what this process has pages for is data;
-    /// of memory files and of files on ext4, XFS, Btrfs and tmpfs what the file has, so that
-    /// what other processes wrote is included. Of anything else (copies of files, memory of
-    /// the caller), and where the kernel does not answer, all of the range is. What lies
-    /// outside the block is left out.
+    /// Costs as much as there is data: a block that was never touched costs microseconds at any
+    /// size, 2 GiB of 4 KiB pages 3 ms. Of anonymous memory, the pages that this process has are
+    /// data; of memory files and of files on ext4, XFS, Btrfs and tmpfs, what the file system
+    /// reports, which includes the writes of other processes. Of anything else (copies of files,
+    /// memory of the caller), and if the kernel does not answer, all of the range is data. Bytes
+    /// outside the block are left out.
     ///
-    /// A store that is made meanwhile may be seen or not. Who needs it takes the dirty bits of
-    /// the range first, then asks, then reads: a later store sets its bit again.
+    /// A concurrent store may be seen or not. A caller that must not miss one takes the dirty bits
+    /// of the range first, then calls this, then reads: a later store sets its bit again.
     ///
     /// ```
     /// use ram_block::RamBlock;
@@ -78,15 +78,15 @@ impl RamBlock {
 }
 
 impl DataExtents<'_> {
-    /// Looks on, and puts what it finds in `found`.
-    fn look(&mut self) {
+    /// Asks the kernel for the next parts, and adds them to `found`.
+    fn find_more(&mut self) {
         let next = match self.data {
             Data::Unknown => None,
             Data::Pages(pagemap) => self.pages(pagemap),
             Data::File { file, offset, pagemap } => self.file_and_pages(file, offset, pagemap),
         };
         let Some(next) = next else {
-            // Who does not know says that all is data.
+            // Without an answer, all of it counts as data.
             self.found.clear();
             self.found.push_back(self.at..self.end);
             self.at = self.end;
@@ -95,8 +95,8 @@ impl DataExtents<'_> {
         self.at = next;
     }
 
-    /// The pages from `at` on that this process has, in the buffer, and up to where these are
-    /// all.
+    /// Fills the buffer with the pages from `at` on that this process has; returns up to where
+    /// these are all.
     fn present(&mut self, pagemap: &Pagemap) -> Option<u64> {
         self.buffer.clear();
         let base = self.mapping.start().as_ptr() as u64;
@@ -113,8 +113,8 @@ impl DataExtents<'_> {
         Some(next)
     }
 
-    /// What this process has pages for, and between these what the file has: the process's
-    /// pages are found faster.
+    /// The pages that this process has, and in the gaps between them the data of the file: the
+    /// process's pages are found faster.
     fn file_and_pages(
         &mut self,
         file: &File,
@@ -130,12 +130,12 @@ impl DataExtents<'_> {
         let stop = next..next;
         for part in self.buffer.iter().chain([&stop]) {
             while at < part.start {
-                if self.found.len() >= MOST {
+                if self.found.len() >= MAX_FOUND {
                     return Some(at);
                 }
                 let gap = offset + at..offset + part.start;
                 let Some(data) = pagemap::next_data(file, gap).ok()? else { break };
-                // A file system may tell of units smaller than a page.
+                // A file system may report units smaller than a page.
                 let (start, end) = (data.start - offset, data.end - offset);
                 let start = self.page.page_of(start) * self.page.bytes();
                 let end = self.page.count(end) * self.page.bytes();
@@ -169,7 +169,7 @@ impl Iterator for DataExtents<'_> {
             if self.at >= self.end {
                 return self.open.take().map(|whole| self.cut(whole));
             }
-            self.look();
+            self.find_more();
         }
     }
 }
@@ -177,7 +177,7 @@ impl Iterator for DataExtents<'_> {
 impl FusedIterator for DataExtents<'_> {}
 
 impl DataExtents<'_> {
-    /// Without what was not asked for.
+    /// Cuts a part to the requested range.
     fn cut(&self, part: Range<u64>) -> Range<u64> {
         part.start.max(self.range.start)..part.end.min(self.range.end)
     }

@@ -1,4 +1,4 @@
-//! Memory that is zero, and that is made so.
+//! Finding pages that are zero, and zeroing bytes.
 
 use std::ops::Range;
 
@@ -14,8 +14,8 @@ impl RamBlock {
     ///
     /// All pages are read, up to the first bytes that are not zero, as fast as memory can be.
     /// Reading makes the host allocate pages that a memory file does not have yet:
-    /// [`data_extents`](Self::data_extents) tells where there is something to read. A store
-    /// that is made meanwhile may be seen or not.
+    /// [`data_extents`](Self::data_extents) returns where there is something to read. A concurrent
+    /// store may be seen or not.
     ///
     /// ```
     /// use ram_block::{PageSize, RamBlock};
@@ -40,12 +40,11 @@ impl RamBlock {
         Ok(zero_scan::mask(&self.reserved(range), index(page.bytes())))
     }
 
-    /// Makes `len` bytes from `offset` on read as zeros, and marks the pages of those that did
-    /// not. What has no memory stays without, and what reads as zeros already is not written.
+    /// Makes `len` bytes from `offset` on read as zeros, and marks the pages of those that did not.
+    /// Bytes without memory get none, and bytes that are zero already are not written.
     ///
-    /// Other than [`discard`](Self::discard) it takes any bytes and gives no memory back. The
-    /// kernel is asked what is there, once for a range of any size: neighbouring ranges are
-    /// better zeroed together.
+    /// Unlike [`discard`](Self::discard) it takes any byte range and frees no memory. The kernel is
+    /// asked for data once for a range of any size: zero neighbouring ranges together.
     ///
     /// # Errors
     ///
@@ -63,7 +62,7 @@ impl RamBlock {
     fn zero_part(&self, part: Range<u64>) {
         let page = self.page_size();
         let up = |at: u64| page.count(at) * page.bytes();
-        // Whole pages by masks, and what is left at both ends byte by byte.
+        // Whole pages by masks, and the rest at both ends byte by byte.
         let whole = up(part.start)..page.page_of(part.end) * page.bytes();
         if whole.is_empty() {
             let first = up(part.start).min(part.end);

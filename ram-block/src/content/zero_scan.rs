@@ -1,22 +1,22 @@
 //! Whether memory is all zeros, at the speed at which it can be read.
 //!
-//! A guest may store to the memory meanwhile, so no reference to it is made: it is read by
-//! instructions that the compiler does not see into, or by volatile loads. Of a store under
-//! way they find some bytes and others not, as another processor would.
+//! A guest may store to the memory meanwhile, so no reference to it is made: it is read by inline
+//! assembly, which the compiler does not look into, or by volatile loads. They may see a concurrent
+//! store in part, as another CPU would.
 #![allow(unsafe_code)]
 
 use vm_memory::VolatileSlice;
 
-/// Bytes that a loop looks at in one turn.
+/// Bytes that a loop reads in one turn.
 const TURN: usize = 256;
 
-/// Bytes of a line of the processor's cache, or of a part of one.
+/// Bytes of a line of the CPU's cache, or of a part of one.
 const LINE: usize = 64;
 
-/// The lines of a page that are fetched while the page so many pages before it is looked
-/// at: the processor fetches ahead by itself, but not across pages of 4 KiB.
-const FETCHED: [usize; 2] = [0, LINE];
-const AHEAD: usize = 2;
+/// The lines of a page that are prefetched while the page so many pages before it is scanned: the
+/// CPU prefetches by itself, but not across pages of 4 KiB.
+const PREFETCHED_LINES: [usize; 2] = [0, LINE];
+const PREFETCH_DISTANCE: usize = 2;
 
 /// Whether `len` bytes from an address on are zero, both multiples of [`TURN`] and `len` not
 /// zero.
@@ -26,8 +26,8 @@ const AHEAD: usize = 2;
 /// The bytes are mapped and may be read.
 type Scan = unsafe fn(*const u8, usize) -> bool;
 
-/// With 32 bytes a load. The first line is looked at on its own: a page that is not zero has
-/// something there as a rule. Wider registers are no faster: this is as fast as memory.
+/// Loads 32 bytes at once. The first line is checked on its own: a page that is not zero usually
+/// has something there. Wider registers are no faster: this is as fast as memory.
 ///
 /// # Safety
 ///
@@ -35,8 +35,8 @@ type Scan = unsafe fn(*const u8, usize) -> bool;
 #[cfg(target_arch = "x86_64")]
 unsafe fn avx(start: *const u8, len: usize) -> bool {
     let rest: usize;
-    // SAFETY: reads the `len` bytes from `start` on, of which the caller says that they are
-    // there, and touches nothing else but registers that a call may change.
+    // SAFETY: reads the `len` bytes from `start` on, which are mapped as the caller guarantees, and
+    // changes nothing but registers that a call may change.
     unsafe {
         std::arch::asm!(
             "vmovups ymm0, [rdi]",
@@ -59,8 +59,7 @@ unsafe fn avx(start: *const u8, len: usize) -> bool {
             "sub rsi, {turn}",
             "jnz 2b",
             "3:",
-            // What is compiled without AVX would be slowed down by what is left in the upper
-            // halves.
+            // What is left in the upper halves would slow down code that is compiled without AVX.
             "vzeroupper",
             inout("rdi") start => _,
             inout("rsi") len => rest,
@@ -72,7 +71,7 @@ unsafe fn avx(start: *const u8, len: usize) -> bool {
     rest == 0
 }
 
-/// With 8 bytes a load, which many processors do as fast as their memory allows.
+/// Loads 8 bytes at once, which many CPUs do as fast as their memory allows.
 ///
 /// # Safety
 ///
@@ -80,7 +79,7 @@ unsafe fn avx(start: *const u8, len: usize) -> bool {
 unsafe fn portable(start: *const u8, len: usize) -> bool {
     let any = |from: usize, len: usize| {
         (from..from + len).step_by(8).fold(0, |any, at| {
-            // SAFETY: within the `len` bytes that the caller says are there.
+            // SAFETY: within the `len` bytes that the caller guarantees to be mapped.
             let word = unsafe { start.add(at) }.cast::<u64>();
             // SAFETY: as above; `start` is a multiple of `TURN`, so this is one of 8.
             any | unsafe { word.read_volatile() }
@@ -97,7 +96,7 @@ fn best() -> Scan {
     portable
 }
 
-/// Only a matter of speed, whatever the address.
+/// Affects speed only, whatever the address.
 #[inline(always)]
 fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -126,11 +125,11 @@ fn mask_by(scan: Scan, memory: &VolatileSlice<'_>, page: usize) -> u64 {
     let mut mask = 0;
     for n in 0..(memory.len() / page).min(64) {
         let at = start.wrapping_add(n * page);
-        for line in FETCHED {
-            prefetch(at.wrapping_add(AHEAD * page + line));
+        for line in PREFETCHED_LINES {
+            prefetch(at.wrapping_add(PREFETCH_DISTANCE * page + line));
         }
-        // SAFETY: page `n` lies within the slice, whose memory is mapped as long as the slice
-        // is; the multiples were just checked, and `best` asks what the processor has.
+        // SAFETY: page `n` lies within the slice, whose memory is mapped as long as the slice is;
+        // the multiples were just checked, and `best` checks the CPU's features.
         mask |= u64::from(unsafe { scan(at, page) }) << n;
     }
     mask

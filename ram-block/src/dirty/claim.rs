@@ -1,6 +1,6 @@
-//! Claims: a client's bits can be taken once, so that they have one taker.
+//! Claims: the exclusive right to take a client's bits.
 //!
-//! `takers` says how it is kept that nobody else does.
+//! `takers` keeps all others from taking them.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -13,13 +13,12 @@ use crate::dirty::harvest::Harvest;
 use crate::dirty::memory::DirtyMemory;
 use crate::dirty::snapshot::DirtySnapshot;
 
-/// The right to take one client's bits of one block, which nobody else has as long as this is
-/// kept.
+/// The exclusive right to take one client's bits of one block, as long as this is kept.
 ///
-/// Made by [`DirtyMemory::claim`]. While it stands, all harvests through [`DirtyMemory`], and
-/// switching the client off there, fail with [`DirtyError::Claimed`]. A claim does not switch
-/// the client on. It outlives the client if that was registered and is gone: harvests fail with
-/// [`DirtyError::ClientOff`] then.
+/// Made by [`DirtyMemory::claim`]. While it exists, all harvests through [`DirtyMemory`], and
+/// switching the client off there, fail with [`DirtyError::Claimed`]. A claim does not switch the
+/// client on. It may outlive the registration of its client: then harvests fail with
+/// [`DirtyError::ClientOff`].
 #[must_use = "others may take the client's bits again when this is dropped"]
 pub struct DirtyClaim {
     dirty: Arc<DirtyMemory>,
@@ -28,7 +27,7 @@ pub struct DirtyClaim {
 }
 
 impl DirtyMemory {
-    /// Keeps everybody else from taking the bits of `client`, until the claim is dropped.
+    /// Claims the bits of `client`: until the claim is dropped, only the claim can take them.
     ///
     /// ```
     /// use ram_block::{DirtyClient, DirtyError, RamBlock};
@@ -46,8 +45,8 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::Claimed`] if a claim stands, or a harvest without one goes on for a tenth of
-    /// a second (one that visits runs may), [`DirtyError::Unregistered`], and
+    /// [`DirtyError::Claimed`] if there is a claim already, or a harvest without one runs for more
+    /// than a tenth of a second (one that visits runs may), [`DirtyError::Unregistered`], and
     /// [`DirtyError::CodeClient`] for the code client.
     pub fn claim(self: &Arc<Self>, client: DirtyClient) -> Result<DirtyClaim, DirtyError> {
         // Held, so that the client is neither switched off nor dropped meanwhile.
@@ -91,8 +90,8 @@ impl DirtyClaim {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::OutOfRange`] and [`DirtyError::ClientOff`], also if the client was
-    /// registered and is gone.
+    /// [`DirtyError::OutOfRange`] and [`DirtyError::ClientOff`], also if the client is no longer
+    /// registered.
     pub fn snapshot_and_clear_into(
         &self,
         pages: Range<u64>,
@@ -127,7 +126,7 @@ impl DirtyClaim {
         self.dirty.take_runs(self.client, disable_count, pages, gap, visit)
     }
 
-    /// Switches the client off, as [`DirtyMemory::disable`] does. The claim stands.
+    /// Switches the client off, as [`DirtyMemory::disable`] does. The claim stays.
     pub fn disable(&self) {
         let names = self.dirty.lock_names();
         if self.check().is_ok() {
@@ -135,13 +134,13 @@ impl DirtyClaim {
         }
     }
 
-    /// Whether the claim stands: a client that was registered may be gone, and its number
-    /// somebody else's. Returns how often the client was switched off before: if the claim ends
-    /// after this, that count changes before anybody gets the number, and a harvest gives back
-    /// what it took of his.
+    /// Checks that the claim is still valid: the client may be unregistered, and another client may
+    /// have its number. Returns how often the client was switched off before: if the claim ends
+    /// after this, that count changes before another client gets the number, and a harvest gives
+    /// back what it took of that client.
     fn check(&self) -> Result<u64, DirtyError> {
         let Self { dirty, client, number } = self;
-        // First: a count that is read later may be that of the client's successor.
+        // Read first: a count that is read later may be that of the client's successor.
         let disable_count = dirty.disable_count(*client);
         if dirty.takers[client.index()].has(*number) {
             return Ok(disable_count);
@@ -258,7 +257,7 @@ mod tests {
         assert_eq!(refused, DirtyError::Unregistered { client: unknown });
     }
 
-    /// Somebody who harvests without a break, as a display without a claim may.
+    /// A client that harvests without a break, as a display without a claim may.
     #[test]
     fn harvests_that_never_end_do_not_keep_a_claim_from_being_taken() {
         let memory = memory();
@@ -284,7 +283,7 @@ mod tests {
         assert!(!memory.is_claimed(VGA) && memory.unclaimed(VGA).is_ok());
     }
 
-    /// The client goes after a harvest has seen the claim stand, and its number is another's
+    /// The client is dropped after a harvest has found the claim valid, and its number is another's
     /// when bits are taken.
     #[test]
     fn a_claim_that_ends_in_the_middle_of_a_harvest_takes_nothing_of_the_next_clients() {
@@ -316,8 +315,8 @@ mod tests {
         }
     }
 
-    /// Harvests without a claim, which begin at any time: whatever is marked once the claim
-    /// stands is the claim's.
+    /// Harvests without a claim, which begin at any time: all bits that are marked once the claim
+    /// is granted are the claim's.
     #[test]
     fn nothing_that_is_marked_after_a_claim_goes_to_others() {
         let memory = memory();

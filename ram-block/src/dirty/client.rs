@@ -1,13 +1,13 @@
-//! Who wants to know what changed.
+//! Clients: the consumers of dirty pages.
 
 use std::fmt;
 use std::sync::Arc;
 
 /// A consumer of dirty pages, with a bitmap of its own.
 ///
-/// The three built-in clients keep QEMU's numbers; the others are given out by
-/// [`DirtyMemory::register`](crate::DirtyMemory::register), and mean something as long as
-/// that registration lives.
+/// The three built-in clients keep QEMU's numbers; the others are allocated by
+/// [`DirtyMemory::register`](crate::DirtyMemory::register), and are valid as long as that
+/// registration lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DirtyClient(u8);
 
@@ -29,7 +29,7 @@ impl DirtyClient {
         (0..8).map(Self)
     }
 
-    /// Those that are given out at run time, in the order of their numbers.
+    /// The clients that are allocated at run time, in the order of their numbers.
     pub fn dynamic() -> impl Iterator<Item = Self> {
         (3..8).map(Self)
     }
@@ -71,12 +71,12 @@ pub(super) fn name_of(names: &Names, client: DirtyClient) -> Option<&str> {
     client.built_in_name().or(names[client.index()].as_deref())
 }
 
-/// A set of clients: the mask of who logs a piece of memory.
+/// A set of clients: those that log a piece of memory, for example.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ClientSet(u8);
 
 impl ClientSet {
-    /// Nobody.
+    /// The empty set.
     pub const EMPTY: Self = Self(0);
 
     pub(crate) const fn from_bits(bits: u8) -> Self {
@@ -88,7 +88,7 @@ impl ClientSet {
         self.0
     }
 
-    /// Whether nobody is in the set.
+    /// Whether the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -110,13 +110,13 @@ impl ClientSet {
         Self(self.0 & !(1 << client.0))
     }
 
-    /// Those in either set.
+    /// The clients in either set.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Those in both sets.
+    /// The clients in both sets.
     #[must_use]
     pub const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)

@@ -10,36 +10,36 @@ use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
 use crate::dirty::watched::in_a_hook;
 
-/// What a translator read its code under; see [`CodeWatch::is_current`].
+/// Returned by [`CodeWatch::watch`]: by this a translator checks the code that it has read since;
+/// see [`CodeWatch::is_current`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchToken(u64);
 
 /// A translator's watch over the pages of one block that it has translated.
 ///
-/// Made by [`DirtyMemory::watch_code`]; nothing is watched any more when it is dropped, and no
-/// hook runs, unless it is dropped in a hook.
+/// Made by [`DirtyMemory::watch_code`]. Dropping it stops all watching, and waits for calls of the
+/// hook to return, unless it is dropped in a hook.
 ///
-/// Whatever marks a page as written reports it: writes through vm-memory,
-/// [`DirtyMemory::mark`], and merges of what others logged. A guest that writes under
-/// KVM reports when its log is merged.
+/// Each mark of a page as written reports it: writes through vm-memory, [`DirtyMemory::mark`], and
+/// merges of logs of others. A write of a guest under KVM is reported when KVM's log is merged.
 pub struct CodeWatch {
     dirty: Arc<DirtyMemory>,
 }
 
 impl DirtyMemory {
-    /// Lets a translator watch the pages that it translates: `invalidate` is called with
-    /// the number of each watched page that is written, once, before the writer's mark
-    /// returns. The page is not watched any more then.
+    /// Lets a translator watch the pages that it translates: the hook `invalidate` is called with
+    /// the number of each watched page that is written, once, before the writer's mark returns. The
+    /// page is no longer watched then.
     ///
-    /// The hook runs on the writer's thread, one at a time for a block: it must not wait for
-    /// another thread that writes watched pages, so hold no lock that it takes while you do. An
-    /// accelerator that merges its log calls it with its own locks held: it must not sync or
-    /// change a map that an accelerator follows. It may write to its block and to others that
-    /// are watched, and drop watches. To watch pages of its block from within is an error. What
-    /// the hook writes to the page that it is told of is not told again, unless the page was
-    /// watched anew meanwhile. If hooks of several blocks write each other's blocks, one that is
-    /// caused by another hook does not wait for one that runs on another thread: a hook may then
-    /// run on two threads at a time, and be told of a page twice.
+    /// The hook runs on the writer's thread, one call at a time for a block. It must not wait for
+    /// another thread that writes watched pages: so hold no lock that the hook takes while you
+    /// write. An accelerator that merges its log calls the hook with its own locks held: the hook
+    /// must not sync or change a map that an accelerator follows. It may write to its block and to
+    /// others that are watched, and drop watches. Within it, watching pages of its block is an
+    /// error. A write of the hook to the page that it was called for is not reported again, unless
+    /// the page was watched again meanwhile. If hooks of several blocks write each other's blocks,
+    /// a hook that is caused by another hook does not wait for one that runs on another thread: a
+    /// hook may then run on two threads at a time, and be called for a page twice.
     ///
     /// ```
     /// use std::sync::{Arc, Mutex};
@@ -68,8 +68,7 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::Watched`] if somebody watches this block already, and
-    /// [`DirtyError::NoMemory`].
+    /// [`DirtyError::Watched`] if this block has a watch already, and [`DirtyError::NoMemory`].
     pub fn watch_code(
         self: &Arc<Self>,
         invalidate: impl Fn(u64) + Send + Sync + 'static,
@@ -85,7 +84,7 @@ impl DirtyMemory {
 }
 
 impl CodeWatch {
-    /// Watches `pages` from now on: to be called before their code is read.
+    /// Watches `pages` from now on; call it before their code is read.
     ///
     /// Each write that this thread does not read afterwards is reported. Costs a system
     /// call of some microseconds (`membarrier`) unless all of them are watched already.
@@ -96,29 +95,29 @@ impl CodeWatch {
     /// [`DirtyError::CalledFromHook`] from within the hook, whose page would not stay watched.
     pub fn watch(&self, pages: Range<u64>) -> Result<WatchToken, DirtyError> {
         let code = self.dirty.code();
-        if code.is_telling() {
+        if code.is_in_hook() {
             return Err(DirtyError::CalledFromHook);
         }
         let check = || self.dirty.check(&pages, self.dirty.pages());
         check()?;
         let mut reports = code.reports();
         if let Some(watches) = self.dirty.code().watches(self.dirty.switches()) {
-            // Under the lock: who finds a page watched may rely on the barrier.
+            // Under the lock: a thread that finds a page watched may rely on the barrier.
             reports.watch(&watches, &pages, || self.dirty.fence_writers());
-            // A resize changes the length, then reports the watched pages that go. If it has
-            // not seen these, its change of the length is seen here. They stay watched, which
-            // costs a report of too much and loses none of another translator's.
+            // A resize changes the length, then reports the watched pages that it removes. If it
+            // has not seen these, its change of the length is seen here. They stay watched, which
+            // costs one report too many and loses none of another translator's.
             check()?;
         }
-        // A report that begins now is seen by `is_current`; one that has begun began with a
-        // store that this thread reads.
+        // `is_current` sees a report that begins from now on; one that has begun before began with
+        // a store that this thread reads.
         Ok(WatchToken(code.invalidations.load(Ordering::Acquire)))
     }
 
-    /// Whether no page of the block was reported since `watching`.
+    /// Whether no page of the block was reported or unwatched since `watching` was returned.
     ///
-    /// To be asked after a translation can be found by the hook: a report that came
-    /// before found nothing to invalidate. False says only that some page was written.
+    /// Call it once the hook can find the translation: a report before that found nothing to
+    /// invalidate. False says only that some page was written or unwatched.
     pub fn is_current(&self, watching: WatchToken) -> bool {
         self.dirty.code().invalidations.load(Ordering::Acquire) == watching.0
     }
@@ -128,9 +127,9 @@ impl CodeWatch {
         page < self.dirty.pages() && self.dirty.code().contains(page)
     }
 
-    /// Stops watching `pages`: their translations are gone, and those that were read under
-    /// an earlier [`watch`](Self::watch) are not [current](Self::is_current) any more. Writes
-    /// under way may still be reported. Pages outside the block are ignored.
+    /// Stops watching `pages`, whose translations were dropped; code that was read under an earlier
+    /// [`watch`](Self::watch) is no longer [current](Self::is_current). Writes under way may still
+    /// be reported. Pages outside the block are ignored.
     pub fn unwatch(&self, pages: Range<u64>) {
         let code = self.dirty.code();
         let pages = pages.start..pages.end.min(self.dirty.pages());
@@ -152,14 +151,14 @@ impl Drop for CodeWatch {
             reports.unwatch_all(&watches);
         }
         let begun = reports.begun();
-        // A hook that waited for others could wait for one that waits for it.
+        // Inside of a hook this does not wait: it could wait for a hook that waits for this one.
         if !in_a_hook() {
             while reports.runs_before(begun) {
                 reports = code.ended.wait(reports).unwrap_or_else(PoisonError::into_inner);
             }
         }
         drop(reports);
-        // Last of these: the next watch finds no page watched.
+        // Last of these, so that the next watch begins with no page watched.
         let hook = code.hook().take();
         // Without a lock: what it owns may use the block.
         drop(hook);

@@ -1,4 +1,4 @@
-//! Which clients are on, and how long the block is: what changes under marks that are under way.
+//! Switching clients on and off, and resizing the block, while marks are under way.
 
 use std::io;
 use std::sync::OnceLock;
@@ -14,18 +14,18 @@ use crate::sys::membarrier;
 impl DirtyMemory {
     /// Switches `client` on: every write from now on marks it.
     ///
-    /// What was written before is not in its bitmap, so a client that mirrors
+    /// Earlier writes are not in its bitmap, so a client that mirrors
     /// memory begins by taking all of it. A page whose write was under way is
     /// either marked, or has its new contents in memory when this returns: a
     /// client that reads pages afterwards misses neither.
     ///
-    /// There is no count: the first switch off is one, unless the client is
-    /// [claimed](Self::claim). Who logs a block through a
-    /// memory map leaves its switches to the map.
+    /// Calls are not counted: a single switch off is enough, unless the client is
+    /// [claimed](Self::claim). Do not call this for a block that is logged through a memory map:
+    /// the map switches its clients.
     ///
-    /// Uses the `membarrier` system call. A sandbox that comes to forbid it between the
-    /// first block and this call should allow it: writes that were under way in that
-    /// very moment are then not covered by the promise above.
+    /// Uses the `membarrier` system call. A sandbox that begins to forbid it between the first
+    /// block and this call should allow it: writes that were under way in that very moment are then
+    /// not covered by the promise above.
     ///
     /// # Errors
     ///
@@ -50,28 +50,27 @@ impl DirtyMemory {
         Ok(())
     }
 
-    /// Sets the client's bit, for every write that this thread has not seen.
+    /// Sets the client's bit; each write that this thread does not see yet will see the bit.
     fn switch_on(&self, client: DirtyClient) {
         let bit = 1 << client.number();
         if self.enabled.fetch_or(bit, Ordering::SeqCst) & bit == 0 {
-            // After the bit: a merge that follows a look at the new count reaches the client.
-            // Before the caller's next step: a page that the client reads, or a write that
-            // it is promised, comes after the count has changed.
+            // After the bit: a merge that follows a read of the new count reaches the client.
+            // Before the caller's next step: pages that the client reads, and writes that it has to
+            // see, come after the count has changed.
             self.switch_ons.fetch_add(1, Ordering::SeqCst);
         }
         self.fence_writers();
     }
 
-    /// How often a client was switched on, by whichever map or caller. A code watch is not
-    /// counted; see [`report_to_code`](Self::report_to_code).
+    /// How often a client was switched on, by any map or caller. A code watch is not counted; see
+    /// [`report_to_code`](Self::report_to_code).
     ///
-    /// For a synchronizer that keeps pages that it has merged, to clear them later in a log
-    /// such as KVM's: a client that was switched on since was not given those pages, and
-    /// may need them. Read the count before the [`merge`](Self::merge) and again before and
-    /// *after* the clear. If it differs before, keep the pages in the log. If it differs
-    /// after, merge what was cleared once more: the client may have come in between. The
-    /// count changes after [`enable`](Self::enable) has switched the client on and before it
-    /// returns.
+    /// For a synchronizer that keeps pages that it has merged, to clear them later in a log such as
+    /// KVM's: a client that was switched on since was not given those pages, and may need them.
+    /// Read the count before the [`merge`](Self::merge) and again before and *after* the clear. If
+    /// it differs before, keep the pages in the log. If it differs after, merge what was cleared
+    /// once more: the client may have been switched on in between. The count changes after
+    /// [`enable`](Self::enable) has switched the client on and before it returns.
     pub fn switch_ons(&self) -> u64 {
         // SeqCst: ordered after the caller's clear, which has its own barriers where it
         // interrupts other processors.
@@ -79,13 +78,13 @@ impl DirtyMemory {
         self.switch_ons.load(Ordering::SeqCst)
     }
 
-    /// Parts every write of this process in two: it is in memory when this returns, or
-    /// its mark sees what this thread did before.
+    /// Divides all writes of this process in two: a write is in memory when this returns, or its
+    /// mark sees what this thread did before.
     pub(crate) fn fence_writers(&self) {
         if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !membarrier::every_thread() {
             log::warn!(
-                "membarrier is refused since the start: each mark of guest memory fences from now \
-                    on"
+                "membarrier is refused, which was allowed at first: each mark of guest memory \
+                    fences from now on"
             );
             self.enabled.fetch_or(WRITERS_FENCE, Ordering::SeqCst);
         }
@@ -105,7 +104,7 @@ impl DirtyMemory {
         if client == DirtyClient::CODE {
             return Err(DirtyError::CodeClient);
         }
-        // Held: a claim is taken before or after this.
+        // Held, so that a claim is taken before or after this.
         let names = self.lock_names();
         if self.is_claimed(client) {
             return Err(DirtyError::Claimed { client });
@@ -127,19 +126,18 @@ impl DirtyMemory {
 
     /// How often `client` was switched off, or the block resized.
     ///
-    /// Between two looks with the same result, no bits of the client were dropped and the
-    /// block had one length: who builds on all that was harvested since the first look can
-    /// tell.
+    /// Between two calls with the same result, no bits of the client were dropped and the block had
+    /// one length: by this a consumer can check that all it has harvested since is still valid.
     pub fn epoch(&self, client: DirtyClient) -> u64 {
         self.disable_count(client) + self.resizes.load(Ordering::Acquire)
     }
 
-    /// Makes it `pages` pages, of those that there is room for: drops the bits of those
-    /// that go, and sets those of those that come. Watched pages that go are to be reported
-    /// after it, by who holds no lock.
+    /// Makes the block `pages` pages long, within what is reserved: drops the bits of removed
+    /// pages, and sets those of added ones. The caller has to report removed pages to a code watch
+    /// afterwards, without holding a lock.
     pub(crate) fn resize(&self, pages: u64) {
         let switching = self.lock_names();
-        // Before and after: whoever looks in between can tell.
+        // Before and after, so that two reads around a part of this differ.
         self.resizes.fetch_add(1, Ordering::AcqRel);
         let old = self.pages.swap(pages, Ordering::AcqRel);
         let clients = self.enabled();
@@ -155,7 +153,7 @@ impl DirtyMemory {
     }
 }
 
-/// Gives `bitmap` addresses for `room` pages, unless it has them.
+/// Reserves `bitmap` for `room` pages, unless that was done.
 pub(crate) fn reserve(bitmap: &OnceLock<Bitmap>, room: u64) -> Result<&Bitmap, DirtyError> {
     let new = match bitmap.get() {
         Some(bitmap) => return Ok(bitmap),

@@ -1,4 +1,4 @@
-//! What can go wrong with a block's bitmaps.
+//! The errors of a block's bitmaps.
 
 use std::io;
 
@@ -32,19 +32,19 @@ pub enum DirtyError {
     /// The code client is not switched on and off and has no harvest: it watches pages.
     #[error("Client code has no dirty log: its pages are watched by watch_code")]
     CodeClient,
-    /// Somebody watches the block's code already.
+    /// The block has a code watch already.
     #[error("The code of this block is watched already")]
     Watched,
-    /// A hook that is told of a write wants pages to be watched.
+    /// The hook of a code watch asked for pages to be watched.
     #[error("Pages cannot be watched from within the hook that reports one")]
     CalledFromHook,
-    /// The number was not given out, or its registration is gone.
+    /// The client is not registered, or no longer.
     #[error("{client} is not registered here")]
     Unregistered {
         /// The client asked for.
         client: DirtyClient,
     },
-    /// All numbers are given out.
+    /// All numbers are in use.
     #[error("No client is left for \"{name}\": all {} are in use", DirtyClient::COUNT)]
     TooManyClients {
         /// The name of the client that was to be registered.
@@ -55,9 +55,9 @@ pub enum DirtyError {
     ClientTaken {
         /// The name of the client that was to be registered.
         name: String,
-        /// The client that is in the way.
+        /// The client that has the number or the name.
         client: DirtyClient,
-        /// The name of the client that is in the way.
+        /// Its name.
         taken: String,
     },
     /// The operating system has no addresses for a bitmap, or the process may not lock as much
@@ -66,22 +66,22 @@ pub enum DirtyError {
     NoMemory {
         /// Pages that the bitmap should have room for.
         pages: u64,
-        /// What the operating system said.
+        /// The error of the operating system.
         kind: io::ErrorKind,
     },
-    /// Somebody has claimed the client's bits, so nobody else takes them, or drops them by
-    /// switching the client off.
+    /// The client's bits are claimed: only the claim can take them, or drop them by switching the
+    /// client off.
     #[error("Client {client}'s bits are claimed, and only the claim can take them")]
     Claimed {
         /// The client asked for.
         client: DirtyClient,
     },
-    /// The client logs nothing, so there is nothing to harvest.
+    /// The client is off, so there is nothing to harvest.
     #[error("Client {client} is off, only {enabled} log here")]
     ClientOff {
         /// The client asked for.
         client: DirtyClient,
-        /// Those that are on.
+        /// The clients that are on.
         enabled: ClientSet,
     },
 }

@@ -1,5 +1,5 @@
-//! Taking a client's bits: as a snapshot, into a private bitmap, or word by word; and the
-//! promise to do something with what was taken.
+//! Taking a client's bits: as a snapshot, into a private bitmap, or word by word; and the guard
+//! that gives a snapshot's bits back unless they were dealt with.
 
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -13,20 +13,19 @@ use crate::dirty::memory::DirtyMemory;
 use crate::dirty::snapshot::DirtySnapshot;
 use crate::page::index;
 
-/// Dirty pages that were taken from a client's bitmap and are not yet dealt with.
+/// Dirty pages that were taken from a client's bitmap and are not dealt with yet.
 ///
-/// Holding one proves that the bits are no longer in the bitmap and that nobody
-/// else has them. [`commit`](Harvest::commit) says that the work is done (the
-/// lines drawn, the pages sent or noted in a private bitmap). Dropped without
-/// that, by an early return or a panic, it **gives the bits back**, so that the
-/// next harvest finds them again.
+/// Holding one proves that the bits are no longer in the bitmap and that no other harvest has them.
+/// [`commit`](Harvest::commit) declares the work done (the lines drawn, the pages sent or noted in
+/// a private bitmap). Dropped without that, by an early return or a panic, it **gives the bits
+/// back**, so that the next harvest finds them again.
 #[must_use = "a harvest that is dropped gives its bits back; commit it when its pages are dealt \
     with"]
 pub struct Harvest {
     /// Empty once committed.
     owner: Option<Arc<DirtyMemory>>,
     client: DirtyClient,
-    /// How often the client had been switched off: its bits are dropped with it.
+    /// How often the client had been switched off before: the bits are dropped if it is again.
     disable_count: u64,
     snapshot: DirtySnapshot,
 }
@@ -105,8 +104,8 @@ impl DirtyMemory {
         self.take_snapshot(client, self.disable_count(client), pages, buffer)
     }
 
-    /// Whoever calls this may take the client's bits, if it was switched off `disable_count` times
-    /// before he made sure of that.
+    /// The caller has the right to take the client's bits, and made sure of that after it read
+    /// `disable_count`, the count of the client's switches off.
     pub(super) fn take_snapshot(
         self: &Arc<Self>,
         client: DirtyClient,
@@ -121,9 +120,9 @@ impl DirtyMemory {
         Ok(Harvest::new(self.clone(), client, disable_count, buffer))
     }
 
-    /// Whether `client` was on all the time since it had been switched off `disable_count` times.
-    /// If not, some of what was taken from `pages` meanwhile may be of whoever has its number
-    /// now: all of them are marked for him.
+    /// Whether `client` was on all the time since `disable_count` was read. If not, some of the
+    /// bits that were taken from `pages` meanwhile may belong to a new client of the same number:
+    /// all of `pages` are marked for it.
     pub(crate) fn check_still_on(
         &self,
         client: DirtyClient,
@@ -145,7 +144,8 @@ impl DirtyMemory {
         }
     }
 
-    /// Takes the bits of `pages` from both parts; a word may come twice, with other bits.
+    /// Takes the bits of `pages` from both parts, the locked and the atomic one; a word may be
+    /// passed to `sink` twice, with different bits.
     pub(crate) fn take_words(
         &self,
         client: DirtyClient,
@@ -165,7 +165,7 @@ impl DirtyMemory {
     ) -> Option<Range<u64>> {
         let bulk =
             self.lock_bulk()[client.index()].as_ref().and_then(|bulk| bulk.dirty_granule(pages));
-        // No need to look past what the one part has.
+        // The other part need not be searched past what this one has.
         let before = pages.start..bulk.as_ref().map_or(pages.end, |granule| granule.start);
         let marked =
             self.bitmaps[client.index()].get().and_then(|bitmap| bitmap.dirty_granule(&before));
@@ -195,15 +195,14 @@ impl DirtyMemory {
     /// the whole block that its consumer keeps for itself. Returns how many bits of
     /// `into` are new.
     ///
-    /// Word n of `into` has the pages from 64 n on, the least significant bit the lowest
-    /// page. The bits are the consumer's then: nobody gives them back. Costs what is
-    /// dirty, and allocates nothing.
+    /// Word n of `into` has the pages from 64 n on, the least significant bit the lowest page. The
+    /// bits are the consumer's from then on: nothing gives them back. Costs as much as is dirty,
+    /// and allocates nothing.
     ///
     /// # Errors
     ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages,
-    /// [`DirtyError::ShortBitmap`] if `into` has not, [`DirtyError::ClientOff`] and
-    /// [`DirtyError::Claimed`].
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, [`DirtyError::ShortBitmap`] if
+    /// `into` is too short for them, [`DirtyError::ClientOff`] and [`DirtyError::Claimed`].
     pub fn move_into(
         &self,
         client: DirtyClient,
@@ -214,7 +213,7 @@ impl DirtyMemory {
         self.move_bits(client, self.disable_count(client), pages, into)
     }
 
-    /// Whoever calls this may take the client's bits, as with
+    /// The caller has the right to take the client's bits, as for
     /// [`take_snapshot`](Self::take_snapshot).
     pub(super) fn move_bits(
         &self,
@@ -241,7 +240,7 @@ impl DirtyMemory {
         Ok(new)
     }
 
-    /// Takes what anybody marked.
+    /// Takes the bits that marks have set: those of the atomic part.
     pub(crate) fn take_marked(
         &self,
         client: DirtyClient,

@@ -1,4 +1,4 @@
-//! The dirty bitmaps of one block, and the fan-out to all of them.
+//! The dirty bitmaps of one block; a mark sets the bits of all clients that are on.
 
 use std::fmt;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use crate::dirty::watched::Watched;
 use crate::page::PageSize;
 use crate::sys::membarrier;
 
-/// The bulk part of each client that is on.
+/// The locked part of each client that is on.
 pub(super) type BulkParts = [Option<LockedBitmap>; DirtyClient::COUNT];
 
 /// Set in `enabled` where writers must fence for themselves; see `membarrier`.
@@ -24,17 +24,15 @@ pub(super) const WRITERS_FENCE: u64 = 1 << 63;
 
 /// The dirty bitmaps of one block: one for each [`DirtyClient`] that is on.
 ///
-/// All methods may be called from any thread at any time. A mark that has
-/// returned is in the next harvest of every client that was on when the mark
-/// began, or in one that was running at the time. Two harvests of one client at the
-/// same time share its bits in some way; a client has one harvester as a rule, who
-/// [claims](Self::claim) its bits to make sure of that. Page 0 is bit 0 of word 0, so
-/// blocks never share a word.
+/// All methods may be called from any thread at any time. A mark that has returned is in the next
+/// harvest of every client that was on when the mark began, or in one that was running at the time.
+/// Two harvests of one client at the same time split its bits in an unspecified way; usually a
+/// client has one harvester, which [claims](Self::claim) its bits to make sure of that. Page 0 is
+/// bit 0 of word 0, so blocks never share a word.
 ///
-/// As vm-memory's `Bitmap` it marks whatever is written through a slice that
-/// carries it. Pointers escape it: after a write through `get_host_address`,
-/// `PtrGuardMut::as_ptr`, `get_atomic_ref` or `aligned_as_mut`, call
-/// [`mark`](Self::mark).
+/// As vm-memory's `Bitmap` it marks whatever is written through a slice that carries it. Writes
+/// through raw pointers are not marked: after a write through `get_host_address`,
+/// `PtrGuardMut::as_ptr`, `get_atomic_ref` or `aligned_as_mut`, call [`mark`](Self::mark).
 pub struct DirtyMemory {
     page_size: PageSize,
     /// How many pages there are now.
@@ -44,24 +42,23 @@ pub struct DirtyMemory {
     /// The mask of clients that are on, and [`WRITERS_FENCE`]. The code client is in it
     /// while a page is watched.
     pub(super) enabled: AtomicU64,
-    /// The names of registered clients. Held while a client is switched: the bits that
-    /// switching off drops are not those of a client that somebody else has switched on
-    /// again.
+    /// The names of registered clients. Held while a client is switched on or off, so that a switch
+    /// off never drops the bits of a client that another thread has switched on again.
     names: Mutex<Names>,
-    /// Who may take each client's bits.
+    /// The right to take each client's bits.
     pub(super) takers: [Takers; DirtyClient::COUNT],
-    /// How many claims were asked for.
+    /// How many claims were requested.
     pub(super) claims: AtomicU64,
     /// How often each client was switched off.
     pub(super) epochs: [AtomicU64; DirtyClient::COUNT],
-    /// How often a client, whichever, was switched on.
+    /// How often any client was switched on.
     pub(super) switch_ons: AtomicU64,
     /// How often the length was changed.
     pub(super) resizes: AtomicU64,
-    /// What the synchronizer merged, under this lock; of clients that are on.
+    /// The bits that the synchronizer merged, of clients that are on; under this lock.
     bulk: Mutex<BulkParts>,
-    /// What anybody marked. Reserved when a client is first on; without memory while it
-    /// is off.
+    /// The bits that marks have set. Reserved when a client is first on; without memory while it is
+    /// off.
     pub(super) bitmaps: [OnceLock<Bitmap>; DirtyClient::COUNT],
     /// The code client's pages.
     code: Watched,
@@ -136,7 +133,7 @@ impl DirtyMemory {
     }
 
     pub(super) fn lock_bulk(&self) -> MutexGuard<'_, BulkParts> {
-        // Plain words: whatever panicked, each of them is whole.
+        // Plain words: after a panic each of them is still valid.
         self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -144,12 +141,12 @@ impl DirtyMemory {
         ClientSet::from_bits(mask.to_le_bytes()[0])
     }
 
-    /// Who wants to know of a write, read after the caller's store to the page.
+    /// The clients for which a write is to be marked; read after the caller's store to the page.
     #[inline]
     pub(super) fn interested(&self) -> ClientSet {
-        // Without a fence of its own this load may pass the caller's store to the
-        // page in the processor; `enable` makes that harmless, or sets WRITERS_FENCE.
-        // The compiler must not move the store behind the load: nobody could mend that.
+        // Without a fence of its own this load may pass the caller's store to the page in the CPU;
+        // `enable` makes that harmless, or sets WRITERS_FENCE. The compiler must not move the store
+        // behind the load: nothing could repair that.
         compiler_fence(Ordering::SeqCst);
         let mut mask = self.enabled.load(Ordering::Acquire);
         if mask & WRITERS_FENCE != 0 {
@@ -159,8 +156,8 @@ impl DirtyMemory {
         Self::clients_in(mask)
     }
 
-    /// Marks the pages that `len` bytes from byte `offset` touch, for every client
-    /// that is on. The part that lies outside the block is ignored.
+    /// Marks the pages that `len` bytes from byte `offset` span, for every client that is on. The
+    /// part that lies outside the block is ignored.
     ///
     /// Call it after the write. Costs a load and a branch when no client is on.
     #[inline]
@@ -172,7 +169,7 @@ impl DirtyMemory {
         let touched = self.page_size.pages_spanned(offset, len);
         let touched = touched.start..touched.end.min(self.room);
         if clients == ClientSet::EMPTY.with(DirtyClient::CODE) {
-            // A translator's guest stores all the time.
+            // The fast path for a translator, whose guest's stores all come here.
             self.code_written(&touched);
         } else {
             self.mark_range(clients, &touched);
@@ -194,7 +191,7 @@ impl DirtyMemory {
         }
     }
 
-    /// To be called after a write to `pages`.
+    /// Called after a write to `pages`.
     #[inline]
     pub(super) fn code_written(&self, pages: &Range<u64>) {
         self.code.written(&self.enabled, pages);
@@ -223,14 +220,14 @@ impl DirtyMemory {
                 bitmap.mark_range(pages);
             }
         }
-        // Last: a hook that panics takes no bits of others with it.
+        // Last, so that a hook that panics does not keep other clients from being marked.
         if clients.contains(DirtyClient::CODE) {
             self.code_written(pages);
         }
     }
 
-    /// Marks the pages of these numbers for every client that is on: what a dirty ring
-    /// yields. Returns how many the block has; the others are ignored.
+    /// Marks the pages of these numbers for every client that is on: the entries of a dirty ring,
+    /// for example. Returns how many of them the block has; the others are ignored.
     pub fn mark_pages(&self, pages: &[u64]) -> u64 {
         let inside = |page: &&u64| **page < self.room;
         let clients = self.interested();
@@ -253,7 +250,7 @@ impl DirtyMemory {
         self.epochs[client.index()].load(Ordering::Acquire)
     }
 
-    /// Whether somebody has claimed the bits of `client`: only the claim can take them.
+    /// Whether the bits of `client` are claimed: only the claim can take them.
     pub fn is_claimed(&self, client: DirtyClient) -> bool {
         self.takers[client.index()].is_claimed()
     }
@@ -263,15 +260,15 @@ impl DirtyMemory {
         self.takers[client.index()].admit().ok_or(DirtyError::Claimed { client })
     }
 
-    /// Ends a claim whose client is gone.
+    /// Ends a claim whose client is unregistered.
     pub(super) fn end_claim(&self, client: DirtyClient) {
         self.takers[client.index()].end();
-        // After that, and also for a client that is off: whoever saw the claim stand has an
-        // earlier count.
+        // After that, and also for a client that is off: a thread that saw the claim valid has read
+        // an earlier count.
         self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Whether `client` is on and the block has `pages`.
+    /// Checks that `client` is on and that the block has `pages`.
     pub(crate) fn check_on(
         &self,
         client: DirtyClient,
@@ -289,7 +286,7 @@ impl DirtyMemory {
         }
     }
 
-    /// Whether there are `pages` among the first `count`.
+    /// Checks that `pages` are among the first `count`.
     pub(crate) fn check(&self, pages: &Range<u64>, count: u64) -> Result<(), DirtyError> {
         let Range { start, end } = *pages;
         if start > end || end > count {

@@ -1,4 +1,4 @@
-//! What somebody else logged, 64 pages a word.
+//! Merging a log of others, such as KVM's, 64 pages a word.
 
 use crate::bitmap::bits::{BITS, words_of};
 use crate::bitmap::shifted::Shifted;
@@ -9,8 +9,8 @@ use crate::dirty::memory::DirtyMemory;
 use crate::page::index;
 
 impl DirtyMemory {
-    /// Merges a bitmap of `count` pages, bit 0 of which is page `first`, into every
-    /// client that is on. Returns how many pages it names.
+    /// Merges a bitmap of `count` pages, bit 0 of which is page `first`, into every client that is
+    /// on. Returns how many of its bits are set.
     ///
     /// The form is that of KVM's dirty log: little-endian bit order in 64-bit
     /// words. Bits from `count` on are ignored. `first` need not be a multiple of
@@ -35,10 +35,9 @@ impl DirtyMemory {
     /// Reports the pages of a bitmap, as [`merge`](Self::merge) takes it, to the
     /// [`CodeWatch`](crate::CodeWatch) of the block, and to no other client.
     ///
-    /// For a synchronizer that clears pages in a log such as KVM's after it has merged them:
-    /// a page that came to be watched between the merge and the clear may have been written
-    /// since, and the log does not say so any more. Call it after the clear. Costs a load and
-    /// a branch when nobody watches.
+    /// For a synchronizer that clears pages in a log such as KVM's after it has merged them: a page
+    /// whose watch began between the merge and the clear may have been written since, and the log
+    /// no longer says so. Call it after the clear. Costs a load and a branch if no page is watched.
     ///
     /// # Errors
     ///
@@ -76,11 +75,12 @@ impl DirtyMemory {
         let mut next = chunks.start;
         while next < chunks.end {
             let end = ((next / BITS + 1) * BITS).min(chunks.end);
-            // The words of each chunk that are not zero. What they will meet is fetched while
-            // the chunks behind are looked at.
+            // The words of each chunk that are not zero. What they are merged into is prefetched
+            // while the next chunks are scanned.
             let mut nonzero = [0; 64];
             let mut full = 0u64;
             let granule = next / BITS * BITS;
+            // Locked at the first word that is not zero: a clean granule takes no lock.
             let mut bulk = None;
             for chunk in next..end {
                 let words = source.chunk(chunk, &mut buffer);
@@ -89,6 +89,7 @@ impl DirtyMemory {
                     let (found, ones) = simd::scan(words);
                     nonzero[index(chunk - granule)] = found;
                     set += ones;
+                    // All pages of the chunk: one bit is enough, see `LockedBitmap`.
                     if ones == CHUNK as u64 * BITS {
                         full |= 1 << (chunk - granule);
                     } else {

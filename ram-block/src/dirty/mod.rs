@@ -2,17 +2,19 @@
 //!
 //! From the bottom up:
 //!
-//! - `client`, `error`: who wants to know what changed, and what is refused
-//! - `takers`: who may take a client's bits
-//! - `reports`, `watched`: which pages are watched for code, and who is told of a write
-//! - `memory`: the bitmaps of one block, and the mark that fans out to all clients
-//! - `merge`: what somebody else logged, such as KVM
+//! - `client`, `error`: the consumers of dirty pages, and the errors
+//! - `takers`: the right to take a client's bits
+//! - `reports`, `watched`: the pages that are watched for code, and the hook that is called for
+//!   writes
+//! - `memory`: the bitmaps of one block; a mark sets the bits of all clients
+//! - `merge`: merging a log of others, such as KVM's
 //! - `snapshot`, `harvest`, `runs`: taking a client's bits
-//! - `enable`, `registration`, `claim`: who is on, under which name, and with whose right
+//! - `enable`, `registration`, `claim`: switching clients on and off, naming them, claiming their
+//!   bits
 //! - `code_watch`: a translator's watch
-//! - `vm_memory_bitmap`: vm-memory's view of all this
+//! - `vm_memory_bitmap`: the bitmap traits of vm-memory
 //!
-//! Stands on `bitmap`, and on `sys` for the barrier. It knows pages, and no memory.
+//! Built on `bitmap`, and on `sys` for the barrier. It has page numbers only, and no memory.
 
 pub(crate) mod claim;
 pub(crate) mod client;

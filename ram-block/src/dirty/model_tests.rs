@@ -124,7 +124,7 @@ fn a_harvest_joins_what_is_merged_and_what_is_marked() {
     model(|| a_merge_and_a_mark_of_one_word(Parts::take));
 }
 
-/// Wrong: the lock is given up between the look and the clear.
+/// Wrong: the lock is released between the read and the clear.
 #[test]
 fn the_model_sees_a_harvest_that_lets_go_of_the_lock() {
     assert!(is_caught(|| {
@@ -136,7 +136,7 @@ fn the_model_sees_a_harvest_that_lets_go_of_the_lock() {
     }));
 }
 
-/// Wrong: a client that is on is told by its bit alone, read before the page is written.
+/// Wrong: whether a client is on is decided by its bit alone, read before the page is written.
 #[test]
 fn the_model_sees_a_mask_that_is_read_before_the_store() {
     assert!(is_caught(|| {
@@ -155,7 +155,7 @@ fn the_model_sees_a_mask_that_is_read_before_the_store() {
     }));
 }
 
-/// A page in a log that is looked at and cleared in two steps, as KVM's with manual protection:
+/// A page in a log that is read and cleared in two steps, as KVM's with manual protection:
 /// whether its bit is set, and whether a store would set it.
 struct Logged {
     bit: bool,
@@ -177,7 +177,7 @@ struct Steps {
     counted_last: bool,
     /// The count is read before the report is merged.
     read_first: bool,
-    /// Whether the count is looked at before the clear, and after it.
+    /// Whether the count is read before the clear, and after it.
     looks: [bool; 2],
 }
 
@@ -208,7 +208,7 @@ fn a_client_comes_while_a_page_is_cleared(steps: Steps) {
         count.fetch_add(1, SeqCst);
         on.fetch_or(1, SeqCst);
     }
-    // It is on now, and reads the page. Then comes the store, by whoever knows of that.
+    // It is on now, and reads the page. Then the guest stores, ordered after that.
     log.lock().unwrap().store();
     let given = clears.join().unwrap();
     // What the last sync finds.

@@ -7,10 +7,10 @@ use crate::dirty::client::{DirtyClient, Names, name_of};
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
 
-/// A client that was registered at run time, until this is dropped: then it is switched
-/// off, its bitmap is freed, and its number is free for others.
+/// A client that was registered at run time. Dropping this switches it off, frees its bitmap, and
+/// makes its number available to others.
 ///
-/// Copies of its [`DirtyClient`] that are kept longer mean nothing then, or somebody else.
+/// Copies of its [`DirtyClient`] that are kept longer are invalid then, or name another client.
 #[must_use = "the client is gone when this is dropped"]
 pub struct ClientRegistration {
     dirty: Arc<DirtyMemory>,
@@ -40,7 +40,8 @@ impl Drop for ClientRegistration {
 }
 
 impl DirtyMemory {
-    /// Gives a number to a client of its own: a checkpoint, a fuzzer's reset. It is off.
+    /// Registers a client of the caller's own (a checkpoint, a fuzzer's reset) under a free number.
+    /// It is off.
     ///
     /// ```
     /// use ram_block::RamBlock;
@@ -57,8 +58,8 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::TooManyClients`] if all numbers are given out, and
-    /// [`DirtyError::ClientTaken`] if there is a client of this name.
+    /// [`DirtyError::TooManyClients`] if all numbers are in use, and [`DirtyError::ClientTaken`] if
+    /// another client has this name.
     pub fn register(self: &Arc<Self>, name: &str) -> Result<ClientRegistration, DirtyError> {
         let mut names = self.lock_names();
         let free = DirtyClient::dynamic().find(|client| names[client.index()].is_none());
@@ -66,8 +67,8 @@ impl DirtyMemory {
         self.give(&mut names, free.ok_or_else(too_many)?, name)
     }
 
-    /// As [`register`](Self::register), with a number of the caller's choice: who has
-    /// many blocks wants the same in all of them.
+    /// As [`register`](Self::register), with a number that the caller chooses: to use the same in
+    /// many blocks.
     ///
     /// # Errors
     ///

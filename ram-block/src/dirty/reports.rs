@@ -1,7 +1,7 @@
-//! Which pages are watched, and which reports of them are under way.
+//! The watched pages, and the reports of writes to them that are under way.
 //!
-//! All of this is held under one lock for moments, never while a hook runs; `watched`
-//! argues why that suffices. It is written over [`Word`] so that the models check what ships.
+//! All of this is locked briefly, never while a hook runs; `watched` argues why that suffices. It
+//! is written over [`Word`] so that the models check the code that ships.
 
 use std::ops::{DerefMut, Range};
 
@@ -13,9 +13,9 @@ use crate::dirty::client::DirtyClient;
 /// The code client's bit in the mask of clients that are on.
 const SWITCH: u64 = 1 << DirtyClient::CODE.number();
 
-/// What writers look at without the lock: the switch, then the bits.
+/// What writers read without the lock: the switch, then the bits.
 pub(super) struct Watches<'a, W: Word> {
-    /// Has [`SWITCH`] while a page is watched.
+    /// Has [`SWITCH`] set while a page is watched.
     pub(super) enabled: &'a W,
     pub(super) pages: &'a Bitmap<W>,
 }
@@ -24,10 +24,10 @@ pub(super) struct Watches<'a, W: Word> {
 struct Running {
     number: u64,
     page: u64,
-    /// The page was watched anew since the call began: what was read under that watch may
-    /// have come too late for the call, so the page stays watched.
+    /// The page was watched again since the call began: the call may have missed code that was read
+    /// under the new watch, so the page stays watched.
     watched_again: bool,
-    /// The hook itself has written the page after that.
+    /// The hook itself has written the page after that, and must be called again.
     again: bool,
 }
 
@@ -42,13 +42,13 @@ pub(super) struct Reports {
 }
 
 impl Reports {
-    /// Watches `pages`. `order_writers` runs, before anything is read, if one of them was not
-    /// watched.
+    /// Watches `pages`. Calls `fence_writers`, before the caller reads anything, if one of them was
+    /// not watched.
     pub(super) fn watch<W: Word>(
         &mut self,
         watches: &Watches<'_, W>,
         pages: &Range<u64>,
-        order_writers: impl FnOnce(),
+        fence_writers: impl FnOnce(),
     ) {
         for running in self.running.iter_mut().filter(|running| pages.contains(&running.page)) {
             running.watched_again = true;
@@ -64,23 +64,23 @@ impl Reports {
         if self.watched == new {
             watches.enabled.fetch_or_seq_cst(SWITCH);
         }
-        order_writers();
+        fence_writers();
     }
 
     /// Stops watching `pages`.
     pub(super) fn unwatch<W: Word>(&mut self, watches: &Watches<'_, W>, pages: &Range<u64>) {
         let mut gone = 0;
         watches.pages.take(pages, |_, bits| gone += u64::from(bits.count_ones()));
-        self.left(watches, gone);
+        self.count_unwatched(watches, gone);
     }
 
-    /// Stops watching anything, and gives the bits' memory back.
+    /// Stops watching all pages, and frees the bits' memory.
     pub(super) fn unwatch_all<W: Word>(&mut self, watches: &Watches<'_, W>) {
         watches.pages.reset();
-        self.left(watches, self.watched);
+        self.count_unwatched(watches, self.watched);
     }
 
-    fn left<W: Word>(&mut self, watches: &Watches<'_, W>, gone: u64) {
+    fn count_unwatched<W: Word>(&mut self, watches: &Watches<'_, W>, gone: u64) {
         self.watched -= gone;
         // After the bits, and so after the hooks: see "Nothing watched" in `watched`.
         if gone != 0 && self.watched == 0 {
@@ -99,8 +99,8 @@ impl Reports {
         Some(number)
     }
 
-    /// Ends a report. If the hook has `returned`, the page is not watched any more, unless it
-    /// was watched anew. Whether it has to be told again.
+    /// Ends a report. If the hook has `returned`, the page is no longer watched, unless it was
+    /// watched again meanwhile. Returns whether the hook must be called again.
     fn end<W: Word>(&mut self, watches: &Watches<'_, W>, number: u64, returned: bool) -> bool {
         let Some(at) = self.running.iter().position(|running| running.number == number) else {
             return false;
@@ -112,7 +112,7 @@ impl Reports {
         again
     }
 
-    /// The hook that runs as report `number` has written its own page.
+    /// Notes that the hook that runs as report `number` has written its own page.
     fn written_by_its_hook(&mut self, number: u64) {
         if let Some(running) = self.running.iter_mut().find(|running| running.number == number) {
             running.again = running.watched_again;
@@ -136,7 +136,7 @@ impl Reports {
     }
 }
 
-/// A report that ends with this value: without having been told if the hook panics.
+/// A report that ends when this is dropped; if the hook panicked, its page stays watched.
 struct Ending<'a, W: Word, G: DerefMut<Target = Reports>, L: Fn() -> G> {
     watches: &'a Watches<'a, W>,
     lock: &'a L,
@@ -159,29 +159,29 @@ impl<W: Word, G: DerefMut<Target = Reports>, L: Fn() -> G> Drop for Ending<'_, W
     }
 }
 
-/// A writer's side: has `tell` called, with the report's number and the page, for each of
-/// `pages` that is watched, and stops watching it. `telling` knows the number of the report of
-/// a page that this thread is in.
+/// A writer's side: calls `call_hook` with the report's number and the page for each of `pages`
+/// that is watched, then stops watching it. `report_of` returns the number of the report of a page
+/// whose hook this thread is inside of.
 ///
-/// When this returns, for each of `pages` that was watched a hook has returned that began
-/// while it was, but for those whose hook is this function's caller.
+/// When this returns, for each of `pages` that was watched a call of the hook has returned that
+/// began while it was, except for pages whose hook is the caller of this function.
 pub(super) fn report<W: Word, G: DerefMut<Target = Reports>>(
     watches: &Watches<'_, W>,
     pages: &Range<u64>,
     lock: &impl Fn() -> G,
-    telling: impl Fn(u64) -> Option<u64>,
-    mut tell: impl FnMut(u64, u64),
+    report_of: impl Fn(u64) -> Option<u64>,
+    mut call_hook: impl FnMut(u64, u64),
 ) {
     watches.pages.visit(pages, |word, bits| {
         for page in bits_of(word, bits) {
-            if let Some(number) = telling(page) {
+            if let Some(number) = report_of(page) {
                 lock().written_by_its_hook(number);
                 continue;
             }
             loop {
                 let Some(number) = lock().begin(watches, page) else { break };
                 let ending = Ending { watches, lock, number, ended: false };
-                tell(number, page);
+                call_hook(number, page);
                 if !ending.end() {
                     break;
                 }

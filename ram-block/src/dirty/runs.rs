@@ -8,11 +8,11 @@ use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
 use crate::page::index;
 
-/// Words of a granule: what is taken at once.
+/// Words of a granule, which is taken at once.
 const WORDS: usize = 64 * 64;
 
-/// Bits that were taken and not yet visited; given back when this is dropped, by an
-/// early end or by a panic of the visitor.
+/// Bits that were taken and not visited yet. Dropping this gives them back, after an early end or a
+/// panic of the visitor.
 struct Taken<'a> {
     dirty: &'a DirtyMemory,
     client: DirtyClient,
@@ -21,10 +21,9 @@ struct Taken<'a> {
     /// A bit for each of `words` that is not zero.
     summary: [u64; 64],
     words: [u64; WORDS],
-    /// The last run found, which the next may join; it was not visited. Empty before the
-    /// first.
+    /// The last run found, which was not visited: the next may extend it. Empty before the first.
     pending: Range<u64>,
-    /// What lies before this page was visited, unless it is pending.
+    /// All pages before this one were visited, except those of the pending run.
     from: u64,
 }
 
@@ -45,7 +44,7 @@ impl Drop for Taken<'_> {
 }
 
 impl Taken<'_> {
-    /// Takes the bits of a granule, all before which were visited or are pending.
+    /// Takes the bits of a granule; all pages before it were visited or are pending.
     fn take(&mut self, granule: &Range<u64>) {
         self.base = granule.start / GRANULE * (GRANULE / BITS);
         let Self { dirty, client, base, summary, words, .. } = self;
@@ -61,7 +60,7 @@ impl Taken<'_> {
         });
     }
 
-    /// Visits the pending run, and lets `run` be pending.
+    /// Visits the pending run, and makes `run` the pending one.
     #[inline(always)]
     fn visit<B>(
         &mut self,
@@ -72,15 +71,14 @@ impl Taken<'_> {
             self.pending = run;
             return ControlFlow::Continue(());
         }
-        // Until the visitor has returned, both are to be given back: `run` is still among
-        // the words.
+        // Until the visitor returns, a drop gives both back: `run` is still among the words.
         let flow = visit(self.pending.clone());
         self.from = self.pending.end;
         self.pending = run;
         flow
     }
 
-    /// Joins `run` to the pending one, or visits that.
+    /// Extends the pending run by `run`, or visits the pending run.
     #[inline(always)]
     fn push<B>(
         &mut self,
@@ -96,7 +94,7 @@ impl Taken<'_> {
         }
     }
 
-    /// If all words of summary word `n` are all ones: makes one run of them.
+    /// If all words of summary word `n` are all ones, pushes them as one run.
     #[inline]
     fn push_full_words<B>(
         &mut self,
@@ -129,8 +127,8 @@ impl Taken<'_> {
                 let at = n * 64 + self.summary[n].trailing_zeros() as usize;
                 let bits = self.words[at];
                 let page = (self.base + at as u64) * BITS;
-                // Runs begin where a bit is set and the one below is not, and end where it
-                // is the other way round. The bit below the lowest is the pending run's.
+                // Runs begin where a bit is set and the one below is not, and end where it is the
+                // other way round. The bit below the lowest is that of the pending run.
                 let open = u64::from(self.pending.end == page);
                 let below = bits << 1 | open;
                 let (mut starts, mut ends) = (bits & !below, !bits & below);
@@ -162,10 +160,10 @@ impl DirtyMemory {
     /// each run of dirty pages, in ascending order. Runs with at most `gap` clean pages
     /// between them are one, clean pages included.
     ///
-    /// A run's bits are gone when `visit` has returned for it. When it breaks, or panics
-    /// (then also the run it was called for), what it has not seen stays in the bitmap.
-    /// Allocates nothing, and costs what is dirty: 32 KiB of the stack, and a look at
-    /// them, for each 262,144 pages that are not clean.
+    /// A run's bits are dropped when `visit` has returned for it. If `visit` breaks or panics, the
+    /// runs that it has not seen stay in the bitmap, and after a panic also the run that it was
+    /// called for. Allocates nothing, and costs as much as is dirty: for each 262,144 pages that
+    /// are not all clean, it scans 32 KiB of the stack.
     ///
     /// ```
     /// use std::ops::ControlFlow;
@@ -201,8 +199,8 @@ impl DirtyMemory {
         self.take_runs(client, self.disable_count(client), pages, gap, visit)
     }
 
-    /// Whoever calls this may take the client's bits, if it was switched off `disable_count` times
-    /// before he made sure of that.
+    /// The caller has the right to take the client's bits, and made sure of that after it read
+    /// `disable_count`, the count of the client's switches off.
     pub(crate) fn take_runs<B>(
         &self,
         client: DirtyClient,
@@ -225,7 +223,7 @@ impl DirtyMemory {
         while let Some(granule) = self.dirty_granule(client, &rest) {
             rest.start = granule.end;
             taken.take(&granule);
-            // If not, what was taken is given back to whoever has the number now.
+            // If not, what was taken is given back to the client that has the number now.
             self.check_still_on(client, disable_count, &granule)?;
             if let ControlFlow::Break(value) = taken.visit_words(gap, &mut visit) {
                 return Ok(ControlFlow::Break(value));

@@ -1,4 +1,4 @@
-//! What a harvest found.
+//! The result of a harvest.
 
 use std::fmt;
 use std::ops::Range;
@@ -56,8 +56,8 @@ impl DirtySnapshot {
 
     /// The bits, 64 pages a word, the least significant bit the lowest page.
     ///
-    /// Word 0 starts at page `range().start` rounded down to a multiple of 64;
-    /// bits outside the range are zero. What a consumer's private bitmap takes.
+    /// Word 0 starts at page `range().start` rounded down to a multiple of 64; bits outside the
+    /// range are zero. A consumer can OR them into a private bitmap.
     pub fn as_words(&self) -> &[u64] {
         &self.words
     }

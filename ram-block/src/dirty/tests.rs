@@ -182,7 +182,7 @@ fn a_harvest_of_a_client_that_is_gone_gives_nothing_to_the_next() {
     assert_eq!(take(&memory, second.client(), 0..64), [0; 0]);
 }
 
-/// What a harvest of the former owner of a number takes goes to the one who has it now.
+/// Bits that a harvest of a number's former client takes go to the client that has it now.
 #[test]
 fn a_harvest_that_a_switch_overtakes_takes_nothing_from_the_next() {
     use std::ops::ControlFlow;

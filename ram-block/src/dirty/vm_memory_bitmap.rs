@@ -1,4 +1,4 @@
-//! vm-memory's view of a block's bitmaps.
+//! The bitmap traits of vm-memory, for a block's bitmaps.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl From<Arc<DirtyMemory>> for DirtyBitmap {
 }
 
 impl Default for DirtyBitmap {
-    /// The bitmaps of no page.
+    /// Bitmaps for no pages.
     fn default() -> Self {
         Self::with_len(0)
     }

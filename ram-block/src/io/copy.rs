@@ -1,4 +1,4 @@
-//! Copies between a block and a buffer, also of memory that can vanish.
+//! Copies between a block and a buffer, also of memory that may vanish.
 
 use crate::block::ram_block::RamBlock;
 use crate::io::vectored;
@@ -6,7 +6,7 @@ use crate::io::vectored;
 /// Bytes of the buffer between guest memory and a `Write` or `Read`.
 pub(super) const BUFFER: usize = 1 << 18;
 
-/// Copies from `offset` of a block on; if some of it is not there, says where.
+/// Copies from `offset` of a block on; the error is the offset of the first byte that is gone.
 pub(super) fn copy_out(block: &RamBlock, offset: u64, buffer: &mut [u8]) -> Result<(), u64> {
     let memory = block.reserved(offset..offset + buffer.len() as u64);
     if block.may_vanish() {
@@ -18,7 +18,8 @@ pub(super) fn copy_out(block: &RamBlock, offset: u64, buffer: &mut [u8]) -> Resu
     Ok(())
 }
 
-/// Copies to `offset` of a block on and marks it; if some of it is not there, says where.
+/// Copies to `offset` of a block on and marks it; the error is the offset of the first byte that is
+/// gone.
 pub(super) fn copy_in(block: &RamBlock, offset: u64, bytes: &[u8]) -> Result<(), u64> {
     let memory = block.reserved(offset..offset + bytes.len() as u64);
     let mut result = Ok(());

@@ -1,10 +1,10 @@
-//! What can go wrong with a transfer.
+//! The errors of a transfer.
 
 use std::io;
 
 use thiserror::Error;
 
-/// A transfer that ended early. What was transferred has left its list.
+/// A transfer that ended early. What was transferred has been removed from its list.
 #[derive(Debug, Error)]
 pub enum TransferError {
     /// The descriptor, the `Write` or the `Read` failed.
@@ -12,7 +12,7 @@ pub enum TransferError {
     Io {
         /// Bytes that were transferred by this call.
         done: u64,
-        /// What the operating system said.
+        /// The error of the descriptor, the `Write` or the `Read`.
         #[source]
         source: io::Error,
     },
@@ -24,14 +24,14 @@ pub enum TransferError {
         /// Bytes that were not.
         missing: u64,
     },
-    /// Memory of a block is not there: the file that it maps was made shorter.
+    /// Memory of a block is gone: the file that it maps was truncated.
     #[error("A transfer stopped after {done} bytes: byte {offset:#x} of block \"{id}\" is gone")]
     MemoryGone {
         /// Bytes that were transferred by this call.
         done: u64,
         /// The block's id.
         id: String,
-        /// Where in the block the first such byte is.
+        /// The first such byte, counted from the block's start.
         offset: u64,
     },
 }

@@ -1,5 +1,5 @@
-//! Scatter/gather I/O: guest memory goes to a descriptor, and comes from one, without a
-//! copy in between.
+//! Scatter/gather I/O: guest memory is written to a descriptor, and read from one, without a copy
+//! in between.
 //!
 //! A [`SendList`] names bytes of the caller and ranges of blocks that are written one
 //! after the other, a [`ReceiveList`] those that are filled. With a socket, a pipe or a file
@@ -12,11 +12,11 @@
 //!
 //! - `error`: a transfer that ended early
 //! - `vectored`: the system calls
-//! - `copy`: through a buffer, where there is none
-//! - `segments`: a queue of pieces, used up byte by byte
+//! - `copy`: copies through a buffer, for a `Write` or `Read` without a descriptor
+//! - `segments`: a queue of pieces, consumed byte by byte
 //! - `send` and `receive`: the lists
 //!
-//! Stands on `block`.
+//! Built on `block`.
 
 mod copy;
 pub(crate) mod error;

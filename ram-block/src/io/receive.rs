@@ -1,4 +1,4 @@
-//! Places to be filled.
+//! Lists of memory to be filled.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -10,10 +10,10 @@ use crate::block::ram_block::RamBlock;
 use crate::io::copy::{BUFFER, copy_in};
 use crate::io::error::TransferError;
 use crate::io::segments::{Memory, Piece, Pieces};
-use crate::io::vectored::{MOST, Stream, Target};
+use crate::io::vectored::{Stream, Target, UIO_MAXIOV};
 use crate::page::index;
 
-/// A place, without what has been filled of it.
+/// A piece to be filled, without the part that was filled already.
 enum Place<'a> {
     Bytes(&'a mut [u8]),
     Memory(Memory<'a>),
@@ -52,14 +52,13 @@ impl<'a> Piece<'a> for Place<'a> {
 /// Places to be filled in order: bytes, and ranges of guest memory, whose pages are marked
 /// for every client that is on as they are filled.
 ///
-/// What has been filled leaves the list, so that the next call goes on behind it; a list of
-/// which everything is filled is empty, and can be filled again without allocating. For
-/// bytes of another lifetime see [`reuse`](Self::reuse). There is an example at
-/// [`SendList`](crate::SendList).
+/// What has been filled is removed from the list, so that the next call continues behind it; a list
+/// that is filled entirely is empty, and can be used again without allocating. For bytes of another
+/// lifetime see [`reuse`](Self::reuse). There is an example at [`SendList`](crate::SendList).
 #[derive(Default)]
 pub struct ReceiveList<'a> {
     places: Pieces<Place<'a>>,
-    /// What was got of a `Read` and not yet distributed.
+    /// Bytes that came from a `Read` and are not distributed yet.
     buffer: Vec<u8>,
 }
 
@@ -75,7 +74,7 @@ impl<'a> ReceiveList<'a> {
         ReceiveList { places: places.reuse(), buffer }
     }
 
-    /// Takes everything out; what the list has allocated is kept.
+    /// Removes everything; what the list has allocated is kept.
     pub fn clear(&mut self) {
         self.places.clear();
     }
@@ -85,7 +84,7 @@ impl<'a> ReceiveList<'a> {
         self.places.push(Place::Bytes(bytes));
     }
 
-    /// Adds the bytes `range` of a block. Joined with the place before, if they follow it.
+    /// Adds the bytes `range` of a block. Extends the place before, if they follow it.
     ///
     /// # Errors
     ///
@@ -120,7 +119,7 @@ impl<'a> ReceiveList<'a> {
         })
     }
 
-    /// One read, after which what may have been written is marked.
+    /// Reads once, then marks what may have been written.
     fn read_some(&mut self, stream: &mut Stream<'_>) -> io::Result<usize> {
         let result = stream.read(self.targets());
         let reach = match &result {
@@ -131,17 +130,17 @@ impl<'a> ReceiveList<'a> {
             Ok(_) if stream.is_direct() => Reach::Everywhere,
             Ok(count) => Reach::Exactly(*count as u64),
         };
-        Marks { places: self.places.rest().iter(), left: MOST, reach }.mark();
+        Marks { places: self.places.rest().iter(), left: UIO_MAXIOV, reach }.mark();
         if let Ok(count) = result {
             self.places.advance(count as u64);
         }
         result
     }
 
-    /// Reads once from a socket, a pipe or a file, straight into guest memory: as many bytes
-    /// as there are, which it returns. 0 is the end of the stream, or of an empty list.
+    /// Reads once from a socket, a pipe or a file, straight into guest memory. Returns how many
+    /// bytes it got; 0 is the end of the stream, or of an empty list.
     ///
-    /// Waits for the first byte if the descriptor does; one that does not gives an error of
+    /// Waits for the first byte if the descriptor is blocking; one that is not gives an error of
     /// kind [`WouldBlock`](io::ErrorKind::WouldBlock).
     ///
     /// # Errors
@@ -155,13 +154,13 @@ impl<'a> ReceiveList<'a> {
         result.map_err(|source| self.places.failure(0, source))
     }
 
-    /// Reads from a socket, a pipe or a file, straight into guest memory, until everything
-    /// is filled. Waits where the descriptor would not.
+    /// Reads from a socket, a pipe or a file, straight into guest memory, until everything is
+    /// filled. Waits also if the descriptor is nonblocking.
     ///
     /// # Errors
     ///
-    /// [`TransferError`], which says how many bytes came; the places of those that did not
-    /// are still in the list.
+    /// [`TransferError`], with the number of bytes that were read; places that were not filled stay
+    /// in the list.
     pub fn read_exact_from_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), TransferError> {
         let mut stream = Stream::new(fd);
         let mut done = 0;
@@ -178,13 +177,13 @@ impl<'a> ReceiveList<'a> {
         Ok(())
     }
 
-    /// Reads from any `Read` until everything is filled, and not a byte more; what goes to
-    /// guest memory goes through a buffer of 256 KiB.
+    /// Reads from any `Read` until everything is filled, and not a byte more; guest memory is
+    /// filled through a buffer of 256 KiB.
     ///
     /// # Errors
     ///
-    /// As [`read_exact_from_fd`](Self::read_exact_from_fd). Of a file that was made shorter
-    /// under a block the rest is [`TransferError::MemoryGone`], unless the kernel refuses
+    /// As [`read_exact_from_fd`](Self::read_exact_from_fd). If the file of a block was truncated,
+    /// the missing part is [`TransferError::MemoryGone`], unless the kernel refuses
     /// `process_vm_writev`: then it is a bus error.
     pub fn read_from(&mut self, input: &mut dyn Read) -> Result<(), TransferError> {
         let mut done = 0;
@@ -198,7 +197,7 @@ impl<'a> ReceiveList<'a> {
         Ok(())
     }
 
-    /// Reads once from any `Read`, up to 256 KiB; says how many bytes came, 0 at its end.
+    /// Reads once from any `Read`, up to 256 KiB; returns how many bytes it got, 0 at its end.
     ///
     /// # Errors
     ///
@@ -256,22 +255,22 @@ impl fmt::Debug for ReceiveList<'_> {
     }
 }
 
-/// How far into its places a call has written.
+/// How far into its places a call may have written.
 #[derive(Clone, Copy)]
 enum Reach {
-    /// So many bytes. More if the next could not be written, which the call does not tell: in
-    /// memory that may vanish.
+    /// So many bytes. In memory that may vanish perhaps more: if the next byte could not be
+    /// written, the call does not report what it had copied before.
     Exactly(u64),
     Nowhere,
-    /// Nobody knows.
+    /// Unknown.
     Everywhere,
 }
 
-/// Places of a call that are not marked yet. Marks what is left of them when it is dropped, by
-/// the panic of a hook that is told of a write.
+/// Places of a call that are not marked yet. Dropping it marks the rest of them, also if a hook
+/// that is called for a write panics.
 struct Marks<'b, 'a> {
     places: std::slice::Iter<'b, Place<'a>>,
-    /// As many places as the call was given.
+    /// The most places that the call was given.
     left: usize,
     reach: Reach,
 }

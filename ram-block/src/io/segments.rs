@@ -1,4 +1,4 @@
-//! A queue of pieces, which is used up from its front byte by byte.
+//! A queue of pieces, consumed from its front byte by byte.
 
 use std::io;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use crate::block::error::RamBlockError;
 use crate::block::ram_block::RamBlock;
 use crate::io::copy::copy_out;
 use crate::io::error::TransferError;
-use crate::io::vectored::MOST;
+use crate::io::vectored::UIO_MAXIOV;
 
 /// Bytes of a block.
 pub(super) struct Memory<'a> {
@@ -17,7 +17,7 @@ pub(super) struct Memory<'a> {
 }
 
 impl Memory<'_> {
-    /// The first byte that is not there.
+    /// The first byte whose memory is gone, if any.
     fn first_gone(&self) -> Option<u64> {
         if !self.block.may_vanish() {
             return None;
@@ -33,19 +33,19 @@ impl Memory<'_> {
 pub(super) trait Piece<'a>: From<Memory<'a>> {
     fn len(&self) -> u64;
 
-    /// Takes the first `count` bytes away, of which there are as many.
+    /// Removes the first `count` bytes; the piece has at least as many.
     fn cut(&mut self, count: u64);
 
     fn memory(&self) -> Option<&Memory<'a>>;
     fn memory_mut(&mut self) -> Option<&mut Memory<'a>>;
 }
 
-/// Pieces in order. None of those that are left is empty.
+/// Pieces in order. None of the remaining ones is empty.
 pub(super) struct Pieces<P> {
     list: Vec<P>,
-    /// The first piece that is left.
+    /// The first remaining piece.
     next: usize,
-    /// Bytes that are left.
+    /// Remaining bytes.
     len: u64,
 }
 
@@ -78,10 +78,10 @@ impl<P> Pieces<P> {
         (self.next, self.len) = (0, 0);
     }
 
-    /// What was allocated, for other pieces.
+    /// Keeps the allocation, for other pieces.
     pub(super) fn reuse<Q>(mut self) -> Pieces<Q> {
         self.list.clear();
-        // Nothing is left to be mapped. The standard library does it in place.
+        // No element is left. The standard library keeps the allocation.
         Pieces { list: self.list.into_iter().map_while(|_| None).collect(), next: 0, len: 0 }
     }
 }
@@ -95,14 +95,14 @@ impl<'a, P: Piece<'a>> Pieces<P> {
         }
     }
 
-    /// Makes the last piece that is left longer by what `grow` says.
+    /// Extends the last remaining piece by what `grow` returns.
     pub(super) fn grow_last(&mut self, grow: impl FnOnce(&mut P) -> Option<u64>) -> bool {
         let grown = self.list.last_mut().and_then(grow);
         self.len += grown.unwrap_or(0);
         grown.is_some()
     }
 
-    /// Adds bytes of a block, to the last piece if they follow it.
+    /// Adds bytes of a block; extends the last piece if they follow it.
     pub(super) fn push_memory(
         &mut self,
         block: &'a RamBlock,
@@ -122,7 +122,7 @@ impl<'a, P: Piece<'a>> Pieces<P> {
         Ok(())
     }
 
-    /// Takes the first `count` bytes away.
+    /// Removes the first `count` bytes.
     pub(super) fn advance(&mut self, mut count: u64) {
         self.len -= count;
         while let Some(piece) = self.list.get_mut(self.next) {
@@ -137,10 +137,10 @@ impl<'a, P: Piece<'a>> Pieces<P> {
         self.clear();
     }
 
-    /// What the error of a call means that was to go on with these pieces.
+    /// The error of a call on these pieces that failed with `source`.
     pub(super) fn failure(&self, done: u64, source: io::Error) -> TransferError {
         if source.raw_os_error() == Some(libc::EFAULT) {
-            for memory in self.rest().iter().take(MOST).filter_map(Piece::memory) {
+            for memory in self.rest().iter().take(UIO_MAXIOV).filter_map(Piece::memory) {
                 if let Some(offset) = memory.first_gone() {
                     let id = memory.block.id().to_owned();
                     return TransferError::MemoryGone { done, id, offset };

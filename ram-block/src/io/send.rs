@@ -1,4 +1,4 @@
-//! Pieces to be written.
+//! Lists of memory to be written.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use crate::io::segments::{Memory, Piece, Pieces};
 use crate::io::vectored::{Source, Stream};
 use crate::page::index;
 
-/// A piece, without what has been written of it.
+/// A piece to be written, without the part that was written already.
 enum Part<'a> {
     Bytes(&'a [u8]),
     /// A range of the list's own bytes.
@@ -56,9 +56,9 @@ impl<'a> Piece<'a> for Part<'a> {
 /// Pieces to be written in order: bytes, and ranges of guest memory, which are read when
 /// they are written, not before.
 ///
-/// What has been written leaves the list, so that after an error it holds what is left; a
-/// list of which everything is written is empty, and can be filled again without
-/// allocating. For bytes of another lifetime see [`reuse`](Self::reuse).
+/// What has been written is removed from the list, so that after an error it holds the rest; a list
+/// that is written entirely is empty, and can be used again without allocating. For bytes of
+/// another lifetime see [`reuse`](Self::reuse).
 ///
 /// ```
 /// use std::os::fd::AsFd;
@@ -92,7 +92,7 @@ impl<'a> Piece<'a> for Part<'a> {
 pub struct SendList<'a> {
     pieces: Pieces<Part<'a>>,
     copied: Vec<u8>,
-    /// What is gathered for a `Write`.
+    /// The buffer for a `Write`.
     buffer: Vec<u8>,
 }
 
@@ -109,7 +109,7 @@ impl<'a> SendList<'a> {
         SendList { pieces: pieces.reuse(), copied, buffer }
     }
 
-    /// Takes everything out; what the list has allocated is kept.
+    /// Removes everything; what the list has allocated is kept.
     pub fn clear(&mut self) {
         self.pieces.clear();
         self.copied.clear();
@@ -120,8 +120,7 @@ impl<'a> SendList<'a> {
         self.pieces.push(Part::Bytes(bytes));
     }
 
-    /// Adds bytes that are copied into the list: headers. What is copied one after the
-    /// other is one piece.
+    /// Adds a copy of bytes: headers. Copies that follow each other are one piece.
     pub fn push_copied(&mut self, bytes: &[u8]) {
         let start = self.copied.len();
         self.copied.extend_from_slice(bytes);
@@ -135,7 +134,7 @@ impl<'a> SendList<'a> {
         }
     }
 
-    /// Adds the bytes `range` of a block. Joined with the piece before, if they follow it.
+    /// Adds the bytes `range` of a block. Extends the piece before, if they follow it.
     ///
     /// # Errors
     ///
@@ -168,7 +167,7 @@ impl<'a> SendList<'a> {
         self.pieces.capacity()
     }
 
-    /// Takes the first `count` bytes away, which were written.
+    /// Removes the first `count` bytes, which were written.
     fn advance(&mut self, count: u64) {
         self.pieces.advance(count);
         if self.is_empty() {
@@ -187,13 +186,13 @@ impl<'a> SendList<'a> {
     /// Writes everything to a socket, a pipe or a file, straight from guest memory, in as
     /// few calls as the operating system allows.
     ///
-    /// Goes on after short writes and signals, and waits where the descriptor would not.
-    /// A socket that the other side has closed is an error and no `SIGPIPE`; with a pipe it
-    /// is for the program to ignore that signal, as Rust programs do by default.
+    /// Continues after short writes and signals, and waits also if the descriptor is nonblocking. A
+    /// socket that the other side has closed gives an error and no `SIGPIPE`; with a pipe the
+    /// program has to ignore that signal, as Rust programs do by default.
     ///
     /// # Errors
     ///
-    /// [`TransferError`], which says how many bytes went; what did not is still in the list.
+    /// [`TransferError`], with the number of bytes that were written; the rest stays in the list.
     pub fn write_to_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), TransferError> {
         let mut stream = Stream::new(fd);
         let mut done = 0;
@@ -217,9 +216,9 @@ impl<'a> SendList<'a> {
     ///
     /// # Errors
     ///
-    /// As [`write_to_fd`](Self::write_to_fd). Of a file that was made shorter under a block
-    /// the rest is [`TransferError::MemoryGone`], unless the kernel refuses
-    /// `process_vm_readv`: then it is a bus error.
+    /// As [`write_to_fd`](Self::write_to_fd). If the file of a block was truncated, the missing
+    /// part is [`TransferError::MemoryGone`], unless the kernel refuses `process_vm_readv`: then it
+    /// is a bus error.
     pub fn write_to(&mut self, out: &mut dyn Write) -> Result<(), TransferError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut done = 0;
@@ -234,7 +233,7 @@ impl<'a> SendList<'a> {
                     Err((id, offset)) if buffer.is_empty() => {
                         Err(TransferError::MemoryGone { done, id, offset })
                     }
-                    // What is there goes first; the next gathering fails again.
+                    // Write what was copied first; the next `gather` fails again.
                     _ => self.write_some(out, &buffer, &mut done),
                 },
             };
@@ -244,8 +243,8 @@ impl<'a> SendList<'a> {
         result
     }
 
-    /// Copies the beginning of the list into `buffer`, at most [`BUFFER`] bytes; names the
-    /// block and the place of memory that is gone.
+    /// Copies the beginning of the list into `buffer`, at most [`BUFFER`] bytes. If memory is gone,
+    /// returns the id of its block and the offset.
     fn gather(&self, buffer: &mut Vec<u8>) -> Result<(), (String, u64)> {
         buffer.clear();
         for piece in self.pieces.rest() {
@@ -271,7 +270,7 @@ impl<'a> SendList<'a> {
         Ok(())
     }
 
-    /// Writes `bytes`, which begin the list.
+    /// Writes `bytes`, the beginning of the list.
     fn write_some(
         &mut self,
         out: &mut dyn Write,

@@ -48,7 +48,7 @@ fn want(blocks: usize) -> impl Strategy<Value = Want> {
     ]
 }
 
-/// How bytes get from one end to the other.
+/// The transport between both ends.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Socket,
@@ -136,7 +136,7 @@ impl<T: Write> Write for Slow<T> {
     }
 }
 
-/// What comes out of the other end when a list is sent.
+/// The bytes that arrive at the other end when a list is sent.
 fn send(list: &mut SendList<'_>, way: Way, most: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let drain = move |input: &mut dyn Read| {
@@ -220,7 +220,7 @@ proptest! {
         }
     }
 
-    /// What comes is where it should be, up to where the stream ends; just the pages that
+    /// Received bytes are where they should be, up to the end of the stream; just the pages that
     /// were written are marked.
     #[test]
     fn a_list_is_filled_in_order_and_marked(

@@ -1,8 +1,8 @@
 //! The system calls that move bytes between a descriptor and many pieces of memory.
 //!
-//! Guest memory is given to the kernel by address. No reference to it is made: a guest
-//! may store to it while the kernel copies, and which of the bytes are copied then is as
-//! open as with any other device that reads memory.
+//! Guest memory is passed to the kernel by address. No reference to it is made: a guest may store
+//! to it while the kernel copies, and which of the bytes are copied then is as undetermined as with
+//! any other device that reads memory.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -13,8 +13,8 @@ use std::ptr;
 
 use vm_memory::VolatileSlice;
 
-/// Pieces that the kernel takes at one call (`UIO_MAXIOV`).
-pub(super) const MOST: usize = 1024;
+/// Pieces that the kernel takes in one call.
+pub(super) const UIO_MAXIOV: usize = 1024;
 
 /// Memory that may be read until `'a` ends.
 #[derive(Clone, Copy)]
@@ -49,20 +49,20 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Room for the pieces of a call, at one place as the kernel wants them. It is filled where it
-/// lies: 16 KiB, of which most calls need little, are not to be moved.
+/// Room for the pieces of a call, contiguous as the kernel needs them. It is filled in place: its
+/// 16 KiB, of which most calls need little, are never moved.
 struct Batch<T> {
-    pieces: [MaybeUninit<T>; MOST],
+    pieces: [MaybeUninit<T>; UIO_MAXIOV],
     count: usize,
 }
 
 impl<T> Batch<T> {
     #[inline(always)]
     fn new() -> Self {
-        Self { pieces: [const { MaybeUninit::uninit() }; MOST], count: 0 }
+        Self { pieces: [const { MaybeUninit::uninit() }; UIO_MAXIOV], count: 0 }
     }
 
-    /// Takes the first [`MOST`] of some pieces.
+    /// Takes the first [`UIO_MAXIOV`] of some pieces.
     fn fill(&mut self, pieces: impl Iterator<Item = T>) {
         for (place, piece) in self.pieces.iter_mut().zip(pieces) {
             place.write(piece);
@@ -81,12 +81,12 @@ impl<T> Batch<T> {
     }
 
     fn parts(&self) -> (libc::c_int, *const libc::iovec) {
-        // At most `MOST`.
+        // At most `UIO_MAXIOV`.
         (libc::c_int::try_from(self.count).unwrap_or(0), self.pieces.as_ptr().cast())
     }
 }
 
-/// The call's result, which is made again if a signal cut it off.
+/// The result of a call, which is repeated if a signal interrupts it.
 fn uninterrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
         if let Ok(count) = usize::try_from(call()) {
@@ -99,7 +99,7 @@ fn uninterrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     }
 }
 
-/// A descriptor to be written or read, and whether it turned out to be no socket.
+/// A descriptor to be written or read; `plain` once it turned out to be no socket.
 pub(super) struct Stream<'fd> {
     fd: BorrowedFd<'fd>,
     plain: bool,
@@ -110,7 +110,7 @@ impl<'fd> Stream<'fd> {
         Self { fd, plain: false }
     }
 
-    /// Of a call for sockets, or if this is none, of the other.
+    /// The result of the call for sockets or, if the descriptor is none, of the other.
     fn either(
         &mut self,
         mut socket: impl FnMut(libc::c_int) -> isize,
@@ -162,8 +162,8 @@ impl<'fd> Stream<'fd> {
         )
     }
 
-    /// Whether it is a file that is read past the host's caches: a device may have written
-    /// more than the call says when it met an error.
+    /// Whether it is a file that is read past the host's caches (`O_DIRECT`): after an error the
+    /// device may have written more than the call reports.
     pub(super) fn is_direct(&self) -> bool {
         self.plain && self.flags().is_some_and(|flags| flags & libc::O_DIRECT != 0)
     }
@@ -174,9 +174,9 @@ impl<'fd> Stream<'fd> {
         (flags >= 0).then_some(flags)
     }
 
-    /// After a call that would have had to wait: waits until `events` (`POLLIN` or
-    /// `POLLOUT`) are there. A descriptor that waits by itself has waited as long as it
-    /// was told to: that is a timeout.
+    /// After a call that would have had to wait: waits until `events` (`POLLIN` or `POLLOUT`) are
+    /// ready. If the descriptor is blocking, the call has waited for as long as the descriptor
+    /// allows: that is a timeout.
     pub(super) fn wait(&self, events: libc::c_short) -> io::Result<()> {
         let fd = self.fd.as_raw_fd();
         if self.flags().is_some_and(|flags| flags & libc::O_NONBLOCK == 0) {
@@ -188,9 +188,9 @@ impl<'fd> Stream<'fd> {
     }
 }
 
-/// Copies guest memory by the kernel, which answers with an error where an access of the
-/// process itself would end it. How many bytes were copied, all before the first that is
-/// not there; `None` if the kernel does not do it.
+/// Copies guest memory by the kernel, which returns an error where an access by the process itself
+/// would kill it. Returns how many bytes were copied, all before the first that is gone; `None` if
+/// the kernel refuses the call.
 pub(super) fn copy_out(memory: &VolatileSlice<'_>, buffer: &mut [u8]) -> Option<usize> {
     let (remote, local, process) = (Source::memory(memory), Target::bytes(buffer), own_id());
     // SAFETY: one piece that may be read and one that may be written, both until the call

@@ -1,4 +1,4 @@
-//! Pages of a mapping, taken from it: they read as zeros, and their memory is given back.
+//! Discarding pages of a mapping: they read as zeros, and their memory is freed.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -16,11 +16,10 @@ const MADV_DONTNEED_LOCKED: libc::c_int = 24;
 /// `MADV_COLD`, since Linux 5.4 (`madvise(2)`).
 const MADV_COLD: libc::c_int = 20;
 
-/// Whether a mapping that is to take the place of others (`MAP_FIXED`) does so at once, or not
-/// at all.
+/// Whether a mapping that replaces others (`MAP_FIXED`) does so atomically, or not at all.
 ///
-/// Before Linux 6.12 the kernel takes away what is there, and may then find no memory for the
-/// new mapping: the place is left unmapped, for any thread to map something else in it.
+/// Before Linux 6.12 the kernel unmaps the old mapping first, and may then find no memory for the
+/// new one: the place is left unmapped, and any thread may map something else in it.
 fn replaces_at_once() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
@@ -43,8 +42,8 @@ fn is_from(release: &str, version: (u32, u32)) -> bool {
 }
 
 impl Mapping {
-    /// Makes `bytes`, whole pages of the mapping, read as zeros and gives their memory
-    /// back, which cannot be done with memory of somebody else.
+    /// Makes `bytes`, whole pages of the mapping, read as zeros and frees their memory. Fails with
+    /// `Unsupported` for memory of the caller.
     pub(crate) fn discard(&self, bytes: Range<usize>) -> io::Result<()> {
         let len = bytes.len();
         if len == 0 {
@@ -52,7 +51,7 @@ impl Mapping {
         }
         debug_assert!(bytes.end <= self.len);
         if self.huge == HugePages::Pool && (bytes.start % HUGE != 0 || len % HUGE != 0) {
-            // The kernel would leave out the parts, and say nothing.
+            // The kernel would skip parts of a huge page without an error.
             return Err(io::Error::other("a part of a huge page cannot be given back"));
         }
         let punch = |file: &File, from: u64| {
@@ -82,7 +81,7 @@ impl Mapping {
                         Err(error) => log::debug!("no mapping for a hole: {error}"),
                     }
                 }
-                // What shows the file's bytes is zeroed, which takes memory.
+                // Parts that still show the file's bytes are zeroed, which takes memory.
                 holes.parts(&bytes).into_iter().try_for_each(|(part, is_hole)| {
                     if is_hole { self.drop_or_zero(part) } else { self.zero(part) }
                 })
@@ -91,8 +90,8 @@ impl Mapping {
         }
     }
 
-    /// Maps anonymous memory in the place of `bytes`, so that the file's bytes do not show.
-    /// Where this fails, all is as it was.
+    /// Maps anonymous memory in the place of `bytes`, so that the file's bytes do not show. If this
+    /// fails, nothing has changed.
     fn map_hole(&self, bytes: &Range<usize>) -> io::Result<()> {
         debug_assert!(replaces_at_once());
         // SAFETY: the range lies within the mapping.
@@ -106,7 +105,7 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         if self.huge == HugePages::Transparent {
-            // As the rest is advised; mappings that differ in this are not joined.
+            // As the rest is advised: the kernel does not join mappings that differ in this.
             // SAFETY: the range is our own mapping, and the advice changes no contents.
             let advice = unsafe { libc::madvise(at.cast(), bytes.len(), libc::MADV_HUGEPAGE) };
             if let Err(error) = check(advice) {
@@ -116,18 +115,18 @@ impl Mapping {
         Ok(())
     }
 
-    /// Whether some of `bytes` are locked. Of a hole that is mapped there the lock would be
-    /// gone, and the memory would not be given back if it were locked again.
+    /// Whether some of `bytes` are locked. A hole that is mapped there would lose the lock, and if
+    /// it were locked again, its memory would not be freed.
     fn is_locked(&self, bytes: &Range<usize>) -> bool {
         // SAFETY: the range lies within the mapping.
         let at = unsafe { self.start.as_ptr().add(bytes.start) };
-        // Locked memory cannot be cold: EINVAL. Otherwise the pages, which are to go, are the
-        // first to be reclaimed.
+        // `MADV_COLD` fails on locked memory (EINVAL). Otherwise it makes the pages, which are to
+        // be dropped, the first to be reclaimed.
         // SAFETY: the range lies within the mapping, and the advice changes no contents.
         check(unsafe { libc::madvise(at.cast(), bytes.len(), MADV_COLD) }).is_err()
     }
 
-    /// Makes private memory of nothing but zeros read as zeros, and gives it back if it can be.
+    /// Makes private memory with no file behind it read as zeros, and frees it if it can be freed.
     fn drop_or_zero(&self, bytes: Range<usize>) -> io::Result<()> {
         match self.drop_pages(&bytes) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -138,8 +137,8 @@ impl Mapping {
         }
     }
 
-    /// Drops the private pages of `bytes`: the next access finds what lies behind them, which
-    /// of anonymous memory is zeros.
+    /// Drops the private pages of `bytes`: the next access finds what is mapped behind them, which
+    /// for anonymous memory is zeros.
     fn drop_pages(&self, bytes: &Range<usize>) -> io::Result<()> {
         // SAFETY: the range lies within the mapping.
         let at = unsafe { self.start.as_ptr().add(bytes.start) };
@@ -148,8 +147,8 @@ impl Mapping {
         let advise = |advice| check(unsafe { libc::madvise(at.cast(), bytes.len(), advice) });
         match advise(libc::MADV_DONTNEED) {
             // Locked memory (`mlock`, `mlockall`) refuses this, as pages of the pool do before
-            // Linux 5.18. Older kernels do not know the second advice, nor do sandboxes that
-            // list advices, which answer what they like: the memory is locked all the same.
+            // Linux 5.18. Older kernels do not know the second advice, nor do sandboxes that list
+            // the allowed advices, which may return any error: the memory is locked all the same.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 advise(MADV_DONTNEED_LOCKED).map_err(|_| error)
             }
@@ -157,8 +156,8 @@ impl Mapping {
         }
     }
 
-    /// Writes zeros over what is not zero of `bytes`. A page that is zero is only read, so that
-    /// it takes no memory.
+    /// Writes zeros over the words of `bytes` that are not zero. A page that is zero is only read,
+    /// so that no memory is allocated for it.
     #[allow(clippy::unnecessary_wraps)] // one of two ways, and the other can fail
     fn zero(&self, bytes: Range<usize>) -> io::Result<()> {
         for at in bytes.step_by(size_of::<u64>()) {

@@ -2,43 +2,43 @@
 //!
 //! What is discarded must not show the file's bytes again, so anonymous memory is mapped in its
 //! place. That splits the file's mapping in three, and a process has 65,530 mappings
-//! (`vm.max_map_count`): a guest that gives back every other page could use them up for the
-//! whole process, in which no thread and no allocation can be made then. So there are
-//! [`MOST`] such *holes* at most. What adjoins a hole extends it, and the kernel joins the two
-//! mappings; anything else is zeroed in place when there are no more, and its memory is kept.
+//! (`vm.max_map_count`): a guest that discards every other page could use them up for the whole
+//! process, which could then create no thread and allocate no memory. So there are [`MAX_HOLES`]
+//! such *holes* at most. A discard that adjoins a hole extends it, and the kernel joins the two
+//! mappings; if there are no more holes, anything else is zeroed in place, and its memory is kept.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// How many holes there may be, with two mappings each.
-pub(crate) const MOST: usize = 1024;
+pub(crate) const MAX_HOLES: usize = 1024;
 
 /// The holes, by their starts, none of which touch.
 #[derive(Debug, Default)]
 pub(super) struct Holes {
     holes: BTreeMap<usize, Hole>,
-    /// Their pieces together.
+    /// The pieces of all holes together.
     pieces: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Hole {
     end: usize,
-    /// How many holes have grown together. The kernel joins a new mapping to one neighbour for
-    /// certain, but not those of two neighbours that have pages already (their `anon_vma`
-    /// differs): so these still count, until one mapping takes the place of all.
+    /// How many holes have grown together. The kernel is certain to join a new mapping to one
+    /// neighbour, but not two neighbours that both have pages already (their `anon_vma` differs):
+    /// so these still count, until one mapping replaces them all.
     pieces: usize,
 }
 
 impl Holes {
-    /// Those that touch `bytes`, or share a byte with it, in descending order.
+    /// The holes that touch or overlap `bytes`, in descending order.
     fn touching(&self, bytes: &Range<usize>) -> impl Iterator<Item = (usize, Hole)> + use<'_> {
         let start = bytes.start;
         let before = self.holes.range(..=bytes.end).rev();
         before.map(|(at, hole)| (*at, *hole)).take_while(move |(_, hole)| hole.end >= start)
     }
 
-    /// `bytes` in its parts, in ascending order, and whether each is a hole already.
+    /// Splits `bytes` into parts, in ascending order; for each, whether it is a hole already.
     pub(super) fn parts(&self, bytes: &Range<usize>) -> Vec<(Range<usize>, bool)> {
         let mut parts = Vec::new();
         let mut end = bytes.end;
@@ -62,7 +62,7 @@ impl Holes {
         self.touching(bytes).any(|(start, hole)| start <= bytes.start && bytes.end <= hole.end)
     }
 
-    /// Whether there can be one mapping in the place of `bytes`.
+    /// Whether the limit allows one mapping in the place of `bytes`.
     pub(super) fn has_room(&self, bytes: &Range<usize>) -> bool {
         let mut gone = 0;
         for (start, hole) in self.touching(bytes) {
@@ -71,10 +71,10 @@ impl Holes {
             }
             gone += hole.pieces;
         }
-        self.pieces - gone < MOST
+        self.pieces - gone < MAX_HOLES
     }
 
-    /// There is one mapping in the place of `bytes` from now on.
+    /// Notes that there is one mapping in the place of `bytes` from now on.
     pub(super) fn add(&mut self, bytes: Range<usize>) {
         let found: Vec<_> = self.touching(&bytes).collect();
         let mut joined = Hole { end: bytes.end, pieces: 0 };
@@ -94,7 +94,7 @@ impl Holes {
     }
 }
 
-/// Whether the hole from `start` on is replaced by `bytes`, and not continued by it.
+/// Whether `bytes` replaces the hole from `start` on, rather than extends it.
 fn is_inside(start: usize, hole: Hole, bytes: &Range<usize>) -> bool {
     bytes.start <= start && hole.end <= bytes.end
 }
@@ -108,18 +108,18 @@ mod tests {
     #[test]
     fn holes_that_touch_are_one_and_count_as_they_came() {
         let mut holes = Holes::default();
-        for n in 0..MOST {
+        for n in 0..MAX_HOLES {
             assert!(holes.has_room(&(4 * n..4 * n + 1)));
             holes.add(4 * n..4 * n + 1);
         }
         assert!(!holes.has_room(&(2..3)), "another one");
         assert!(holes.has_room(&(1..2)) && holes.has_room(&(3..4)), "what adjoins one");
         holes.add(1..4);
-        assert_eq!((holes.holes.len(), holes.pieces), (MOST - 1, MOST));
+        assert_eq!((holes.holes.len(), holes.pieces), (MAX_HOLES - 1, MAX_HOLES));
         assert!(!holes.has_room(&(6..7)), "two that are one have two mappings");
         assert!(holes.has_room(&(7..14)), "in the place of two");
         holes.add(7..14);
-        assert_eq!((holes.holes.len(), holes.pieces), (MOST - 2, MOST - 1));
+        assert_eq!((holes.holes.len(), holes.pieces), (MAX_HOLES - 2, MAX_HOLES - 1));
         assert!(holes.has_room(&(6..7)) && holes.contains(&(8..14)) && !holes.contains(&(6..8)));
         assert_eq!(holes.parts(&(0..10)), [(0..5, true), (5..7, false), (7..10, true)]);
     }

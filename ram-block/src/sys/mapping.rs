@@ -1,4 +1,4 @@
-//! Host memory: mapped here, unmapped here.
+//! Mapping and unmapping host memory.
 #![allow(unsafe_code)]
 
 use std::any::Any;
@@ -34,9 +34,9 @@ pub(super) fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Asks the kernel to back `words` with huge pages where they are touched: a bitmap
-/// that is read here and there is bound by address translation otherwise. Small arrays
-/// are left alone, and a refusal costs speed only.
+/// Asks the kernel to back `words` with huge pages where they are touched: reads of a bitmap at
+/// scattered places are bound by address translation otherwise. Small arrays are left alone, and a
+/// refusal costs speed only.
 pub(crate) fn prefer_huge_pages(words: &mut [u64]) {
     let start = (words.as_mut_ptr() as usize).next_multiple_of(HUGE);
     let end = (words.as_ptr_range().end as usize) & !(HUGE - 1);
@@ -51,29 +51,29 @@ pub(crate) fn prefer_huge_pages(words: &mut [u64]) {
     }
 }
 
-/// What lies behind a mapping.
+/// What backs a mapping.
 #[derive(Debug)]
 pub(super) enum Kind {
     Anonymous,
     /// A memory file of our own.
     Memory(File),
-    /// The file, and where in it the mapping begins; what is written is in the file.
+    /// The file, and where in it the mapping begins; writes go to the file.
     Shared(File, u64),
-    /// A copy of a file's bytes, made page by page as they are written, and where it was
-    /// discarded.
+    /// A private mapping of a file, whose pages are copied as they are written, and its discarded
+    /// parts.
     Private(Mutex<Holes>),
-    /// Memory of somebody else, and what keeps it alive.
+    /// Memory of the caller, and the owner that keeps it alive.
     Borrowed(#[allow(dead_code)] Box<dyn Any + Send + Sync>),
 }
 
-/// Who knows where a mapping has data.
+/// The source that reports which parts of a mapping have data.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Data<'a> {
-    /// Nobody.
+    /// None: all of it counts as data.
     Unknown,
-    /// The process's page tables: what has no page there is zero.
+    /// The process's page tables: a page that is missing there is zero.
     Pages(&'a Pagemap),
-    /// The file, from `offset` on; what the process has pages for is in it.
+    /// The file, from `offset` on; it includes the pages that the process has.
     File { file: &'a File, offset: u64, pagemap: Option<&'a Pagemap> },
 }
 
@@ -87,9 +87,9 @@ pub(crate) struct Mapping {
     pub(super) len: usize,
     pub(super) kind: Kind,
     pub(super) huge: HugePages,
-    /// For looking at the mapping's pages; opened when that is first done.
+    /// To query the mapping's pages; opened on first use.
     pagemap: OnceLock<Option<Pagemap>>,
-    /// The file once more, with a position of its own; opened when that is first needed.
+    /// A second descriptor of the file, with a position of its own; opened on first use.
     own_file: OnceLock<Option<File>>,
 }
 
@@ -99,7 +99,7 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
-/// A memory file of `len` bytes that nobody who has its descriptor can shorten.
+/// A memory file of `len` bytes, sealed: no holder of its descriptor can change its length.
 fn memory_file(len: usize, flags: libc::c_uint) -> io::Result<File> {
     let flags = flags | libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: the name is a NUL-terminated string that outlives the call.
@@ -107,7 +107,7 @@ fn memory_file(len: usize, flags: libc::c_uint) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor was just made and nobody else owns it.
+    // SAFETY: the descriptor was just made and has no other owner.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len(len as u64)?;
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
@@ -122,7 +122,7 @@ impl Mapping {
         Self::map(len, Kind::Anonymous, HugePages::Default)
     }
 
-    /// As [`anonymous`](Self::anonymous), of the pages wished for if they can be had.
+    /// As [`anonymous`](Self::anonymous), with the requested huge pages if there are such.
     pub(crate) fn anonymous_of(len: usize, huge: HugePages) -> io::Result<Self> {
         from_the_pool(len, huge, || Self::map(len, Kind::Anonymous, HugePages::Pool))
             .unwrap_or_else(|| Self::map(len, Kind::Anonymous, or_transparent(huge)))
@@ -141,13 +141,12 @@ impl Mapping {
         })
     }
 
-    /// `len` bytes of `file` from `offset` on, page-aligned; what is written is in the
-    /// file.
+    /// `len` bytes of `file` from `offset` on, page-aligned; writes go to the file.
     pub(crate) fn file(file: File, offset: u64, len: usize, huge: HugePages) -> io::Result<Self> {
         Self::map(len, Kind::Shared(file, offset), or_transparent(huge))
     }
 
-    /// As [`file`](Self::file), but what is written stays out of the file.
+    /// As [`file`](Self::file), but writes stay out of the file.
     pub(crate) fn file_private(
         file: &File,
         offset: u64,
@@ -167,9 +166,9 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// From `start`, `len` bytes are mapped readable and writable until `owner` is
-    /// dropped, and everybody who accesses them meanwhile does so by volatile or atomic
-    /// accesses, or is a guest or another process.
+    /// From `start`, `len` bytes are mapped readable and writable until `owner` is dropped, and all
+    /// accesses to them meanwhile are volatile or atomic, or those of a guest or of another
+    /// process.
     pub(crate) unsafe fn from_raw(
         start: NonNull<u8>,
         len: usize,
@@ -216,7 +215,8 @@ impl Mapping {
         }
         // A guest gets huge mappings only where its address and the host's are equal
         // modulo the huge page.
-        let place = if huge == HugePages::Transparent { Some(Place::reserve(len)?) } else { None };
+        let place =
+            if huge == HugePages::Transparent { Some(Reservation::reserve(len)?) } else { None };
         let at = place.as_ref().map_or(ptr::null_mut(), |place| place.aligned);
         if place.is_some() {
             flags |= libc::MAP_FIXED;
@@ -227,8 +227,8 @@ impl Mapping {
         let start = unsafe { libc::mmap(at, len, protection, flags, fd, offset) };
         if start == libc::MAP_FAILED {
             let error = io::Error::last_os_error();
-            // The kernel may have given up the place itself before it failed, and somebody
-            // else may have it by now: that is left alone.
+            // The kernel may have unmapped the place before it failed, and another thread may have
+            // mapped something there by now: leave it alone.
             if let Some(place) = place {
                 place.release_around(len);
             }
@@ -262,13 +262,15 @@ impl Mapping {
         self.huge
     }
 
-    /// Who knows where there is data.
+    /// The source that reports which parts have data.
     pub(crate) fn data(&self) -> Data<'_> {
         let open = || Pagemap::open().inspect_err(|error| log::info!("no page map: {error}")).ok();
         let pagemap = self.pagemap.get_or_init(open).as_ref().filter(|pagemap| pagemap.is_ours());
         let reopen = |file: &File| {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            File::open(path).inspect_err(|error| log::info!("no second look: {error}")).ok()
+            File::open(path)
+                .inspect_err(|error| log::info!("no second descriptor of the file: {error}"))
+                .ok()
         };
         let (file, offset) = match &self.kind {
             Kind::Anonymous => return pagemap.map_or(Data::Unknown, Data::Pages),
@@ -283,8 +285,7 @@ impl Mapping {
         }
     }
 
-    /// Whether somebody can take memory away from the mapping: a file that is not ours
-    /// can be made shorter.
+    /// Whether memory of the mapping can vanish: a file that is not ours can be truncated.
     pub(crate) fn may_vanish(&self) -> bool {
         matches!(self.kind, Kind::Shared(..) | Kind::Private(_))
     }
@@ -306,7 +307,7 @@ impl Mapping {
     }
 }
 
-/// The answer of the pool; `None` where it is not wanted or has not enough.
+/// A mapping from the pool; `None` if the pool is not asked for, or has too few pages.
 fn from_the_pool(
     len: usize,
     huge: HugePages,
@@ -329,19 +330,19 @@ fn from_the_pool(
     }
 }
 
-/// What is asked for where there is no pool.
+/// The pages to ask for if the pool has none.
 fn or_transparent(huge: HugePages) -> HugePages {
     if huge == HugePages::Pool { HugePages::Transparent } else { huge }
 }
 
-/// Addresses that are kept free, with a start that is aligned to a huge page within.
-struct Place {
+/// Reserved addresses that contain a start aligned to a huge page.
+struct Reservation {
     start: *mut libc::c_void,
     len: usize,
     aligned: *mut libc::c_void,
 }
 
-impl Place {
+impl Reservation {
     fn reserve(len: usize) -> io::Result<Self> {
         let total = len.checked_add(HUGE).ok_or(io::ErrorKind::OutOfMemory)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -350,8 +351,8 @@ impl Place {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // What is mapped in its place is counted before this is taken away: both together may be
-        // more than `RLIMIT_MEMLOCK` allows a process that locks all that it maps.
+        // The kernel counts the new mapping before it removes this one: both together may exceed
+        // what `RLIMIT_MEMLOCK` allows a process that locks all that it maps.
         // SAFETY: the range was just mapped, and no contents change. Where nothing is locked,
         // nothing happens.
         unsafe { libc::munlock(start, total) };

@@ -2,9 +2,9 @@
 //!
 //! Switching a client on must not lose a page that is being written at that
 //! very moment. The writer stores to the page, then reads the mask of enabled
-//! clients; the one who switches on stores the mask, then reads pages. For one
+//! clients; the thread that switches it on stores the mask, then reads pages. For one
 //! of the two to see the other, each needs a full fence between its store and
-//! its load. A fence on every write of guest memory would be paid by everybody
+//! its load. A fence on every write of guest memory would slow all writers down
 //! all the time, so the rare side pays for both: `membarrier` makes every
 //! running thread of the process execute a full barrier before it returns,
 //! after which a writer has either made its store visible or will read the new

@@ -1,12 +1,12 @@
-//! What is asked of the kernel: memory, its pages, and barriers.
+//! System calls: memory, its pages, and barriers.
 //!
-//! - `mapping`: host memory is mapped here, and unmapped here
-//! - `populate` and `discard`: pages are given to a mapping, and taken from it
+//! - `mapping`: maps and unmaps host memory
+//! - `populate` and `discard`: allocate the pages of a mapping, and free them
 //! - `holes`: which parts of a file's copy were discarded
-//! - `pagemap`: which pages there are, asked without touching them
+//! - `pagemap`: which pages exist, found without touching them
 //! - `membarrier`: every running thread of the process passes a barrier
 //!
-//! Stands on `page` alone. It knows nothing of blocks, clients and bits.
+//! Built on `page` alone. It has no blocks, clients or bits.
 
 mod discard;
 mod holes;

@@ -1,8 +1,8 @@
-//! What the kernel knows of memory that exists: asked without touching it.
+//! Which memory exists, as the kernel reports it, without touching it.
 //!
-//! `/proc/self/pagemap` tells of the pages of this process, by the ioctl `PAGEMAP_SCAN`
-//! where the kernel has it (6.7), else by an entry of 64 bits for each page (the kernel's
-//! `Documentation/admin-guide/mm/pagemap.rst`). A file tells where it has data (`lseek(2)`).
+//! `/proc/self/pagemap` lists the pages of this process, by the ioctl `PAGEMAP_SCAN` where the
+//! kernel has it (6.7), else by an entry of 64 bits for each page (the kernel's
+//! `Documentation/admin-guide/mm/pagemap.rst`). A file reports where it has data (`lseek(2)`).
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -55,10 +55,10 @@ const EXT4: u64 = 0xef53;
 const XFS: u64 = 0x5846_5342;
 const BTRFS: u64 = 0x9123_683e;
 
-/// Regions that are got at one call: 12 KiB of the stack.
+/// Regions that one call returns: 12 KiB of the stack.
 const REGIONS: usize = 512;
-/// Bytes of addresses that are looked at in one call, during which the kernel keeps the
-/// process from changing its mappings: a millisecond or two if all is there.
+/// Bytes of addresses that one call scans, during which the kernel keeps the process from changing
+/// its mappings: a millisecond or two if all pages exist.
 const SPAN: u64 = 1 << 30;
 /// Entries of the file that are read at once.
 const ENTRIES: usize = 4096;
@@ -77,7 +77,7 @@ impl Pagemap {
         Ok(Self { file, process: std::process::id(), scans: true })
     }
 
-    /// Whether it is this process that it tells of: a child inherits the descriptor.
+    /// Whether it lists this process: a child inherits the descriptor.
     pub(crate) fn is_ours(&self) -> bool {
         self.process == std::process::id()
     }
@@ -88,8 +88,8 @@ impl Pagemap {
         Ok(Self { scans: false, ..Self::open()? })
     }
 
-    /// Appends to `found` the pages of `addresses`, whole pages of the host, that are there
-    /// and not known to be all zeros, in order; returns up to where it has looked.
+    /// Appends to `found`, in order, the pages of `addresses` (whole pages of the host) that exist
+    /// and are not known to be all zeros; returns up to where it has scanned.
     pub(crate) fn scan(
         &self,
         addresses: Range<u64>,
@@ -129,7 +129,7 @@ impl Pagemap {
         let count = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut arg) };
         let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
         found.extend(regions[..count.min(REGIONS)].iter().map(|region| region.start..region.end));
-        // A kernel that stands still would be asked for ever.
+        // A kernel that makes no progress would be asked for ever.
         if arg.walk_end <= span.start {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -157,8 +157,8 @@ impl Pagemap {
     }
 }
 
-/// Whether a file's data is where it says, also if a mapping has just written it: not all
-/// file systems know.
+/// Whether a file reports where its data is, also data that a mapping has just written: not all
+/// file systems do.
 pub(crate) fn knows_its_data(file: &File) -> bool {
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: the kernel fills the structure, which lives during the call.
@@ -173,9 +173,8 @@ pub(crate) fn knows_its_data(file: &File) -> bool {
     [TMPFS, EXT4, XFS, BTRFS].contains(&kind)
 }
 
-/// The first bytes of a file in `range` (not empty) that are data, up to the next hole; `None`
-/// if all of it is hole. What lies past the file's end counts as data. Moves the descriptor's
-/// position.
+/// The first bytes of a file in `range` (not empty) that are data, up to the next hole; `None` if
+/// all of it is a hole. Bytes past the file's end count as data. Moves the descriptor's position.
 pub(crate) fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
     let seek = |from: u64, whence| {
         let from = libc::off_t::try_from(from).map_err(io::Error::other)?;
@@ -187,7 +186,7 @@ pub(crate) fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Ran
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
             (file.metadata()?.len().max(range.start), range.end)
         }
-        // Somebody may have made a hole of it meanwhile.
+        // A hole may have been punched there meanwhile.
         Ok(start) if start < range.end => (start, seek(start, libc::SEEK_HOLE)?.max(start + 1)),
         result => (result?, range.end),
     };

@@ -1,4 +1,4 @@
-//! Pages of a mapping, given to it before they are touched.
+//! Allocating pages of a mapping before they are touched.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -33,15 +33,15 @@ impl Mapping {
         }
     }
 
-    /// Writes a byte of each page of `bytes` that is there already.
+    /// Writes to a byte of each page of `bytes` the value that it has.
     pub(crate) fn touch(&self, bytes: Range<usize>) {
         for at in bytes.step_by(index(PageSize::host().bytes())) {
             // SAFETY: the byte lies within the mapping, which lives as long as `self`.
             let address = unsafe { self.start.as_ptr().add(at) };
             // SAFETY: as above; others access it by atomic or volatile accesses, or are guests.
             let byte = unsafe { AtomicU8::from_ptr(address) };
-            // An exchange is a write also if it changes nothing. If it fails, somebody else
-            // has written.
+            // A successful exchange is a write also if it changes nothing. If it fails, another
+            // thread has written.
             let value = byte.load(Ordering::Relaxed);
             let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
         }

@@ -52,7 +52,7 @@ impl Entries for Mapped {
 
 impl Mapped {
     /// KVM's push number `page`. Its write barrier orders the stores before it and after it
-    /// for all who look; C11 promises that of its strongest fence only.
+    /// for all readers; C11 guarantees that for its strongest fence only.
     fn push(&self, page: u64) {
         let entry = &self.0.entries[usize::try_from(page).unwrap() % SIZE];
         entry.page.store(page, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Rings of a KVM of paper that are not overrun. Those that are, while KVM pushes at every
+//! Rings of a fake KVM that are not overrun. Those that are, while KVM pushes at every
 //! moment: `slots/tests/rings.rs`.
 
 use super::*;
@@ -28,7 +28,7 @@ fn a_ring_that_is_never_overrun_loses_nothing() {
     assert!(pages.into_iter().eq(0..100_000));
 }
 
-/// Without what KVM keeps free, a full ring cannot be told from one that went round.
+/// Without the entries that KVM keeps free, a full ring looks like one that went round.
 #[test]
 fn a_ring_that_is_full_to_the_guard_counts_as_overrun() {
     for (pushes, overrun) in [(62, false), (63, true), (64, true), (65, true)] {

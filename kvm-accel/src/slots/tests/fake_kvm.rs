@@ -1,4 +1,4 @@
-//! A KVM of paper: slots, their logs in each of the ways, and rings that may be overrun.
+//! A fake KVM: slots, their logs in each of the ways, and rings that may be overrun.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,18 +13,18 @@ use crate::slots::table::Mode;
 use crate::sys::dirty_gfn::Entry;
 use crate::sys::ioctl::{SlotCalls, SlotRegion};
 
-/// A slot of the paper KVM.
+/// A slot of the fake KVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PaperSlot {
     /// Guest address, size, offset and flags.
     pub(super) region: (u64, u64, u64, u32),
     pub(super) host: usize,
     dirty: BTreeSet<u64>,
-    /// With rings, pages that are not write-protected: nobody notes a store to them.
+    /// With rings, pages that are not write-protected: a store to them is not logged.
     open: BTreeSet<u64>,
 }
 
-/// A KVM that keeps its slots, and fails the call that it is told to.
+/// A KVM that keeps its slots, and fails a call on request.
 #[derive(Debug)]
 pub(super) struct Paper {
     mode: Mode,
@@ -166,7 +166,7 @@ impl SlotCalls for Paper {
             let freed = ring.reset(most);
             most -= freed.len() as u64;
             count += freed.len() as u64;
-            // One that comes when all are freed nobody could see: so they are kept off.
+            // A signal after all are freed could not be detected: so signals are blocked.
             let ended = signal.is_some() && most == 0 && ring.flagged().is_some();
             let protected = freed.len().saturating_sub(if ended { BATCH } else { 0 });
             for (slot, page) in &freed[..protected] {

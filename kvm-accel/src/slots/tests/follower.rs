@@ -14,20 +14,20 @@ use crate::slots::table::Slots;
 use crate::sys::dirty_gfn::Entry;
 use crate::sys::ioctl::SlotCalls;
 
-/// Which bits a client's clear takes.
+/// Which bits a client's clear uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Policy {
-    /// Those that the slot holds.
+    /// The slot's uncleared bits.
     Held,
-    /// Those that the client has, however long: what loses pages. Kept to show that the
-    /// tests see it.
+    /// The client's own bits, however old: this loses pages. Kept to show that the
+    /// tests detect it.
     Own,
-    /// Those that the slot holds, even if a client was switched on since they were reported.
-    /// Kept to show that the tests see it.
+    /// The slot's uncleared bits, even if a client was switched on since they were reported.
+    /// Kept to show that the tests detect it.
     Deaf,
 }
 
-/// The slots as a listener of a map, on a KVM of paper or on a real one.
+/// The slots as a listener of a map, on a fake KVM or on a real one.
 pub(super) struct Follower<K = Paper> {
     pub(super) kvm: Mutex<K>,
     pub(super) slots: Mutex<PaperSlots>,
@@ -57,7 +57,7 @@ impl<K: SlotCalls + Send> MemoryListener for Follower<K> {
             Policy::Held => Ok(slots.clear(&*kvm, section.start(), &bytes)?),
             Policy::Deaf => {
                 for slot in slots.used.values_mut().flatten() {
-                    slot.held_since = slot.block.dirty().switch_ons();
+                    slot.uncleared_since = slot.block.dirty().switch_ons();
                 }
                 Ok(slots.clear(&*kvm, section.start(), &bytes)?)
             }
@@ -96,8 +96,8 @@ impl Follower {
     /// The table and KVM say the same.
     pub(super) fn check(&self) {
         let slots = self.slots.lock().unwrap();
-        // What could not be watched anew is on here, and may be off there.
-        let flags = if slots.unwatched { !KVM_MEM_LOG_DIRTY_PAGES } else { !0 };
+        // The log of a slot that could not be re-armed is on here, and may be off in KVM.
+        let flags = if slots.needs_recovery { !KVM_MEM_LOG_DIRTY_PAGES } else { !0 };
         let table: BTreeMap<u32, _> = slots
             .used
             .values()
@@ -121,7 +121,7 @@ impl Follower {
             .collect();
         assert_eq!(table, paper);
         assert!(table.len() <= slots.limit);
-        assert!(slots.free.iter().all(|id| !table.contains_key(id) && *id < slots.fresh));
-        assert_eq!(table.len() + slots.free.len(), usize::try_from(slots.fresh).unwrap());
+        assert!(slots.free.iter().all(|id| !table.contains_key(id) && *id < slots.next_id));
+        assert_eq!(table.len() + slots.free.len(), usize::try_from(slots.next_id).unwrap());
     }
 }

@@ -1,5 +1,5 @@
-//! Entries of rings that are lost: each way in which this is noticed takes all pages of all
-//! logged slots as written, watches them anew, and is counted.
+//! Entries of rings that are lost: each way in which this is detected marks all pages of all
+//! logged slots, re-arms them, and is counted.
 
 use std::sync::{Arc, Mutex};
 
@@ -59,7 +59,7 @@ impl Machine {
         machine
     }
 
-    /// Takes all bits; says how many each client had of each block.
+    /// Takes all bits; returns how many each client had of each block.
     fn take(&self) -> [[u64; 2]; 2] {
         [0, 1].map(|n| {
             CLIENTS.map(|client| {
@@ -85,7 +85,7 @@ impl Machine {
         self.follower.slots.lock().unwrap().stats.ring_overruns
     }
 
-    /// All was marked, once, and a store is noticed again, whatever was stored before.
+    /// All was marked, once, and a store is logged again, whatever was stored before.
     fn check_all_marked(&self) {
         assert_eq!(self.losses(), 1);
         assert_eq!(self.take(), [[PAGES; 2]; 2]);
@@ -183,7 +183,7 @@ fn a_full_ring_that_yields_nothing() {
     assert_eq!(machine.take(), [[PAGES; 2]; 2]);
 }
 
-/// Whoever emptied it meanwhile has what was in it.
+/// The thread that emptied the ring meanwhile has its entries.
 #[test]
 fn a_full_ring_that_another_has_emptied_is_no_loss() {
     let machine = Machine::new();
@@ -198,7 +198,7 @@ fn a_full_ring_that_another_has_emptied_is_no_loss() {
     assert_eq!(machine.take(), [[60; 2], [0; 2]]);
 }
 
-/// What could not be watched anew is tried again with the next sync.
+/// A slot that could not be re-armed is tried again by the next sync.
 #[test]
 fn a_loss_whose_answer_fails_is_answered_by_the_next_sync() {
     // The reset is the first call; it is repeated until it finds nothing, and each slot is
@@ -225,7 +225,7 @@ fn a_loss_whose_answer_fails_is_answered_by_the_next_sync() {
 }
 
 /// A reset that KVM refuses leaves entries, and pages, as they were: a later one that ends
-/// early is seen all the same, whether the answer to the first loss was refused, too, or not.
+/// early is detected all the same, whether the recovery from the first loss failed, too, or not.
 #[test]
 fn a_refused_reset_and_a_short_one() {
     for refused in [1, 2] {

@@ -1,4 +1,4 @@
-//! A client that is switched on at the block, and a page that comes to be watched for code, at
+//! A client that is switched on at the block, and a page whose code watch begins, at
 //! each point of a sync and a clear; then a guest's store, at each later point.
 
 use std::io;
@@ -19,23 +19,23 @@ const PAGES: u64 = 256;
 /// The page that the guest writes.
 const PAGE: u64 = 70;
 
-/// What comes.
+/// What begins at the block: a client or a code watch.
 #[derive(Clone, Copy, Debug)]
 enum Newcomer {
     Client,
     Watch,
 }
 
-/// A newcomer that has come, and the guest.
+/// The new client or watch, and the guest.
 struct Script {
     block: Arc<RamBlock>,
     newcomer: Newcomer,
-    /// At which points it comes, and the guest stores.
+    /// The points at which it begins, and at which the guest stores.
     points: Range<u32>,
     /// How many points have passed.
     now: u32,
     vcpu: Option<usize>,
-    /// Made before any point, as it is on from then on: only its pages come later.
+    /// Created before any point, as it is on from then on: only its pages are watched later.
     watch: Option<CodeWatch>,
 }
 
@@ -46,7 +46,7 @@ impl Script {
                 (Newcomer::Watch, Some(watch)) => drop(watch.watch(PAGE..PAGE + 1).unwrap()),
                 _ => self.block.dirty().enable(VGA).unwrap(),
             }
-            // It reads the page here: what is stored from now on it has to be told.
+            // It reads the page here: all later stores have to be reported to it.
         }
         if self.now == self.points.end {
             kvm.store(PAGE * PageSize::host().bytes(), self.vcpu).unwrap();
@@ -55,7 +55,7 @@ impl Script {
     }
 }
 
-/// A KVM around whose calls the script goes on.
+/// A KVM each of whose calls is preceded and followed by a step of the script.
 struct Stepping {
     kvm: Paper,
     script: Arc<Mutex<Script>>,
@@ -93,7 +93,7 @@ impl SlotCalls for Stepping {
     }
 }
 
-/// Whether the newcomer is told of the store; `None` if the points lie behind the end.
+/// Whether the store is reported to the newcomer; `None` if the points lie behind the end.
 fn is_told(mode: Mode, policy: Policy, newcomer: Newcomer, points: Range<u32>) -> Option<bool> {
     let page = PageSize::host().bytes();
     let block = RamBlock::anonymous("ram", PAGES * page).unwrap();
@@ -153,7 +153,7 @@ fn is_told(mode: Mode, policy: Policy, newcomer: Newcomer, points: Range<u32>) -
     all_passed.then_some(told)
 }
 
-/// At how many pairs of points the newcomer is told, and at how many it is not.
+/// At how many pairs of points the store is reported, and at how many it is not.
 fn at_each_point(mode: Mode, policy: Policy, newcomer: Newcomer) -> (u32, u32) {
     let (mut told, mut lost) = (0, 0);
     for comes in 0.. {
@@ -180,7 +180,7 @@ fn a_newcomer_is_told_of_each_store_whenever_it_comes() {
     }
 }
 
-/// Without the looks at the count before and after a clear.
+/// Without the reads of the count before and after a clear.
 #[test]
 fn the_points_show_a_clear_that_does_not_see_the_newcomer() {
     let (_, lost) = at_each_point(MANUAL, Policy::Deaf, Newcomer::Client);

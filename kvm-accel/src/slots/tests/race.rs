@@ -1,6 +1,6 @@
 //! Two clients that clear the same page, step by step, with a guest that writes it between
-//! them; on a KVM of paper, and on a real one where there is one. The policy that loses the
-//! page is kept to show that the steps see it.
+//! them; on a fake KVM, and on a real one if the host has it. The policy that loses the
+//! page is kept to show that the steps detect it.
 
 use std::sync::{Arc, Mutex};
 
@@ -67,7 +67,7 @@ impl<K: SlotCalls + Send + 'static> Machine<K> {
         self.map.sync_dirty_log(self.ram).unwrap();
     }
 
-    /// Takes the page's bit and lets it be watched again, without a sync.
+    /// Takes the page's bit and re-arms the page, without a sync.
     fn take(&self, client: DirtyClient) -> bool {
         let page = PageSize::host().bytes();
         let harvest = self.block.dirty().snapshot_and_clear(client, PAGE..PAGE + 1).unwrap();
@@ -100,7 +100,7 @@ impl<K: SlotCalls + Send + 'static> Machine<K> {
         self.take(MIGRATION)
     }
 
-    /// Whether a client that comes gets a write to a page whose bit was reported, and not
+    /// Whether a client that is switched on gets a write to a page whose bit was reported, and not
     /// cleared, before.
     fn who_comes_gets_a_write(&self, from: From, store: impl Fn(&Follower<K>, u8)) -> bool {
         let again = from == From::Again;
@@ -153,7 +153,7 @@ fn on_paper_a_client_that_comes_is_not_robbed() {
         let (machine, store) = paper(Policy::Own);
         assert!(!machine.who_comes_gets_a_write(from, store), "the steps do not see the loss");
     }
-    // The map's own commit tells the slots, too.
+    // The map's own commit notifies the slots, too.
     for from in [From::OtherMap, From::Block, From::Again] {
         let (machine, store) = paper(Policy::Deaf);
         assert!(!machine.who_comes_gets_a_write(from, store), "{from:?}: no loss is seen");

@@ -21,7 +21,7 @@ enum Step {
         log: bool,
         fail: Option<u32>,
     },
-    /// A vCPU stores to pages in a row, and KVM looks whether its ring is full after so many;
+    /// A vCPU stores to pages in a row, and KVM checks whether its ring is full after so many;
     /// or a device does.
     Store {
         vcpu: Option<usize>,
@@ -29,12 +29,12 @@ enum Step {
         count: u64,
         unchecked: u64,
     },
-    /// An entry for a slot that is not there, or for a page that its slot has not.
+    /// An entry for a slot that does not exist, or for a page that its slot does not have.
     Wrong {
         slot: u32,
         page: u64,
     },
-    /// A signal comes in the next reset.
+    /// A signal interrupts the next reset.
     Signal {
         after: u64,
     },
@@ -156,7 +156,7 @@ impl Machine {
         }
     }
 
-    /// What a vCPU does that cannot go on; `moves` is of when it was let in.
+    /// What a vCPU does whose ring is full; `moves` is the count when it was entered.
     fn drain(&self, vcpu: usize, mut moves: u64) {
         let kvm = self.follower.kvm.lock().unwrap();
         let mut slots = self.follower.slots.lock().unwrap();

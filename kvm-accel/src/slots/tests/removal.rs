@@ -1,4 +1,4 @@
-//! All slots go: nothing that was logged is lost, and no block that KVM still has is freed.
+//! All slots are deleted: nothing that was logged is lost, no block is freed that KVM still maps.
 
 use std::sync::{Arc, Weak};
 
@@ -15,7 +15,7 @@ const MODES: [Mode; 3] =
 
 const PAGES: u64 = 10;
 
-/// The slots of a block of `PAGES` pages that is logged, in slots of three pages.
+/// The slots of a logged block of `PAGES` pages, of three pages each.
 fn slots(mode: Mode) -> (Paper, PaperSlots, Arc<RamBlock>) {
     let page = PageSize::host().bytes();
     let block = RamBlock::anonymous("ram", PAGES * page).unwrap();
@@ -38,7 +38,7 @@ fn slots(mode: Mode) -> (Paper, PaperSlots, Arc<RamBlock>) {
         Arc::new(Follower { kvm: kvm.into(), slots: slots.into(), policy: Policy::Held });
     let space = map.address_space("memory", system).unwrap();
     map.add_listener(&space, follower.clone()).unwrap();
-    // The table as it is when the machine goes before the map.
+    // The table as it is when the machine is dropped before the map.
     let mut kvm = follower.kvm.lock().unwrap();
     let kvm = std::mem::replace(&mut *kvm, Paper::new(mode, 0));
     let mut slots = follower.slots.lock().unwrap();
@@ -47,7 +47,7 @@ fn slots(mode: Mode) -> (Paper, PaperSlots, Arc<RamBlock>) {
     (kvm, slots, block)
 }
 
-/// How many pages the client has.
+/// How many dirty pages the client has.
 fn dirty(block: &RamBlock) -> u64 {
     block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..PAGES).unwrap().commit().count()
 }
@@ -68,7 +68,7 @@ fn what_was_logged_is_merged_and_the_block_is_freed() {
     }
 }
 
-/// Drops all that the test has of the block.
+/// Drops all references of the test to the block.
 fn gone_with(slots: PaperSlots, block: Arc<RamBlock>) -> Weak<RamBlock> {
     drop(slots);
     Arc::downgrade(&block)

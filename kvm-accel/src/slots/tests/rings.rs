@@ -1,7 +1,7 @@
-//! Rings of a KVM of paper that pushes at every moment: between any two of our accesses to a
+//! Rings of a fake KVM that pushes at every moment: between any two of our accesses to a
 //! ring, while KVM resets entries and before it has write-protected their pages, between rings,
-//! and while a loss is answered. A copy of memory that is kept by harvests equals memory
-//! whenever the vCPUs stand still.
+//! and during the recovery from a loss. A copy of memory that is kept by harvests equals memory
+//! whenever the vCPUs are stopped.
 //!
 //! `RING_RUNS=1000` for more runs of each kind, and for the largest rings.
 
@@ -32,11 +32,11 @@ struct Kind {
     reserved: u32,
     /// Whether guests store to random pages, or to one after another.
     random: bool,
-    /// KVM looks whether a ring is full after so many stores at the most.
+    /// KVM checks whether a ring is full after so many stores at the most.
     unchecked: u64,
-    /// Whether guests stand still while they are kept out, as they should.
+    /// Whether guests are stopped while they are kept out, as they should be.
     kept_out: bool,
-    /// Whether the guard is seen: without it, losses are not.
+    /// Whether the guard is checked: if not, losses are not detected.
     guard: bool,
     /// Whether KVM ends resets early, before an entry, as it does for what cannot be blocked
     /// (SIGSTOP, a freezer, work of io_uring): without an error, also if it has reset nothing.
@@ -58,7 +58,7 @@ struct PaperVcpu {
     ring: FakeRing,
     /// The next page, if not random.
     next: usize,
-    /// Stores until KVM looks whether the ring is full.
+    /// Stores until KVM checks whether the ring is full.
     budget: u64,
     /// Out of the guest, as the ring is full.
     stopped: bool,
@@ -155,7 +155,7 @@ impl Kvm {
 struct Moments {
     kvm: Kvm,
     entries: Arc<[Entry]>,
-    /// The next look is at the guard, and sees nothing.
+    /// The next read is the check of the guard, and finds nothing.
     blind: RefCell<bool>,
 }
 
@@ -183,7 +183,7 @@ impl Entries for Moments {
     }
 
     fn fence(&self) {
-        // Only the guard is looked at behind a fence.
+        // Only the guard is read after a fence.
         self.blind.replace(!self.kvm.0.borrow().kind.guard);
     }
 }
@@ -251,7 +251,7 @@ struct Machine {
     kvm: Kvm,
     slots: Slots<Moments>,
     rings: Vec<RingOfVcpu>,
-    /// What each ring's count of moves said when its vCPU was let in.
+    /// Each ring's count of moves when its vCPU was entered.
     moves: Vec<u64>,
     block: Arc<RamBlock>,
     copy: Vec<u32>,
@@ -288,8 +288,8 @@ impl Machine {
             offset: 0,
             readonly: false,
             logged: true,
-            held: SlotBitmap::default(),
-            held_since: 0,
+            uncleared: SlotBitmap::default(),
+            uncleared_since: 0,
         };
         slot.create(&kvm).unwrap();
         slots.enter(0, slot);
@@ -304,7 +304,7 @@ impl Machine {
         self.kvm.0.borrow_mut().still = still;
     }
 
-    /// Guests run; those whose rings are full come back.
+    /// Guests run; those whose rings are full exit.
     fn run(&mut self, most: u64) {
         for vcpu in 0..self.rings.len() {
             let mut memory = self.kvm.0.borrow_mut();
@@ -315,7 +315,7 @@ impl Machine {
         }
     }
 
-    /// What a vCPU does whose ring is full, until it is let in again.
+    /// What a vCPU does whose ring is full, until it is entered again.
     fn come_back(&mut self, vcpu: usize) {
         let mut tries = 0;
         while self.kvm.0.borrow().vcpus[vcpu].stopped {
@@ -323,7 +323,7 @@ impl Machine {
             assert!(tries < 200, "the ring stays full");
             self.slots.ring_full(&self.kvm, &self.rings[vcpu], self.moves[vcpu]).unwrap();
             self.moves[vcpu] = self.rings[vcpu].moves();
-            // KVM looks first of all.
+            // KVM checks first of all.
             let vcpu = &mut self.kvm.0.borrow_mut().vcpus[vcpu];
             vcpu.stopped = vcpu.ring.is_full();
         }
@@ -340,7 +340,7 @@ impl Machine {
         }
     }
 
-    /// Whether the copy equals memory while the guests stand still.
+    /// Whether the copy equals memory while the guests are stopped.
     fn is_whole(&mut self) -> bool {
         self.set_still(true);
         // Those whose rings became full at any moment since.
@@ -352,7 +352,7 @@ impl Machine {
     }
 }
 
-/// Whether pages were lost unseen, and how many losses were seen.
+/// Whether pages were lost undetected, and how many losses were detected.
 fn run(kind: Kind, seed: u64) -> (bool, u64) {
     let mut machine = Machine::new(kind, seed);
     machine.set_still(false);
@@ -365,7 +365,7 @@ fn run(kind: Kind, seed: u64) -> (bool, u64) {
             return (true, machine.slots.stats.ring_overruns);
         }
     }
-    // As good as any other again: few stores, KVM looks after each, and no loss any more.
+    // Then the rings must be in order again: few stores, KVM checks after each, and no loss.
     let mut memory = machine.kvm.0.borrow_mut();
     memory.kind.unchecked = 1;
     memory.kind.interrupted = false;
@@ -428,7 +428,7 @@ fn rings_that_are_overrun_at_any_moment_lose_nothing_unseen() {
     assert!(losses > 0, "no ring was overrun");
 }
 
-/// The same runs lose pages if nobody looks at the guard.
+/// The same runs lose pages if the guard is not checked.
 #[test]
 fn the_runs_show_what_a_guard_is_for() {
     let kind = Kind { vcpus: 2, guard: false, unchecked: 1100, ..KIND };

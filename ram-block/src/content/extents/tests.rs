@@ -1,4 +1,4 @@
-//! What is found against what was touched.
+//! The extents that are found, against the pages that were touched.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
@@ -205,10 +205,10 @@ fn huge_pages_are_found() {
     }
 }
 
-/// More parts than are looked for at once, found by others than the page map.
+/// More parts than are looked up at once, found by other means than the page map.
 #[test]
 fn many_parts_are_found_piece_by_piece() {
-    let ram = RamBlock::memfd("ram", 4 * (MOST as u64) * page()).unwrap();
+    let ram = RamBlock::memfd("ram", 4 * (MAX_FOUND as u64) * page()).unwrap();
     let numbers: Vec<u64> = (0..ram.pages()).step_by(2).collect();
     for number in &numbers {
         ram.file().unwrap().write_at(&[1], number * page()).unwrap();

@@ -25,7 +25,7 @@ fn within_a_minute(work: impl FnOnce() + Send + 'static) {
 }
 
 /// Blocks of which the hook of each writes the same page of the next; how often each hook
-/// was told.
+/// was called.
 struct Circle {
     blocks: Vec<Arc<RamBlock>>,
     watches: Vec<CodeWatch>,
@@ -92,7 +92,7 @@ fn threads_that_are_in_the_hooks_of_a_circle_do_not_wait_for_each_other() {
     for len in [2, 3, 5] {
         within_a_minute(move || {
             let inside = Arc::new(Barrier::new(len));
-            // The first time only: a hook that another hook causes meets nobody.
+            // The first time only: a hook that another hook causes meets no other thread.
             let met: Arc<Vec<OnceLock<()>>> = Arc::new((0..len).map(|_| OnceLock::new()).collect());
             let circle = Circle::with(len, move |at| {
                 if met[at].set(()).is_ok() {

@@ -174,7 +174,7 @@ fn what_is_no_longer_watched_is_not_current() {
     assert!(!watch.is_current(watching));
 }
 
-/// A writer looks at the bits only while there are some.
+/// A writer reads the bits only while a page is watched.
 #[test]
 fn the_client_is_on_while_a_page_is_watched() {
     let (ram, watch, reports) = watched(0..0);
@@ -205,7 +205,7 @@ fn the_client_is_on_while_a_page_is_watched() {
     assert_ne!(is_on(), 0, "the count starts anew");
 }
 
-/// A write of the hook to its own page ends, and is told if the page is watched anew.
+/// A write of the hook to its own page ends, and is reported if the page is watched again.
 #[test]
 fn a_hook_may_write_the_page_that_it_is_told_of() {
     let ram = RamBlock::anonymous("ram", MIB).unwrap();
@@ -215,7 +215,7 @@ fn a_hook_may_write_the_page_that_it_is_told_of() {
         move |page| {
             let block = block.upgrade().unwrap();
             block.write(page * 4096, &[1]).unwrap();
-            // Another thread translates the page anew, once.
+            // Another thread translates the page again, once.
             if page == 2 && told.fetch_add(1, Ordering::SeqCst) == 0 {
                 thread::scope(|scope| {
                     scope.spawn(|| watch.get().unwrap().watch(2..3).unwrap());

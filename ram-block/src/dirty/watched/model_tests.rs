@@ -57,9 +57,9 @@ impl Machine {
         *self.cache.lock().unwrap()
     }
 
-    /// What a writer looks at after its store.
+    /// What a writer reads after its store.
     fn is_watched(&self) -> bool {
-        // The barrier that `order_writers` makes the writer pass.
+        // The barrier that `fence_writers` makes the writer pass.
         fence(SeqCst);
         self.enabled.load(Acquire) & SWITCH != 0 && self.watched.any(&(0..1))
     }
@@ -119,7 +119,7 @@ fn no_stale_translation(written: Written, checks: bool) {
     assert_ne!(machine.translation(), Some(0), "a stale translation");
 }
 
-/// Two writers of a translated page: whoever returns finds no translation, and it was
+/// Two writers of a translated page: each finds no translation when it returns, and it was
 /// reported once.
 fn both_writers_find_it_gone(written: Written) {
     let machine = Arc::new(Machine::new());
@@ -172,7 +172,7 @@ fn a_page_that_is_watched_during_its_report_stays_watched() {
     model(|| what_is_translated_again_is_reported_again(Machine::written));
 }
 
-/// Wrong: nothing stands between the writer's store and its look at the bit.
+/// Wrong: there is no barrier between the writer's store and its read of the bit.
 #[test]
 fn the_model_sees_a_writer_without_a_barrier() {
     fn unordered(machine: &Machine) {
@@ -189,7 +189,7 @@ fn the_model_sees_a_translator_that_does_not_ask_again() {
     assert!(is_caught(|| no_stale_translation(Machine::written, false)));
 }
 
-/// Wrong: the bit is cleared before the hook is told.
+/// Wrong: the bit is cleared before the hook is called.
 #[test]
 fn the_model_sees_a_bit_that_is_cleared_early() {
     fn early(machine: &Machine) {
@@ -204,7 +204,7 @@ fn the_model_sees_a_bit_that_is_cleared_early() {
     assert!(is_caught(|| both_writers_find_it_gone(early)));
 }
 
-/// Wrong: the switch is cleared before the hook is told.
+/// Wrong: the switch is cleared before the hook is called.
 #[test]
 fn the_model_sees_a_switch_that_is_cleared_early() {
     fn early(machine: &Machine) {
@@ -216,7 +216,7 @@ fn the_model_sees_a_switch_that_is_cleared_early() {
     assert!(is_caught(|| both_writers_find_it_gone(early)));
 }
 
-/// Wrong: whoever saw the bit tells the hook, without a second look.
+/// Wrong: a writer that saw the bit calls the hook, without a second check.
 #[test]
 fn the_model_sees_a_report_without_the_lock() {
     fn twice(machine: &Machine) {
@@ -228,7 +228,7 @@ fn the_model_sees_a_report_without_the_lock() {
     assert!(is_caught(|| both_writers_find_it_gone(twice)));
 }
 
-/// Wrong: a report clears the bit whether the page was watched anew or not.
+/// Wrong: a report clears the bit whether the page was watched again or not.
 #[test]
 fn the_model_sees_a_new_watch_that_an_old_report_ends() {
     fn regardless(machine: &Machine) {
@@ -241,7 +241,7 @@ fn the_model_sees_a_new_watch_that_an_old_report_ends() {
     assert!(is_caught(|| what_is_translated_again_is_reported_again(regardless)));
 }
 
-/// Wrong: the switch is cleared after the lock is given up, in which a new watch set it.
+/// Wrong: the switch is cleared after the lock is released, under which a new watch set it.
 #[test]
 fn the_model_sees_a_switch_that_is_cleared_late() {
     fn late(machine: &Machine) {
@@ -256,12 +256,12 @@ fn the_model_sees_a_switch_that_is_cleared_late() {
 /// Machines in a circle: the hook of each writes the next one's page.
 type Circle = [Machine; 2];
 
-/// The hooks that one thread is in, as (machine, report).
+/// The hooks that one thread is inside of, as (machine, report).
 type Inside = RefCell<Vec<(usize, u64)>>;
 
 type Turn = for<'a> fn(&'a Circle, usize, &Inside) -> Option<MutexGuard<'a, ()>>;
 
-/// The turn as it ships.
+/// The call lock as it ships.
 fn turn<'a>(circle: &'a Circle, at: usize, inside: &Inside) -> Option<MutexGuard<'a, ()>> {
     if inside.borrow().is_empty() {
         return Some(circle[at].turn.lock().unwrap());
@@ -277,7 +277,7 @@ fn write_in_circle(circle: &Circle, at: usize, value: u64, inside: &Inside, turn
     }
     let telling = |_| inside.borrow().iter().find(|it| it.0 == at).map(|it| it.1);
     let _turn = turn(circle, at, inside);
-    // A model that has failed has no locks any more.
+    // A model that has failed has no more locks.
     let lock = || match std::thread::panicking() {
         true => Held::Failed(Reports::default()),
         false => Held::Held(machine.reports()),
@@ -341,7 +341,7 @@ fn hooks_that_write_each_others_blocks_come_to_an_end() {
     builder.check(|| two_threads_go_round(turn));
 }
 
-/// Wrong: a hook waits for the turn of another thread's. The model does not outlive a real
+/// Wrong: a hook waits for another thread's call lock. The model does not outlive a real
 /// deadlock, so the waiting threads are counted instead.
 #[test]
 fn the_model_sees_hooks_that_wait_for_each_other() {
