@@ -15,13 +15,13 @@ pub(crate) fn glyph(character: u8) -> &'static [u8] {
     &GLYPHS[usize::from(character) * GLYPH_ROWS..][..GLYPH_ROWS]
 }
 
-/// A row of a built-in glyph in characters of `height` rows, which it is fitted to: rows
-/// without dots go first, then neighbours are joined.
+/// A row of a built-in glyph that is fitted to characters of `height` rows: first the blank rows
+/// above and below are dropped, then neighbouring rows are joined.
 pub(crate) fn fitted_row(character: u8, row: u32, height: u32) -> u8 {
     let rows = glyph(character);
     let (row, height) = (row as usize, height as usize);
     match height {
-        // Above and below most glyphs there is room.
+        // Most glyphs have blank rows above and below.
         14.. => rows.get(row + GLYPH_ROWS.saturating_sub(height) / 2).copied().unwrap_or(0),
         _ => {
             let edge = |row: usize| (row * GLYPH_ROWS / height.max(1)).min(GLYPH_ROWS);
@@ -30,7 +30,7 @@ pub(crate) fn fitted_row(character: u8, row: u32, height: u32) -> u8 {
     }
 }
 
-/// A map as a driver loads it into plane 2.
+/// The built-in glyphs as a map in plane 2.
 pub(crate) fn map() -> Vec<u8> {
     let mut map = vec![0; MAP_BYTES];
     for (character, glyph_bytes) in (0..=u8::MAX).zip(map.chunks_exact_mut(GLYPH_STRIDE)) {

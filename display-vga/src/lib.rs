@@ -1,14 +1,15 @@
 //! A VGA display that redraws only what changed.
 //!
 //! [`Vga`] is the device: video memory, the registers of a PC's VGA with its text, planar
-//! and 256-colour modes, and the Bochs VBE registers with their linear ones. [`Screen`]
-//! looks at it: each [`refresh`](Screen::refresh) takes the display's own dirty bits of
-//! the *visible* bytes, draws what they show into a [`Surface`], and reports the damage.
-//! [`RefreshTimer`] says when to look next. A surface goes to a PNG file, a terminal, a window
-//! (feature `window`), or VNC viewers (`VncServer`, feature `vnc`).
+//! and 256-colour modes, and the Bochs VBE registers with their linear ones. [`Screen`] draws
+//! it: each [`refresh`](Screen::refresh) harvests the display's own dirty bits of the
+//! *visible* bytes, draws their pixels into a [`Surface`], and reports the damage.
+//! [`RefreshTimer`] computes when to refresh next. A surface can be written to a PNG file, or
+//! shown in a terminal, in a window (feature `window`), or to VNC viewers (`VncServer`, feature
+//! `vnc`).
 //!
-//! The invariant: **after a refresh the surface is what a full redraw would give**,
-//! as of some moment after the refresh began; and an error loses no damage.
+//! The invariant: **after a refresh the surface equals the result of a full redraw**, as of
+//! some moment after the refresh began; and an error loses no damage.
 //!
 //! ```text
 //!   guest --ports--> Vga registers --mode--> Screen --draw--> Surface --> PNG, VNC, ...
@@ -50,23 +51,23 @@
 //!
 //! # What is modelled, and what is not
 //!
-//! The registers do what the manuals say they do to the picture and to the bytes on their
-//! way to the planes. Not modelled are: the CRTC's choice of byte, word or doubleword
+//! The registers affect the picture, and the bytes that are written to the planes, as described
+//! in the manuals. Not modelled are: the CRTC's choice of byte, word or doubleword
 //! addresses (planes are addressed as the mode's accesses are), counting by two or four, a
 //! skewed cursor, borders, sequencer resets, vertical interrupts, and blinking in graphics.
 //! The start-of-blanking registers (CRTC 0x02 and 0x15, with their bits in 0x07 and 0x09) are
-//! kept and change nothing: the picture is as large as display enable says, and a guest that
-//! begins to blank earlier, to hide a line or the last columns, sees them all the same, as it
-//! does on QEMU. A picture is that of one moment: changes within a frame (a palette, start
-//! address, panning or mode that is written as the beam goes down, for raster effects) show
-//! either before or after them, on the whole picture.
+//! stored and have no effect: display enable gives the size of the picture, and a guest that
+//! starts blanking earlier, to hide a line or the last columns, shows them all the same, as it
+//! does on QEMU. The whole picture has one state: a register that is written within a frame (a
+//! palette, start address, panning or mode, for raster effects) changes either all of the
+//! picture or none of it.
 //! Where the low window is an alias of video memory, reads do not load the latches; CGA's
 //! interleave replaces the bit of a line's first address only; and in 256-colour modes the
 //! attribute controller's palette and plane enable have no effect.
-//! A picture has at most 2^26 pixels (8192x8192), whatever their depth; beyond, the screen is
-//! blank.
-//! The vertical retrace lasts until the next frame begins: guests whose reads leave the
-//! virtual machine would miss the real one.
+//! A picture has at most 2^26 pixels (8192x8192), whatever their depth; for a larger mode the
+//! screen is blank.
+//! The vertical retrace lasts until the next frame begins: a guest whose port reads exit to the
+//! VMM would miss one of the real length.
 
 mod device;
 mod draw;

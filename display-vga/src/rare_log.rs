@@ -1,30 +1,30 @@
-//! Records of what guests and viewers can bring about without end.
+//! Rate-limits log records that a guest or a viewer can cause without end.
 
 use std::time::{Duration, Instant};
 
 /// The least time between two records of one kind.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Keeps a log from being filled by somebody who does the same thing over and over: lets one
-/// record of a kind pass a minute, and counts the others.
+/// Keeps a guest or viewer from filling the log: passes one record of a kind per minute, and
+/// counts the others.
 #[derive(Debug, Default)]
 pub(crate) struct RareLog {
-    /// When a record passed last.
+    /// When a record was last passed.
     last: Option<Instant>,
-    left_out: u64,
+    suppressed: u64,
 }
 
 impl RareLog {
-    /// Whether something that happens at `now` is to be logged; if so, how many records were
-    /// left out since the last one, as the end of a sentence.
+    /// `None` if a record at `now` is to be suppressed. Otherwise returns the end of its message:
+    /// how many records were suppressed since the last one.
     pub(crate) fn pass(&mut self, now: Instant) -> Option<String> {
         let waits = |last| now.saturating_duration_since(last) < INTERVAL;
         if self.last.is_some_and(waits) {
-            self.left_out += 1;
+            self.suppressed += 1;
             return None;
         }
         self.last = Some(now);
-        Some(match std::mem::take(&mut self.left_out) {
+        Some(match std::mem::take(&mut self.suppressed) {
             0 => String::new(),
             count => format!(" ({count} more since the last such record)"),
         })

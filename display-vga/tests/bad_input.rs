@@ -1,4 +1,4 @@
-//! Registers as nobody should write them.
+//! Registers with any values, also those that no driver writes.
 
 mod common;
 
@@ -24,13 +24,13 @@ fn writes(seed: u64) -> Vec<(u16, u8, u8)> {
     all
 }
 
-/// No panic, no byte from beyond video memory, and the surface is what a full redraw
-/// gives, whatever that is.
+/// No panic, no byte from beyond video memory, and the surface equals a full redraw, whatever that
+/// shows.
 #[test]
 fn every_register_takes_every_value_in_any_order() {
     let mut shown = 0;
     for seed in 0..3 {
-        // The least memory: whatever reaches further is found.
+        // The smallest memory, to detect accesses beyond it.
         let board = Board::new(256 << 10);
         let noise: Vec<u8> = (0..256u32 << 10)
             .map(|n| (n.wrapping_mul(0x9e37_79b9) >> 13).to_le_bytes()[0])
@@ -106,7 +106,7 @@ fn no_geometry_reaches_beyond_video_memory() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The programs that `fuzz/` looks for, at random.
+    /// Random programs of the kind that `fuzz/` generates.
     #[test]
     fn no_program_does_harm(program in prop::collection::vec(any::<u8>(), 0..4000)) {
         abuse::run(&program);

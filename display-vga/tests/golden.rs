@@ -1,4 +1,4 @@
-//! Each mode, set as a driver does and drawn on as a program does, against the picture by
+//! Each mode, set as by a driver and drawn on as by a program, compared with the picture by
 //! definition.
 
 mod common;
@@ -26,12 +26,12 @@ fn compare(board: &Board, what: &str) -> Surface {
     picture
 }
 
-/// A colour for each pixel that is not its neighbours'.
+/// A colour for each pixel that differs from its neighbours'.
 fn colour(x: u32, y: u32, colours: u32) -> u8 {
     u8::try_from((x * 7 + y * 13 + x * y / 11) % colours).unwrap()
 }
 
-/// What a colour number of four bits looks like in `mode`.
+/// The colour of a 4-bit index in `mode`.
 fn seen(mode: &Mode, number: u8) -> [u8; 3] {
     dac(mode.attribute[usize::from(number & mode.attribute[18])])
 }
@@ -276,7 +276,7 @@ fn mode_13h_and_mode_x() {
     let picture = compare(&board, "X");
     assert_eq!((picture.width(), picture.height()), (640, 480));
     expect(&picture, "X", |x, y| dac(colour(x, y, 256)), (2, 2));
-    // A game's way to scroll: by two pixels to the right, with a status line below.
+    // Scrolled as by a game: by two pixels to the right, with a status line below.
     board.input(0x3da);
     for (register, value) in [(0x33, 4), (0x30, 0x61)] {
         board.out(0x3c0, register);
@@ -348,7 +348,7 @@ prop_compose! {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever the registers say: the picture is the one that a beam would draw.
+    /// For any registers: the picture equals the one that a beam would draw.
     #[test]
     fn any_registers_show_what_the_counters_make_of_them(
         (mode, tweaks) in tweaks(),

@@ -1,4 +1,5 @@
-//! What guests and viewers can do without end fills no log. One test: a process has one logger.
+//! Actions that guests and viewers can repeat without end do not fill the log. One test, as a
+//! process has one logger.
 
 mod common;
 #[path = "../../tests/machines/src/deadline.rs"]
@@ -36,12 +37,12 @@ impl Log for Collector {
     fn flush(&self) {}
 }
 
-/// What was logged since the last call.
+/// The records since the last call.
 fn records() -> Vec<String> {
     std::mem::take(&mut RECORDS.lock().unwrap())
 }
 
-/// An accelerator that follows no change of the low window, once this is set.
+/// An accelerator that refuses changes of the low window once this is set.
 struct Refuses(AtomicBool);
 
 impl MemoryListener for Refuses {
@@ -66,7 +67,7 @@ fn nobody_fills_the_log() {
     log::set_logger(&Collector).unwrap();
     log::set_max_level(LevelFilter::Info);
 
-    // Viewers beyond the limit, all of whom are refused.
+    // Viewers beyond the limit, which are all refused.
     let server = VncServer::loopback(0).unwrap().max_viewers(2).start().unwrap();
     let address = server.local_addr().unwrap();
     let viewers = [Viewer::connect(address), Viewer::connect(address)];
@@ -80,7 +81,7 @@ fn nobody_fills_the_log() {
     drop((viewers, server));
     assert_eq!(records(), [""; 0]);
 
-    // Viewers that break the protocol, or go in the middle of a handshake.
+    // Viewers that violate the protocol, or disconnect within the handshake.
     let server = VncServer::loopback(0).unwrap().max_viewers(2).start().unwrap();
     let address = server.local_addr().unwrap();
     for n in 0..200 {
@@ -92,7 +93,7 @@ fn nobody_fills_the_log() {
     drop(server);
     assert_eq!(records(), [""; 0]);
 
-    // A guest that changes modes, in a map that cannot follow.
+    // A guest that changes modes, with a map that refuses the alias.
     let board = Board::new(1 << 20);
     board.vga.set_mode(640, 480, 8).unwrap();
     board.poke(0xa0000, &[1]);

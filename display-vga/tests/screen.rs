@@ -1,4 +1,4 @@
-//! The screen against a full redraw, and when something fails.
+//! The screen compared with a full redraw, and its failures.
 
 mod common;
 
@@ -92,7 +92,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Does a step, but for a refresh.
+/// Does a step other than a refresh.
 fn act(board: &Board, step: Step) {
     match step {
         Step::Store { offset, bytes } => board.poke(BASE + offset, &bytes),
@@ -126,8 +126,8 @@ fn act(board: &Board, step: Step) {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// After any stores, register writes and modes the picture is a full redraw's, and
-    /// every pixel that changed is in the damage.
+    /// After any stores, register writes and modes the picture equals a full redraw, and every
+    /// pixel that changed is in the damage.
     #[test]
     fn a_refresh_is_a_full_redraw(
         first in 0..modes::ALL.len(),
@@ -177,7 +177,7 @@ proptest! {
     }
 }
 
-/// What one character costs.
+/// The cost of one character.
 #[test]
 fn a_character_redraws_its_cell() {
     let board = Board::new(VRAM);
@@ -206,7 +206,7 @@ fn a_character_redraws_its_cell() {
     assert_eq!(difference(screen.surface(), &monitor), None);
 }
 
-/// What a guest does for the picture, and what it does beside.
+/// Actions of a guest that count as activity, and those that do not.
 #[test]
 fn a_guest_that_changes_nothing_is_idle() {
     let board = Board::new(VRAM);
@@ -234,7 +234,7 @@ fn a_guest_that_changes_nothing_is_idle() {
     }
 }
 
-/// Only what blinks on the screen keeps a screen awake.
+/// Only a cursor or character that blinks on the screen schedules a refresh.
 #[test]
 fn a_text_in_which_nothing_blinks_is_an_idle_screen() {
     let board = Board::new(VRAM);
@@ -295,8 +295,8 @@ fn a_glyph_redraws_the_cells_of_its_map() {
     }
 }
 
-/// The first byte of a glyph replaces all of the built-in ones, the last one that goes
-/// brings them back.
+/// The first byte of a loaded glyph replaces all built-in ones; clearing the last one restores
+/// them.
 #[test]
 fn built_in_glyphs_give_way_to_loaded_ones() {
     let board = Board::new(VRAM);
@@ -316,7 +316,7 @@ fn built_in_glyphs_give_way_to_loaded_ones() {
     }
 }
 
-/// An accelerator whose log cannot be read now and then.
+/// An accelerator whose log fails now and then.
 struct Fails(AtomicBool);
 
 impl MemoryListener for Fails {
@@ -359,7 +359,7 @@ fn a_refresh_that_fails_is_made_up_for() {
     assert_eq!(screen.refresh().unwrap().damage, []);
 }
 
-/// An accelerator that follows no alias.
+/// An accelerator that refuses the alias.
 struct Refuses;
 
 impl MemoryListener for Refuses {

@@ -1,4 +1,4 @@
-//! What a terminal shows, by an emulator of terminals that was not written for this.
+//! The contents of a terminal, checked by an independent terminal emulator.
 
 mod common;
 
@@ -38,7 +38,7 @@ const COLOURS: [Rgb; 16] = [
     [0xff, 0xff, 0xff],
 ];
 
-/// Takes what is written, until it is told to fail.
+/// Collects what is written, until it is set to fail.
 #[derive(Clone, Default)]
 struct Wire(Rc<RefCell<(Vec<u8>, bool)>>);
 
@@ -57,7 +57,7 @@ impl Write for Wire {
     }
 }
 
-/// A board whose screen is watched in a terminal.
+/// A board whose screen is shown in a terminal.
 struct Watched {
     board: Board,
     screen: Screen,
@@ -74,7 +74,7 @@ impl Watched {
         Self { board, screen, view, wire, terminal }
     }
 
-    /// In the mode that firmware leaves behind.
+    /// In the text mode that firmware sets.
     fn in_text(columns: u16, rows: u16) -> Self {
         let board = Board::new(VRAM);
         board.vga.set_text_mode().unwrap();
@@ -116,7 +116,7 @@ impl Watched {
         self.terminal.screen().rows(0, columns).nth(row.into()).unwrap()
     }
 
-    /// The character of a cell, its colour and that of what is behind it; the same for a blank.
+    /// The character of a cell, its foreground and background; equal ones for a blank.
     fn cell(&self, column: u16, row: u16) -> (String, Rgb, Rgb) {
         let cell = self.terminal.screen().cell(row, column).unwrap();
         let background = rgb(cell.bgcolor());
@@ -125,7 +125,7 @@ impl Watched {
         (cell.contents().to_owned(), foreground, background)
     }
 
-    /// The terminal's cursor, if it is to be seen: column and row.
+    /// The terminal's cursor, if it is visible: column and row.
     fn cursor(&self) -> Option<(u16, u16)> {
         let screen = self.terminal.screen();
         let (row, column) = screen.cursor_position();
@@ -137,8 +137,8 @@ impl Watched {
         self.screen.text().filter(|text| text.row_lines() >= 4)
     }
 
-    /// A cell that does not show what it should of a text, whose place in the terminal is told
-    /// by the cursors; none if one of them is not to be seen.
+    /// A cell that differs from the text, whose position in the terminal follows from the cursors;
+    /// `None` if one of them is not visible.
     fn wrong_cell(&self) -> Option<(u16, u16)> {
         let (text, place) = (self.text()?, self.cursor()?);
         let cursor = text.cursor()?;
@@ -224,7 +224,7 @@ fn codes_are_those_of_code_page_437() {
     pc.show();
     let row = pc.row(0);
     assert!(row.starts_with("╔═╗ │ Ääü ß ☺♥► ░▒▓█"), "{row:?}");
-    // Whatever the terminal makes of those, what is behind them is in its place.
+    // However wide the terminal shows those, the cells after them are in their places.
     assert_eq!(pc.cell(60, 0).0, "n");
 }
 
@@ -256,7 +256,7 @@ fn the_cursor_is_the_terminals() {
     let underscore = pc.show();
     assert_eq!(pc.cursor(), Some((13, 7)));
     assert!(underscore.contains("\u{1b}[4 q"), "a line: {underscore:?}");
-    // What is written does not leave it elsewhere.
+    // Writing cells does not leave it at another position.
     pc.print(40, 20, b"elsewhere", 7);
     pc.show();
     assert_eq!(pc.cursor(), Some((13, 7)));
@@ -282,7 +282,7 @@ fn the_cursor_is_the_terminals() {
     pc.board.set(0x3d4, 0xa, 0x20);
     pc.show();
     assert_eq!(pc.cursor(), None);
-    // In the end the terminal has its own again.
+    // At the end the terminal's own cursor style is restored.
     let Watched { view, wire, mut terminal, .. } = pc;
     drop(view);
     terminal.process(&wire.0.borrow().0);
@@ -397,7 +397,7 @@ fn a_panned_and_a_split_screen() {
     assert_eq!(pc.row(0).trim_end(), "0A|");
     pan(&pc, 5);
     pc.show();
-    // What is behind the last character of the row has come into view.
+    // The cell after the last character of the row is visible now.
     assert_eq!(pc.row(0).split_whitespace().collect::<Vec<_>>(), ["A|", "1"]);
     pan(&pc, 8);
     // From row 30 on, and the first rows of video memory below line 160.
@@ -526,7 +526,7 @@ fn a_terminal_that_refuses_is_shown_everything_again() {
     assert_eq!((pc.row(0).trim_end(), pc.row(1).trim_end()), ("first", "second"));
 }
 
-/// What a guest may do to the screen between two looks.
+/// What a guest may do to the screen between two refreshes.
 #[derive(Clone, Debug)]
 enum Step {
     Print { at: u64, cells: Vec<u8> },
@@ -564,7 +564,7 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// A terminal that is told what changes shows what one shows that is told everything.
+    /// A terminal that is updated by damage shows the same as one that is redrawn.
     #[test]
     fn changes_add_up(steps in prop::collection::vec(step(), 1..40)) {
         let mut pc = Watched::in_text(80, 25);
@@ -586,7 +586,7 @@ proptest! {
             pc.show();
             let (rows, columns) = pc.terminal.screen().size();
             let (rows, columns) = (rows.get(), columns.get());
-            // Which part of a text is in view depends on where the cursor has been.
+            // The visible part of a text depends on the former positions of the cursor.
             let is_cut = |text: TextScreen| {
                 text.columns() > columns.into() || text.rows() > rows.into()
             };

@@ -1,4 +1,4 @@
-//! The VNC server as a viewer sees it, with a viewer of our own that keeps to the letter.
+//! The VNC server, tested with a strict viewer of our own.
 
 mod common;
 #[path = "../../tests/machines/src/deadline.rs"]
@@ -63,7 +63,7 @@ impl Stage {
         Viewer::connect(self.address())
     }
 
-    /// A viewer that has everything and waits for more.
+    /// A viewer that has the whole picture and has requested the next update.
     fn settled(&self, encodings: &[i32]) -> Viewer {
         let mut viewer = self.viewer();
         viewer.set_encodings(encodings);
@@ -123,7 +123,7 @@ fn each_encoding_shows_the_picture_in_each_format() {
     for encoding in ENCODINGS {
         let mut viewer = stage.viewer();
         viewer.set_encodings(&[encoding]);
-        // One connection goes through all formats, so its streams do.
+        // One connection uses all formats, and so do its zlib streams.
         for format in formats.iter().flat_map(|it| [*it, Format { big_endian: true, ..*it }]) {
             viewer.set_format(format);
             viewer.request(false, viewer.all());
@@ -192,7 +192,7 @@ fn only_what_changed_is_sent_and_only_then() {
     let rects = viewer.follow(stage.screen.surface());
     assert_eq!(rects, [(RAW, rect(7, 50, 1, 1))]);
 
-    // What is damaged and changed back is nothing.
+    // Pixels that are damaged and changed back are not sent.
     viewer.ask();
     stage.server.update(stage.screen.surface(), &[stage.screen.surface().area()]);
     stage.fill(rect(0, 0, 3, 2), 77);
@@ -239,7 +239,7 @@ fn a_newcomer_sees_all_that_was_drawn() {
     viewer.follow(stage.screen.surface());
 }
 
-/// A copy of what the viewer was never sent would show it something else.
+/// A CopyRect of pixels that the viewer was never sent would show wrong ones.
 #[test]
 fn a_scroll_of_what_was_not_sent_is_no_copy() {
     let mut stage = Stage::new();
@@ -274,7 +274,7 @@ fn an_area_that_was_not_asked_for_waits() {
     viewer.request(true, left);
     let rects = viewer.update();
     assert!(rects.iter().all(|(_, area)| holds(rect(90, 90, 10, 20), area)), "{rects:?}");
-    // What the viewer never got is sent though it did not change.
+    // Pixels that the viewer was never sent are sent though they did not change.
     viewer.ask();
     viewer.follow(stage.screen.surface());
 }
@@ -317,7 +317,7 @@ fn a_viewer_follows_the_size_if_it_can() {
             viewer.ask();
             viewer.follow(stage.screen.surface());
         }
-        // Who asks for all is told the size, and gets all of it with its next request.
+        // A non-incremental request is answered by the size; the pixels follow with the next one.
         stage.board.vga.set_mode(64, 400, 32).unwrap();
         stage.fill(rect(0, 0, 64, 400), 4);
         let mut other = stage.viewer();
@@ -343,7 +343,7 @@ fn a_viewer_that_cannot_follow_the_size_sees_a_part() {
         viewer.follow(stage.screen.surface());
         assert_eq!(viewer.size, SIZE);
     }
-    // It learns to, and is told.
+    // It announces support of resizing, and is sent the size.
     viewer.set_encodings(&[HEXTILE, DESKTOP_SIZE]);
     while viewer.size != (400, 30) {
         viewer.update();
@@ -370,8 +370,8 @@ fn a_wish_for_another_size_is_refused_and_told_so() {
     assert_eq!(viewer.update(), [(EXTENDED_DESKTOP_SIZE, rect(1, 1, 320, 200))]);
 }
 
-/// As TigerVNC has it: it asks again when an update begins, and takes that update for the last
-/// one of its former format.
+/// As TigerVNC does: it sends the next request when an update begins, and expects that update to
+/// be the last one in its former format.
 #[test]
 fn a_request_is_answered_by_one_update() {
     for abilities in
@@ -433,7 +433,7 @@ fn who_does_not_read_stops_nobody() {
         slowest = slowest.max(begin.elapsed());
         viewer.follow(stage.screen.surface());
     }
-    // Far below the patience with the stalled one: it was not waited for.
+    // Far below the write timeout: the server did not wait for the stalled viewer.
     assert!(slowest < deadline::seconds(2), "{slowest:?}");
     stage.wait_viewers(1);
     assert!(stalled.is_closed());
@@ -497,7 +497,7 @@ fn there_is_room_for_so_many() {
     let first = stage.viewer();
     // The server notes the end of a handshake after the viewer has it: it, too, would make room.
     stage.wait_viewers(1);
-    // Somebody who says nothing makes room.
+    // A viewer that sends nothing is closed for a new one.
     let mut silent = TcpStream::connect(address).unwrap();
     let mut greeting = [0; 12];
     silent.read_exact(&mut greeting).unwrap();
@@ -522,7 +522,7 @@ fn a_handshake_has_to_be_over_in_time() {
     slow.set_read_timeout(Some(patience())).unwrap();
     let begin = Instant::now();
     let mut rest = [0; 100];
-    // It never stops to say something.
+    // It sends messages without end.
     for byte in b"RFB 003.008\n".iter().cycle() {
         if slow.write_all(&[*byte]).is_err() {
             break;
@@ -652,9 +652,9 @@ fn a_viewer_that_asks_for_all_each_time_gets_pixels() {
     }
 }
 
-/// What is told at the end of a viewer that has let many keys go as other symbols, and holds
-/// Control down: the last things before `Viewers(0)`. `key` makes the message of the nth key,
-/// down as one symbol and up as the other.
+/// The last events before `Viewers(0)` of a viewer that has released many keys with other keysyms,
+/// and holds Control. `key` encodes the message of the nth key, pressed with one keysym and
+/// released with the other.
 fn told_at_the_end(key: impl Fn(bool, u8) -> Vec<u8>, control: &[u8]) -> Vec<VncEvent> {
     let stage = Stage::new();
     let next = || stage.events.recv_timeout(patience()).unwrap();
@@ -676,8 +676,8 @@ fn control_goes_up(keycode: Option<u32>) -> VncEvent {
     VncEvent::Input(InputEvent::Key { keysym: 0xffe3, keycode, down: false })
 }
 
-/// Shift and a letter, of which Shift is let go first: the key goes down as the capital and
-/// up as the small letter.
+/// Shift and a letter, of which Shift is released first: the key is pressed as the capital and
+/// released as the small letter.
 #[test]
 fn a_key_that_goes_up_as_another_symbol_is_up() {
     let key = |down, n| {
@@ -688,7 +688,7 @@ fn a_key_that_goes_up_as_another_symbol_is_up() {
     assert_eq!(told, [control_goes_up(Some(0x1d))]);
 }
 
-/// Without numbers of keys nobody knows which one went up: the latest ones count.
+/// Without keycodes the server cannot match the release to a key: the latest keys count.
 #[test]
 fn what_is_down_is_let_go_however_many_went_up_as_others() {
     let key = |down, n| {

@@ -1,4 +1,4 @@
-//! What can go wrong on either side.
+//! The errors of the source and of the destination.
 
 use std::io;
 use std::time::Duration;
@@ -9,70 +9,70 @@ use thiserror::Error;
 
 use crate::devices::device::DeviceError;
 
-/// A migration that its source could not complete. The machine runs on, its log is
-/// off, and another try begins from all pages.
+/// Why the source could not complete a migration. The machine keeps running, the migration's
+/// dirty log is off, and another attempt sends all pages again.
 #[derive(Debug, Error)]
 pub enum SendError {
-    /// The stream does not take what is written.
+    /// Writing to the stream failed.
     #[error("The stream broke after {sent} bytes")]
     Write {
-        /// Bytes written before.
+        /// Bytes written before the error.
         sent: u64,
-        /// What it said.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A channel does not take what is written.
+    /// Writing to a channel failed.
     #[error("Channel {channel} broke after {sent} bytes of all channels")]
     Channel {
         /// The channel's number, from 0 on.
         channel: usize,
-        /// Bytes written before, on all channels.
+        /// Bytes written before the error, on all channels.
         sent: u64,
-        /// What it said.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// No connection took anything for longer than the [deadlines](crate::Deadlines) allow. A
-    /// channel that is waited for may mean that the receiver waits for channels in another way:
+    /// No connection accepted any bytes for longer than the [deadlines](crate::Deadlines) allow.
+    /// If it is a channel, the receiver may expect channel syncs at other places in the stream:
     /// see `multifd_flush_after_each_section` of [`Precopy`](crate::Precopy).
     #[error(
         "Waited {waited:.1?} for the receiver to take what was sent {}, after {sent} bytes",
         by(.channel)
     )]
     TimedOut {
-        /// The number of the channel that was waited for first, from 0 on; `None` for the stream.
+        /// The channel whose transfer began first, from 0 on; `None` for the main stream.
         channel: Option<usize>,
-        /// Bytes written before, of the stream or of all channels.
+        /// Bytes written before, to the stream or to all channels.
         sent: u64,
-        /// How long it was waited for.
+        /// How long it waited.
         waited: Duration,
     },
-    /// A channel is gone, as was said before.
+    /// A channel failed before; an earlier error said why.
     #[error("A channel is gone")]
     ChannelsClosed,
-    /// More channels than there can be.
+    /// More channels than the limit of 16.
     #[error("A migration has at most 16 channels, {channels} were given")]
     TooManyChannels {
         /// Channels given.
         channels: usize,
     },
-    /// Somebody asked for the end.
+    /// [`Cancel::cancel`](crate::Cancel::cancel) was called.
     #[error("The migration was cancelled")]
     Cancelled,
-    /// Percentages of a throttle that make no sequence.
+    /// The auto-converge settings are out of range.
     #[error(transparent)]
     AutoConverge(#[from] crate::converge::auto_converge::AutoConvergeError),
-    /// A dirty limit that leads nowhere.
+    /// The dirty limit's settings are out of range.
     #[error(transparent)]
     DirtyLimitSettings(#[from] crate::converge::dirty_limit::DirtyLimitError),
-    /// What the guest dirties cannot be limited.
-    #[error("What the guest dirties cannot be limited")]
+    /// The dirty limit cannot be set.
+    #[error("The guest's dirty limit cannot be set")]
     DirtyLimit(#[source] DeviceError),
-    /// The thread that slows the guest down cannot be started.
-    #[error("The guest cannot be slowed down")]
+    /// The throttle's thread cannot be started.
+    #[error("The throttle's thread cannot be started")]
     Throttle(#[source] io::Error),
-    /// The guest writes faster than what is written can be sent.
+    /// The guest dirties pages faster than they can be sent.
     #[error(
         "After {rounds} rounds {remaining} bytes are left, more than fit the downtime: the guest \
             writes {dirty_rate:.0} bytes a second, the connection takes {bandwidth:.0}"
@@ -80,25 +80,25 @@ pub enum SendError {
     NotConverging {
         /// Rounds that were sent.
         rounds: u32,
-        /// Bytes that are left.
+        /// Bytes still to be sent.
         remaining: u64,
-        /// Bytes a second in pages that are written.
+        /// Bytes of pages dirtied per second.
         dirty_rate: f64,
-        /// Bytes a second that are sent.
+        /// Bytes sent per second.
         bandwidth: f64,
     },
-    /// A device has no state to be sent.
+    /// A device's `save` failed, or its state has the wrong length.
     #[error("Device \"{name}\" ({instance}) cannot be saved")]
     Device {
         /// The device's name.
         name: String,
-        /// Which of several.
+        /// Its instance id.
         instance: u32,
-        /// What it said.
+        /// The cause.
         #[source]
         source: DeviceError,
     },
-    /// A name that no section can have, or two devices of one name.
+    /// A section name that is invalid, or is used twice.
     #[error(
         "A device's name has 1 to 255 bytes, is not \"ram\", and its own: \"{name}\" ({instance}) \
             was given"
@@ -106,39 +106,39 @@ pub enum SendError {
     DeviceName {
         /// The name given.
         name: String,
-        /// Which of several.
+        /// Its instance id.
         instance: u32,
     },
-    /// A section that is to be sent on, of which the receiver kept no bytes.
+    /// A section to be sent on, of which the receiver kept no bytes.
     #[error("Section \"{name}\" ({instance}) was not kept, and cannot be sent on")]
     SectionNotKept {
         /// The section's name.
         name: String,
-        /// Which of several.
+        /// Its instance id.
         instance: u32,
     },
-    /// The receiver says that it could not take everything.
+    /// The receiver reported a failure on the return path.
     #[error("The receiver failed, for reason {reason}")]
     Refused {
         /// Its reason, which is not 0.
         reason: u32,
     },
-    /// The receiver's answer did not come; it may have everything, or not.
-    #[error("The receiver does not say whether it has everything")]
+    /// The receiver's acknowledgement was not received; the receiver may have everything, or not.
+    #[error("The receiver did not acknowledge that it has everything")]
     NoAck {
-        /// What the connection said.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The receiver answers something that has no meaning here.
+    /// A return path message of an unknown kind or length.
     #[error("The receiver answers with kind {kind} and {len} bytes, which is unknown here")]
     ReturnPath {
-        /// The answer's kind.
+        /// The message's kind.
         kind: u16,
         /// Its length in bytes.
         len: u16,
     },
-    /// The dirty log cannot be switched or read.
+    /// The dirty log cannot be switched on or read.
     #[error(transparent)]
     Log(#[from] MapError),
     /// A block's bitmap cannot be read.
@@ -147,10 +147,10 @@ pub enum SendError {
     /// A block cannot be read.
     #[error(transparent)]
     Memory(#[from] RamBlockError),
-    /// The machine does not pause.
+    /// The caller's `pause` failed.
     #[error("The machine cannot be paused for the last round")]
     Pause(#[source] DeviceError),
-    /// RAM was added or taken away meanwhile.
+    /// RAM blocks were added or removed during the migration.
     #[error("The machine's blocks changed during the migration: {before} before, {after} now")]
     BlocksChanged {
         /// The ids at the start, with commas.
@@ -158,13 +158,13 @@ pub enum SendError {
         /// The ids at the end, with commas.
         after: String,
     },
-    /// A block was taken off the map, if only for a moment: its log is not whole.
+    /// A block was unmapped during the migration, if only for a moment: its log has a gap.
     #[error("Block \"{block}\" was not logged all the time: it was off the map")]
     LogInterrupted {
         /// The block's id.
         block: String,
     },
-    /// Packets of channels have another form with other pages.
+    /// Channel packets support only pages of 4 KiB.
     #[error("Channels carry pages of 4096 bytes, {page} were asked for")]
     ChannelPageSize {
         /// Bytes of the stream's pages.
@@ -185,64 +185,64 @@ fn by(channel: &Option<usize>) -> String {
     channel.map_or_else(|| "in the stream".to_owned(), text)
 }
 
-/// A stream that could not be received whole. The blocks hold a part of it: the
-/// machine must not be started from them.
+/// Why a stream could not be received. The blocks hold only a part of it: the machine must not
+/// be started from them.
 #[derive(Debug, Error)]
 pub enum ReceiveError {
-    /// The stream ended where something should follow.
+    /// The stream ended too early.
     #[error("The stream ends after {at} bytes, within {what}")]
     Truncated {
-        /// Bytes read before.
+        /// Bytes read before the error.
         at: u64,
-        /// What was being read.
+        /// The name of the field that was being read.
         what: &'static str,
     },
     /// The stream cannot be read.
     #[error("The stream cannot be read after {at} bytes")]
     Read {
-        /// Bytes read before.
+        /// Bytes read before the error.
         at: u64,
-        /// What it said.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The sender was silent for longer than the [deadlines](crate::Deadlines) allow, or sent
-    /// next to nothing.
+    /// The sender sent nothing, or less than 4,096 bytes, for longer than the
+    /// [deadlines](crate::Deadlines) allow.
     #[error("Waited {waited:.1?} for {what}, after {at} bytes of the stream")]
     TimedOut {
-        /// Bytes read before, of the connection that was waited for.
+        /// Bytes read before, on this connection.
         at: u64,
-        /// What was being read.
+        /// The name of the field that was being read.
         what: &'static str,
-        /// How long it was waited for.
+        /// How long it waited.
         waited: Duration,
     },
-    /// Something other than what must stand here.
+    /// A field has another value than the format requires.
     #[error("At byte {at} of the stream: {what} is {found:#x}, expected {expected:#x}")]
     Unexpected {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
-        /// What it is.
+        /// The name of the field.
         what: &'static str,
         /// Its value.
         found: u64,
-        /// The value that it must have.
+        /// The required value.
         expected: u64,
     },
-    /// A part, record or command of a kind that is not known here.
+    /// A part, record or command of an unknown kind.
     #[error("At byte {at} of the stream: {what} {found:#x} is not supported")]
     Unsupported {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
-        /// What it is.
+        /// The name of the field.
         what: &'static str,
         /// Its value.
         found: u64,
     },
-    /// A section of a device that is not here.
+    /// A section of a device that is not registered here.
     #[error("At byte {at} of the stream: there is no section \"{name}\" here")]
     UnknownSection {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
         /// Its name.
         name: String,
@@ -250,15 +250,15 @@ pub enum ReceiveError {
     /// A block that this machine does not have.
     #[error("At byte {at} of the stream: there is no block \"{id}\" here")]
     UnknownBlock {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
         /// Its id.
         id: String,
     },
-    /// A record that goes on with the same block as the one before, which there is not.
+    /// A record with RAM_SAVE_FLAG_CONTINUE before any record that names a block.
     #[error("At byte {at} of the stream: a page without a block")]
     NoBlock {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
     },
     /// A block of another length.
@@ -267,7 +267,7 @@ pub enum ReceiveError {
             here"
     )]
     BlockLength {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
         /// Its id.
         id: String,
@@ -281,7 +281,7 @@ pub enum ReceiveError {
         "At byte {at} of the stream: block \"{id}\" of {len:#x} bytes has no page at {offset:#x}"
     )]
     NoSuchPage {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
         /// The block's id.
         id: String,
@@ -290,24 +290,24 @@ pub enum ReceiveError {
         /// The block's length in bytes.
         len: u64,
     },
-    /// A page that came compressed, or as what changed of it, and makes no sense.
+    /// A compressed page or an XBZRLE delta that is malformed.
     #[error(
         "At byte {at} of the stream: the {what} of page {offset:#x} of block \"{id}\" is malformed"
     )]
     Encoding {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
-        /// What it is.
+        /// The name of the field.
         what: &'static str,
         /// The block's id.
         id: String,
         /// The page's offset in bytes.
         offset: u64,
     },
-    /// A capability that changes the stream in a way that is not known here.
+    /// A capability that changes the stream in a way that is not supported.
     #[error("At byte {at} of the stream: capability \"{name}\" is not supported")]
     Capability {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
         /// Its name.
         name: String,
@@ -315,11 +315,11 @@ pub enum ReceiveError {
     /// A second section of the same device.
     #[error("At byte {at} of the stream: a second section \"{name}\" ({instance})")]
     DuplicateSection {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
         /// Its name.
         name: String,
-        /// Which of several.
+        /// Its instance id.
         instance: u32,
     },
     /// A device's state is newer than the device.
@@ -327,7 +327,7 @@ pub enum ReceiveError {
         "At byte {at} of the stream: \"{name}\" has version {found}, known are those up to {known}"
     )]
     DeviceVersion {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
         /// The device's name.
         name: String,
@@ -336,34 +336,34 @@ pub enum ReceiveError {
         /// Its version here.
         known: u32,
     },
-    /// More than is taken.
+    /// A field that is longer than its limit.
     #[error("At byte {at} of the stream: {what} has more than {most} bytes")]
     TooLong {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
-        /// What it is.
+        /// The name of the field.
         what: &'static str,
-        /// What is taken at most, in bytes.
+        /// The limit in bytes.
         most: u64,
     },
-    /// The stream ended as it should, but a device's state did not come.
+    /// The stream ended without the state of a registered device.
     #[error("The stream, of {at} bytes, has no section \"{name}\" ({instance})")]
     MissingDevice {
         /// Bytes read.
         at: u64,
         /// The device's name.
         name: String,
-        /// Which of several.
+        /// Its instance id.
         instance: u32,
     },
-    /// A device does not take its state.
+    /// A device's `restore` failed.
     #[error("Device \"{name}\" ({instance}) cannot be restored")]
     Device {
         /// The device's name.
         name: String,
-        /// Which of several.
+        /// Its instance id.
         instance: u32,
-        /// What it said.
+        /// The cause.
         #[source]
         source: DeviceError,
     },
@@ -373,36 +373,36 @@ pub enum ReceiveError {
         /// Connections given.
         channels: usize,
     },
-    /// More connections than there can be.
+    /// More channels than the limit of 16.
     #[error("A migration has at most 16 channels, {channels} were given")]
     TooManyChannels {
         /// Channels given.
         channels: usize,
     },
-    /// The sender cannot be told how it went.
+    /// The return path cannot be written.
     #[error("The sender cannot be answered")]
     ReturnPath {
-        /// What the connection said.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A name that is no UTF-8, or too long.
+    /// A name that is not UTF-8, or is too long.
     #[error("At byte {at} of the stream: a name of {len} bytes is too long or no text")]
     Name {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
         /// Its length in bytes.
         len: u64,
     },
-    /// The stream announces a block twice.
+    /// The stream's block list has a block twice.
     #[error("At byte {at} of the stream: block \"{id}\" is announced again")]
     DuplicateBlock {
-        /// Where it stands.
+        /// The offset in the stream, in bytes.
         at: u64,
         /// Its id.
         id: String,
     },
-    /// The stream ended as it should, but does not have all blocks of this machine.
+    /// The stream ended without all blocks of this machine.
     #[error("The stream, of {at} bytes, has no block {ids}")]
     MissingBlocks {
         /// Bytes read.
@@ -410,7 +410,7 @@ pub enum ReceiveError {
         /// The ids that are missing, with commas.
         ids: String,
     },
-    /// The stream ended as it should, but never completed its RAM.
+    /// The stream ended without the last section of RAM.
     #[error("The stream ends at byte {at} without the last section of RAM")]
     Incomplete {
         /// Bytes read.

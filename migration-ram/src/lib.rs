@@ -1,19 +1,19 @@
 //! Live migration of guest RAM.
 //!
-//! [`Precopy`] sends all pages of a running machine, then in rounds those that were
-//! written meanwhile, until the rest can be sent within the allowed downtime; then
-//! the machine is paused and the rest follows. [`receive`] puts them into the blocks
-//! of another machine. What goes over the wire is QEMU's migration stream.
+//! [`Precopy`] sends all pages of a running machine, then, in rounds, the pages that the
+//! guest dirtied meanwhile, until the rest can be sent within the allowed downtime; then
+//! it pauses the machine and sends the rest. [`receive`] writes the pages into the blocks
+//! of another machine. The format on the wire is QEMU's migration stream.
 //!
-//! The invariant: **a page is read after its dirty bit was taken**, so a store that
-//! comes later sets the bit again and the page is sent again. After the last round,
-//! for which the machine stands still, both memories are equal.
+//! The invariant: **a page is read after its dirty bit was taken**, so a store after the
+//! read sets the bit again and the page is sent again. After the last round, for which the
+//! machine is paused, both memories are equal.
 //!
 //! ```text
 //!   MemoryMap --sync, harvest--> pending pages --read, encode--> stream
-//!       ^                          (one private bitmap             |
+//!       ^                          (one send bitmap                |
 //!       | all RAM logged            for each block)                v
-//!   guest goes on until the last round                 receive --> RamBlocks
+//!   guest runs until the last round                    receive --> RamBlocks
 //! ```
 //!
 //! # Example

@@ -1,4 +1,4 @@
-//! Several connections, devices, answers, and migrations that are ended.
+//! Several connections, devices, the return path, and cancelled migrations.
 
 #[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
@@ -70,7 +70,7 @@ fn connections(channels: usize) -> (Vec<UnixStream>, Vec<UnixStream>) {
 
 fn receive(mut ends: Vec<UnixStream>, receiver: Receiver<'_>) -> Result<Received, ReceiveError> {
     let answers = ends[0].try_clone().unwrap();
-    ends.reverse(); // any order will do
+    ends.reverse(); // the receiver accepts any order
     let from = IncomingChannels::several(ends.iter_mut().map(|end| end as &mut dyn ReadTransport));
     receiver.run(from.return_path(&mut &answers))
 }
@@ -89,7 +89,7 @@ fn send(
 
 #[test]
 fn pages_arrive_over_any_number_of_channels() {
-    // Waited for where the stream says so, and at the end of each section.
+    // With syncs at RAM_SAVE_FLAG_MULTIFD_FLUSH, and at the end of each section.
     let ways = [0, 1, 2, 5, 16].into_iter().flat_map(|n| [(n, false), (n, true)]);
     for (channels, each_section) in ways {
         deadline::in_time(move || {
@@ -127,7 +127,7 @@ fn pages_arrive_over_any_number_of_channels() {
                 .multifd_flush_after_each_section(each_section);
             let Migrated { stats, .. } = send(&mut near, &precopy, pause).unwrap();
             let received = receiver.join().unwrap().unwrap();
-            // The first connection is still there, for whatever the two sides have to say.
+            // The first connection stays open, for further messages of both sides.
             near[0].write_all(b"go").unwrap();
             let mut word = [0; 2];
             ends[0].read_exact(&mut word).unwrap();
@@ -152,7 +152,7 @@ fn more_channels_than_there_can_be_are_refused() {
 
 #[test]
 fn whoever_fails_ends_all() {
-    // A channel that nobody reads, or one that is cut, with all others open.
+    // A channel that is not read, or one that is cut, while all others stay open.
     for broken in [0, 1, 2] {
         deadline::in_time(move || {
             let (memory, blocks) = machine();
@@ -168,7 +168,7 @@ fn whoever_fails_ends_all() {
             assert!(!blocks[0].dirty().enabled().contains(DirtyClient::MIGRATION));
             drop(others);
 
-            // The other side: the connection ends within the stream.
+            // The destination: the connection ends within the stream.
             let (mut near, far) = connections(2);
             let twins = twins();
             let receiver = std::thread::spawn({
@@ -176,7 +176,7 @@ fn whoever_fails_ends_all() {
                 move || receive(far, Receiver::new(&twins))
             });
             let cut = near[broken].try_clone().unwrap();
-            // While all else stays open, and the receiver has what was sent before.
+            // All other connections stay open, and the receiver has the pages sent before.
             let (twin, last) = (twins[1].clone(), (PAGES - 2) * page()); // not zero
             let pause = move || {
                 while contents(&twin)[usize::try_from(last).unwrap()..].iter().all(|b| *b == 0) {
@@ -228,7 +228,7 @@ fn a_cancel_ends_a_migration_that_nobody_takes() {
     }
 }
 
-/// Takes a stream; whenever something is sent, the guest writes: no round finds nothing new.
+/// A transport; whenever something is sent, the guest writes, so that each round finds new pages.
 struct Writing(Arc<RamBlock>);
 
 impl WriteTransport for Writing {
@@ -238,7 +238,7 @@ impl WriteTransport for Writing {
     }
 }
 
-/// A second try that is refused, as the first is under way, leaves the first its cancel.
+/// A second migration that is refused, as the first is under way, does not touch its cancel.
 #[test]
 fn a_refused_migration_takes_nobodys_cancel() {
     deadline::in_time(|| {
@@ -312,7 +312,7 @@ fn devices_travel_behind_ram() {
         let described: serde_json::Value = serde_json::from_slice(&received.description).unwrap();
         assert_eq!(described["devices"][0]["name"], "holder");
 
-        // One that is not here, one that is missing, one that refuses, one that is older.
+        // A device that is unknown here, one that is missing, one that refuses, one that is older.
         let refused = |receiver: Receiver<'_>| receiver.run(&mut stream.as_slice()).unwrap_err();
         let error = refused(Receiver::new(&twins()).device(holder.clone()));
         assert!(matches!(&error, ReceiveError::UnknownSection { name, .. } if name == "other"));
@@ -326,7 +326,7 @@ fn devices_travel_behind_ram() {
         let error = refused(all().device(Arc::new(older)));
         assert!(matches!(error, ReceiveError::DeviceVersion { found: 3, known: 1, .. }), "{error}");
 
-        // Unknown ones can be passed over, wherever they are.
+        // Unknown sections can be skipped at any place.
         for receiver in [Receiver::new(&twins()), Receiver::new(&twins()).device(holder.clone())] {
             let kept = receiver.keep_unknown_sections(true).run(&mut stream.as_slice()).unwrap();
             let names: Vec<_> = kept.sections.iter().map(|s| s.name.as_str()).collect();
@@ -354,8 +354,8 @@ fn a_device_that_fails_ends_the_migration() {
     assert!(matches!(error, SendError::DeviceName { .. }), "{error}");
 }
 
-/// The receiver has all of RAM, and a device that does not take its state: the source hears
-/// of it, and goes on.
+/// The receiver has all of RAM, and a device's `restore` fails: the source is told on the return
+/// path, and keeps running.
 #[test]
 fn the_source_hears_how_it_ended() {
     deadline::in_time(|| {
@@ -373,7 +373,7 @@ fn the_source_hears_how_it_ended() {
     });
 }
 
-/// Each part of the downtime is at least what was done in it.
+/// Each part of the downtime is at least as long as its steps.
 #[test]
 fn downtime_is_told_in_its_parts() {
     const PART: Duration = Duration::from_millis(3);
@@ -416,7 +416,7 @@ fn a_receiver_that_says_nothing_is_no_success() {
         let (mut near, mut far) = connections(0);
         let taker = std::thread::spawn(move || {
             let mut far = far.remove(0);
-            Receiver::new(&twins()).run(&mut far) // no way for answers
+            Receiver::new(&twins()).run(&mut far) // no return path
         });
         let error = send(&mut near, &Precopy::new(memory), still).unwrap_err();
         taker.join().unwrap().unwrap();
@@ -451,7 +451,7 @@ fn progress_adds_up() {
     assert!(within.as_u64() > Some(0) && within.as_u64() < before.as_u64());
 }
 
-/// QEMU from 8.1 on says beforehand that it lets the source switch over, if it is told to.
+/// QEMU from 8.1 on, with `switchover-ack`, acknowledges the switchover before the end.
 #[test]
 fn an_answer_before_the_last_one_is_no_error() {
     let (memory, _) = machine();
@@ -511,8 +511,8 @@ fn who_waits_to_switch_over_is_told_that_it_may() {
     }
 }
 
-/// Everything was sent, and somebody cancels while the answer is waited for: the destination
-/// has all of it, so that it must not look as if it had not.
+/// A cancel after everything was sent, while the source waits for the acknowledgement: the
+/// destination may have everything, so the error must not be `Cancelled`.
 #[test]
 fn a_cancel_behind_the_last_byte_says_that_all_may_be_there() {
     deadline::in_time(|| {
@@ -534,8 +534,8 @@ fn a_cancel_behind_the_last_byte_says_that_all_may_be_there() {
     });
 }
 
-/// How often the stream says to wait for the channels, and how many sections it has, as a
-/// machine of that name sends it by a channel.
+/// How many RAM_SAVE_FLAG_MULTIFD_FLUSH records and how many sections the stream of a machine of
+/// that name has, with a channel.
 fn flushes_and_sections(machine_name: &str) -> (usize, usize) {
     let (memory, _) = machine();
     let mut stream = Vec::new();
@@ -550,8 +550,8 @@ fn flushes_and_sections(machine_name: &str) -> (usize, usize) {
     (count(&[&0x200u64.to_be_bytes()[..], &end].concat()), count(&end))
 }
 
-/// QEMU waits for channels where it is told to, from 8.1 on; before, at the end of each
-/// section, and it does not know the other.
+/// QEMU from 8.1 on waits for channels at RAM_SAVE_FLAG_MULTIFD_FLUSH; earlier versions wait at
+/// the end of each section, and refuse that flag.
 #[test]
 fn channels_are_waited_for_at_every_section_as_the_version_has_it() {
     deadline::in_time(|| {

@@ -1,4 +1,4 @@
-//! A migration's log is its own: nobody takes its pages while it runs.
+//! A migration claims its log: nothing else harvests it while the migration runs.
 
 use memory_region::{MapError, MemoryMap};
 use migration_ram::{Precopy, receive};
@@ -7,8 +7,8 @@ use ram_block::{DirtyClient, DirtyError, RamBlock};
 const LEN: u64 = 1 << 20;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 
-/// Somebody who had switched the log on, and harvests it while a migration runs, is refused;
-/// the page is sent.
+/// A harvest of a log that was switched on before is refused while a migration runs, and the page
+/// is sent.
 #[test]
 fn a_second_harvester_takes_nothing_from_a_migration() {
     let memory = MemoryMap::new();
@@ -38,6 +38,6 @@ fn a_second_harvester_takes_nothing_from_a_migration() {
     let mut found = [0; 4];
     twin.read(0x5000, &mut found).unwrap();
     assert_eq!(&found, b"kept");
-    // Over, and the region's own log goes on as before.
+    // After the migration the region's own log works as before.
     memory.snapshot_and_clear(region, MIGRATION, 0..LEN).unwrap().commit();
 }

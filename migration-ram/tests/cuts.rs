@@ -1,5 +1,5 @@
 //! Connections that are cut, and sides that are killed, at any byte: the survivor's state is
-//! right, and a second try succeeds.
+//! correct, and a second migration succeeds.
 
 #[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
@@ -44,7 +44,7 @@ impl Numbers {
     }
 }
 
-/// Who is lost.
+/// Which part fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Lost {
     Connection,
@@ -52,14 +52,14 @@ enum Lost {
     Destination,
 }
 
-/// What lies between two sides: passes so many bytes, then somebody is lost.
+/// A proxy between the two sides: passes so many bytes, then one part fails.
 struct Proxy {
     left: AtomicI64,
     lost: Lost,
     /// Ends of the source's connections and of the destination's.
     near: Vec<UnixStream>,
     far: Vec<UnixStream>,
-    /// What ends the source, which is not there any more.
+    /// Cancels the source, when that is to be lost.
     kill_source: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -78,13 +78,13 @@ impl Proxy {
             }
             Lost::Destination => {
                 shut(&self.near);
-                // Its own end, of which nobody hears.
+                // Also its own connections, so that its thread ends.
                 shut(&self.far);
             }
         }
     }
 
-    /// Passes on what comes from one end, at most as much as is left.
+    /// Forwards bytes from one end, up to the limit.
     fn pass(&self, mut from: &UnixStream, mut to: &UnixStream) {
         let mut bytes = vec![0; 3000];
         loop {
@@ -97,7 +97,7 @@ impl Proxy {
                 return self.cut();
             }
             if count == 0 || broken {
-                // One side has ended; the other one hears of it.
+                // One side has closed its connection: close the other one's.
                 let _ = to.shutdown(Shutdown::Write);
                 return;
             }
@@ -169,8 +169,8 @@ impl Machine {
         precopy.downtime(Duration::ZERO).max_rounds(3)
     }
 
-    /// The machine runs on as if nothing had been: its log is off, and whoever else watches
-    /// its pages has missed none.
+    /// The machine runs on as before the migration: its log is off, and another client of the log
+    /// has missed no page.
     fn is_as_before(&self) {
         for block in &self.blocks {
             assert!(!block.dirty().enabled().contains(DirtyClient::MIGRATION));
@@ -216,7 +216,7 @@ fn pairs(count: usize) -> (Vec<UnixStream>, Vec<UnixStream>) {
     (0..count).map(|_| UnixStream::pair().unwrap()).unzip()
 }
 
-/// One migration through a proxy that passes `bytes` bytes; says how many passed.
+/// One migration through a proxy that passes `bytes` bytes; returns how many passed.
 fn cut_after(bytes: i64, lost: Lost, channels: usize, seed: u64) -> i64 {
     let (mut machine, twin) = (Machine::new(seed), Twin::new());
     let (source, near) = pairs(1 + channels);
@@ -245,7 +245,7 @@ fn cut_after(bytes: i64, lost: Lost, channels: usize, seed: u64) -> i64 {
         (Err(_), Err(_)) => assert!(restored == 0, "{what}"),
     }
     let passed = bytes - proxy.left.load(Ordering::Acquire);
-    // The machine goes on, and is sent again to where a part of it is already.
+    // The machine runs on, and is sent again to a destination that has a part of it already.
     (0..5).for_each(|_| machine.write());
     let (source, destination) = pairs(1 + channels);
     let precopy = machine.precopy();
@@ -265,7 +265,7 @@ fn cuts(lost: Lost) {
             let all = cut_after(i64::MAX / 2, lost, channels, 1);
             let mut numbers = Numbers(all.unsigned_abs());
             for seed in 0..34 {
-                // Anywhere, or near the end, where the answer comes.
+                // At any byte, or near the end, at the acknowledgement.
                 let most = if seed % 4 == 3 { 200 } else { all.unsigned_abs() };
                 let before_the_end = i64::try_from(numbers.next() % most).unwrap();
                 cut_after(all - before_the_end, lost, channels, seed);

@@ -1,5 +1,5 @@
-//! Peers that say nothing, next to nothing, or take nothing: both sides give up in time, and say
-//! what they waited for.
+//! Peers that send nothing or next to nothing, or do not read: both sides fail in time, with an
+//! error that names what they waited for.
 
 #[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
@@ -19,7 +19,7 @@ use migration_ram::{
 use ram_block::{DirtyClient, RamBlock};
 
 const LEN: u64 = 16 << 20;
-/// What the tests wait for.
+/// The deadline of the tests.
 const LIMIT: Duration = Duration::from_millis(500);
 
 fn deadlines() -> Deadlines {
@@ -34,7 +34,7 @@ fn machine() -> (Arc<MemoryMap>, Arc<RamBlock>) {
     (memory, ram)
 }
 
-/// What is received of inputs, which stay open.
+/// The result of receiving from inputs that stay open.
 fn received<I: ReadTransport + 'static>(mut inputs: Vec<I>) -> ReceiveError {
     deadline::in_time(move || {
         let ram = [RamBlock::anonymous("ram", LEN).unwrap()];
@@ -91,7 +91,7 @@ fn a_sender_that_says_nothing_is_not_waited_for() {
         };
         assert_waited(&error, what, at);
         assert!(at <= said.len() as u64, "{at}");
-        // By TCP as well.
+        // Over TCP, too.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         near.write_all(said).unwrap();
@@ -111,7 +111,7 @@ fn a_pipe_that_stays_silent_is_not_waited_for() {
     child.wait().unwrap();
 }
 
-/// As many bytes as one likes, one after the other, and never a page of them in time.
+/// Sends single bytes without end, but never a page of them within the deadline.
 #[test]
 fn a_sender_of_single_bytes_is_not_waited_for() {
     let whole = beginning();
@@ -133,7 +133,7 @@ fn a_sender_of_single_bytes_is_not_waited_for() {
 
 #[test]
 fn a_channel_that_says_nothing_is_not_waited_for() {
-    // It does not say what it is; or the stream waits for it, in a sync that never comes.
+    // The channel sends no hello; or the stream waits for it in a sync that it never reaches.
     for (said, what) in [(&b""[..], "the magic number"), (HELLO, "a channel's beginning")] {
         let (mut near, far) = UnixStream::pair().unwrap();
         near.write_all(&beginning()).unwrap();
@@ -149,7 +149,7 @@ fn a_channel_that_says_nothing_is_not_waited_for() {
     assert_waited(&received(vec![far, channel]), "a packet's head", 64);
 }
 
-/// Takes so many bytes, then one now and again, or none, until the other side hangs up.
+/// Reads so many bytes, then one now and then, or none, until the other side hangs up.
 fn take_few(mut from: UnixStream, count: usize, then: Option<Duration>) {
     let mut bytes = vec![0; count];
     let _ = from.read_exact(&mut bytes);
@@ -159,7 +159,7 @@ fn take_few(mut from: UnixStream, count: usize, then: Option<Duration>) {
                 std::thread::sleep(pause);
             }
         }
-        // Its own words arrive as long as the other side is there.
+        // Writes succeed as long as the other side has not closed the connection.
         None => {
             while from.write(&[0]).is_ok() {
                 std::thread::sleep(LIMIT / 10);
@@ -199,13 +199,13 @@ fn a_receiver_that_takes_nothing_is_not_waited_for() {
             assert_eq!(*channel, stuck.checked_sub(1), "{error}");
             assert!(*waited >= LIMIT, "{error}");
             assert!(error.to_string().starts_with("Waited "), "{error}");
-            drop(takers); // one reads what is left, a byte at a time
+            drop(takers); // one reads the rest, a byte at a time
             assert!(!ram.dirty().enabled().contains(DirtyClient::MIGRATION));
         }
     }
 }
 
-/// It may have everything: the error is the one that says so.
+/// The destination may have everything: the error is `NoAck`.
 #[test]
 fn an_answer_that_does_not_come_is_not_waited_for() {
     for answers in [&b""[..], b"\0\x02\0\x04\0\0\0\0\0\x01"] {

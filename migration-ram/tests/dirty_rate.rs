@@ -1,5 +1,5 @@
-//! Measurements beside what a model saw, migrations, and an accelerator that logs the first
-//! write to a page only.
+//! Measurements compared with a model, at the same time as migrations, and with an accelerator that
+//! logs only the first write to a page.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -41,8 +41,8 @@ fn write(block: &RamBlock, number: u64) {
     block.write(number * page() + 8, &[1]).unwrap();
 }
 
-/// An accelerator as KVM with manual protection: a log begins with all pages reported, a
-/// report is repeated until the page is cleared, and only then is the page watched again.
+/// An accelerator like KVM with manual protection: a log begins with all pages reported, a page is
+/// reported with each sync until it is cleared, and only the clear re-arms it.
 #[derive(Default)]
 struct Accelerator(Mutex<Log>);
 
@@ -51,12 +51,12 @@ struct Log {
     on: bool,
     /// Pages that were written or not cleared yet.
     dirty: BTreeSet<u64>,
-    /// Writes that were caught; the guest pays for each.
+    /// Writes that faulted; the guest pays for each.
     faults: u64,
 }
 
 impl Accelerator {
-    /// The guest writes a page, without anybody's mark.
+    /// The guest writes a page; only this accelerator logs it.
     fn write(&self, number: u64) {
         let mut log = self.0.lock().unwrap();
         if log.on && log.dirty.insert(number) {
@@ -178,7 +178,7 @@ fn a_log_that_is_on_already_is_watched_anew() {
     accelerator.write(7);
     assert_eq!(rate.finish().unwrap().working_set().pages, 1);
     assert!(accelerator.0.lock().unwrap().on);
-    // The other client has what the log began with.
+    // The other client has the bits that the log began with.
     let mut words = vec![0; usize::try_from(PAGES.div_ceil(64)).unwrap()];
     assert_eq!(log.move_into(&block, 0..PAGES, &mut words).unwrap(), PAGES);
     drop(log);
@@ -202,7 +202,7 @@ fn however_it_ends_the_log_is_off() {
     assert!(matches!(error, DirtyRateError::Cancelled { duration: Duration::MAX, .. }), "{error}");
     assert!(is_off());
 
-    // All numbers can be used, and none is left over after each.
+    // All client numbers can be used, and each measurement releases its own.
     for _ in 0..3 {
         let rates: Vec<_> = (0..5).map(|_| DirtyRate::begin(&memory).unwrap()).collect();
         write(&blocks[0], 3);
@@ -227,7 +227,7 @@ fn a_block_that_changes_meanwhile_is_named() {
     memory.transaction(|map| map.ram("ram", block.clone())).unwrap();
     let back = rate.sample().unwrap_err();
     assert!(matches!(back, DirtyRateError::Interrupted { .. }), "{back}");
-    // What comes after it began is not measured.
+    // A block that is added after the measurement began is not measured.
     drop(rate);
     let rate = DirtyRate::begin(&memory).unwrap();
     let late = RamBlock::anonymous("late", PAGES * page()).unwrap();
@@ -258,7 +258,8 @@ fn the_blocking_way_looks_several_times() {
     assert_eq!(report.to_string().lines().count(), 7, "{report}");
 }
 
-/// Both at once, again and again, while memory is written: neither sees the other.
+/// Migrations and measurements at the same time, repeatedly, while memory is written: they do not
+/// affect each other.
 #[test]
 fn a_migration_is_not_disturbed() {
     let (memory, blocks) = machine(&["ram"]);

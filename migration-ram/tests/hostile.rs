@@ -1,5 +1,4 @@
-//! Streams of somebody who means ill: no panic, no hang, and no more memory than the input
-//! is worth.
+//! Hostile streams: no panic, no hang, and no more memory than in proportion to the input.
 
 use std::sync::mpsc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,9 +17,9 @@ mod grammar;
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
 
-/// Bytes that a receiver may allocate whatever it gets: buffers, bitmaps, threads.
+/// Bytes that a receiver may allocate for any input: buffers, bitmaps, threads.
 const CONSTANT: usize = 4 << 20;
-/// Bytes that it may allocate for each byte that it gets.
+/// Bytes that it may allocate for each byte of input.
 const FACTOR: usize = 8;
 /// What was written of QEMU 7.2 for a machine "isapc" of 2 MiB, with other contents.
 const QEMU: &[u8] = include_bytes!("data/qemu-7.2-isapc.stream");
@@ -156,7 +155,8 @@ fn announced_lengths_are_not_believed() {
     survives(&alone, 1, vec![opaque]);
 }
 
-/// A device's section costs more than its bytes, a block too, and to find it among others.
+/// A device's section costs more memory than its bytes, as does a block, and finding it among
+/// others costs time.
 #[test]
 fn many_things_of_next_to_nothing_are_bounded() {
     let alone = alone();
@@ -187,7 +187,7 @@ fn many_things_of_next_to_nothing_are_bounded() {
     }
 }
 
-/// A block that is not announced has no end that its pages could lie beyond.
+/// A block that is not announced has no length: no page is beyond its end.
 #[test]
 fn the_last_page_of_all_is_followed_by_none() {
     let alone = alone();

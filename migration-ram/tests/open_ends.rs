@@ -1,4 +1,4 @@
-//! Connections that stay open, or are never read, hold no receiver.
+//! Connections that stay open, or are never read, do not block a receiver.
 
 #[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
@@ -17,7 +17,7 @@ use ram_block::RamBlock;
 
 const LEN: u64 = 1 << 20;
 
-/// It asks again and again whether somebody is there, and never reads what is said.
+/// A source that sends pings without end, and never reads the answers.
 #[test]
 fn a_sender_that_never_reads_is_not_waited_for() {
     let (mut near, mut far) = UnixStream::pair().unwrap();

@@ -1,4 +1,4 @@
-//! Forecasts beside a simulation page by page, and the table of the documentation.
+//! Forecasts compared with a page-by-page simulation, and the table of the documentation.
 
 use std::time::Duration;
 
@@ -56,7 +56,8 @@ fn near(a: u64, b: u64) -> bool {
 }
 
 proptest! {
-    /// What a round dirties, the next one sends; bytes, times and the downtime add up.
+    /// Each round sends the pages that were dirtied in the one before; bytes, times and the
+    /// downtime add up.
     #[test]
     fn nothing_comes_from_nowhere(plan in any_plan()) {
         let found = forecast(&plan);
@@ -88,8 +89,8 @@ proptest! {
         }
     }
 
-    /// Of a guest that nothing slows down: more bandwidth, more downtime and fewer writes are never
-    /// worse.
+    /// For a guest that is not slowed down, more bandwidth, more downtime and fewer writes never
+    /// make the result worse.
     #[test]
     fn more_is_never_worse(plan in any_plan(), more in 1.0f64..3.0) {
         let plan = MigrationPlan { throttle: None, dirty_limit: None, ..plan };
@@ -215,8 +216,8 @@ impl Small {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// A migration that is forecast with a margin goes as forecast, where every page and
-    /// every write is played.
+    /// A migration that converges by a margin in the forecast converges in a simulation of every
+    /// page and every write.
     #[test]
     fn a_simulation_page_by_page_says_the_same(
         set in 4_000usize..20_000, rate in 1.0f64..400.0, allowed in 800.0f64..4_000.0,
@@ -272,7 +273,7 @@ fn what_is_in_the_way_is_said() {
     assert_eq!((stopped.rounds.len(), stopped.total_time), (1, stopped.downtime));
 }
 
-/// Half as much is left with each round, from the third on.
+/// Each round leaves half as much as the one before, from the third on.
 #[test]
 fn a_dirty_limit_ends_what_a_link_cannot_follow() {
     let mut plan = MigrationPlan::new(48 << 30, 1 << 30);
@@ -348,7 +349,7 @@ fn plans_that_mean_nothing_are_refused() {
     assert_eq!(forecast(&plan).total_time, Duration::MAX);
 }
 
-/// The table of docs/performance.md, made anew.
+/// Prints the table of docs/performance.md.
 #[test]
 fn the_documentations_table_is_what_is_forecast() {
     let documentation = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/performance.md");

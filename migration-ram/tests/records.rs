@@ -1,5 +1,5 @@
-//! Any sequence of RAM records, in any pieces, into memory in any state: the blocks are what
-//! a list of the records says.
+//! Any sequence of RAM records, in any pieces, into memory in any state: the blocks equal the
+//! result by definition.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -44,7 +44,7 @@ enum Record {
         count: usize,
         seed: u8,
     },
-    /// What bytes of a page are changed to that the stream has brought before.
+    /// The new bytes of a page that the stream has sent before.
     Delta {
         block: usize,
         page: usize,
@@ -80,7 +80,7 @@ fn contents(page: usize, seed: u8) -> [u8; PAGE] {
     std::array::from_fn(|at| first.wrapping_mul(7).wrapping_add((at / 7).to_le_bytes()[0]) | 0x80)
 }
 
-/// What changed of a page: how many bytes stay, how many come, these, and so on.
+/// An XBZRLE delta: the number of unchanged bytes, the number of new ones, these, and so on.
 fn delta(old: &[u8], new: &[u8]) -> Vec<u8> {
     let number = |n: usize| match n {
         0..0x80 => vec![n.to_le_bytes()[0]],
@@ -100,11 +100,11 @@ fn delta(old: &[u8], new: &[u8]) -> Vec<u8> {
     delta
 }
 
-/// What is known of each page of each block.
+/// The expected state of each page of each block.
 type Model = Vec<Vec<Option<[u8; PAGE]>>>;
 
-/// The stream of the records, written by definition, and what the blocks then hold: `None`
-/// for pages that it does not bring.
+/// The stream of the records, encoded by definition, and the expected blocks: `None` for pages
+/// that it does not send.
 fn encode(records: &[Record], always_named: bool) -> (Vec<u8>, Model) {
     let mut model = vec![vec![None; PAGES]; IDS.len()];
     let mut out: Vec<u8> = Vec::new();
@@ -121,7 +121,7 @@ fn encode(records: &[Record], always_named: bool) -> (Vec<u8>, Model) {
     out.extend(end);
     out.extend(b"\x02\0\0\0\x02");
     let mut last = None;
-    // A record of a page, `payload` of which stands in the stream.
+    // A record of a page, with `payload` in the stream.
     let mut put = |out: &mut Vec<u8>, block: usize, page: usize, flag: u64, payload: &[u8]| {
         let go_on = last == Some(block) && !always_named;
         last = Some(block);
@@ -193,7 +193,7 @@ fn encode(records: &[Record], always_named: bool) -> (Vec<u8>, Model) {
     (out, model)
 }
 
-/// A stream that comes in pieces of these sizes, again and again.
+/// A stream that is received in pieces of these sizes, cyclically.
 struct Pieces<'a> {
     bytes: &'a [u8],
     sizes: &'a [usize],
@@ -300,7 +300,7 @@ proptest! {
         }
     }
 
-    /// Cut anywhere, it is an error of that kind, and comes to an end.
+    /// A stream that is truncated anywhere is a `Truncated` error, and does not hang.
     #[test]
     fn a_stream_that_ends_early_says_so(
         records in prop::collection::vec(record(), 1..6),

@@ -1,4 +1,4 @@
-//! Guests that write more than the link carries, and what is done about it.
+//! Guests that dirty more than the link carries, and how they are slowed down.
 
 #[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;
@@ -16,7 +16,7 @@ use migration_ram::{
 use ram_block::{PageSize, RamBlock, SendList, TransferError};
 
 const PAGES: u64 = 700;
-/// Bytes a second that the link carries, less than is written.
+/// Bytes per second that the link carries, fewer than the guest dirties.
 const LINK: u64 = 8 << 20;
 
 fn page() -> u64 {
@@ -29,11 +29,11 @@ struct Reins {
     held: AtomicBool,
     /// Limits that were set, in order.
     limits: Mutex<Vec<Option<u64>>>,
-    /// Whether the guest cares.
+    /// Whether the guest keeps to the limit.
     obeys: AtomicBool,
 }
 
-/// What writes all pages over and over, but for when it is held or limited.
+/// A guest that writes all pages repeatedly, unless it is paused or limited.
 struct Guest {
     memory: Arc<MemoryMap>,
     ram: Arc<RamBlock>,
@@ -78,7 +78,7 @@ impl Guest {
         self.writer.join().unwrap();
     }
 
-    /// Whether there was a limit, and is none now.
+    /// Whether a limit was set and lifted.
     fn was_let_go(&self) -> bool {
         let limits = self.reins.limits.lock().unwrap();
         limits.len() > 2 && limits[0].is_none() && limits.last() == Some(&None)
@@ -93,7 +93,7 @@ impl Reins {
             let now = Instant::now();
             let may = match limit.filter(|_| self.obeys.load(Ordering::Relaxed)) {
                 Some(limit) if free_at <= now => {
-                    // Nothing is saved up for long.
+                    // Unused budget is kept only for a short time.
                     let from = free_at.max(now.checked_sub(Duration::from_millis(5)).unwrap());
                     free_at = from
                         + Duration::from_secs(1) * u32::try_from(page()).unwrap()
@@ -151,7 +151,7 @@ fn a_guest_that_outruns_the_link_is_limited() {
         let reins = guest.reins.clone();
         let pause = || {
             reins.stop.store(true, Ordering::Relaxed);
-            // What is written under way is before the last sync.
+            // A write that is under way precedes the last sync.
             while !guest.writer.is_finished() {
                 std::thread::yield_now();
             }
@@ -177,7 +177,7 @@ fn a_guest_that_outruns_the_link_is_limited() {
     });
 }
 
-/// A stream that breaks when it is told to.
+/// A stream that fails once the flag is set.
 struct Breaks<'a>(&'a AtomicBool);
 
 impl WriteTransport for Breaks<'_> {
@@ -223,7 +223,7 @@ fn a_limit_is_lifted_however_the_migration_ends() {
         assert!(guest.was_let_go());
         clear();
 
-        // Nobody keeps to the limit: the rounds since there is one are counted.
+        // The guest ignores the limit: rounds count once it is set.
         guest.reins.obeys.store(false, Ordering::Relaxed);
         let error = guest.limited().max_rounds(2).run(&mut Vec::new(), still, |_| ());
         assert!(matches!(error, Err(SendError::NotConverging { .. })), "{error:?}");
@@ -243,7 +243,7 @@ fn who_cannot_limit_says_so_at_once() {
         assert!(matches!(error, SendError::DirtyLimit(_)), "{error}");
         assert!(stream.is_empty());
 
-        // Or later: then it is asked to lift what it may have set.
+        // Or later: then the limit is lifted, which may be in force.
         let reins = guest.reins.clone();
         let late = guest.precopy().dirty_limit(DirtyLimit::default(), move |limit| {
             reins.limits.lock().unwrap().push(limit);
@@ -261,7 +261,7 @@ fn who_cannot_limit_says_so_at_once() {
     });
 }
 
-/// A connection with a device behind it that writes one page whenever something was sent.
+/// A connection, and a device that writes one page after each send.
 struct WritesOne(Arc<RamBlock>);
 
 impl WriteTransport for WritesOne {
@@ -272,8 +272,8 @@ impl WriteTransport for WritesOne {
     }
 }
 
-/// Whose rest fits no downtime, and who writes too little to be slowed down: what is sent beside
-/// the page is more than the page. His rounds count.
+/// A guest whose rest never fits the downtime of zero, but that dirties less than half of what is
+/// sent, as each round sends more than its one page: it is not slowed down, and its rounds count.
 #[test]
 fn a_guest_that_writes_little_does_not_migrate_for_ever() {
     deadline::in_time(|| {
@@ -294,7 +294,7 @@ fn a_guest_that_writes_little_does_not_migrate_for_ever() {
     });
 }
 
-/// A link that carries so many bytes fast, and then few a second.
+/// A link that carries so many bytes fast, and then few per second.
 struct Tiring {
     fast: u64,
     rate: f64,
@@ -315,7 +315,8 @@ impl std::io::Write for Tiring {
     }
 }
 
-/// What was carried in the first second says nothing of the next ones; 300 ms are allowed.
+/// The bandwidth of the first second does not hold for the next ones; 300 ms of downtime are
+/// allowed.
 #[test]
 fn a_link_that_becomes_slow_is_not_trusted() {
     deadline::in_time(|| {

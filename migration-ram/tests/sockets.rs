@@ -1,4 +1,5 @@
-//! Connections are had in time or not at all, and are set up as a migration wants them.
+//! Connections are made before the deadline or fail, and have the socket options that a migration
+//! needs.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,10 +12,10 @@ use migration_ram::{Address, AddressError, Listener, Socket, SocketError};
 use rustix::net::sockopt;
 
 const LIMIT: Duration = Duration::from_millis(100);
-/// A hang is a fault; a busy machine is none.
+/// Long enough for a busy machine: only a hang exceeds it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A path that nobody else has; its file goes with it.
+/// A unique path; its file is removed when it is dropped.
 struct Temporary(PathBuf);
 
 impl Temporary {
@@ -68,7 +69,7 @@ fn an_address_is_one_line() {
     }
 }
 
-/// Both ends of a connection, whose listener comes late.
+/// Both ends of a connection whose listener starts late.
 fn connected(address: Address) -> (Socket, Socket, Address) {
     let listener = Listener::bind(&address).unwrap();
     let address = listener.address().unwrap();
@@ -112,7 +113,7 @@ fn tcp_is_without_delay_and_asks_whether_the_peer_is_there() {
         let interval = sockopt::tcp_keepintvl(&socket).unwrap();
         let all = idle + interval * sockopt::tcp_keepcnt(&socket).unwrap();
         assert!(all <= Duration::from_secs(30), "{all:?}");
-        // Longer than the migration's own idle deadline, which says what it waited for.
+        // Longer than the migration's own idle deadline, whose error says more.
         assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 90_000);
         assert_eq!(socket.read_timeout().unwrap(), None);
         let socket = Socket::Tcp(socket);
@@ -142,7 +143,7 @@ fn nobody_is_waited_for_without_an_end() {
             other => panic!("{other:?}"),
         }
     }
-    // What will not change is not tried again and again.
+    // A permanent error is not retried.
     let path = PathBuf::from("/tmp").join("x".repeat(200));
     let error = Socket::connect(&Address::Unix(path.clone()), PATIENCE * 60).unwrap_err();
     assert!(matches!(error, SocketError::Connect { .. }), "{error}");
@@ -150,7 +151,7 @@ fn nobody_is_waited_for_without_an_end() {
     assert!(matches!(error, SocketError::Listen { .. }), "{error}");
 }
 
-/// A listener that takes nobody, with as many before its door as there can be.
+/// A listener that accepts no connection, with a full backlog.
 #[test]
 fn a_listener_that_takes_nobody_is_not_waited_for() {
     let path = Temporary::new("full");
@@ -165,7 +166,7 @@ fn a_listener_that_takes_nobody_is_not_waited_for() {
         assert!(waiting.len() < 100, "nobody is ever refused");
     };
     assert!(matches!(error, SocketError::Connect { .. }), "{error}");
-    // As soon as there is room, there is.
+    // The connection succeeds as soon as the backlog has room.
     drop(listener.accept().unwrap());
     waiting.push(Socket::connect(&path.address(), PATIENCE).unwrap());
 }

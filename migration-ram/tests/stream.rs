@@ -196,7 +196,7 @@ proptest! {
     }
 }
 
-/// Takes so many bytes, then breaks.
+/// Accepts so many bytes, then fails.
 struct Breaks(usize);
 
 impl Write for Breaks {
@@ -271,7 +271,7 @@ fn what_is_written_meanwhile_is_sent_again() {
             })
         })
         .collect();
-    // And one that writes whenever something is sent: no round finds nothing new.
+    // And one that writes whenever something is sent, so that each round finds new pages.
     struct Writing(Vec<u8>, Arc<RamBlock>);
     impl WriteTransport for Writing {
         fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
@@ -353,7 +353,7 @@ fn the_streams_page_size_is_its_own() {
     };
     receive(&mut with_bits(14).as_slice(), &target).unwrap();
     assert_eq!(contents(&target[0])[0x10000..0x14000], [0x77; 16384]);
-    // Pages that nobody has: a record of nine bytes would cost as much work.
+    // No target has larger pages: a record of nine bytes would cost as much work.
     for bits in [11, 17, 30, 64] {
         let refused = receive(&mut with_bits(bits).as_slice(), &target).unwrap_err();
         assert!(
@@ -363,7 +363,7 @@ fn the_streams_page_size_is_its_own() {
     }
 }
 
-/// A source that may turn to postcopy says so beforehand; until it does, pages come as ever.
+/// A source that may switch to postcopy announces it; until it does, pages are sent as in precopy.
 #[test]
 fn advice_of_postcopy_changes_nothing_and_postcopy_is_refused() {
     let source = blocks(&[("ram", pages(4))]);
@@ -468,7 +468,7 @@ fn holes_of_memory_files_stay_holes_on_both_sides() {
     assert!(contents(&source) == contents(&target)); // this does fill them
 }
 
-/// Where there were holes is not known any more after a sync.
+/// The cache of holes is dropped after a sync.
 #[test]
 fn what_fills_a_hole_between_rounds_is_sent() {
     let source = blocks(&[("ram", 1 << 20)]);
@@ -482,8 +482,8 @@ fn what_fills_a_hole_between_rounds_is_sent() {
     assert_eq!(&found, b"late");
 }
 
-/// A round that takes so long that the log is synchronized within it: what was found to be
-/// untouched before is so no more.
+/// A round that takes so long that the log is synced within it: holes that were found before may
+/// be filled then.
 #[test]
 fn what_fills_a_hole_within_a_round_is_sent() {
     let len = 2u64 << 30;

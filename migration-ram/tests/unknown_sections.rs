@@ -1,5 +1,4 @@
-//! Sections of devices that the receiver does not know: wherever they stand, RAM arrives, and
-//! their bytes are kept.
+//! Sections of unknown devices, at any place: RAM is received, and their bytes are kept.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -59,7 +58,7 @@ fn stream(parts: &[Part], described: bool) -> Vec<u8> {
     stream
 }
 
-/// Receives a stream of which RAM must be whole.
+/// Receives a stream whose RAM must be complete.
 fn receive(
     input: &mut impl ReadTransport,
     set: impl FnOnce(Receiver<'_>) -> Receiver<'_>,
@@ -75,7 +74,8 @@ fn receive(
     received
 }
 
-/// In every way in which a stream may come and end; returns what came, which is always the same.
+/// Receives the stream in all kinds of pieces and ends; returns the result, which is always the
+/// same.
 fn receive_each_way(parts: &[Part]) -> Vec<SectionInfo> {
     let mut all = Vec::new();
     for described in [false, true] {
@@ -147,8 +147,8 @@ fn what_is_not_known_may_stand_anywhere() {
     assert_eq!(parts_of(&sections[3]), [b"\0"]);
 }
 
-/// What says how often it was waited for a description, for each of which it says that nothing
-/// comes.
+/// An input that counts the waits for a description, and reports for each that there are no
+/// bytes.
 struct Waited<'a>(&'a [u8], u32);
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -164,7 +164,7 @@ impl ReadTransport for Waited<'_> {
     }
 }
 
-/// The source's guest stands still meanwhile.
+/// The source's guest is paused meanwhile.
 #[test]
 fn a_description_is_waited_for_once() {
     let [start, part, end] = ram();
@@ -178,7 +178,7 @@ fn a_description_is_waited_for_once() {
     }
 }
 
-/// Without it, the first section that is not known is an error, as before.
+/// Without `keep_unknown_sections` the first unknown section is an error.
 #[test]
 fn what_is_not_known_is_refused_unless_it_is_to_be_kept() {
     let [start, part, end] = ram();
@@ -195,7 +195,7 @@ fn what_is_not_known_is_refused_unless_it_is_to_be_kept() {
     }
 }
 
-/// A device that is known gets its state behind one that is not, too.
+/// A registered device is restored also if its section follows an unknown one.
 #[test]
 fn a_known_device_is_found_among_others() {
     let [start, part, end] = ram();
@@ -243,7 +243,7 @@ fn section(number: u32) -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => prop::collection::vec(any::<u8>(), 0..40),
         2 => Just(footer.clone()),
-        // What could stand behind a footer, nearly.
+        // Bytes that almost may follow a footer.
         1 => Just([&footer[..], b"\x00\x07"].concat()),
         1 => Just([&footer[..], b"\x00\x06\0\0\0\x05x"].concat()),
         1 => Just([&footer[..], b"\x02\0\0\0\x63"].concat()),
@@ -283,7 +283,7 @@ proptest! {
     }
 }
 
-/// More than is kept passes all the same, and takes no more memory.
+/// Sections beyond the limit are received, too, and take no more memory.
 #[test]
 fn more_than_is_kept_is_passed_over() {
     let [start, part, end] = ram();
@@ -303,7 +303,7 @@ fn more_than_is_kept_is_passed_over() {
     assert!(matches!(refused, Err(SendError::SectionNotKept { .. })), "{refused:?}");
 }
 
-/// What came can be sent on, and arrives as it was.
+/// Kept sections can be sent on, and are received unchanged.
 #[test]
 fn what_is_kept_can_be_sent_on() {
     let [start, part, end] = ram();

@@ -1,4 +1,4 @@
-//! A guest whose stores no log sees until their pages are watched, as with KVM's manual
+//! A guest whose stores are not logged until their pages are re-armed, as with KVM's manual
 //! protection.
 
 use std::collections::BTreeSet;
@@ -13,12 +13,12 @@ use ram_block::RamBlock;
 
 const LEN: u64 = 256 << 20;
 
-/// A log with manual protection, of which all bits are set in the beginning. Just before the
-/// pages at `at` are watched, the guest fills one of them: its bit was set before, and tells
-/// nothing of that.
+/// A log with manual protection, whose bits are all set at the beginning. Just before the pages at
+/// `at` are re-armed, the guest fills one of them: its bit was set already, so the store changes
+/// nothing in the log.
 struct Accelerator {
     ram: Arc<RamBlock>,
-    /// A mapping of it; what is written there is not marked.
+    /// A mapping of the block; stores through it are not marked.
     guest: File,
     at: u64,
     log: Mutex<Log>,

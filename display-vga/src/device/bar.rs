@@ -1,8 +1,8 @@
-//! The registers as memory, as QEMU's standard VGA has them in its third BAR
-//! ("QEMU Standard VGA", `docs/specs/standard-vga`): what the monitor says of itself from
-//! 0x000 on, the ports 0x3C0 to 0x3DF at 0x400, and at 0x500 the VBE registers, two bytes
-//! each. Everything else reads as all ones; so does QEMU's own register of the byte order,
-//! which is to say that there is none: pixels are little-endian.
+//! The registers by MMIO, as in BAR 2 of QEMU's standard VGA
+//! ("QEMU Standard VGA", `docs/specs/standard-vga`): the monitor's EDID from 0x000 on, the
+//! ports 0x3C0 to 0x3DF at 0x400, and at 0x500 the VBE registers, two bytes each. Everything
+//! else reads as all ones, also QEMU's byte order register, which is not implemented: pixels are
+//! little-endian.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const PORTS: Range<u64> = 0x400..0x420;
 const FIRST_PORT: u64 = 0x3c0;
 const VBE: Range<u64> = 0x500..0x500 + 2 * (vbe::REGISTERS as u64 + 1);
 
-/// The third BAR.
+/// BAR 2.
 pub(crate) struct Bar(Arc<Vga>, Ports);
 
 impl Bar {
@@ -28,7 +28,7 @@ impl Bar {
     }
 }
 
-/// What [`Ports`] calls the port at `offset`.
+/// The offset in [`Ports`] of the port at `offset` of the BAR.
 fn port(offset: u64) -> u64 {
     offset - PORTS.start + (FIRST_PORT - u64::from(ports::FIRST))
 }
@@ -61,7 +61,7 @@ impl MmioDevice for Bar {
         if PORTS.contains(&offset) {
             self.1.write(port(offset), size, value);
         } else if VBE.contains(&offset) {
-            // Registers are written whole; of a doubleword the lower one first.
+            // Only whole registers are written; of a doubleword the lower register first.
             let bytes = value.to_le_bytes();
             for (at, word) in (offset..).step_by(2).zip(bytes[..size].chunks_exact(2)) {
                 let value = u16::from_le_bytes([word[0], word[1]]);

@@ -1,4 +1,4 @@
-//! What the monitor says of itself: a block of VESA's "Enhanced Extended Display
+//! The monitor's EDID: a block of VESA's "Enhanced Extended Display
 //! Identification Data Standard", release A, revision 2 (EDID 1.4), with timings by VESA's
 //! "Coordinated Video Timings" with reduced blanking.
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 /// Bytes of a block.
 pub(crate) const BYTES: usize = 128;
 
-/// A size that no monitor of the standard can prefer.
+/// A preferred size that an EDID cannot describe.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "A monitor of {width}x{height} pixels was asked for; it can have from {} to {} a side",
@@ -25,7 +25,7 @@ pub struct EdidError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Edid(pub(crate) [u8; BYTES]);
 
-/// Sizes that are named beside the preferred one, with the code of their proportions: 16:10,
+/// The standard timings beside the preferred one, with the code of their aspect ratio: 16:10,
 /// 4:3, 5:4 and 16:9 are 0 to 3.
 const STANDARD: [(u16, u16, u8); 8] = [
     (1920, 1200, 0),
@@ -41,7 +41,7 @@ const STANDARD: [(u16, u16, u8); 8] = [
 impl Edid {
     /// The shortest side, in pixels.
     pub(crate) const MIN_SIDE: u16 = 64;
-    /// The longest side, in pixels: what 12 bits hold.
+    /// The longest side, in pixels: the largest number of 12 bits.
     pub(crate) const MAX_SIDE: u16 = 0xfff;
 
     /// A monitor that prefers `width` x `height` pixels, and also shows the usual sizes that
@@ -56,10 +56,10 @@ impl Edid {
         put(0, &[0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]);
         put(8, &manufacturer(*b"DVG").to_be_bytes());
         put(10, &1u16.to_le_bytes());
-        // Of 2026, in no week; version 1.4; digital, 8 bits a colour.
+        // Made in 2026, no week given; version 1.4; digital, 8 bits a colour.
         put(16, &[0, 36, 1, 4, 0xa0]);
         let [wide, high] = [width, height].map(centimetres);
-        // Gamma 2.2; sRGB; the first timing is that of its pixels.
+        // Gamma 2.2; sRGB; the first timing is the native one.
         put(21, &[wide, high, 120, 0x06]);
         // The primaries and the white of sRGB.
         put(25, &[0xee, 0x91, 0xa3, 0x54, 0x4c, 0x99, 0x26, 0x0f, 0x50, 0x54]);
@@ -77,7 +77,7 @@ impl Edid {
             put(38 + 2 * n, &timing);
         }
         put(54, &detailed_timing(width, height));
-        // From 24 to 76 Hz, 10 to 255 kHz, up to 660 MHz; no more to be said of timings.
+        // Range limits: 24 to 76 Hz, 10 to 255 kHz, up to 660 MHz; no other timing information.
         put(72, &descriptor(0xfd, &[24, 76, 10, 255, 66, 1, b'\n']));
         put(90, &descriptor(0xfc, b"display-vga\n"));
         put(108, &descriptor(0x10, &[]));
@@ -103,11 +103,11 @@ fn centimetres(pixels: u16) -> u8 {
     u8::try_from(u32::from(pixels) * 254 / 10_000).unwrap_or(u8::MAX)
 }
 
-/// A descriptor that is no timing: a tag and what it says, to be filled with blanks.
-fn descriptor(tag: u8, says: &[u8]) -> [u8; 18] {
-    let mut bytes = [if says.is_empty() { 0 } else { b' ' }; 18];
+/// A descriptor other than a timing: a tag and its data, padded with blanks.
+fn descriptor(tag: u8, data: &[u8]) -> [u8; 18] {
+    let mut bytes = [if data.is_empty() { 0 } else { b' ' }; 18];
     bytes[..5].copy_from_slice(&[0, 0, 0, tag, 0]);
-    bytes[5..5 + says.len()].copy_from_slice(says);
+    bytes[5..5 + data.len()].copy_from_slice(data);
     bytes
 }
 
@@ -120,7 +120,7 @@ fn detailed_timing(width: u16, height: u16) -> [u8; 18] {
     const VERTICAL_SYNC: u32 = 6;
     /// In microseconds.
     const MIN_VERTICAL_BLANK: u32 = 460;
-    /// The slowest pixel clock that readers believe, in Hz.
+    /// The slowest pixel clock that EDID parsers accept, in Hz.
     const SLOWEST: u32 = 10_000_000;
     let (columns, lines) = (u32::from(width), u32::from(height));
     let clock_and_blank = |hertz: u32| {

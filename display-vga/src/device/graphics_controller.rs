@@ -1,12 +1,11 @@
-//! The low window, 0xA0000 to 0xBFFFF, as the processor sees it: which part of it answers,
-//! and what the graphics controller makes of a byte on its way to the planes.
+//! The low window, 0xA0000 to 0xBFFFF: which part of it is decoded, and how the graphics
+//! controller transforms a byte that is written to the planes.
 //!
-//! Video memory holds the planes side by side: byte 4n + p is byte n of plane p. An access
-//! in chain-4 therefore reaches byte n of video memory at byte n of the window, which can
-//! be an alias: [`Direct`]. An odd/even pair of bytes shares an address of two planes, so
-//! addresses are halved there. A real VGA leaves such addresses as they are and the CRTC
-//! doubles its own; both show the same as long as a mode is drawn and shown by the same
-//! rule, as all modes of the manuals are.
+//! Video memory interleaves the planes: byte 4n + p is byte n of plane p. So in chain-4, byte n
+//! of the window is byte n of video memory, and the window can be an alias: [`Direct`]. In
+//! odd/even mode, two bytes share an address of two planes, so addresses are halved. A real VGA
+//! does not halve them, and its CRTC doubles its own addresses; both show the same picture as
+//! long as a mode is written and displayed by the same rule, as all modes of the manuals are.
 
 use std::ops::Range;
 
@@ -17,7 +16,7 @@ use crate::registers::register_file::{Registers, graphics, sequencer};
 /// Bytes of the window.
 pub(crate) const WINDOW_BYTES: u64 = 0x20000;
 
-/// Addresses of a plane, as far as the VGA's own modes know it.
+/// Addresses of a plane in the VGA's own modes.
 const PLANE: u64 = 0x10000;
 /// Bytes of the window through which a VBE mode shows a bank.
 const BANK_BYTES: u64 = 0x10000;
@@ -28,13 +27,13 @@ pub(crate) struct Direct {
     /// Bytes from the start of the window.
     pub(crate) offset: u64,
     pub(crate) len: u64,
-    /// Where it is in video memory, in bytes.
+    /// Its offset in video memory, in bytes.
     pub(crate) vram: u64,
 }
 
-/// Where an access to the planes goes.
+/// The target of an access to the planes.
 struct Target {
-    /// The byte of plane 0 in video memory; those of the others follow.
+    /// The offset of plane 0's byte in video memory; those of the other planes follow.
     byte: u64,
     /// The planes that a write at this address reaches.
     writes: u8,
@@ -53,7 +52,7 @@ fn repeat(byte: u8) -> u32 {
 }
 
 impl Registers {
-    /// Whether the window shows packed pixels of a VBE mode, and not the VGA's planes.
+    /// Whether the window shows a bank of a VBE mode's packed pixels, and not the VGA's planes.
     fn shows_bank(&self) -> bool {
         self.vbe.is_enabled() && self.vbe.is_packed()
     }
@@ -62,7 +61,7 @@ impl Registers {
         self.sequencer[sequencer::MEMORY_MODE] & 8 != 0
     }
 
-    /// The part of the window that answers.
+    /// The part of the window that is decoded.
     fn aperture(&self) -> Range<u64> {
         const RAM_ENABLED: u8 = 2;
         if self.shows_bank() {
@@ -156,7 +155,7 @@ impl Registers {
         if self.graphics[graphics::MODE] & 8 == 0 {
             return Ok(self.latches[usize::from(target.reads)]);
         }
-        // The pixels whose colour is the wanted one, in the planes that matter.
+        // Read mode 1: a set bit for each pixel that matches the colour in the planes that count.
         let wanted = spread(self.graphics[graphics::COLOUR_COMPARE]);
         let differs = (u32::from_le_bytes(self.latches) ^ wanted)
             & spread(self.graphics[graphics::COLOUR_DONT_CARE]);
@@ -191,7 +190,7 @@ impl Registers {
         Ok(())
     }
 
-    /// What the four planes get when a processor writes `value`.
+    /// The four planes' bytes for a write of `value`: write modes 0 to 3.
     fn through_alu(&self, value: u8) -> u32 {
         let graphics = |register: usize| self.graphics[register];
         let latches = u32::from_le_bytes(self.latches);
@@ -336,7 +335,7 @@ mod tests {
             prop_assert_eq!(read, expected);
         }
 
-        /// What is plain memory for one who maps it is what an access would do.
+        /// The part that can be mapped as plain memory behaves as accesses by the device do.
         #[test]
         fn the_direct_part_is_what_accesses_do(
             mut r in registers(),

@@ -1,12 +1,12 @@
-//! The device: locked registers beside video memory, and its places on the buses.
+//! The device: video memory, locked registers, and their regions on the buses.
 //!
-//! It stands on `registers`, and on `draw` for a picture without a screen.
+//! Uses `registers`, and `draw` for screenshots.
 //!
 //! - `vga`: the device; `regions`: its regions on a memory map;
-//! - `ports`, `bar`: the buses' accesses: by ports, by the low window, by the PCI device's memory;
-//! - `graphics_controller`: what the low window makes of bytes; `window`: where it is an alias of
-//!   video memory instead;
-//! - `edid`: what the monitor says of itself; `state`: the registers as bytes.
+//! - `ports`, `bar`: accesses by ports, by the low window, and by the PCI device's MMIO BAR;
+//! - `graphics_controller`: accesses to the planes by the low window; `window`: maps the low
+//!   window as an alias of video memory in modes that allow it;
+//! - `edid`: the monitor's EDID; `state`: saves and restores the registers.
 
 pub(crate) mod bar;
 pub(crate) mod edid;

@@ -1,5 +1,5 @@
-//! The device as the buses see it: accesses of any size, taken apart into what registers
-//! and planes know.
+//! Accesses by the buses, of any size: split into accesses of single registers and plane
+//! bytes.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ impl MmioDevice for Ports {
     }
 }
 
-/// The ports of the VBE registers, which take words.
+/// The ports of the VBE registers, which are 16 bits wide.
 pub(crate) struct VbePorts(pub(crate) Arc<Vga>);
 
 impl MmioDevice for VbePorts {

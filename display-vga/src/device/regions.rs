@@ -11,15 +11,15 @@ use crate::device::vga::Vga;
 use crate::device::window::Window;
 use crate::registers::ports;
 
-/// The regions by which a guest reaches a [`Vga`], to be placed where the machine has
-/// them.
+/// The regions by which a guest accesses a [`Vga`]; the caller adds them to the machine's
+/// address spaces.
 ///
 /// As a device on PCI it is QEMU's standard VGA: vendor 0x1234, device 0x1111, class
 /// 0x030000; BAR 0 is [`vram`](Self::vram), BAR 2 is [`mmio`](Self::mmio), and the command
-/// register's bits place and remove all of them.
+/// register's bits map and unmap all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct VgaRegions {
-    /// Video memory, as large as it is: the PCI device's first BAR.
+    /// Video memory, in its full size: the PCI device's BAR 0.
     pub vram: RegionId,
     /// The low window of 128 KiB, for [`Vga::WINDOW`] of the memory bus.
     pub window: RegionId,
@@ -27,17 +27,17 @@ pub struct VgaRegions {
     pub ports: RegionId,
     /// The registers of the Bochs VBE extensions, for [`Vga::VBE_PORTS`].
     pub vbe_ports: RegionId,
-    /// The same registers as memory, and the monitor's EDID, in [`Vga::MMIO_BYTES`]: the PCI
-    /// device's third BAR.
+    /// The same registers by MMIO, and the monitor's EDID, [`Vga::MMIO_BYTES`] long: the PCI
+    /// device's BAR 2.
     pub mmio: RegionId,
 }
 
 impl Vga {
-    /// The device's regions on `memory`, which are then to be placed.
+    /// Creates the device's regions on `memory`; the caller adds them to containers.
     ///
-    /// The low window is an alias of video memory in modes that allow it (256 colours in
-    /// chain-4, and the banks of VBE modes), so that a guest on KVM draws there at the
-    /// speed of memory; the device keeps that up to date. A device is on one map.
+    /// In modes that allow it (256 colours in chain-4, and the banks of VBE modes) the device
+    /// maps the low window as an alias of video memory, so that a guest on KVM accesses it without
+    /// exits. A device belongs to one map.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl Vga {
             let mmio = map.mmio("vga.mmio", Self::MMIO_BYTES.into(), Arc::new(Bar::new(self)))?;
             Ok(VgaRegions { vram, window, ports, vbe_ports, mmio })
         })?;
-        self.keep_in_step(Window::new(memory, regions.window, regions.vram));
+        self.attach_window(Window::new(memory, regions.window, regions.vram));
         Ok(regions)
     }
 }

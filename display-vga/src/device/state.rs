@@ -1,7 +1,7 @@
-//! The device as bytes, to be carried to another one.
+//! Saves and restores the device's registers, for a migration or snapshot.
 //!
 //! Version 1, all numbers little-endian: u32 version; u64 bytes of video memory; then the
-//! fields of [`Registers`] in their order, but for the latches, which come before the VBE
+//! fields of [`Registers`] in their order, except for the latches, which precede the VBE
 //! registers; flags as one byte, the VBE registers as u16.
 
 use thiserror::Error;
@@ -12,7 +12,7 @@ use crate::registers::vbe;
 /// The version that is written, and the only one that is read.
 const VERSION: u32 = 1;
 
-/// A state that cannot be taken over; the device is as before.
+/// Why a state cannot be restored; the device is unchanged.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum StateError {
     /// It is of another version.
@@ -21,7 +21,7 @@ pub enum StateError {
         /// The version given.
         found: u32,
     },
-    /// It has another length than its version.
+    /// It does not have the length of its version.
     #[error("A state of {found} bytes was given, version {VERSION} has {expected}")]
     Length {
         /// Bytes given.
@@ -32,24 +32,24 @@ pub enum StateError {
     /// It is of a device with more or less video memory.
     #[error("The state is of a VGA with {found} bytes of video memory, this one has {vram}")]
     VideoMemory {
-        /// Bytes that the state speaks of.
+        /// Bytes of video memory in the state.
         found: u64,
         /// Bytes of this device.
         vram: u64,
     },
-    /// A field holds what no device has.
+    /// A field's value is out of range.
     #[error("Field \"{field}\" of the state is {found}, at most {most} is possible")]
     Value {
         /// The field's name.
         field: &'static str,
-        /// What it holds.
+        /// Its value.
         found: u32,
         /// The largest value.
         most: u32,
     },
 }
 
-/// Goes over every field of `registers`, in the order of the format.
+/// Calls `each` with every field of `registers`, in the order of the format.
 fn each_field(registers: &mut Registers, mut each: impl FnMut(&mut [u8])) {
     let r = registers;
     let mut byte = |value: &mut u8| each(std::slice::from_mut(value));
@@ -99,7 +99,7 @@ pub(crate) fn restore(state: &[u8], vram: u64) -> Result<Registers, StateError> 
     let mut expected = HEADER;
     each_field(&mut registers, |field| expected += field.len());
     let length = StateError::Length { found: state.len(), expected };
-    // Another version is told from a wrong length wherever it can be read.
+    // Check the version before the length: another version may have another length.
     let (version, rest) = state.split_first_chunk().ok_or(length.clone())?;
     let version = u32::from_le_bytes(*version);
     if version != VERSION {
@@ -141,7 +141,7 @@ fn check(registers: &Registers, state: &[u8], vram: u64) -> Result<(), StateErro
             return Err(StateError::Value { field, found, most });
         }
     }
-    // What was read must be what would be written: flags are 0 or 1.
+    // Saving again must give the same bytes: this detects flags other than 0 or 1.
     let again = save(registers, vram);
     match again.iter().zip(state).find(|(again, given)| again != given) {
         Some((_, given)) => {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     proptest! {
-        /// Any bytes are refused, or taken over as they are.
+        /// Any bytes are refused, or restored unchanged.
         #[test]
         fn a_state_is_taken_whole_or_not(
             changes in prop::collection::vec((HEADER..900usize, any::<u8>()), 0..4),

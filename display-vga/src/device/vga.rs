@@ -1,4 +1,4 @@
-//! The device: video memory, registers, and what keeps the map in step with them.
+//! The device: video memory, registers, and the low window's mapping, which follows them.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,10 +25,10 @@ use crate::registers::retrace::Timing;
 use crate::registers::text_mode;
 use crate::registers::{ports, vbe};
 
-/// A VGA that cannot be made.
+/// Why a VGA cannot be created.
 #[derive(Debug, Error)]
 pub enum VgaError {
-    /// The size is not one that the registers can speak of.
+    /// The size of video memory is out of range, or no multiple of 64 KiB.
     #[error(
         "{bytes} bytes of video memory were asked for: a multiple of 64 KiB from {} to {} is \
             needed",
@@ -39,48 +39,48 @@ pub enum VgaError {
         /// Bytes asked for.
         bytes: u64,
     },
-    /// There is no such block.
-    #[error("Video memory cannot be had")]
+    /// The block cannot be created.
+    #[error("Video memory cannot be created")]
     Block(#[from] RamBlockError),
 }
 
-/// The size that the monitor prefers, if nobody says another and it fits.
+/// The monitor's preferred size by default, if it fits video memory.
 const PREFERRED: (u16, u16) = (1280, 800);
 
 /// A PC's VGA with the Bochs VBE extensions.
 ///
-/// Video memory is a block; the planes of the VGA's own modes lie in its first 256 KiB,
-/// byte 4n + p being byte n of plane p. While the registers describe what cannot be shown
-/// (a mode larger than video memory, one without lines) the screen is blank,
-/// and [`mode`](Self::mode) says why.
+/// Video memory is a block; the planes of the VGA's own modes are in its first 256 KiB: byte
+/// 4n + p is byte n of plane p. While the registers describe a mode that cannot be shown (one
+/// larger than video memory, or without lines) the screen is blank, and [`mode`](Self::mode)
+/// returns the reason.
 ///
-/// All methods may be called from any thread, but not from a hook that watches code in the
-/// video memory: the device may be writing there. An access that changes what the low window
-/// shows changes the map before it returns.
+/// All methods may be called from any thread, but not from a hook that watches code in video
+/// memory: the device may hold its lock while it writes there. An access that changes the
+/// mapping of the low window changes the map before it returns.
 pub struct Vga {
     vram: Arc<RamBlock>,
     clock: Box<dyn Fn() -> Duration + Send + Sync>,
     state: Mutex<State>,
-    /// Held while the map follows the registers; taken before `state`.
+    /// Locked while the map is changed; taken before `state`.
     window: Mutex<Option<Window>>,
 }
 
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) registers: Registers,
-    /// Changes with every write that may change the picture.
+    /// Incremented with every write that may change the picture.
     generation: u64,
-    /// What of the low window is an alias now.
+    /// The part of the low window that is an alias now.
     mapped: Option<Direct>,
-    /// The map is about to show something else than `mapped`.
+    /// A change of the map is under way, so `mapped` may be out of date.
     in_flight: bool,
     /// Whether the low window is on a map.
     is_placed: bool,
-    /// What the monitor says of itself; of the machine's making, not the guest's.
+    /// The monitor's EDID; set by the machine, not by the guest.
     pub(crate) edid: Edid,
 }
 
-/// What the registers show, as a screen needs to know it.
+/// The mode and timing that a screen draws.
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) generation: u64,
@@ -89,13 +89,13 @@ pub(crate) struct Shown {
 }
 
 impl Vga {
-    /// Where the low window is on the memory bus.
+    /// The address of the low window on the memory bus.
     pub const WINDOW: u64 = 0xa0000;
     /// The first port of the VGA's registers, of 48.
     pub const PORTS: u64 = ports::FIRST as u64;
     /// The first port of the VBE registers, of 4.
     pub const VBE_PORTS: u64 = 0x1ce;
-    /// Bytes of the registers as memory.
+    /// Bytes of the MMIO region.
     pub const MMIO_BYTES: u64 = 0x1000;
     /// The least video memory, in bytes: four planes of 64 KiB.
     pub const MIN_VRAM: u64 = 256 << 10;
@@ -109,7 +109,7 @@ impl Vga {
     ///
     /// # Errors
     ///
-    /// [`VgaError`] if there can be no such block.
+    /// [`VgaError`] if the size is invalid, or the block cannot be created.
     pub fn new(id: &str, vram: u64) -> Result<Arc<Self>, VgaError> {
         check_size(vram)?;
         Self::with_vram(RamBlock::anonymous(id, vram)?)
@@ -125,7 +125,7 @@ impl Vga {
         Self::with_clock(vram, move || start.elapsed())
     }
 
-    /// A VGA for which time is what `clock` says: its retraces and what blinks follow it.
+    /// A VGA that computes retraces and blinking from the time of `clock`.
     ///
     /// # Errors
     ///
@@ -157,7 +157,7 @@ impl Vga {
         u64::try_from((self.clock)().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Changes registers; then lets the map follow.
+    /// Changes registers; then updates the low window's alias if needed.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Registers) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state.registers);
@@ -166,12 +166,12 @@ impl Vga {
         let stale = state.is_placed && (state.in_flight || state.mapped != wanted);
         drop(state);
         if stale {
-            self.follow();
+            self.update_alias();
         }
         result
     }
 
-    /// Writes a VBE register, or the one that the index chooses.
+    /// Writes a VBE register; `None` is the one that the index selects.
     pub(crate) fn write_vbe(&self, register: Option<u16>, value: u16) {
         let cleared = self.change(|registers| {
             let register = register.unwrap_or(registers.vbe.index);
@@ -182,9 +182,9 @@ impl Vga {
         }
     }
 
-    /// Lets the monitor prefer `width` x `height` pixels, which drivers that read its EDID
-    /// (Linux's `bochs`) begin with; 1280x800 if nobody says so. Carried nowhere: it is
-    /// said again to a machine that a state is restored into.
+    /// Sets the preferred size of the monitor's EDID, with which drivers that read it (Linux's
+    /// `bochs`) begin; 1280x800 by default. Not part of the saved state: call this again for a
+    /// machine into which a state is restored.
     ///
     /// # Errors
     ///
@@ -195,61 +195,63 @@ impl Vga {
         Ok(())
     }
 
-    /// Keeps the low window in step with the registers from now on.
-    pub(super) fn keep_in_step(&self, window: Window) {
+    /// Updates the low window's alias by the registers from now on.
+    pub(super) fn attach_window(&self, window: Window) {
         *lock(&self.window) = Some(window);
         self.lock().is_placed = true;
-        self.follow();
+        self.update_alias();
     }
 
-    /// Brings the low window in step with the registers.
-    fn follow(&self) {
+    /// Updates the low window's alias until it matches the registers.
+    fn update_alias(&self) {
         let mut window = lock(&self.window);
         let Some(window) = window.as_mut() else { return };
         loop {
             let mut state = self.lock();
             let wanted = state.registers.direct(self.vram.len());
-            // Registers that change from here on find out that the map does not follow.
+            // A register write from here on finds `mapped` up to date, and calls this if it
+            // does not match.
             state.mapped = window.direct();
             state.in_flight = false;
             if state.mapped == wanted || window.has_refused(wanted) {
                 return;
             }
-            // Others may go on while the map changes, and change the registers again; those
-            // that do wait here for their turn, even if they only change them back.
+            // The lock of the registers is released while the map changes. Threads that change
+            // them meanwhile see `in_flight` and wait for the `window` lock above, even if they
+            // change them back to what is mapped.
             state.in_flight = true;
             drop(state);
-            window.follow(wanted);
+            window.update_alias(wanted);
         }
     }
 
-    /// The mode that is shown; `None` if the screen is off.
+    /// The current mode; `None` if the screen is off.
     ///
     /// # Errors
     ///
-    /// [`VbeError`] if the guest has enabled one that cannot be shown.
+    /// [`VbeError`] if the guest has enabled a VBE mode that cannot be shown.
     pub fn mode(&self) -> Result<Option<Mode>, VbeError> {
         self.lock().registers.mode(self.vram.len())
     }
 
-    /// What a screen that knows the registers as of `generation` has to learn.
+    /// The mode and timing, unless they are still those of `generation`.
     pub(crate) fn shown(&self, generation: Option<u64>) -> Option<Shown> {
         let state = self.lock();
         if generation == Some(state.generation) {
             return None;
         }
-        // What cannot be shown is a blank screen; the guest may still mend it.
+        // A mode that cannot be shown is a blank screen, until the guest corrects it.
         let mode = state.registers.mode(self.vram.len()).ok().flatten();
         let timing = Timing::of(&state.registers);
         Some(Shown { generation: state.generation, mode, timing })
     }
 
-    /// Shows `width` x `height` pixels of `depth` bits from the start of video memory,
-    /// which is cleared, as firmware would: a screen that was switched off is switched on.
+    /// Sets a VBE mode of `width` x `height` pixels of `depth` bits from the start of video memory,
+    /// as firmware would: clears the memory, and switches the screen on.
     ///
     /// # Errors
     ///
-    /// [`VbeError`]; the display is as before then.
+    /// [`VbeError`]; the display is then unchanged.
     pub fn set_mode(&self, width: u16, height: u16, depth: u16) -> Result<(), VbeError> {
         let mode = self.change(|registers| {
             let mut wanted = registers.vbe.clone();
@@ -280,7 +282,7 @@ impl Vga {
     ///
     /// # Errors
     ///
-    /// [`RamBlockError`], which a block of this size does not give.
+    /// [`RamBlockError`], which does not happen with a block of this size.
     pub fn set_text_mode(&self) -> Result<(), RamBlockError> {
         self.change(|registers| *registers = text_mode::registers());
         let glyphs = font::map();
@@ -300,10 +302,9 @@ impl Vga {
         }
     }
 
-    /// The whole picture as it is now, read without regard to what changed; `None` if
-    /// the screen is off.
+    /// Draws the whole picture as it is now; `None` if the screen is off.
     ///
-    /// Takes no dirty bits. A guest that runs may change it meanwhile.
+    /// Takes no dirty bits. A running guest may change video memory meanwhile.
     ///
     /// # Errors
     ///
@@ -326,8 +327,8 @@ impl Vga {
         Ok(Some(surface))
     }
 
-    /// The characters on the screen, a string a row, as code page 437 has them; `None` if
-    /// no text is shown.
+    /// The characters on the screen by code page 437, a string per row; `None` if the mode is not
+    /// a text mode.
     ///
     /// # Errors
     ///
@@ -349,24 +350,23 @@ impl Vga {
         text.rows(height).map(row).collect::<Result<_, _>>().map(Some)
     }
 
-    /// The registers as bytes, to be carried to another VGA. Video memory is carried
-    /// separately.
+    /// Saves the registers, to be restored into another VGA. Video memory is not included.
     pub fn save(&self) -> Vec<u8> {
         state::save(&self.lock().registers, self.vram.len())
     }
 
-    /// Takes over what [`save`](Self::save) gave, of a VGA with as much video memory.
+    /// Restores registers that [`save`](Self::save) returned, of a VGA with as much video memory.
     ///
     /// # Errors
     ///
-    /// [`StateError`]; the display is as before then.
+    /// [`StateError`]; the display is then unchanged.
     pub fn restore(&self, saved: &[u8]) -> Result<(), StateError> {
         let restored = state::restore(saved, self.vram.len())?;
         self.change(|registers| *registers = restored);
         Ok(())
     }
 
-    /// The registers as after power-on. Video memory stays as it is.
+    /// Resets the registers to those after power-on. Video memory is unchanged.
     pub fn reset(&self) {
         self.change(|registers| *registers = Registers::default());
     }
@@ -377,7 +377,7 @@ fn check_size(bytes: u64) -> Result<(), VgaError> {
     if sound { Ok(()) } else { Err(VgaError::VideoMemory { bytes }) }
 }
 
-/// The registers are plain numbers, whole at any time, whoever panicked.
+/// Ignores poisoning: registers are plain numbers, and valid even if a thread panicked.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

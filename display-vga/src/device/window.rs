@@ -8,18 +8,18 @@ use memory_region::{MapError, MemoryMap, RegionId};
 use crate::device::graphics_controller::Direct;
 use crate::rare_log::RareLog;
 
-/// The low window's regions, and what of it is an alias now.
+/// The low window's regions, and its current alias.
 #[derive(Debug)]
 pub(crate) struct Window {
-    /// The map owns the device, not the other way round.
+    /// Weak, as the map owns the device.
     memory: Weak<MemoryMap>,
-    /// Holds the device's own region, which answers where no alias does.
+    /// Has the device's MMIO region, at a lower priority than the alias.
     container: RegionId,
     vram: RegionId,
     alias: Option<(RegionId, Direct)>,
-    /// What was asked for last, if the map did not show it.
+    /// The alias that was last asked for, if the map refused it.
     refused: Option<Option<Direct>>,
-    /// A guest can bring refusals about again and again.
+    /// Rate limits: a guest can cause refusals repeatedly.
     refusals: RareLog,
     stale: RareLog,
 }
@@ -31,27 +31,25 @@ impl Window {
         Self { memory, container, vram, alias, refused, refusals, stale }
     }
 
-    /// What of the window is an alias.
+    /// The part of the window that is an alias.
     pub(crate) fn direct(&self) -> Option<Direct> {
         self.alias.map(|(_, direct)| direct)
     }
 
-    /// Whether the map did not show `wanted` when it was last asked to.
+    /// Whether the map refused `wanted` at the last attempt.
     pub(crate) fn has_refused(&self, wanted: Option<Direct>) -> bool {
         self.refused == Some(wanted)
     }
 
-    /// Shows `wanted` as an alias, and nothing else. If the map refuses, accesses go to
-    /// the device, which is slower and as good.
-    pub(crate) fn follow(&mut self, wanted: Option<Direct>) {
+    /// Replaces the alias by `wanted`. If the map refuses, removes it: accesses then exit to the
+    /// device, which is slower but equivalent.
+    pub(crate) fn update_alias(&mut self, wanted: Option<Direct>) {
         self.refused = None;
-        if let Err(error) = self.try_follow(wanted) {
+        if let Err(error) = self.try_update_alias(wanted) {
             if let Some(more) = self.refusals.pass(Instant::now()) {
-                log::warn!(
-                    "vga: the low window goes without an alias of video memory: {error}{more}"
-                );
+                log::warn!("vga: the low window cannot be an alias of video memory: {error}{more}");
             }
-            if let Err(error) = self.try_follow(None) {
+            if let Err(error) = self.try_update_alias(None) {
                 if let Some(more) = self.stale.pass(Instant::now()) {
                     log::error!("vga: the low window keeps a former mode's alias: {error}{more}");
                 }
@@ -62,8 +60,8 @@ impl Window {
         }
     }
 
-    fn try_follow(&mut self, wanted: Option<Direct>) -> Result<(), MapError> {
-        let Some(memory) = self.memory.upgrade() else { return Ok(()) }; // nobody accesses it
+    fn try_update_alias(&mut self, wanted: Option<Direct>) -> Result<(), MapError> {
+        let Some(memory) = self.memory.upgrade() else { return Ok(()) }; // the map is gone
         self.alias = memory.transaction(|map| {
             if let Some((alias, _)) = self.alias {
                 map.del_subregion(alias)?;

@@ -1,12 +1,11 @@
-//! Packed pixels. The loops are plain enough for the compiler to make wide instructions
-//! of them.
+//! Draws packed pixels. The loops are simple, so that the compiler can vectorize them.
 
 use std::ops::Range;
 
 use ram_block::{RamBlock, RamBlockError};
 
 use crate::draw::part::{Buffers, Part};
-use crate::draw::row_copy::Copied;
+use crate::draw::row_copy::RowCopy;
 use crate::modes::linear::{Format, Linear};
 use crate::picture::damage::Damage;
 use crate::picture::surface::{Rect, Surface};
@@ -40,7 +39,7 @@ pub(super) fn draw(
             damage.add(surface.area());
         }
         Part::All | Part::Dirty(..) if mode.format == Format::Bgrx => {
-            let mut copied = Copied::new(vram, surface);
+            let mut copied = RowCopy::new(vram, surface);
             for (y, columns) in lines(mode, part) {
                 let (x, width) = (columns.start, columns.end - columns.start);
                 let from = mode.line(y).start + u64::from(x) * mode.format.bytes();
@@ -78,13 +77,13 @@ fn in_line(y: u32, columns: Range<u32>) -> Rect {
     Rect { x: columns.start, y, width: columns.end - columns.start, height: 1 }
 }
 
-/// Adds what `part` may have changed of a surface that is video memory itself.
+/// Adds the damage of `part`, for a surface that is video memory itself.
 pub(crate) fn damage_only(mode: &Linear, part: Part<'_>, damage: &mut Damage) {
     lines(mode, part).for_each(|(y, columns)| damage.add(in_line(y, columns)));
 }
 
-/// Leaves the pixels of a part of line `y`, of another format than the surface's, in the
-/// buffer; returns the bytes read.
+/// Converts the pixels of a part of line `y` from another format than the surface's, into
+/// `buffers.pixels`; returns the bytes read.
 fn convert(
     vram: &RamBlock,
     mode: &Linear,
@@ -100,7 +99,7 @@ fn convert(
     vram.read(from, raw)?;
     pixels.resize(count * 4, 0);
     match mode.format {
-        Format::Bgrx | Format::Planar => {} // read as they are, and by planes
+        Format::Bgrx | Format::Planar => {} // not converted here: see `row_copy` and `planes`
         Format::Indexed => each_pixel(raw, pixels, |[index]| {
             mode.palette.get(usize::from(index)).copied().unwrap_or(0)
         }),
@@ -121,8 +120,7 @@ fn convert(
     Ok(size * count as u64)
 }
 
-/// Converts pixels of `N` bytes. As many at a time as the compiler makes wide instructions
-/// for, which it does for arrays.
+/// Converts pixels of `N` bytes, in blocks of arrays, which the compiler can vectorize.
 fn each_pixel<const N: usize>(raw: &[u8], pixels: &mut [u8], convert: impl Fn([u8; N]) -> u32) {
     const BLOCK: usize = 16;
     let pixel = |raw: &[u8]| {
@@ -149,7 +147,7 @@ fn each_pixel<const N: usize>(raw: &[u8], pixels: &mut [u8], convert: impl Fn([u
     }
 }
 
-/// Five bits as eight, the brightest being the brightest.
+/// Widens five bits to eight; 31 becomes 255.
 fn five(value: u32) -> u32 {
     let value = value & 0x1f;
     value << 3 | value >> 2

@@ -1,10 +1,11 @@
-//! From video memory to a surface, and to the damage of what changed.
+//! Draws video memory into a surface, and collects the damage.
 //!
-//! It stands on `modes` for which bytes are which pixels, and on `picture` for where they go.
+//! Uses `modes` to map bytes to pixels, and `picture` for surfaces.
 //!
 //! - `painter`: draws a mode of any kind; `part`: which part of it;
-//! - `text`, `planes`, `linear`: draw the kinds; `row_copy`: pixels that are copied as they are;
-//! - `blinks`: what of a picture blinks.
+//! - `text`, `planes`, `linear`: draw one kind each; `row_copy`: copies pixels of the surface's own
+//!   format;
+//! - `blinks`: whether the picture has a blinking cursor or text.
 
 pub(crate) mod blinks;
 pub(crate) mod linear;

@@ -1,4 +1,4 @@
-//! From video memory to a surface: what a mode of any kind makes of bytes.
+//! Draws a mode of any kind from video memory into a surface.
 
 use ram_block::{RamBlock, RamBlockError};
 
@@ -12,7 +12,7 @@ use crate::picture::surface::Surface;
 use crate::picture::text_screen::TextScreen;
 use crate::registers::retrace::Blink;
 
-/// Draws modes; keeps what the next picture of the same mode can build on.
+/// Draws modes; keeps the state from which the next picture of the same mode is updated.
 #[derive(Debug, Default)]
 pub(crate) struct Painter {
     text: TextPainter,
@@ -20,12 +20,12 @@ pub(crate) struct Painter {
 }
 
 impl Painter {
-    /// What blinks of the picture of `mode` that was drawn last.
+    /// What blinks in the picture of `mode` that was drawn last.
     pub(crate) fn blinks(&self, mode: &Mode) -> Blinks {
         if mode.is_text() { self.text.blinks } else { Blinks::default() }
     }
 
-    /// The characters of the picture of `mode` that was drawn last, if it is a text.
+    /// The characters of the picture of `mode` that was drawn last, if that is a text mode.
     pub(crate) fn characters(&self, mode: &Mode) -> Option<TextScreen> {
         match &mode.kind {
             Kind::Text(text) => Some(self.text.characters(text, mode.height)),
@@ -33,8 +33,8 @@ impl Painter {
         }
     }
 
-    /// Draws into a surface of the mode's size with memory of its own, and adds what
-    /// changed to `damage`. Returns how many bytes of video memory were read.
+    /// Draws into a surface of the mode's size that has its own memory, and adds the changes to
+    /// `damage`. Returns how many bytes of video memory were read.
     pub(crate) fn draw(
         &mut self,
         vram: &RamBlock,

@@ -1,19 +1,19 @@
-//! Which part of a picture to draw, and by way of which buffers.
+//! Which part of a picture to draw, and the buffers for it.
 
 use ram_block::{DirtySnapshot, PageSize};
 
 /// Which part of a picture to draw.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Part<'a> {
-    /// Everything, into a surface that shows nothing yet.
+    /// Everything, into a new surface: all of it is damage.
     Fresh,
-    /// Everything, into a surface that shows something else.
+    /// Everything, into a surface that shows another mode or state.
     All,
-    /// What these pages of video memory show; and of a text, whatever else has changed.
+    /// The pixels of these pages of video memory; for text, all cells that changed.
     Dirty(&'a DirtySnapshot, PageSize),
 }
 
-/// What a picture is drawn by way of, kept from one to the next.
+/// Buffers that are reused from one picture to the next.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
     /// Bytes of video memory.

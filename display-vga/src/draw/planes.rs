@@ -1,4 +1,4 @@
-//! Pixels out of the four planes.
+//! Draws pixels that are spread over the four planes.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::modes::raster::ScanLine;
 use crate::picture::damage::Damage;
 use crate::picture::surface::{Rect, Surface};
 
-/// Bit 7 of the byte in the first byte, bit 0 in the last.
+/// The bits of a byte, one per byte: bit 7 in the first, bit 0 in the last.
 static SPREAD: [u64; 256] = spread();
 
 const fn spread() -> [u64; 256] {
@@ -38,7 +38,7 @@ pub(super) fn draw(
     buffers: &mut Buffers,
 ) -> Result<u64, RamBlockError> {
     let mut read = 0;
-    // What the buffer holds: lines often show what the one above them shows.
+    // The line that is in the buffer: the next one often shows the same (doubled scan lines).
     let mut held: Option<(u32, Range<u32>)> = None;
     for y in 0..surface.height() {
         let line = mode.raster.line(y);
@@ -61,7 +61,7 @@ pub(super) fn draw(
             read += u64::from(addresses.end - addresses.start) * 4;
             held = Some(wanted);
         }
-        // The dots that the addresses show, as far as the picture reaches.
+        // The dots of the addresses, clipped to the picture.
         let dots = mode.dots * mode.shift.pixels();
         let from = (addresses.start * dots).max(line.pan);
         let to = (addresses.end * dots).min(surface.width() + line.pan);
@@ -74,8 +74,8 @@ pub(super) fn draw(
     Ok(read)
 }
 
-/// Of `count` addresses from `start` on, wrapping, those from the first that `touched`
-/// finds to the last; looked at by `grain` addresses.
+/// The range of addresses, from the first to the last one for which `touched` is true, among
+/// `count` from `start` on, which wrap; checks `grain` addresses (a page) at a time.
 fn touched_addresses(
     mode: &Planes,
     start: u32,
@@ -99,7 +99,7 @@ fn touched_addresses(
     found
 }
 
-/// Leaves the dots of a part of a line in the buffer, `addresses` counting from its start.
+/// Expands the dots of a part of a line into `buffers.pixels`; `addresses` count from its start.
 fn expand(
     vram: &RamBlock,
     mode: &Planes,

@@ -1,4 +1,4 @@
-//! Pixels of the surface's own format: what changed is copied, in as long pieces as there are.
+//! Copies changed pixels of the surface's own format, in pieces as long as possible.
 
 use std::ops::Range;
 
@@ -6,23 +6,23 @@ use ram_block::{RamBlock, RamBlockError};
 
 use crate::picture::surface::Surface;
 
-/// Brings pixels up to date that lie in video memory as they do in the surface.
+/// Updates pixels that have the same format in video memory and in the surface.
 ///
-/// They are compared when they are added and copied when others follow that do not continue
-/// them, or at the end: of a picture that changed all over it is one copy, which is faster than
-/// one for each line. What the guest stores between the two is copied or not, and marks its
-/// page, so that the next refresh looks at it again; all that is copied is in the damage, as
-/// only what differed is.
-pub(super) struct Copied<'a> {
+/// Pixels are compared when they are added. The bytes that differ are copied when the next
+/// ones are not adjacent, or at the end: if the whole picture changed it is one copy, which is
+/// faster than one for each line. A store between the comparison and the copy may be copied or
+/// not; it marks its page, so that the next refresh draws it. Everything that is copied is in
+/// the damage, as only bytes that differed are copied.
+pub(super) struct RowCopy<'a> {
     vram: &'a RamBlock,
     surface: &'a mut Surface,
-    /// Where the bytes to be copied begin in video memory.
+    /// The offset in video memory of the bytes to be copied.
     from: u64,
-    /// Where they belong in the surface.
+    /// Their range in the surface.
     to: Range<usize>,
 }
 
-impl<'a> Copied<'a> {
+impl<'a> RowCopy<'a> {
     pub(super) fn new(vram: &'a RamBlock, surface: &'a mut Surface) -> Self {
         Self { vram, surface, from: 0, to: 0..0 }
     }
@@ -52,7 +52,7 @@ impl<'a> Copied<'a> {
         Ok(columns)
     }
 
-    /// Copies what is left to be copied.
+    /// Copies the pending bytes.
     pub(super) fn copy(&mut self) -> Result<(), RamBlockError> {
         let to = std::mem::take(&mut self.to);
         self.vram.read(self.from, &mut self.surface.own_mut()[to])

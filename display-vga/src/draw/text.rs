@@ -1,4 +1,4 @@
-//! Characters: cells that look as they did are not drawn again.
+//! Draws text modes: only cells whose picture changed are drawn again.
 
 use ram_block::{DirtySnapshot, PageSize, RamBlock, RamBlockError};
 
@@ -21,17 +21,17 @@ const WIDEST: usize = 18;
 struct Cell {
     character: u8,
     attribute: u8,
-    /// It blinks, and is not to be seen now.
+    /// Whether it blinks and is hidden now.
     hidden: bool,
-    /// The first and the last row scan of the cursor, if it is here and shown.
+    /// The first and the last row scan of the cursor, if it is in this cell and shown.
     cursor: Option<(u8, u8)>,
 }
 
-/// Where rows are and how characters look; if that changes, every cell does.
+/// The layout of rows and the look of characters; if it changes, every cell is drawn again.
 #[derive(Debug, PartialEq, Eq)]
 struct Drawn {
     look: Look,
-    /// The rows, their addresses not being part of it.
+    /// The rows, with addresses of 0: scrolling moves cells, but does not change the layout.
     rows: Vec<Row>,
     columns: u32,
     blinks: bool,
@@ -47,14 +47,13 @@ pub(super) struct TextPainter {
     drawn: Option<Drawn>,
     /// By row and column.
     cells: Vec<Cell>,
-    /// Whether anybody loaded glyphs into the maps of `Look::fonts`; else the built-in ones
-    /// are shown.
+    /// Whether the maps of `Look::fonts` have glyphs; if not, the built-in ones are shown.
     loaded: [bool; 2],
-    /// What of the cells blinks.
+    /// What blinks in the cells.
     pub(super) blinks: Blinks,
 }
 
-/// The glyphs of both maps that changed.
+/// Which glyphs of the two maps changed.
 type Changed = [[bool; 256]; 2];
 
 impl TextPainter {
@@ -85,7 +84,7 @@ impl TextPainter {
             row_scans: text.raster.row_scans,
             doubled: text.raster.doubled,
         };
-        let width = columns as usize + 1; // one more where the picture is panned
+        let width = columns as usize + 1; // one more if the picture is panned
         let mut all = !matches!(part, Part::Dirty(..));
         if self.drawn.as_ref() != Some(&drawn) {
             all = true;
@@ -132,7 +131,7 @@ impl TextPainter {
         Ok(LEGACY_BYTES)
     }
 
-    /// Reads dirty pages; says which glyphs of the maps in use they changed.
+    /// Reads dirty pages; returns which glyphs of the maps in use changed, and the bytes read.
     fn read_dirty(
         &mut self,
         vram: &RamBlock,
@@ -172,7 +171,7 @@ impl TextPainter {
         Ok((changed, read))
     }
 
-    /// Looks whether the maps have glyphs; if that is new, all glyphs changed.
+    /// Updates `loaded`; if it changes for a map, marks all of that map's glyphs as changed.
     fn find_loaded(&mut self, look: &Look, changed: &mut Changed) {
         for ((font, loaded), changed) in look.fonts.iter().zip(&mut self.loaded).zip(changed) {
             let map = self.memory.chunks_exact(4).skip(*font as usize).take(font::MAP_BYTES);
@@ -299,14 +298,14 @@ impl TextPainter {
     }
 }
 
-/// What an attribute chooses for the character and for what is behind it, as a surface has it.
+/// The foreground and background colours of an attribute, in the surface's format.
 fn colours(text: &Text, attribute: u8) -> ([u8; 4], [u8; 4]) {
     let colour = |number: u8| text.look.palette[usize::from(number & 0xf)].to_le_bytes();
     let background = attribute >> 4 & if text.blinks { 7 } else { 0xf };
     (colour(attribute), colour(background))
 }
 
-/// What cells of a row take of the picture.
+/// The area of the picture that cells of a row cover.
 fn area(text: &Text, row: &Row, columns: std::ops::Range<u32>, surface: &Surface) -> Rect {
     let edge =
         |column: u32| (column * text.look.width()).saturating_sub(row.pan).min(surface.width());

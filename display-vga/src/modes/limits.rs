@@ -1,4 +1,4 @@
-//! What no mode exceeds, and the error of those that would.
+//! The limits of modes, and the error for modes that exceed them.
 
 use thiserror::Error;
 
@@ -7,8 +7,8 @@ pub(crate) const MAX_WIDTH: u32 = 16000;
 /// The most lines that the VBE registers report as possible.
 pub(crate) const MAX_HEIGHT: u32 = 12000;
 
-/// The most pixels of a picture: as many as the largest video memory holds at 32 bits each.
-/// Fewer bits would ask for surfaces of many times the video memory.
+/// The most pixels of a picture: as many as fit the largest video memory at 32 bits each. Without
+/// this limit, modes of fewer bits could need surfaces many times larger than video memory.
 pub(crate) const MAX_PIXELS: u32 = 1 << 26;
 
 /// Bytes of video memory that the VGA's own modes can show: 64 KiB a plane.
@@ -17,7 +17,7 @@ pub(crate) const LEGACY_BYTES: u64 = 256 << 10;
 /// A VBE mode that cannot be set.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum VbeError {
-    /// A side is zero or longer than the registers can say.
+    /// A side is zero or exceeds the limit.
     #[error("{width}x{height} pixels: both sides must be from 1 to {MAX_WIDTH}x{MAX_HEIGHT}")]
     Geometry {
         /// Width in pixels.
@@ -33,7 +33,7 @@ pub enum VbeError {
         /// Height in lines.
         height: u32,
     },
-    /// There are no pixels of so many bits.
+    /// The depth is not supported.
     #[error("{depth} bits per pixel were asked for; there are 4, 8, 15, 16, 24 and 32")]
     Depth {
         /// Bits per pixel.
@@ -57,7 +57,7 @@ pub enum VbeError {
         virtual_width: u32,
         /// Bytes up to the end of the last visible line.
         needed: u64,
-        /// Bytes that there are.
+        /// Bytes of video memory.
         vram: u64,
     },
 }

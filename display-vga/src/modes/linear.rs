@@ -6,12 +6,12 @@ use std::ops::Range;
 use crate::modes::limits::{MAX_HEIGHT, MAX_PIXELS, MAX_WIDTH, VbeError};
 use crate::modes::raster::Raster;
 
-/// How a pixel is written.
+/// The format of a pixel in video memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// Four planes of a bit.
+    /// One bit in each of four planes.
     Planar,
-    /// A number of the palette.
+    /// An index into the palette.
     Indexed,
     /// 5 bits each of red, green and blue.
     Rgb555,
@@ -19,7 +19,7 @@ pub(crate) enum Format {
     Rgb565,
     /// Bytes: blue, green, red.
     Bgr,
-    /// Bytes: blue, green, red, and one without meaning.
+    /// Bytes: blue, green, red, and one unused.
     Bgrx,
 }
 
@@ -36,7 +36,7 @@ impl Format {
         })
     }
 
-    /// Bytes of a pixel, where it has whole ones.
+    /// Bytes of a pixel; 1 for planes.
     pub(crate) fn bytes(self) -> u64 {
         match self {
             Self::Planar | Self::Indexed => 1,
@@ -70,9 +70,9 @@ pub(crate) struct Linear {
     pub(crate) start: u64,
     /// Bytes from one line to the next.
     pub(crate) stride: u64,
-    /// Pixels before the first visible one in its byte, where there are several.
+    /// Pixels before the first visible one in its byte, for planes.
     pub(crate) pan: u32,
-    /// What the colour numbers show, if pixels are such.
+    /// The colours of an indexed format.
     pub(crate) palette: Box<[u32]>,
 }
 
@@ -150,7 +150,7 @@ impl Linear {
             return 0..0;
         }
         if (from, to) == (line.start, line.end) {
-            return 0..self.width; // what most lines are, without a division
+            return 0..self.width; // most lines: saves the divisions
         }
         let pixel = |n: u64| u32::try_from(n).unwrap_or(self.width).min(self.width);
         let size = self.format.bytes();
@@ -160,7 +160,7 @@ impl Linear {
     /// The same as a raster of planes, for a planar mode.
     pub(crate) fn raster(&self, vram: u64) -> Raster {
         let address = |bytes: u64| u32::try_from(bytes / 4).unwrap_or(u32::MAX);
-        // Nothing wraps: all that is visible lies in video memory.
+        // Addresses do not wrap: all visible bytes lie in video memory.
         let mask = address(vram).next_power_of_two() - 1;
         Raster {
             start: address(self.start),

@@ -1,11 +1,11 @@
-//! Which bytes of video memory are which pixels, once the registers are understood.
+//! Display modes: map bytes of video memory to pixels, independent of the registers.
 //!
-//! It stands on `picture` only: a mode knows no register.
+//! Uses `picture` only.
 //!
 //! - `mode`: a mode of any kind;
 //! - `text`, `planes`, `linear`: the kinds: characters, planes of bits, packed pixels;
-//! - `raster`: how scan lines follow each other in the VGA's own modes;
-//! - `limits`: what no mode exceeds.
+//! - `raster`: the addresses of scan lines in the VGA's own modes;
+//! - `limits`: the limits of modes.
 
 pub(crate) mod limits;
 pub(crate) mod linear;

@@ -12,11 +12,11 @@ use crate::modes::planes::Planes;
 use crate::modes::text::Text;
 use crate::picture::surface::Surface;
 
-/// A display mode, with all that a picture depends on beside video memory.
+/// A display mode, with everything that a picture depends on except video memory.
 ///
-/// Holding one proves that every byte that it shows lies in video memory. The modes of
-/// the VGA have the size of its raster: one pixel a dot of the full clock and one line a
-/// scan line, so that 320x200 pixels of 256 colours are a picture of 640x400.
+/// Holding one proves that every visible byte lies in video memory. The VGA's own modes have
+/// the size of its raster: one pixel per dot of the full clock and one line per scan line, so
+/// that 320x200 pixels of 256 colours are a picture of 640x400.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Mode {
     pub(crate) width: u32,
@@ -51,14 +51,14 @@ impl Mode {
         }
     }
 
-    /// Whether a change to `other` needs no more than to draw what differs, which is so
-    /// for texts of one size: their cells are compared.
+    /// Whether a change to `other` needs no full redraw: true for text modes of the same size,
+    /// whose cells are compared.
     pub(crate) fn continues_as(&self, other: &Self) -> bool {
         let same_size = (self.width, self.height) == (other.width, other.height);
         same_size && self.is_text() && other.is_text()
     }
 
-    /// The surface that is video memory itself, if the format allows that.
+    /// A surface that is video memory itself, if the mode has the surface's format.
     pub(crate) fn shared(&self, vram: &Arc<RamBlock>) -> Option<Surface> {
         match &self.kind {
             Kind::Linear(linear) if linear.format == Format::Bgrx => {

@@ -1,24 +1,24 @@
-//! Graphics whose pixels come out of the four planes.
+//! Graphics modes whose pixels are spread over the four planes.
 
 use std::fmt;
 use std::ops::Range;
 
 use crate::modes::raster::Raster;
 
-/// How the planes' bytes become pixels.
+/// How the planes' bytes are shifted out as pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shift {
-    /// A bit of each plane: 8 pixels of 16 colours an address.
+    /// One bit of each plane: 8 pixels of 16 colours per address.
     Single,
-    /// Two bits of a plane, as the CGA has them: four pixels of planes 0 and 2, then four
-    /// of planes 1 and 3, an address.
+    /// Two bits of a plane, as on the CGA: four pixels of planes 0 and 2, then four of planes 1
+    /// and 3, per address.
     Interleaved,
-    /// A byte of one plane after the other: 4 pixels of 256 colours an address.
+    /// A byte of one plane after the other: 4 pixels of 256 colours per address.
     Packed,
 }
 
 impl Shift {
-    /// Pixels of an address.
+    /// Pixels per address.
     pub(crate) fn pixels(self) -> u32 {
         match self {
             Self::Single | Self::Interleaved => 8,
@@ -41,16 +41,16 @@ impl fmt::Display for Shift {
 pub(crate) struct Planes {
     pub(crate) raster: Raster,
     pub(crate) shift: Shift,
-    /// Dots that show one pixel.
+    /// Dots per pixel.
     pub(crate) dots: u32,
-    /// What each colour number shows; 16 or 256 of them.
+    /// The colours, 16 or 256 of them.
     pub(crate) palette: Box<[u32]>,
     /// The bytes of video memory that may be visible.
     pub(crate) bytes: Range<u64>,
 }
 
 impl Planes {
-    /// The addresses that `width` dots of a line take, shifted by `pan` of them.
+    /// How many addresses `width` dots of a line take, panned by `pan` dots.
     pub(crate) fn addresses(&self, width: u32, pan: u32) -> u32 {
         (width + pan).div_ceil(self.dots * self.shift.pixels())
     }

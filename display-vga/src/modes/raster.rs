@@ -1,38 +1,38 @@
-//! How scan lines follow each other through video memory in the VGA's own modes.
+//! The raster: the addresses of scan lines in video memory in the VGA's own modes.
 
-/// The address counter and the row scan counter of the CRT controller, as numbers that
-/// say with what each scan line begins.
+/// The parameters of the CRT controller's address counter and row scan counter, from which the
+/// start of each scan line is computed.
 ///
-/// An address counts units of four bytes of video memory, one of each plane. That is what
-/// the counter counts, in every mode in which the processor and the CRTC agree on byte,
-/// word or doubleword addresses: see `graphics_controller` for how the processor's are translated.
+/// An address counts units of four bytes of video memory, one of each plane. The CRTC's counter
+/// counts these units in every mode in which the processor and the CRTC agree on byte, word or
+/// doubleword addresses: `graphics_controller` translates the processor's addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Raster {
     /// The address of the first line.
     pub(crate) start: u32,
-    /// From a row to the next.
+    /// Addresses from a row to the next.
     pub(crate) step: u32,
     /// Addresses wrap here; one less than a power of two.
     pub(crate) mask: u32,
-    /// Row scans of a row, at least one.
+    /// Row scans per row, at least one.
     pub(crate) row_scans: u32,
-    /// Each row scan is shown on two lines.
+    /// Whether each row scan is shown on two lines.
     pub(crate) doubled: bool,
     /// The row scan of the first line.
     pub(crate) preset: u32,
     /// Dots by which the picture is shifted to the left.
     pub(crate) pan: u32,
-    /// The first line of the lower part.
+    /// The first line of the lower part of a split screen (line compare).
     pub(crate) split: u32,
-    /// As `start`, below the split: what is left of the panning by bytes.
+    /// As `start`, below the split: 0, or the byte panning.
     pub(crate) split_start: u32,
     /// As `pan`, below the split.
     pub(crate) split_pan: u32,
-    /// Address bits that bits 0 and 1 of the row scan take the place of, if any.
+    /// The address bits that bits 0 and 1 of the row scan replace; 0 if none.
     pub(crate) interleave: [u32; 2],
 }
 
-/// What a scan line begins with.
+/// The start of a scan line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ScanLine {
     pub(crate) address: u32,
@@ -47,7 +47,7 @@ pub(crate) struct Row {
     pub(crate) y: u32,
     /// How many lines.
     pub(crate) lines: u32,
-    /// Lines of the row that are above the first one, and not shown.
+    /// Lines of the row above the first one, which are not shown.
     pub(crate) skipped: u32,
     pub(crate) address: u32,
     pub(crate) pan: u32,
@@ -73,7 +73,7 @@ impl Raster {
         Row { y, lines: self.row_lines() - skipped, skipped, address, pan }
     }
 
-    /// What line `y` begins with.
+    /// The start of line `y`.
     pub(crate) fn line(&self, y: u32) -> ScanLine {
         let row = self.row(y);
         let row_scan = row.skipped >> u32::from(self.doubled);

@@ -2,9 +2,9 @@
 
 use crate::modes::raster::{Raster, Row};
 
-/// A line of the underscore as attributes of a monochrome display ask for it.
+/// Attribute bits 0 to 2 and 4 to 6 of an underlined character on a monochrome display.
 pub(crate) const UNDERLINED: u8 = 0x01;
-/// Of an attribute: the character blinks, in modes in which characters do.
+/// Attribute bit: the character blinks, if `Text::blinks`.
 pub(crate) const BLINKING: u8 = 0x80;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,28 +13,28 @@ pub(crate) struct Text {
     /// Characters of a row.
     pub(crate) columns: u32,
     pub(crate) cursor: Option<Cursor>,
-    /// [`BLINKING`] lets a character blink; else it is a bit of the background.
+    /// Whether [`BLINKING`] makes a character blink; if not, it is a bit of the background colour.
     pub(crate) blinks: bool,
     pub(crate) look: Look,
 }
 
-/// What every character's shape and colours depend on.
+/// What the shape and colours of all characters depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Look {
     /// Dots of a character's width: 8 or 9.
     pub(crate) dots: u32,
-    /// Pixels of a dot: 2 with the halved clock, else 1.
+    /// Pixels per dot: 2 with the halved clock, else 1.
     pub(crate) scale: u32,
-    /// Where in plane 2 the glyphs are, of attributes with bit 3 clear and set.
+    /// The offsets in plane 2 of the glyphs for attributes with bit 3 clear and set.
     pub(crate) fonts: [u32; 2],
-    /// The ninth dot of 0xC0 to 0xDF repeats the eighth.
+    /// Whether the ninth dot of characters 0xC0 to 0xDF repeats the eighth.
     pub(crate) line_graphics: bool,
-    /// The row scan on which underlined characters have their line.
+    /// The row scan of the underline.
     pub(crate) underline: Option<u32>,
     pub(crate) palette: [u32; 16],
 }
 
-/// The cursor, whether it is shown at the moment or not.
+/// The cursor, whether it is in its visible phase or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cursor {
     pub(crate) address: u32,
@@ -51,7 +51,7 @@ impl Look {
 }
 
 impl Text {
-    /// Whether the character at `address` has the cursor, and row scans to show it on.
+    /// Whether the cursor is on the character at `address`, and on one of its row scans.
     pub(crate) fn has_cursor(&self, address: u32) -> bool {
         let here =
             |cursor: Cursor| cursor.address == address && cursor.first < self.raster.row_scans;

@@ -1,4 +1,4 @@
-//! Where a picture goes.
+//! Outputs of a picture.
 
 pub(crate) mod input;
 #[cfg(feature = "png")]

@@ -1,8 +1,8 @@
-//! Pictures as PNG.
+//! Writes pictures as PNG.
 
 use std::io::Write;
 
-/// What the encoder says when a picture cannot be written.
+/// The encoder's error.
 pub use ::png::EncodingError as PngError;
 
 use crate::picture::surface::Surface;
@@ -11,7 +11,7 @@ use crate::picture::surface::Surface;
 ///
 /// # Errors
 ///
-/// [`PngError`] if `out` refuses, or the picture is empty.
+/// [`PngError`] if writing to `out` fails, or the picture is empty.
 pub fn write_png(surface: &Surface, out: impl Write) -> Result<(), PngError> {
     let mut encoder = ::png::Encoder::new(out, surface.width(), surface.height());
     encoder.set_color(::png::ColorType::Rgb);

@@ -17,45 +17,44 @@ mod tests;
 
 use crate::output::terminal::pen::{Glyph, Pen};
 
-/// Rows of fewer lines cannot hold characters that can be read: such texts are pictures made
-/// of blocks, as those of 160x100 pixels are.
+/// The fewest scan lines of a row of readable characters. Text modes with fewer are used to draw
+/// pictures of blocks, such as the 160x100 mode.
 const READABLE_LINES: u32 = 4;
 
 /// Shows a screen in a terminal, and writes only the cells that change: the characters of a
-/// text mode with their colours, and two pixels a cell of other modes.
+/// text mode with their colours, and two pixels per cell for other modes.
 ///
-/// A text larger than the terminal is cut off on the right and below, except that the part
-/// with the guest's cursor stays in view. The terminal's own cursor is where the guest's is, and
-/// blinks with it; so do characters that blink. The terminal's alternate screen is used until
-/// this is dropped.
+/// A text larger than the terminal is clipped; the view is scrolled so that the guest's cursor
+/// stays visible. The terminal's own cursor is placed at the guest's, and blinks with it, as do
+/// blinking characters. Uses the terminal's alternate screen until it is dropped.
 pub struct TerminalView<W: Write> {
     out: W,
     columns: u16,
     rows: u16,
-    /// What each cell shows, as last written.
+    /// The contents of each cell, as last written.
     cells: Vec<Option<Glyph>>,
     shown: Shown,
-    /// The terminal's cursor, if it is shown: where, and whether as a block.
+    /// The terminal's cursor, if it is shown: column, row, and whether it is a block.
     cursor: Option<(u16, u16, bool)>,
 }
 
 /// What the terminal shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
-    /// Nothing that can be relied on.
+    /// Unknown contents: everything is to be written.
     Unknown,
-    /// A picture of so many pixels.
+    /// A picture of this width and height in pixels.
     Picture(u32, u32),
-    /// A text of so many columns and rows, from this one on.
+    /// A text of `size` columns and rows, of which the terminal shows the part from `from` on.
     Text { size: (u32, u32), from: (u32, u32) },
 }
 
 impl<W: Write> TerminalView<W> {
-    /// Takes over `columns` x `rows` cells of the terminal that reads `out`.
+    /// Shows pictures on `columns` x `rows` cells of the terminal that reads `out`.
     ///
     /// # Errors
     ///
-    /// If `out` refuses.
+    /// If writing to `out` fails.
     pub fn new(out: W, columns: u16, rows: u16) -> io::Result<Self> {
         let (cells, shown, cursor) = (Vec::new(), Shown::Unknown, None);
         let mut view = Self { out, columns: 0, rows: 0, cells, shown, cursor };
@@ -65,8 +64,7 @@ impl<W: Write> TerminalView<W> {
         Ok(view)
     }
 
-    /// The terminal has `columns` x `rows` cells now. If that is new, everything is
-    /// shown again.
+    /// Sets the terminal's size. If it changed, the next call shows everything again.
     pub fn resize(&mut self, columns: u16, rows: u16) {
         if (columns, rows) != (self.columns, self.rows) {
             (self.columns, self.rows) = (columns, rows);
@@ -75,19 +73,19 @@ impl<W: Write> TerminalView<W> {
         }
     }
 
-    /// The columns and rows of the process's terminal, if it has one. Standard output
-    /// may be something else.
+    /// The columns and rows of the process's terminal, if it has one. Standard output may not be
+    /// that terminal.
     pub fn terminal_size() -> Option<(u16, u16)> {
         terminal::size().ok().filter(|(columns, rows)| *columns > 0 && *rows > 0)
     }
 
-    /// Shows what the last refresh of `screen` made of it: the characters in a text mode whose
-    /// rows have four lines or more, else the picture. To be called after every refresh: it
-    /// relies on the damage of the last one.
+    /// Shows the result of the last refresh of `screen`: the characters of a text mode whose rows
+    /// have four lines or more, else the picture. Call it after every refresh, as it shows only
+    /// the damage of the last one.
     ///
     /// # Errors
     ///
-    /// If the terminal refuses; the next call shows everything again.
+    /// If writing to the terminal fails; the next call shows everything again.
     pub fn show_screen(&mut self, screen: &Screen) -> io::Result<()> {
         let damage = &screen.last().damage;
         if damage.is_empty() && self.shown != Shown::Unknown {
@@ -99,22 +97,21 @@ impl<W: Write> TerminalView<W> {
         }
     }
 
-    /// Brings the cells up to date that show a part of `damage`, two pixels a cell whatever
-    /// the mode.
+    /// Updates the cells that intersect `damage`, with two pixels per cell in any mode.
     ///
     /// # Errors
     ///
-    /// If the terminal refuses; the next call shows everything again.
+    /// If writing to the terminal fails; the next call shows everything again.
     pub fn show(&mut self, surface: &Surface, damage: &[Rect]) -> io::Result<()> {
         let shown = self.try_show(surface, damage);
         self.forget_if_failed(shown)
     }
 
-    /// Prints `text` where it is not on the terminal already.
+    /// Writes the cells of `text` that differ from those on the terminal.
     ///
     /// # Errors
     ///
-    /// If the terminal refuses; the next call shows everything again.
+    /// If writing to the terminal fails; the next call shows everything again.
     pub fn show_text(&mut self, text: &TextScreen) -> io::Result<()> {
         let shown = self.try_show_text(text);
         self.forget_if_failed(shown)
@@ -127,7 +124,7 @@ impl<W: Write> TerminalView<W> {
         shown
     }
 
-    /// Clears the terminal, which is about to show something else.
+    /// Clears the terminal, to show a picture or text of another size.
     fn begin(&mut self, shown: Shown) -> io::Result<()> {
         self.cells.fill(None);
         queue!(self.out, ResetColor, terminal::Clear(terminal::ClearType::All))?;
@@ -219,8 +216,8 @@ impl<W: Write> TerminalView<W> {
         self.out.flush()
     }
 
-    /// The column and row of a text that the terminal's first ones show: those before, unless
-    /// the cursor would not be seen, whether it is lit at the moment or not.
+    /// The first column and row of a text that the terminal shows: as before, unless the cursor's
+    /// position would be outside, whether the cursor is lit at the moment or not.
     fn window_from(&self, before: (u32, u32), cursor: Option<TextCursor>) -> (u32, u32) {
         let Some(cursor) = cursor else { return before };
         let follow = |before: u32, at: u32, cells: u16| {
@@ -229,8 +226,8 @@ impl<W: Write> TerminalView<W> {
         (follow(before.0, cursor.column, self.columns), follow(before.1, cursor.row, self.rows))
     }
 
-    /// The largest number of columns and rows with the picture's proportions; a cell is
-    /// taken to be twice as high as it is wide.
+    /// The largest number of columns and rows with the picture's aspect ratio, if a cell is twice
+    /// as high as it is wide.
     fn fit(&self, (width, height): (u32, u32)) -> (u16, u16) {
         let (columns, rows) = (u64::from(self.columns), u64::from(self.rows));
         let (width, height) = (u64::from(width), u64::from(height));
@@ -245,7 +242,7 @@ impl<W: Write> TerminalView<W> {
     }
 }
 
-/// The pixels that a cell stands for.
+/// The area of the picture that a cell shows.
 fn cell_area(
     (width, height): (u32, u32),
     (columns, rows): (u16, u16),

@@ -10,15 +10,15 @@ use thiserror::Error;
 use crate::output::input::InputEvent;
 use crate::picture::surface::{Rect, Surface};
 
-/// What a window shows is put there again after this time: it is not told what other
-/// windows hid.
-const REPAIR: Duration = Duration::from_millis(500);
+/// The picture is drawn again after this time: minifb does not report when other windows hid a
+/// part of it.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What a step of the wheel adds to the wheel's position: on X11 it is a button, of which
-/// both pressing and letting go count.
+/// What a step of the wheel adds to minifb's wheel position: on X11 a step is a button, whose
+/// press and release both count.
 const WHEEL_STEP: f32 = if cfg!(any(windows, target_os = "macos")) { 1.0 } else { 2.0 };
 
-/// A window that cannot be opened or drawn in.
+/// Why a window cannot be opened or drawn.
 #[derive(Debug, Error)]
 #[error("A window of {width}x{height} pixels cannot be shown")]
 pub struct WindowError {
@@ -29,11 +29,11 @@ pub struct WindowError {
     source: minifb::Error,
 }
 
-/// Shows a surface in a window of the desktop (X11 on Unix), and tells what is done there.
+/// Shows a surface in a window of the desktop (X11 on Unix), and returns its input events.
 ///
-/// The window has the picture's size; for a picture of another one it is opened anew. One
-/// whose size somebody changed keeps it, and stretches the picture. It belongs to the thread that
-/// opened it.
+/// The window has the picture's size, and is reopened when that changes. But if the user has
+/// resized the window, it keeps its size and stretches the picture. It belongs to the thread
+/// that opened it.
 ///
 /// ```no_run
 /// use display_vga::{InputEvent, Screen, WindowView};
@@ -59,30 +59,30 @@ pub struct WindowView {
     /// The picture, 0x00RRGGBB a pixel.
     pixels: Vec<u32>,
     size: (u32, u32),
-    /// What it was when it was last drawn, and when that was.
+    /// The window's size when it was last drawn, and the time.
     drawn: Option<((usize, usize), Instant)>,
-    /// Bytes of lines on their way into `pixels`.
+    /// A buffer for the bytes of lines that are converted into `pixels`.
     lines: Vec<u8>,
     input: Input,
 }
 
-/// What keys and pointer were when they were last told.
+/// The state of keys and pointer as of the last event.
 #[derive(Debug, Default)]
 struct Input {
     held: Vec<u32>,
     pointer: Option<(u32, u32, u8)>,
-    /// How far the wheels have been turned since their last whole step, to the right and up.
+    /// How far the wheel was turned since its last whole step, to the right and up.
     wheel: [f32; 2],
     focused: bool,
 }
 
 impl WindowView {
-    /// Opens a window for a picture of `width` x `height` pixels; one that has none yet is
-    /// waited for with a single pixel.
+    /// Opens a window for a picture of `width` x `height` pixels; 0 counts as 1, for a picture that
+    /// has no size yet.
     ///
     /// # Errors
     ///
-    /// [`WindowError`] if there is no desktop, or it refuses.
+    /// [`WindowError`] if there is no desktop, or the window cannot be opened.
     pub fn new(title: &str, width: u32, height: u32) -> Result<Self, WindowError> {
         let (width, height) = (width.max(1), height.max(1));
         let (window, keys) = open(title, (width, height))?;
@@ -98,16 +98,16 @@ impl WindowView {
         })
     }
 
-    /// Whether nobody has closed the window.
+    /// Whether the window is open; false once the user has closed it.
     pub fn is_open(&self) -> bool {
         self.window.is_open()
     }
 
-    /// Brings up to date what `damage` covers of the picture, and returns what was done at
-    /// the window since the last call.
+    /// Draws the part of the picture that `damage` covers, and returns the input events since the
+    /// last call.
     ///
-    /// To be called also when nothing changed: the window lives by it. A button that goes down
-    /// and up between two calls is missed, keys are not.
+    /// Call it also when nothing changed: it processes the window's events. A button that is
+    /// pressed and released between two calls is missed; keys are not.
     ///
     /// # Errors
     ///
@@ -125,9 +125,9 @@ impl WindowView {
             damage = &all;
         }
         if size == self.size {
-            damage.iter().for_each(|area| self.take(surface, *area));
+            damage.iter().for_each(|area| self.copy_area(surface, *area));
         }
-        let hidden = self.drawn.is_none_or(|(_, at)| at.elapsed() >= REPAIR);
+        let hidden = self.drawn.is_none_or(|(_, at)| at.elapsed() >= REDRAW_INTERVAL);
         let resized = self.drawn.is_none_or(|(size, _)| size != self.window.get_size());
         let mut events = Vec::new();
         if damage.is_empty() && !hidden && !resized {
@@ -140,11 +140,11 @@ impl WindowView {
             shown.map_err(|source| WindowError { width, height, source })?;
             self.drawn = Some((self.window.get_size(), Instant::now()));
         }
-        self.tell(&mut events);
+        self.collect_events(&mut events);
         Ok(events)
     }
 
-    /// The picture has another size.
+    /// The picture's size changed.
     fn resize(&mut self, size: (u32, u32)) -> Result<(), WindowError> {
         let was = (self.size.0 as usize, self.size.1 as usize);
         if self.window.get_size() == was {
@@ -155,8 +155,8 @@ impl WindowView {
         Ok(())
     }
 
-    /// Takes over the pixels of an area.
-    fn take(&mut self, surface: &Surface, area: Rect) {
+    /// Copies the pixels of an area.
+    fn copy_area(&mut self, surface: &Surface, area: Rect) {
         let stride = area.width as usize * 4;
         self.lines.resize(stride * area.height as usize, 0);
         if let Err(error) = surface.read(area, &mut self.lines, stride) {
@@ -166,8 +166,8 @@ impl WindowView {
         put(&mut self.pixels, self.size.0, area, &self.lines);
     }
 
-    /// Tells what was done since the last call.
-    fn tell(&mut self, events: &mut Vec<InputEvent>) {
+    /// Appends the input events since the last call.
+    fn collect_events(&mut self, events: &mut Vec<InputEvent>) {
         let focused = self.window.is_active();
         let released = self.input.focused && !focused;
         self.input.focused = focused;
@@ -185,8 +185,8 @@ impl WindowView {
 }
 
 impl Input {
-    /// Keys as they went down and up; all that are held go up when the window's focus is lost,
-    /// as nobody tells that they do.
+    /// Appends key events, and releases all held keys when the window has lost the focus: their
+    /// release is not reported.
     fn keys(&mut self, keys: Vec<InputEvent>, lost_focus: bool, events: &mut Vec<InputEvent>) {
         for event in keys {
             if let InputEvent::Key { keysym, down, .. } = event {
@@ -203,7 +203,7 @@ impl Input {
         }
     }
 
-    /// The pointer, if it is new; and a click for each step of the wheel.
+    /// Appends a pointer event if it changed, and a click for each step of the wheel.
     fn pointer(
         &mut self,
         (x, y): (u32, u32),
@@ -218,7 +218,7 @@ impl Input {
         }
         let directions = [(wheel.0, 1 << 5, 1 << 6), (wheel.1, 1 << 4, 1 << 3)];
         for (total, (turned, backward, forward)) in self.wheel.iter_mut().zip(directions) {
-            // No more at a time than a hand turns.
+            // Bound the number of events per call.
             *total += turned.clamp(-16.0, 16.0);
             while total.abs() >= WHEEL_STEP {
                 let step = if *total > 0.0 { forward } else { backward };
@@ -249,13 +249,13 @@ fn open(
         WindowOptions { resize: true, scale_mode: ScaleMode::Stretch, ..WindowOptions::default() };
     let mut window = Window::new(title, width as usize, height as usize, options)
         .map_err(|source| WindowError { width, height, source })?;
-    window.set_target_fps(0); // the caller knows when to come back
+    window.set_target_fps(0); // the caller decides when to call again
     let (sender, keys) = channel();
     window.set_input_callback(Box::new(Keys(sender)));
     Ok((Box::new(window), keys))
 }
 
-/// Hands on keys in the order in which they went down and up.
+/// Forwards key events in the order in which they happened.
 struct Keys(Sender<InputEvent>);
 
 impl InputCallback for Keys {
@@ -263,13 +263,13 @@ impl InputCallback for Keys {
 
     fn set_key_state(&mut self, key: Key, down: bool) {
         if let Some(keysym) = keysym(key) {
-            // Nobody listens while the window goes away.
+            // Fails only while the window is being dropped.
             let _ = self.0.send(InputEvent::Key { keysym, keycode: None, down });
         }
     }
 }
 
-/// Puts the bytes of an area's lines into a picture of `width` pixels a line.
+/// Converts the bytes of an area's lines into a picture of `width` pixels per line.
 fn put(pixels: &mut [u32], width: u32, area: Rect, lines: &[u8]) {
     if area.width == 0 {
         return;
@@ -283,11 +283,11 @@ fn put(pixels: &mut [u32], width: u32, area: Rect, lines: &[u8]) {
     }
 }
 
-/// The pixel of a picture that is stretched to a window's size.
+/// The pixel at a position in a window to whose size the picture is stretched.
 fn scaled((x, y): (f32, f32), window: (usize, usize), picture: (u32, u32)) -> (u32, u32) {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let scale = |at: f32, from: usize, to: u32| {
-        // Windows have fewer pixels than f32 tells apart.
+        // The sides of windows are less than 2^24, so f32 is exact.
         let at = at.max(0.0) as u64 * u64::from(to) / (from as u64).max(1);
         u32::try_from(at).unwrap_or(u32::MAX).min(to.saturating_sub(1))
     };

@@ -1,12 +1,12 @@
-//! Changed pixels, as few rectangles.
+//! Damage: the changed pixels, as few rectangles.
 
 use crate::picture::surface::Rect;
 
-/// How many of the last rectangles a new one is compared with: the columns of windows that
-/// a picture changes in at the same time.
-const OPEN: usize = 4;
+/// How many of the last rectangles a new one may be joined with: windows side by side that change
+/// at the same time.
+const MAX_OPEN: usize = 4;
 
-/// Collects areas from the top down, and joins neighbours that waste little.
+/// Collects areas from the top down, and joins neighbours whose hull has few other pixels.
 #[derive(Debug, Default)]
 pub(crate) struct Damage {
     rects: Vec<Rect>,
@@ -30,14 +30,14 @@ impl Damage {
                 return;
             }
         }
-        let open = self.rects.len().saturating_sub(OPEN);
+        let open = self.rects.len().saturating_sub(MAX_OPEN);
         let joined = self.rects[open..].iter_mut().rev().find_map(|rect| {
             let hull = rect.hull(&area);
             let touches = area.y <= rect.bottom()
                 && rect.y <= area.bottom()
                 && area.x <= rect.right()
                 && rect.x <= area.right();
-            // At most a third of the whole is neither's.
+            // At most a third of the hull belongs to neither.
             (touches && hull.pixels() * 2 <= (rect.pixels() + area.pixels()) * 3)
                 .then(|| *rect = hull)
         });

@@ -1,4 +1,4 @@
-//! What is shown: pixels, characters, and what of them changed. It stands on nothing.
+//! Pictures: pixels, characters, and damage. Uses no other module.
 //!
 //! - `surface`: a picture and its rectangles; `damage`: the areas of it that changed;
 //! - `text_screen`: the characters of a text mode.

@@ -61,10 +61,10 @@ impl Rect {
     }
 }
 
-/// A request that a surface cannot serve.
+/// Why an area cannot be read.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SurfaceError {
-    /// The area reaches out of the picture.
+    /// The area exceeds the picture.
     #[error("{area:?} was asked for, the picture has {width}x{height} pixels")]
     Outside {
         /// The area asked for.
@@ -74,7 +74,7 @@ pub enum SurfaceError {
         /// Height of the picture in lines.
         height: u32,
     },
-    /// The buffer is too short, or its lines are.
+    /// The buffer or the stride is too short.
     #[error("Lines of {line} bytes every {stride} bytes do not fit a buffer of {len} bytes")]
     Buffer {
         /// Bytes of a line of the area.
@@ -86,12 +86,11 @@ pub enum SurfaceError {
     },
 }
 
-/// A picture of 4 bytes a pixel: blue, green, red, and one without meaning; lines from
-/// the top.
+/// A picture of 4 bytes per pixel: blue, green, red, and one unused; lines from the top.
 ///
-/// It either has memory of its own, and stands still between refreshes, or is a view of
-/// video memory: then reads see what the guest has drawn at that moment, and what changes
-/// after a refresh is in the damage of the next one.
+/// It either has its own memory, and changes only in refreshes, or is a view of video memory:
+/// then reads return the guest's current pixels, and pixels that change after a refresh are in
+/// the damage of the next one.
 #[derive(Clone)]
 pub struct Surface {
     width: u32,
@@ -120,7 +119,7 @@ impl Surface {
         Self { width, height, pixels: Pixels::Own(bytes) }
     }
 
-    /// A view of `vram`, from byte `start` on with `stride` bytes from line to line.
+    /// A view of `vram`, from byte `start` on, with `stride` bytes from line to line.
     pub(crate) fn shared(
         (width, height): (u32, u32),
         vram: Arc<RamBlock>,
@@ -140,7 +139,7 @@ impl Surface {
         self.height
     }
 
-    /// All of it.
+    /// The area of the whole picture.
     pub fn area(&self) -> Rect {
         Rect { x: 0, y: 0, width: self.width, height: self.height }
     }
@@ -154,7 +153,7 @@ impl Surface {
         matches!(self.pixels, Pixels::Shared { .. })
     }
 
-    /// The bytes, `width * 4` a line without gaps; a copy if video memory is shared.
+    /// The bytes, `width * 4` per line without gaps; a copy if video memory is shared.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         match &self.pixels {
             Pixels::Own(bytes) => Cow::Borrowed(bytes),
@@ -229,7 +228,7 @@ impl Surface {
         (y as usize * self.width as usize + x as usize) * PIXEL
     }
 
-    /// The pixels in memory of its own; none if they are video memory's.
+    /// The pixels in its own memory; empty if it is a view of video memory.
     pub(crate) fn own(&self) -> &[u8] {
         match &self.pixels {
             Pixels::Own(bytes) => bytes,
@@ -237,7 +236,7 @@ impl Surface {
         }
     }
 
-    /// As [`own`](Self::own), to be written.
+    /// As [`own`](Self::own), but mutable.
     pub(crate) fn own_mut(&mut self) -> &mut [u8] {
         match &mut self.pixels {
             Pixels::Own(bytes) => bytes,
@@ -245,28 +244,28 @@ impl Surface {
         }
     }
 
-    /// A line in memory of its own.
+    /// A line in its own memory.
     pub(crate) fn line_mut(&mut self, y: u32) -> &mut [u8] {
         let (from, to) = (self.at(0, y), self.at(0, y + 1));
         self.own_mut().get_mut(from..to).unwrap_or_default()
     }
 
-    /// The bytes that `width` pixels of line `y` from column `x` on have in memory of its own.
+    /// The bytes of `width` pixels of line `y` from column `x` on, in its own memory.
     pub(crate) fn own_bytes(&self, x: u32, y: u32, width: u32) -> Range<usize> {
         let from = self.at(x, y);
         from..from + width as usize * PIXEL
     }
 
-    /// The pixels that have a byte among `bytes`, counted from the first of column `x` on: as
-    /// columns and as bytes.
+    /// Rounds `bytes`, which count from column `x`, out to whole pixels: returns their columns and
+    /// bytes.
     pub(crate) fn whole_pixels(x: u32, bytes: &Range<usize>) -> (Range<u32>, Range<usize>) {
         let bytes = bytes.start / PIXEL * PIXEL..bytes.end.next_multiple_of(PIXEL);
         let column = |at: usize| x + u32::try_from(at / PIXEL).unwrap_or(0);
         (column(bytes.start)..column(bytes.end), bytes)
     }
 
-    /// Puts pixels into line `y` from column `x` on, in memory of its own. Returns the
-    /// columns from the first that changed to the last.
+    /// Copies pixels into line `y` from column `x` on, in its own memory. Returns the columns from
+    /// the first that changed to the last.
     pub(crate) fn update(&mut self, y: u32, x: u32, new: &[u8]) -> Range<u32> {
         let at = x as usize * PIXEL;
         let Some(old) = self.line_mut(y).get_mut(at..at + new.len()) else { return 0..0 };
@@ -277,7 +276,7 @@ impl Surface {
 }
 
 impl PartialEq for Surface {
-    /// Whether they show the same picture, wherever its bytes are.
+    /// Whether they show the same picture, in their own memory or video memory.
     fn eq(&self, other: &Self) -> bool {
         let colours = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
         self.width == other.width && self.height == other.height && {

@@ -1,12 +1,12 @@
-//! The characters of a text mode, for displays that print them instead of pixels.
+//! The characters of a text mode, for outputs that print text instead of pixels.
 
-/// What is on the screen in a text mode: a grid of characters with their colours, as of the
-/// refresh that drew it.
+/// The screen of a text mode: a grid of characters with their colours, as of the refresh that
+/// drew it.
 ///
-/// A grid has whole characters only. A panned picture is moved to the nearest whole column,
-/// and a row that shows less than half of its lines (at either end of a smooth scroll, or
-/// above a split) is left out. Characters of two pixels a dot and rows of doubled lines are
-/// one cell each, like all others.
+/// The grid has only whole characters. A panned picture is moved to the nearest whole column,
+/// and a row of which less than half of the lines is visible (at either end of a smooth scroll,
+/// or above a split) is left out. Characters of two pixels per dot and rows of doubled lines
+/// are one cell each, as all others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextScreen {
     pub(crate) columns: u32,
@@ -23,29 +23,29 @@ pub struct TextCell {
     pub(crate) character: char,
     /// The code in video memory.
     pub code: u8,
-    /// Which of the two fonts that the guest has chosen draws it: 1 where attribute bit 3
-    /// asks for the second one and it is another than the first.
+    /// Which of the two fonts that the guest has selected draws it: 1 if attribute bit 3 selects
+    /// the second one, and that differs from the first.
     pub font: u8,
-    /// Red, green and blue of the character, as the DAC has them.
+    /// Red, green and blue of the character, from the DAC.
     pub foreground: [u8; 3],
-    /// Red, green and blue of what is behind it.
+    /// Red, green and blue of the background.
     pub background: [u8; 3],
-    /// Whether it has the underscore of monochrome modes.
+    /// Whether it is underlined (monochrome modes).
     pub underlined: bool,
-    /// Whether it blinks and is not to be seen at the moment.
+    /// Whether it blinks and is hidden at the moment.
     pub hidden: bool,
 }
 
-/// Where the cursor is.
+/// The cursor of a text mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextCursor {
     /// The column, from 0.
     pub column: u32,
     /// The row, from 0.
     pub row: u32,
-    /// Whether it is to be seen: it blinks.
+    /// Whether it is visible at the moment: it blinks.
     pub shown: bool,
-    /// Whether it covers more than half of the character; else it is a line.
+    /// Whether it covers more than half of the character's height; if not, it is a line.
     pub is_block: bool,
 }
 
@@ -61,8 +61,8 @@ impl TextScreen {
         u32::try_from(rows).unwrap_or(u32::MAX)
     }
 
-    /// Scan lines of a row of the picture. Rows of one to three lines are a way to draw
-    /// pictures with characters.
+    /// Scan lines per row of the picture. Text modes with rows of one to three lines are used to
+    /// draw pictures.
     pub fn row_lines(&self) -> u32 {
         self.row_lines
     }
@@ -73,13 +73,13 @@ impl TextScreen {
         self.cells.get(at).filter(|_| column < self.columns)
     }
 
-    /// The cursor, if the guest has it on, and on the screen.
+    /// The cursor, if the guest has enabled it and it is on the screen.
     pub fn cursor(&self) -> Option<TextCursor> {
         self.cursor
     }
 
-    /// What can be read on the screen, a string a row; characters that are hidden or have the
-    /// colour of what is behind them are blanks.
+    /// The readable text, a string per row; characters that are hidden or have the colour of the
+    /// background are blanks.
     pub fn lines(&self) -> Vec<String> {
         let rows = self.cells.chunks(self.columns.max(1) as usize);
         rows.map(|row| row.iter().map(TextCell::visible).collect()).collect()
@@ -89,16 +89,15 @@ impl TextScreen {
 impl TextCell {
     /// The character that the cell shows.
     ///
-    /// A VGA has glyphs, and nobody says what they mean. It is taken for the character that
-    /// code page 437 gives to the code, in both fonts, except where the shape in the guest's
-    /// font cannot be that: a glyph without a dot is a blank, and one of nothing but dots a full
-    /// block. Who knows that the guest has loaded another code page has [`code`](Self::code) and
-    /// [`font`](Self::font).
+    /// A VGA has only glyphs: their meaning is unknown. This returns the character that code page
+    /// 437 assigns to the code, in both fonts, unless the glyph in the guest's font cannot be that
+    /// character: one without dots is a blank, and one with all dots a full block. For a guest that
+    /// has loaded another code page, use [`code`](Self::code) and [`font`](Self::font).
     pub fn character(&self) -> char {
         self.character
     }
 
-    /// The character, or a blank if it cannot be seen.
+    /// The character, or a blank if it is not visible.
     pub(crate) fn visible(&self) -> char {
         let seen = !self.hidden && self.foreground != self.background;
         match self.character {

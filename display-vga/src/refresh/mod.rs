@@ -1,8 +1,8 @@
-//! The refresh: a surface that is kept equal to what a device shows, and when to look.
+//! The refresh: updates a surface to a device's picture, and schedules the next refresh.
 //!
-//! It stands on `device` for what is shown, and on `draw` for its pixels.
+//! Uses `device` for the mode, and `draw` for the pixels.
 //!
-//! - `screen`: from dirty pages to redrawn pixels; `refresh_timer`: when to refresh next.
+//! - `screen`: redraws the pixels of dirty pages; `refresh_timer`: when to refresh next.
 
 pub(crate) mod refresh_timer;
 pub(crate) mod screen;

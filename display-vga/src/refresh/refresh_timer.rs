@@ -1,26 +1,25 @@
-//! When to refresh next.
+//! Computes when to refresh next.
 
 use std::time::Duration;
 
 use crate::refresh::screen::Refresh;
 
-/// What is known of those who draw and those who look.
+/// Whether the machine runs, and whether anybody views its picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ViewerState {
-    /// The machine runs, and somebody looks.
+    /// The machine runs, and there is a viewer.
     Running,
-    /// The machine stands still, or has moved away: one more refresh shows its last
-    /// picture, then there is nothing to refresh until it runs.
+    /// The machine is paused, or has migrated away: one more refresh shows its last picture, then
+    /// no refresh is needed until it runs.
     Stopped,
-    /// Nobody looks.
+    /// There are no viewers.
     NoViewers,
 }
 
-/// How long to wait from one refresh to the next: a plain value without a clock.
+/// Computes the time from one refresh to the next; it has no clock.
 ///
-/// As long as the guest draws, refreshes come in the quickest interval; each that finds
-/// nothing doubles it, up to the slowest. A cursor that blinks is drawn in time, and does
-/// not count.
+/// While the guest draws, the interval is the quickest one; each refresh without changes doubles
+/// it, up to the slowest. A blinking cursor is drawn in time, and does not count as a change.
 ///
 /// ```
 /// use std::time::Duration;
@@ -39,7 +38,7 @@ pub struct RefreshTimer {
     quickest: Duration,
     slowest: Duration,
     interval: Duration,
-    /// Whether the picture of a machine that stands still was drawn.
+    /// Whether the last picture of a paused machine was drawn.
     settled: bool,
 }
 
@@ -51,20 +50,21 @@ impl Default for RefreshTimer {
 }
 
 impl RefreshTimer {
-    /// From `quickest` while the picture changes to `slowest` when it has not for a while.
+    /// Intervals from `quickest`, while the picture changes, to `slowest`, when it has not changed
+    /// for a while.
     pub fn new(quickest: Duration, slowest: Duration) -> Self {
         Self { quickest, slowest: slowest.max(quickest), interval: quickest, settled: false }
     }
 
-    /// Something will change soon, or somebody has begun to look: goes back to the quickest
-    /// interval.
+    /// Resets to the quickest interval: the picture will change soon (input), or there is a new
+    /// viewer.
     pub fn wake(&mut self) {
         self.interval = self.quickest;
         self.settled = false;
     }
 
-    /// How long to wait after a refresh that did `last`; `None` if there is no need of
-    /// another one until [`wake`](Self::wake), and `watch` is another.
+    /// How long to wait after the refresh with result `last`; `None` if no other refresh is needed
+    /// until `watch` changes or, for a stopped machine, [`wake`](Self::wake) is called.
     pub fn next(&mut self, watch: ViewerState, last: &Refresh) -> Option<Duration> {
         match watch {
             ViewerState::NoViewers => None,

@@ -1,10 +1,10 @@
-//! The refresh: from dirty pages to redrawn pixels.
+//! The refresh: redraws the pixels of dirty pages.
 //!
-//! The order matters. Registers are looked at first, the bits are taken next and video
-//! memory is read last: a store that comes later sets its bit again and is drawn by the
-//! next refresh, and so is a register that is written later. A full redraw takes the bits
-//! too, or they would cause a second one. The harvest is committed only when its pixels
-//! are drawn; until then any error gives it back.
+//! The order matters: first the registers are read, then the dirty bits are harvested, and last
+//! video memory is read. A store after that sets its bit again and is drawn by the next refresh;
+//! a register that is written later changes the generation, and is drawn by the next refresh,
+//! too. A full redraw also takes the bits, or they would cause a second redraw. The harvest is
+//! committed only when its pixels are drawn; on any error before that, the bits are given back.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::picture::surface::{Rect, Surface};
 use crate::picture::text_screen::TextScreen;
 use crate::registers::retrace::Timing;
 
-/// A refresh that could not be made; the next one draws what it would have.
+/// Why a refresh failed. The next refresh draws its changes.
 #[derive(Debug, Error)]
 pub enum RefreshError {
     /// The dirty log cannot be read.
@@ -43,11 +43,11 @@ pub enum RefreshError {
     },
 }
 
-/// What a refresh did.
+/// The result of a refresh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refresh {
-    /// The areas of the surface that changed, from the top; they may overlap. With video
-    /// memory shared, those that may have changed.
+    /// The areas of the surface that changed, from the top; they may overlap. If the surface is a
+    /// view of video memory, the areas that may have changed.
     pub damage: Vec<Rect>,
     /// Scan lines that the damage touches.
     pub lines: u32,
@@ -58,40 +58,40 @@ pub struct Refresh {
     pub pages: u64,
     /// Bytes read from video memory.
     pub bytes_copied: u64,
-    /// Bytes of the whole picture, at four a pixel.
+    /// Bytes of the whole picture, at four per pixel.
     pub bytes_total: u64,
-    /// Whether the surface is another one, of another size perhaps: all of it is damage.
+    /// Whether the surface was replaced, possibly by one of another size: all of it is damage.
     pub full: bool,
-    /// Whether the guest stored to what the mode can show, or changed the mode, its colours
-    /// or its cursor.
+    /// Whether the guest stored to the memory that the mode can show, or changed the mode, its
+    /// colours or its cursor.
     pub active: bool,
-    /// Until something that blinks on the screen changes by itself; none if nothing does.
+    /// The time until something on the screen blinks; `None` if nothing does.
     pub next_blink: Option<Duration>,
-    /// Time to bring the accelerator's log and take the bits.
+    /// The time to sync the log and harvest the bits.
     pub sync_time: Duration,
-    /// Time to draw.
+    /// The time to draw.
     pub draw_time: Duration,
 }
 
 /// What the surface shows.
 #[derive(Debug, PartialEq, Eq)]
 enum Drawn {
-    /// Nothing that can be relied on: drawn never, or in part.
+    /// Unknown: never drawn, or only in part.
     Unknown,
-    /// Black, as no mode is shown.
+    /// Black, as there is no mode.
     Blank,
-    /// All of a mode's picture, with what blinks in one of its phases.
+    /// All of a mode's picture, in this phase of blinking.
     Mode(Mode, [bool; 2]),
 }
 
-/// A look at a [`Vga`]: keeps a [`Surface`] equal to what it shows.
+/// The screen of a [`Vga`]: draws its picture into a [`Surface`].
 ///
-/// Logs video memory for [`DirtyClient::VGA`] as long as it lives. A VGA has one screen:
-/// two would eat each other's bits.
+/// Logs video memory for [`DirtyClient::VGA`] as long as it lives. A VGA can have only one
+/// screen: each of two would take dirty bits that the other one needs.
 pub struct Screen {
     vga: Arc<Vga>,
     vram: RegionId,
-    /// Logs video memory, and keeps others from harvesting it.
+    /// The claim of video memory's log: nothing else can harvest it.
     log: LogClaim,
     shares: bool,
     shown: Option<Shown>,
@@ -103,13 +103,13 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// A screen for `vga`, whose video memory is region `vram` of `memory`, with a surface
-    /// of its own.
+    /// A screen for `vga`, whose video memory is region `vram` of `memory`, with a surface that has
+    /// its own memory.
     ///
     /// # Errors
     ///
     /// [`RefreshError::Log`] if the region cannot be logged, or another screen logs it,
-    /// [`RefreshError::WrongRegion`] if it shows something else.
+    /// [`RefreshError::WrongRegion`] if it is not the VGA's video memory.
     pub fn new(
         memory: Arc<MemoryMap>,
         vga: Arc<Vga>,
@@ -135,9 +135,9 @@ impl Screen {
         })
     }
 
-    /// Lets the surface be video memory itself where the format allows it: 32 bits per
-    /// pixel. Refreshes copy nothing then, and the damage is that of pages: more pixels
-    /// than have changed. For those who copy what they are shown anyway.
+    /// Makes the surface a view of video memory in modes of 32 bits per pixel. Refreshes then copy
+    /// nothing, and the damage covers whole dirty pages: more pixels than have changed. For
+    /// callers that copy the pixels anyway.
     #[must_use]
     pub fn zero_copy(mut self) -> Self {
         self.shares = true;
@@ -149,9 +149,8 @@ impl Screen {
         &self.surface
     }
 
-    /// The characters of the picture as of the last refresh; `None` if it is no text, or
-    /// blank. Costs a look at every cell; nothing new is in it if the last refresh's damage is
-    /// empty.
+    /// The characters of the picture as of the last refresh; `None` if it is not a text mode, or
+    /// blank. Reads every cell. The text is unchanged if the last refresh's damage is empty.
     pub fn text(&self) -> Option<TextScreen> {
         match &self.drawn {
             Drawn::Mode(mode, _) => self.painter.characters(mode),
@@ -159,25 +158,24 @@ impl Screen {
         }
     }
 
-    /// What the last refresh did.
+    /// The result of the last refresh.
     pub fn last(&self) -> &Refresh {
         &self.report
     }
 
-    /// Brings the surface up to date and says what changed.
+    /// Updates the surface and returns the damage.
     ///
-    /// Costs a sync of video memory's log, and what the pages show that were stored to; of
-    /// a text, the cells that changed. With another mode, palette or start address
-    /// everything is drawn, and when no mode is shown the picture turns black, keeping its
-    /// size.
+    /// Costs a sync of video memory's log, and drawing the pixels of dirty pages; in a text mode,
+    /// the cells that changed. After a change of the mode, palette or start address everything
+    /// is drawn. If the screen is off the picture turns black and keeps its size.
     ///
     /// # Errors
     ///
-    /// [`RefreshError`]; nothing is lost, the next refresh draws it.
+    /// [`RefreshError`]; no damage is lost, the next refresh draws it.
     pub fn refresh(&mut self) -> Result<&Refresh, RefreshError> {
         let known = self.shown.take();
         let new = self.vga.shown(known.as_ref().map(|shown| shown.generation));
-        // Registers are also written without effect: to read others, for instance.
+        // Another generation alone is not activity: guests also write index registers to read.
         let active = match (&new, &known) {
             (Some(new), Some(known)) => new.mode != known.mode,
             (new, _) => new.is_some(),
@@ -185,7 +183,7 @@ impl Screen {
         let shown = new.or(known);
         let damage = Damage::reusing(std::mem::take(&mut self.report.damage));
         self.report = Refresh { active, ..Refresh::default() };
-        // If this fails half-way, the next refresh draws everything.
+        // `Unknown` in case of an error: the next refresh then draws everything.
         let drawn = std::mem::replace(&mut self.drawn, Drawn::Unknown);
         let result = match &shown {
             Some(Shown { mode: Some(mode), timing, .. }) => self.draw(mode, timing, drawn, damage),
@@ -220,7 +218,7 @@ impl Screen {
         let begin = Instant::now();
         let blink = timing.blink(self.vga.now());
         let shared = if self.shares { mode.shared(self.vga.vram()) } else { None };
-        // Another surface, everything on it, or something that is no store.
+        // full: a new surface; all: draw everything; changed: draw even without dirty pages.
         let (full, all, changed) = match &drawn {
             Drawn::Mode(before, _) if before != mode => {
                 let full = !self.surface.has_size(mode.width(), mode.height())

@@ -1,4 +1,4 @@
-//! The colours: 256 entries of three components, and how the ports walk over them.
+//! The DAC: a palette of 256 entries of three components, and the port accesses to it.
 
 /// Entries of the palette.
 pub(crate) const COLOURS: usize = 256;
@@ -8,13 +8,13 @@ pub(crate) struct Dac {
     pub(crate) mask: u8,
     pub(crate) read_index: u8,
     pub(crate) write_index: u8,
-    /// Which component is next: 0 red, 1 green, 2 blue.
+    /// The component of the next access: 0 red, 1 green, 2 blue.
     pub(crate) component: u8,
-    /// The last index was one to read.
+    /// Whether the read index was written last.
     pub(crate) reading: bool,
     /// Components of the entry that is being written.
     pub(crate) pending: [u8; 2],
-    /// Red, green, blue; 6 bits each, 8 if the VBE registers say so.
+    /// Red, green, blue; 6 bits each, or 8 with the VBE registers' 8-bit DAC.
     pub(crate) palette: [[u8; 3]; COLOURS],
 }
 
@@ -66,10 +66,10 @@ impl Dac {
         }
     }
 
-    /// What a colour number shows, as the bytes 0, red, green, blue from the top.
+    /// The colour of an index, as the bytes 0, red, green, blue from the top.
     pub(crate) fn colour(&self, index: u8, wide: bool) -> u32 {
         let [red, green, blue] = self.palette[usize::from(index & self.mask)];
-        // The brightest of 64 levels is the brightest of 256.
+        // Widens 6 bits to 8; 63 becomes 255.
         let widen = |level: u8| {
             let level = level & 0x3f;
             level << 2 | level >> 4

@@ -1,4 +1,4 @@
-//! From registers to a mode.
+//! Decodes the registers into a mode.
 
 use crate::modes::limits::{LEGACY_BYTES, VbeError};
 use crate::modes::linear::{Format, Linear};
@@ -12,7 +12,7 @@ use crate::registers::register_file::{Registers, attribute, crtc, graphics, sequ
 const PLANE_MASK: u32 = 0xffff;
 
 impl Registers {
-    /// The mode that is shown in `vram` bytes; `None` if the screen is off.
+    /// The current mode, with `vram` bytes of video memory; `None` if the screen is off.
     pub(crate) fn mode(&self, vram: u64) -> Result<Option<Mode>, VbeError> {
         let screen_off = self.sequencer[sequencer::CLOCKING_MODE] & sequencer::SCREEN_OFF != 0
             || self.attribute_index & attribute::SCREEN_ON == 0;
@@ -20,18 +20,18 @@ impl Registers {
             let linear = self.vbe.described(vram)?;
             return Ok((!screen_off).then(|| self.vbe_mode(linear, vram)));
         }
-        // Without retraces a monitor shows nothing.
+        // CRTC mode control bit 7: without sync pulses a monitor shows nothing.
         let running = self.crtc[crtc::MODE_CONTROL] & 0x80 != 0;
         Ok((running && !screen_off).then(|| self.vga_mode()))
     }
 
-    /// What the colour numbers of 8 bits show.
+    /// The colours of 8-bit indices.
     fn palette256(&self) -> Box<[u32]> {
         let wide = self.vbe.wide_dac();
         (0..=u8::MAX).map(|index| self.dac.colour(index, wide)).collect()
     }
 
-    /// What the colour numbers of 4 bits show, by way of the attribute controller.
+    /// The colours of 4-bit indices, through the attribute controller's palette.
     fn palette16(&self) -> [u32; 16] {
         let wide = self.vbe.wide_dac();
         let select = self.attribute[attribute::COLOUR_SELECT];
@@ -91,8 +91,7 @@ impl Registers {
         Mode { width, height, kind: Kind::Planes(Planes { raster, shift, dots, palette, bytes }) }
     }
 
-    /// The raster of characters that are `dots` wide, a pixel being `scale` of the
-    /// picture's.
+    /// The raster of characters that are `dots` wide, with `scale` pixels of the picture per dot.
     fn raster(&self, dots: u32, scale: u32) -> Raster {
         let crtc = |register: usize| u32::from(self.crtc[register]);
         let preset = crtc(crtc::PRESET_ROW_SCAN);
@@ -107,16 +106,16 @@ impl Registers {
             _ if shift256 => (panning & 7) / 2,
             _ => panning & 7,
         } * scale;
-        // Where the interleave's bits are in the counter depends on how it is turned into
-        // an address: by doublewords, by bytes or by words.
+        // The position of the interleave bits (address bits 13 and 14) in the counter depends on
+        // its address mode: doubleword, byte or word.
         let shift = match (crtc(crtc::UNDERLINE) & 0x40 != 0, control & 0x40 != 0) {
             (true, _) => 2,
             (false, true) => 0,
             (false, false) => 1,
         };
         let byte_pan = preset >> 5 & 3;
-        // Below the split the start address counts as 0, and the panning goes on unless the
-        // attribute controller takes it as 0 too.
+        // Below the split the start address is 0, and panning continues unless the attribute
+        // controller (mode control bit 5) resets it, too.
         let pans_below = self.attribute[attribute::MODE_CONTROL] & 0x20 == 0;
         let interleave = |bit: u32, address: u32| {
             if control & bit == 0 { 1 << (address - shift) } else { 0 }
@@ -138,7 +137,7 @@ impl Registers {
 
     fn look(&self, dots: u32, scale: u32) -> Look {
         let map = self.sequencer[sequencer::CHARACTER_MAP];
-        // Maps of 8 KiB: the first four are 16 KiB apart, the others between them.
+        // Maps of 8 KiB: the first four are 16 KiB apart, the other four between them.
         let font = |low: u8, high: u8| u32::from(low & 3) << 14 | u32::from(high & 1) << 13;
         let control = self.attribute[attribute::MODE_CONTROL];
         let monochrome = control & 2 != 0;

@@ -1,13 +1,13 @@
-//! The registers of a VGA, and which mode they describe.
+//! The registers of a VGA, and the mode that they describe.
 //!
-//! It stands on `modes`, and knows no memory map, lock or clock.
+//! Uses `modes`; independent of the memory map, locks and clocks.
 //!
 //! - `register_file`: all registers and their numbers, with `dac`, and `vbe` of the Bochs VBE
 //!   extensions;
-//! - `ports`: how the VGA's ports reach them;
-//! - `decode`: from registers to a mode;
-//! - `retrace`: where the beam is, and what blinks;
-//! - `text_mode`: the registers in the text mode that a PC's firmware leaves behind.
+//! - `ports`: accesses by the VGA's I/O ports;
+//! - `decode`: decodes the registers into a mode;
+//! - `retrace`: the frame timing, retrace bits and blinking;
+//! - `text_mode`: the registers of the text mode that a PC's firmware sets.
 
 pub(crate) mod dac;
 pub(crate) mod decode;

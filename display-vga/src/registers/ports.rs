@@ -5,22 +5,22 @@ use crate::registers::retrace::Timing;
 
 /// The first of the ports.
 pub(crate) const FIRST: u16 = 0x3b0;
-/// How many there are.
+/// The number of ports.
 pub(crate) const COUNT: u16 = 0x30;
 
-/// In the miscellaneous output register: the CRTC is at 0x3Dx, not at 0x3Bx.
+/// Bit of the miscellaneous output register: the CRTC is at 0x3Dx, not at 0x3Bx.
 const COLOUR_PORTS: u8 = 1;
-/// In the CRTC's register of the retrace's end: registers 0 to 7 cannot be written.
+/// Bit of the CRTC's vertical retrace end register: registers 0 to 7 are write-protected.
 const PROTECTED: u8 = 0x80;
-/// Where the overflow register can be written even then: a bit of the line compare.
+/// The bit of the overflow register that is not protected: bit 8 of the line compare.
 const LINE_COMPARE_8: u8 = 0x10;
 
-/// What is read where nothing answers.
+/// Read from a port that is not decoded.
 const FLOATING: u8 = 0xff;
 
 impl Registers {
-    /// The CRTC and its neighbours answer at two places, of which one is active.
-    fn is_elsewhere(&self, port: u16) -> bool {
+    /// Whether the port belongs to the inactive one of the two ranges of the CRTC's ports.
+    fn is_inactive(&self, port: u16) -> bool {
         let colour = self.miscellaneous & COLOUR_PORTS != 0;
         match port {
             0x3b0..=0x3bf => colour,
@@ -31,7 +31,7 @@ impl Registers {
 
     /// Reads a port, `now` nanoseconds after the start.
     pub(crate) fn read_port(&mut self, port: u16, now: u64) -> u8 {
-        if self.is_elsewhere(port) {
+        if self.is_inactive(port) {
             return FLOATING;
         }
         let get =
@@ -39,7 +39,7 @@ impl Registers {
         match port {
             0x3c0 => self.attribute_index,
             0x3c1 => get(&self.attribute, self.attribute_index & 0x1f),
-            // A colour monitor is there, and no interrupt pending.
+            // A colour monitor is connected, and no interrupt is pending.
             0x3c2 => 0x10,
             0x3c4 => self.sequencer_index,
             0x3c5 => get(&self.sequencer, self.sequencer_index),
@@ -63,7 +63,7 @@ impl Registers {
 
     /// Writes a port.
     pub(crate) fn write_port(&mut self, port: u16, value: u8) {
-        if self.is_elsewhere(port) {
+        if self.is_inactive(port) {
             return;
         }
         match port {
@@ -98,7 +98,8 @@ impl Registers {
                 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f,
                 0x3f, 0x3f, 0xef, 0xff, 0x3f, 0x0f, 0x0f,
             ];
-            // A real palette ignores this while the screen has it; no driver wants that.
+            // A real VGA ignores writes to the palette while the screen uses it; no driver relies
+            // on that.
             set(&mut self.attribute, self.attribute_index & 0x1f, value, &MASKS);
         } else {
             self.attribute_index = value & 0x3f;

@@ -1,5 +1,5 @@
-//! The registers of a VGA: plain numbers, whose meaning [`decode`](super::decode) and
-//! `graphics_controller` know.
+//! The registers of a VGA: plain numbers, which [`decode`](super::decode) and
+//! `graphics_controller` interpret.
 //!
 //! Numbers and bits are those of IBM's "Personal System/2 Hardware Interface Technical
 //! Reference", Video Subsystem, and of the FreeVGA documentation.
@@ -14,7 +14,7 @@ pub(crate) mod sequencer {
     pub(crate) const MAP_MASK: usize = 2;
     pub(crate) const CHARACTER_MAP: usize = 3;
     pub(crate) const MEMORY_MODE: usize = 4;
-    /// In the clocking mode: the screen shows nothing.
+    /// Bit of the clocking mode: the screen is off.
     pub(crate) const SCREEN_OFF: u8 = 0x20;
 }
 
@@ -63,11 +63,11 @@ pub(crate) mod attribute {
     pub(crate) const PLANE_ENABLE: usize = 0x12;
     pub(crate) const PANNING: usize = 0x13;
     pub(crate) const COLOUR_SELECT: usize = 0x14;
-    /// In the index: the palette belongs to the screen, which shows something.
+    /// Bit of the index (palette address source): the screen uses the palette, and is on.
     pub(crate) const SCREEN_ON: u8 = 0x20;
 }
 
-/// All that a VGA remembers beside its video memory.
+/// The state of a VGA except its video memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Registers {
     pub(crate) miscellaneous: u8,
@@ -80,7 +80,7 @@ pub(crate) struct Registers {
     pub(crate) graphics: [u8; graphics::COUNT],
     pub(crate) attribute_index: u8,
     pub(crate) attribute: [u8; attribute::COUNT],
-    /// The flip-flop: the next write to the attribute port is data.
+    /// The flip-flop: whether the next write to the attribute port is data.
     pub(crate) attribute_data: bool,
     pub(crate) dac: Dac,
     pub(crate) vbe: Vbe,
@@ -89,10 +89,10 @@ pub(crate) struct Registers {
 }
 
 impl Default for Registers {
-    /// After power-on: nothing is shown until a driver sets a mode.
+    /// After power-on: the screen is blank until a driver sets a mode.
     ///
-    /// The attribute controller lets the screen show, or drivers that know only the VBE
-    /// registers would have to know it too.
+    /// The attribute controller's `SCREEN_ON` is set: drivers that use only the VBE registers do
+    /// not set it.
     fn default() -> Self {
         Self {
             miscellaneous: 0,
@@ -114,21 +114,21 @@ impl Default for Registers {
 }
 
 impl Registers {
-    /// A number whose bits beyond the low eight lie in the overflow register or, for the
-    /// line compare, in that of the maximum scan line too.
+    /// A number whose bits 8 and 9 are in the overflow register or, for the line compare, also in
+    /// the maximum scan line register.
     fn with_overflow(&self, low: usize, bits: [(usize, u8); 2]) -> u32 {
         let bit = |(register, bit): (usize, u8)| u32::from(self.crtc[register] >> bit & 1);
         u32::from(self.crtc[low]) | bit(bits[0]) << 8 | bit(bits[1]) << 9
     }
 
-    /// Undoes whatever keeps the screen dark: the sequencer's bit that switches it off, and
-    /// a palette that belongs to the processor.
+    /// Switches the screen on: clears the sequencer's `SCREEN_OFF`, and sets the attribute
+    /// controller's `SCREEN_ON`.
     pub(crate) fn show_screen(&mut self) {
         self.sequencer[sequencer::CLOCKING_MODE] &= !sequencer::SCREEN_OFF;
         self.attribute_index |= attribute::SCREEN_ON;
     }
 
-    /// The last displayed scan line, as the vertical counter counts.
+    /// The last displayed scan line, in counts of the vertical counter.
     pub(crate) fn vertical_display_end(&self) -> u32 {
         self.with_overflow(crtc::VERTICAL_DISPLAY_END, [(crtc::OVERFLOW, 1), (crtc::OVERFLOW, 6)])
     }

@@ -1,12 +1,12 @@
-//! Where the beam is: the frame's timing, and the bits of it that a guest can read.
+//! The frame timing: the retrace bits that a guest can read, and the phases of blinking.
 
 use crate::registers::register_file::{Registers, crtc, sequencer};
 
 /// Frequencies of the dot clocks, in Hz.
 const DOT_CLOCKS: [u64; 2] = [25_175_000, 28_322_000];
-/// Lines and time of a frame if the registers make none that a monitor could follow: those
-/// of the text mode, 70 Hz.
-const USUAL: Timing = Timing { line: 31_778, lines: 449, displayed: 400, retrace: 412 };
+/// The timing that is used if the registers describe one that no monitor could sync to: that of
+/// the text mode, 70 Hz.
+const DEFAULT_TIMING: Timing = Timing { line: 31_778, lines: 449, displayed: 400, retrace: 412 };
 
 /// Frames after which the cursor changes between shown and hidden: a period of 16.
 const CURSOR_FRAMES: u64 = 8;
@@ -20,20 +20,20 @@ pub(crate) struct Timing {
     line: u64,
     /// Lines of a frame.
     lines: u64,
-    /// Lines that show something.
+    /// Displayed lines.
     displayed: u64,
     /// The line at which the retrace begins.
     retrace: u64,
 }
 
-/// What of a text blinks, and is shown at the moment.
+/// The phase of the cursor's and of characters' blinking: whether they are shown now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Blink {
     pub(crate) cursor: bool,
     pub(crate) text: bool,
     /// Nanoseconds until the cursor's next change.
     pub(crate) next_cursor: u64,
-    /// Nanoseconds until that of blinking characters.
+    /// Nanoseconds until the next change of blinking characters.
     pub(crate) next_text: u64,
 }
 
@@ -60,7 +60,7 @@ impl Timing {
         let sound = (5_000_000..50_000_000).contains(&timing.frame())
             && timing.displayed <= timing.retrace
             && timing.retrace < timing.lines;
-        if sound { timing } else { USUAL }
+        if sound { timing } else { DEFAULT_TIMING }
     }
 
     /// Nanoseconds of a frame.
@@ -70,9 +70,8 @@ impl Timing {
 
     /// The bits of input status register 1, `now` nanoseconds after the start.
     ///
-    /// The retrace bit stays until the next frame begins, about a millisecond, where a
-    /// real VGA's lasts two lines: a guest whose reads leave the virtual machine would
-    /// miss most of those.
+    /// The retrace bit stays set until the next frame begins, about a millisecond; on a real VGA it
+    /// lasts two lines. A guest whose port reads exit to the VMM would miss most of those.
     pub(crate) fn status(&self, now: u64) -> u8 {
         let (line, dot) = (now % self.frame() / self.line, now % self.line);
         let retrace = line >= self.retrace;
@@ -81,7 +80,7 @@ impl Timing {
         (u8::from(blank) * NOT_DISPLAYING) | (u8::from(retrace) * VERTICAL_RETRACE)
     }
 
-    /// What blinks, `now` nanoseconds after the start.
+    /// The phase of blinking, `now` nanoseconds after the start.
     pub(crate) fn blink(&self, now: u64) -> Blink {
         let frames = now / self.frame();
         let until = |frames: u64| {
@@ -122,25 +121,25 @@ mod tests {
 
     #[test]
     fn frames_that_no_monitor_follows_are_the_usual_ones() {
-        assert_eq!(Timing::of(&Registers::default()), USUAL);
+        assert_eq!(Timing::of(&Registers::default()), DEFAULT_TIMING);
         let mut registers = Registers::default();
         registers.crtc.fill(0xff);
-        assert_eq!(Timing::of(&registers), USUAL);
+        assert_eq!(Timing::of(&registers), DEFAULT_TIMING);
     }
 
     #[test]
     fn the_cursor_blinks_twice_as_fast_as_text() {
         let phases: Vec<_> = (0..5)
-            .map(|n| USUAL.blink(USUAL.frame() * (8 * n + 1)))
+            .map(|n| DEFAULT_TIMING.blink(DEFAULT_TIMING.frame() * (8 * n + 1)))
             .map(|blink| (blink.cursor, blink.text))
             .collect();
         let expected = [(true, true), (false, true), (true, false), (false, false), (true, true)];
         assert_eq!(phases, expected);
         let next = |now| {
-            let blink = USUAL.blink(now);
+            let blink = DEFAULT_TIMING.blink(now);
             (blink.next_cursor, blink.next_text)
         };
-        let frame = USUAL.frame();
+        let frame = DEFAULT_TIMING.frame();
         assert_eq!(next(0), (8 * frame, 16 * frame));
         assert_eq!(next(9 * frame + 1), (7 * frame - 1, 7 * frame - 1));
         assert_eq!(next(16 * frame - 1), (1, 1));

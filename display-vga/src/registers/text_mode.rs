@@ -1,8 +1,8 @@
-//! The text mode that a PC's firmware leaves behind: 80x25, 720x400, mode 3.
+//! The text mode that a PC's firmware sets: 80x25, 720x400, mode 3.
 
 use crate::registers::register_file::{Registers, crtc, graphics, sequencer};
 
-/// What firmware fills the screen with: blanks, grey on black.
+/// The cell that firmware clears the screen with: a blank, grey on black.
 pub(crate) const BLANK: [u8; 2] = [b' ', 0x07];
 /// Characters on the screen.
 pub(crate) const CELLS: u16 = 80 * 25;

@@ -1,11 +1,11 @@
 //! The registers of the Bochs VBE extensions, version 5.
 //!
-//! An index port, at 0x1CE, chooses a 16-bit register, and a data port, at 0x1CF (and
-//! 0x1D0, where processors without unaligned ports look), accesses it. As in QEMU's
-//! device, registers take what is written at any time; while a mode is enabled, a depth that
-//! does not exist becomes 8, which guests of the first versions do not write, and offsets
-//! that do not fit video memory are reset. Other than there, a size is not made to fit: an
-//! impossible one shows nothing, and widths need not be multiples of 8.
+//! An index port, at 0x1CE, selects a 16-bit register, and a data port, at 0x1CF (and
+//! 0x1D0, for processors without unaligned port accesses), accesses it. As in QEMU's device,
+//! registers can be written at any time. While a mode is enabled, an unknown depth becomes 8
+//! (guests of the first versions do not write the depth), and offsets that exceed video memory
+//! are reset. Unlike in QEMU's device, sizes are not adjusted: with an impossible size the
+//! screen is blank, and widths need not be multiples of 8.
 
 use crate::modes::limits::{MAX_HEIGHT, MAX_WIDTH, VbeError};
 use crate::modes::linear::{Format, Linear};
@@ -61,12 +61,12 @@ impl Vbe {
         }
     }
 
-    /// Whether a VBE mode is shown, and not what the registers of the VGA say.
+    /// Whether a VBE mode is enabled, and replaces the mode of the VGA's registers.
     pub(crate) fn is_enabled(&self) -> bool {
         self.get(ENABLE) & ENABLED != 0
     }
 
-    /// Whether the palette has 8 bits a component, and not 6.
+    /// Whether the palette has 8 bits per component, and not 6.
     pub(crate) fn wide_dac(&self) -> bool {
         self.is_enabled() && self.get(ENABLE) & WIDE_DAC != 0
     }
@@ -76,12 +76,12 @@ impl Vbe {
         self.get(BITS_PER_PIXEL) > 4
     }
 
-    /// Where the window of 64 KiB at 0xA0000 begins, in bytes of video memory.
+    /// The offset in video memory of the bank that the window at 0xA0000 shows, in bytes.
     pub(crate) fn bank_offset(&self) -> u64 {
         if self.is_enabled() { u64::from(self.get(BANK)) << 16 } else { 0 }
     }
 
-    /// The mode that the registers describe, were it enabled, in `vram` bytes.
+    /// The mode that the registers describe, enabled or not, with `vram` bytes of video memory.
     pub(crate) fn described(&self, vram: u64) -> Result<Linear, VbeError> {
         let get = |register| u32::from(self.get(register));
         Linear::new(
@@ -113,11 +113,11 @@ impl Vbe {
         }
     }
 
-    /// Writes a register. Returns the mode whose memory is to be cleared, if one was enabled
-    /// that asks for it.
+    /// Writes a register. If that enables a mode without `KEEP_MEMORY`, returns the mode: the
+    /// caller clears its memory.
     pub(crate) fn write(&mut self, register: u16, value: u16, vram: u64) -> Option<Linear> {
         let was_enabled = self.is_enabled();
-        // Bits 14 and 15 say for which accesses the bank is; here it is for all.
+        // Bits 14 and 15 select read or write accesses; here the bank is for both.
         let value = if register == BANK { value & 0x3fff } else { value };
         match register {
             ID if !(OLDEST_ID..=NEWEST_ID).contains(&value) => return None,
@@ -142,14 +142,14 @@ impl Vbe {
                 (value & KEEP_MEMORY == 0).then_some(mode)
             }
             Err(error) => {
-                log::debug!("vga: nothing is shown: {error}");
+                log::debug!("vga: the VBE mode cannot be shown: {error}");
                 None
             }
         }
     }
 
-    /// Puts right what a shown mode cannot have: an unknown depth, a virtual screen narrower
-    /// than the visible one, and offsets with which the visible part leaves video memory.
+    /// Corrects the registers of an enabled mode: an unknown depth, a virtual screen narrower than
+    /// the visible one, and offsets with which the visible part exceeds video memory.
     fn fix_up(&mut self, vram: u64) {
         if !self.is_enabled() {
             return;

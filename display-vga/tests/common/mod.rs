@@ -15,12 +15,12 @@ use display_vga::{Rect, Refresh, Screen, Surface, Vga};
 use memory_region::{AddressSpace, MemoryMap, RegionId};
 use ram_block::RamBlock;
 
-/// Where video memory is.
+/// The address of video memory.
 pub const BASE: u64 = 0xe000_0000;
-/// Where the registers are as memory.
+/// The address of the MMIO region.
 pub const MMIO: u64 = 0xf000_0000;
 
-/// What a driver does to a PC, ours or another one.
+/// A driver's accesses to a PC, ours or another one.
 pub trait Pc {
     /// Writes a port of 8 bits.
     fn out(&self, port: u16, value: u8);

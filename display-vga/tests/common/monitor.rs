@@ -57,7 +57,7 @@ impl Registers {
         })
     }
 
-    /// A colour number of four bits, by way of the attribute controller.
+    /// The colour of a 4-bit index, through the attribute controller.
     fn attribute(&self, number: u8) -> [u8; 3] {
         let a = &self.attribute;
         let mut index = a[usize::from(number & a[0x12] & 0xf)] & 0x3f;
@@ -163,7 +163,7 @@ impl Registers {
                 } else {
                     1
                 };
-                // What the line begins with is changed, and then counted on.
+                // Only the line's first address is changed, and then incremented.
                 let mut begin = (row_start + byte_pan) & 0xffff;
                 for (select, bit) in [(1, 13 - shift), (2, 14 - shift)] {
                     if c(0x17) & select == 0 {

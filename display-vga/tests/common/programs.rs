@@ -3,7 +3,7 @@
 use super::Pc;
 use super::modes::{self, Mode};
 
-/// A mode, and what is drawn in it.
+/// A mode, and the kind of program that draws in it.
 pub enum Program {
     /// Glyphs are loaded, then text is written.
     Text(&'static Mode),
@@ -97,7 +97,7 @@ pub fn noise(len: u32, seed: u32) -> Vec<u8> {
     (0..len).map(|n| ((n ^ seed).wrapping_mul(0x9e37_79b9) >> 15).to_le_bytes()[0]).collect()
 }
 
-/// Text without what blinks, whose phase is nobody's to choose.
+/// Text without blinking, whose phase a test cannot choose in another emulator.
 pub fn text(pc: &impl Pc, mode: &Mode) {
     modes::set_mode(pc, mode);
     pc.set(0x3c4, 2, 4);

@@ -1,4 +1,4 @@
-//! A VNC viewer by the letter of RFC 6143: keeps the pixels that it was sent.
+//! A strict VNC viewer by RFC 6143: keeps the pixels that it was sent.
 #![allow(dead_code, unreachable_pub)] // each test uses a part
 
 use std::io::{Read, Write};
@@ -35,7 +35,7 @@ pub struct Viewer {
     pub format: Format,
     /// A pixel value each, by lines.
     pub pixels: Vec<u32>,
-    /// Red, green and blue of 16 bits, if the server told them.
+    /// The colour map: red, green and blue of 16 bits, if the server has sent it.
     pub colours: Vec<[u16; 3]>,
 }
 
@@ -127,7 +127,7 @@ impl Viewer {
 
     fn resize(&mut self, size: (u32, u32)) {
         self.size = size;
-        // What was there is lost.
+        // The former pixels are lost.
         self.pixels = vec![0xdead_beef; (size.0 * size.1) as usize];
     }
 
@@ -151,7 +151,7 @@ impl Viewer {
         self.send(&[&[3, incremental.into()][..], &numbers].concat());
     }
 
-    /// Asks for what changed on all of the picture.
+    /// Sends an incremental request for the whole picture.
     pub fn ask(&mut self) {
         self.request(true, self.all());
     }
@@ -253,7 +253,7 @@ impl Viewer {
         })
     }
 
-    /// Whether the server ends the connection, whatever it says before.
+    /// Whether the server ends the connection, after any messages.
     pub fn is_closed(&mut self) -> bool {
         let mut rest = [0; 4096];
         loop {

@@ -1,5 +1,5 @@
-//! Rectangles read by the letter of RFC 6143 and the community's rfbproto: for the tests of
-//! encoders, which share nothing with it.
+//! Decodes rectangles strictly by RFC 6143 and the community's rfbproto: for tests of the
+//! encoders, with which it shares no code.
 #![allow(dead_code, unreachable_pub)] // each test uses a part
 
 use std::io::Read;
@@ -211,7 +211,7 @@ impl Decoder {
     }
 }
 
-/// What `read` makes of `bytes`, of which none is left.
+/// The result of `read`, which must consume all of `bytes`.
 fn all_of<T>(bytes: &[u8], read: impl FnOnce(&mut &[u8]) -> T) -> T {
     let mut rest = bytes;
     let result = read(&mut rest);

@@ -1,13 +1,13 @@
-//! How much to slow a guest down, so that its migration ends.
+//! Auto-converge: by what percentage to throttle a guest so that its migration converges.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::converge::throttle::MOST;
+use crate::converge::throttle::MAX_PERCENT;
 use crate::converge::trend::Trend;
 
-/// When to slow a guest down, and how much: the steps of QEMU's auto-converge, with its
+/// When to throttle a guest, and by how much: the steps of QEMU's auto-converge, with its
 /// defaults.
 ///
 /// ```
@@ -33,36 +33,36 @@ pub struct AutoConverge {
 impl Default for AutoConverge {
     /// 20 %, then 10 % more with each step, up to 99 %.
     fn default() -> Self {
-        Self { initial: 20, increment: 10, max: MOST }
+        Self { initial: 20, increment: 10, max: MAX_PERCENT }
     }
 }
 
-/// Percentages that make no sequence of steps.
+/// [`AutoConverge`] settings that are out of range.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "A throttle goes in steps from 1 to at most 99 %, not from {} by {} up to {} %",
     settings.initial, settings.increment, settings.max
 )]
 pub struct AutoConvergeError {
-    /// What was asked for.
+    /// The settings given.
     pub settings: AutoConverge,
 }
 
 impl AutoConverge {
-    /// The decision of one migration, which begins without a throttle.
+    /// The steps of one migration, which begins without a throttle.
     ///
     /// # Errors
     ///
     /// [`AutoConvergeError`] unless 1 ≤ `initial` ≤ `max` ≤ 99 and 1 ≤ `increment`.
     pub fn steps(self) -> Result<ThrottleSteps, AutoConvergeError> {
         let Self { initial, increment, max } = self;
-        if initial == 0 || increment == 0 || initial > max || max > MOST {
+        if initial == 0 || increment == 0 || initial > max || max > MAX_PERCENT {
             return Err(AutoConvergeError { settings: self });
         }
         Ok(ThrottleSteps { settings: self, percent: 0, trend: Trend::default() })
     }
 
-    /// The step after `percent`, which is 0 before the first.
+    /// The percentage of the step after `percent`, which is 0 before the first.
     fn after(&self, percent: u8) -> u8 {
         match percent {
             0 => self.initial,
@@ -71,8 +71,8 @@ impl AutoConverge {
     }
 }
 
-/// Where one migration is among the steps of its [`AutoConverge`]. A decision and nothing
-/// else: it has no clock, and slows nobody down.
+/// The current step of one migration by its [`AutoConverge`]. It only decides: it has no clock,
+/// and pauses no vCPU.
 #[derive(Clone, Debug)]
 pub struct ThrottleSteps {
     settings: AutoConverge,
@@ -81,13 +81,12 @@ pub struct ThrottleSteps {
 }
 
 impl ThrottleSteps {
-    /// Takes in what happened in the `time` since the last call: bytes of RAM that were
-    /// dirtied, and bytes that were sent. Returns the percentage to set, if it is another
-    /// from now on.
+    /// Records the bytes of RAM that were dirtied, and the bytes that were sent, in the `time`
+    /// since the last call. Returns the percentage to set, if it changed.
     ///
-    /// Calls are gathered to periods of at least a second. When more was dirtied than half
-    /// of what was sent, in two periods in a row, the next step is taken, and the count
-    /// begins anew. Steps are never taken back.
+    /// Calls are added up to periods of at least a second. When more than half of what was
+    /// sent was dirtied, in two periods in a row, the next step is taken, and the count starts
+    /// again. The percentage never decreases.
     pub fn observe(&mut self, time: Duration, dirtied: u64, sent: u64) -> Option<u8> {
         let judged = self.trend.observe(time, dirtied, sent)?;
         let before = self.percent;
@@ -102,7 +101,7 @@ impl ThrottleSteps {
         self.percent
     }
 
-    /// Whether there is no further step.
+    /// Whether the percentage is the largest one.
     pub fn is_at_most(&self) -> bool {
         self.percent == self.settings.max
     }
@@ -141,7 +140,7 @@ mod tests {
     }
 
     proptest! {
-        /// However a second is cut into calls, it is judged as one.
+        /// Calls are added up to periods of a second, however they divide it.
         #[test]
         fn short_times_are_gathered(
             parts in prop::collection::vec((1u32..400, 0u64..100, 0u64..100), 1..200),

@@ -1,4 +1,4 @@
-//! How much a guest may dirty, so that its migration ends.
+//! Dirty limit: how many bytes a second a guest may dirty, so that its migration converges.
 
 use std::time::Duration;
 
@@ -6,12 +6,13 @@ use thiserror::Error;
 
 use crate::converge::trend::Trend;
 
-/// When to limit what a guest dirties in a second, and to how much: as soon as it writes too
-/// much (see [`AutoConverge`](crate::AutoConverge)), to a part of what is sent in a second.
+/// When to limit the bytes that a guest dirties per second, and to how many: as soon as it
+/// dirties more than half of what is sent (see [`AutoConverge`](crate::AutoConverge)), to a
+/// percentage of the bytes that are sent per second.
 ///
-/// A guest that may dirty half of what can be sent leaves half as much with each round. Other
-/// than a throttle, the limit hits writers only: who reads, or writes the same pages over and
-/// over, runs at full speed.
+/// If the guest may dirty half of what can be sent, each round leaves half as much as the one
+/// before. Unlike a throttle, the limit blocks only vCPUs that dirty new pages: a vCPU that
+/// reads, or writes the same pages again and again, runs at full speed.
 ///
 /// ```
 /// use std::time::Duration;
@@ -25,10 +26,10 @@ use crate::converge::trend::Trend;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtyLimit {
-    /// What may be dirtied, in percent of what is sent in the same time: from 1 to 99.
+    /// Bytes that may be dirtied, in percent of those that are sent in the same time: 1 to 99.
     pub percent: u8,
-    /// Bytes per second that may always be dirtied, at least 1: a connection that stalls is
-    /// not to stop the guest.
+    /// Bytes per second that may always be dirtied, at least 1, so that a stalled connection
+    /// does not stop the guest.
     pub floor: u64,
 }
 
@@ -39,19 +40,19 @@ impl Default for DirtyLimit {
     }
 }
 
-/// A limit that leads nowhere.
+/// [`DirtyLimit`] settings that are out of range.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "A dirty limit is 1 to 99 % of what is sent and at least 1 byte a second, not {} % and {}",
     settings.percent, settings.floor
 )]
 pub struct DirtyLimitError {
-    /// What was asked for.
+    /// The settings given.
     pub settings: DirtyLimit,
 }
 
 impl DirtyLimit {
-    /// The decision of one migration, which begins without a limit.
+    /// The limiter of one migration, which begins without a limit.
     ///
     /// # Errors
     ///
@@ -64,8 +65,8 @@ impl DirtyLimit {
     }
 }
 
-/// The limit of one migration by its [`DirtyLimit`]. A decision and nothing else: it has no
-/// clock, and limits nobody.
+/// The current limit of one migration by its [`DirtyLimit`]. It only decides: it has no clock,
+/// and does not set the limit.
 #[derive(Clone, Debug)]
 pub struct DirtyLimiter {
     settings: DirtyLimit,
@@ -74,13 +75,12 @@ pub struct DirtyLimiter {
 }
 
 impl DirtyLimiter {
-    /// Takes in what happened in the `time` since the last call: bytes of RAM that were
-    /// dirtied, and bytes that were sent. Returns the limit in bytes per second, if it is
-    /// another from now on.
+    /// Records the bytes of RAM that were dirtied, and the bytes that were sent, in the `time`
+    /// since the last call. Returns the limit in bytes per second, if it changed.
     ///
-    /// Calls are gathered to periods of at least a second. When more was dirtied than half
-    /// of what was sent, in two periods in a row, there is a limit from then on, which each
-    /// further period brings up to date.
+    /// Calls are added up to periods of at least a second. When more than half of what was
+    /// sent was dirtied, in two periods in a row, the limit is set; each further period updates
+    /// it.
     pub fn observe(&mut self, time: Duration, dirtied: u64, sent: u64) -> Option<u64> {
         let judged = self.trend.observe(time, dirtied, sent)?;
         if self.limit.is_none() && !judged.too_much {

@@ -1,8 +1,8 @@
-//! Slowing a guest down, so that its migration ends. It knows nothing of a migration.
+//! Slows a guest down so that its migration converges. Independent of the migration code.
 //!
-//! - `trend`: whether a guest writes too much;
-//! - `auto_converge`: how much to throttle it then; `throttle`: the throttle;
-//! - `dirty_limit`: how much it may dirty then.
+//! - `trend`: whether the guest dirties more than half of what is sent;
+//! - `auto_converge`: the percentage to throttle it by; `throttle`: the throttle;
+//! - `dirty_limit`: the bytes per second that it may dirty instead.
 
 pub(crate) mod auto_converge;
 pub(crate) mod dirty_limit;

@@ -1,7 +1,6 @@
-//! Slowing a guest down, so that it writes less than can be sent.
+//! The throttle: pauses the vCPUs for a percentage of the time.
 //!
-//! It knows nothing of a migration: [`AutoConverge`](crate::AutoConverge) is one who may say
-//! how much.
+//! The caller sets the percentage, for example by [`AutoConverge`](crate::AutoConverge).
 
 use std::error::Error;
 use std::fmt;
@@ -10,20 +9,20 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long the vCPUs run before they stand still again: QEMU's time slice.
+/// How long the vCPUs run between two pauses: QEMU's time slice.
 const SLICE: Duration = Duration::from_millis(10);
 
-/// More than this makes a guest not slow but dead.
-pub(crate) const MOST: u8 = 99;
+/// The largest percentage, as QEMU's: at 100 the guest would not run at all.
+pub(crate) const MAX_PERCENT: u8 = 99;
 
-/// Lets the vCPUs of a machine run for a part of the time only.
+/// Pauses the vCPUs of a machine for a percentage of the time.
 ///
-/// At `p` percent they run for 10 ms, then stand still for 10 ms × p / (100 - p), and so
-/// on: at 50 % half of the time, at 99 % for 990 ms in each second. What a slice was too
-/// long, because the host was busy, is made up for in the next pause, and the other way
-/// round, so that the part holds on a loaded host too.
+/// At `p` percent they run for 10 ms, then are paused for 10 ms × p / (100 - p), and so
+/// on: at 50 % half of the time, at 99 % for 990 ms in each second. If a busy host makes a
+/// slice too long, the next pause is longer, and if it makes a pause too long, the next one is
+/// shorter, so that the percentage holds on a loaded host too.
 ///
-/// Dropped, it lets the vCPUs run; it waits for a call of `pause` that is under way.
+/// Dropping it resumes the vCPUs, after a call of `pause` that is under way.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,7 +46,7 @@ pub struct Throttle {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// The percentage is another, or the thread is to end.
+    /// Signalled when the percentage changes, or the thread is to end.
     changed: Condvar,
 }
 
@@ -55,19 +54,19 @@ struct Shared {
 struct State {
     percent: u8,
     ending: bool,
-    /// In pauses that are over.
-    stood_still: Duration,
-    still_since: Option<Instant>,
+    /// The sum of the pauses that have ended.
+    stopped_time: Duration,
+    stopped_since: Option<Instant>,
     failures: u64,
 }
 
 impl Throttle {
-    /// A throttle that is off. `pause` is called on a thread of its own; it stops all
-    /// vCPUs and returns a guard that holds them, and lets them go on when dropped.
+    /// A throttle that is off. The throttle's thread calls `pause`, which pauses all vCPUs and
+    /// returns a guard; dropping the guard resumes them.
     ///
     /// A pause that fails is counted ([`failures`](Self::failures)) and the first is
-    /// logged; the vCPUs then run for another 10 ms. Let it give up after a second or so:
-    /// nothing else is done meanwhile.
+    /// logged; the vCPUs then run for another 10 ms. `pause` should time out after a second or
+    /// so: the throttle does nothing else meanwhile.
     ///
     /// # Errors
     ///
@@ -84,13 +83,13 @@ impl Throttle {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Lets the vCPUs stand still for `percent` of the time from now on: 0 is off, more
-    /// than 99 are 99. A pause that is under way is made longer or shorter.
+    /// Pauses the vCPUs for `percent` of the time from now on: 0 is off, more than 99 are 99.
+    /// A pause that is under way is made longer or shorter.
     pub fn set(&self, percent: u8) {
-        let percent = percent.min(MOST);
+        let percent = percent.min(MAX_PERCENT);
         let before = std::mem::replace(&mut self.shared.lock().percent, percent);
         if before != percent {
-            log::debug!("vCPUs stand still for {percent} % of the time, {before} % before");
+            log::debug!("vCPUs are paused for {percent} % of the time, {before} % before");
             self.shared.changed.notify_all();
         }
     }
@@ -100,10 +99,10 @@ impl Throttle {
         self.shared.lock().percent
     }
 
-    /// For how long the vCPUs stood still so far, in all.
+    /// For how long the vCPUs were paused so far, in all.
     pub fn stopped_time(&self) -> Duration {
         let state = self.shared.lock();
-        state.stood_still + state.still_since.map_or(Duration::ZERO, |since| since.elapsed())
+        state.stopped_time + state.stopped_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// How many pauses failed.
@@ -117,7 +116,7 @@ impl Drop for Throttle {
         self.shared.lock().ending = true;
         self.shared.changed.notify_all();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            log::warn!("The throttle's thread panicked: a pause did");
+            log::warn!("The throttle's thread panicked in a call of `pause`");
         }
     }
 }
@@ -129,7 +128,7 @@ impl fmt::Debug for Throttle {
 }
 
 impl State {
-    /// Who ran for `time` is then to stand still for this long.
+    /// How long the vCPUs are to be paused after they ran for `time`.
     fn due(&self, time: Duration) -> Duration {
         time * u32::from(self.percent) / u32::from(100 - self.percent)
     }
@@ -149,7 +148,7 @@ impl Shared {
     where
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        // What they stood still too long.
+        // By how much the last pauses were too long.
         let mut credit = Duration::ZERO;
         loop {
             let mut state = self.lock();
@@ -168,34 +167,34 @@ impl Shared {
             drop(state);
             match pause() {
                 Ok(guard) => {
-                    // What the host made longer than ten slices is no debt of the guest's.
+                    // A busy host may let a slice last for seconds: charge ten slices at most.
                     let ran = running.elapsed().min(SLICE * 10);
-                    credit = self.stand_still(guard, ran, credit);
+                    credit = self.hold(guard, ran, credit);
                 }
-                Err(error) => self.note(error.into()),
+                Err(error) => self.count_failure(error.into()),
             }
         }
     }
 
-    /// Keeps the guard for as long as those who ran for a time are to stand still, less the
-    /// credit that they have. Returns the credit that they have then.
-    fn stand_still<G>(&self, guard: G, ran: Duration, credit: Duration) -> Duration {
+    /// Holds the guard for as long as vCPUs that `ran` so long are to be paused, less the
+    /// `credit` of earlier pauses that were too long. Returns the credit after this one.
+    fn hold<G>(&self, guard: G, ran: Duration, credit: Duration) -> Duration {
         let begin = Instant::now();
         let mut state = self.lock();
-        state.still_since = Some(begin);
+        state.stopped_since = Some(begin);
         let due = |state: &State| state.due(ran).saturating_sub(credit);
         state = self.wait(state, begin, |state| (!state.is_off()).then(|| due(state)));
         let due = state.due(ran);
         drop(state);
         drop(guard);
-        let stood = begin.elapsed();
+        let held = begin.elapsed();
         let mut state = self.lock();
-        state.still_since = None;
-        state.stood_still += stood;
-        (credit + stood).saturating_sub(due).min(SLICE)
+        state.stopped_since = None;
+        state.stopped_time += held;
+        (credit + held).saturating_sub(due).min(SLICE)
     }
 
-    /// Waits until as much time has gone by since `start` as `until` says, or it says none.
+    /// Waits until the time that `until` returns has passed since `start`, or it returns `None`.
     fn wait<'a>(
         &self,
         mut state: MutexGuard<'a, State>,
@@ -213,13 +212,13 @@ impl Shared {
         state
     }
 
-    fn note(&self, error: Box<dyn Error + Send + Sync>) {
+    fn count_failure(&self, error: Box<dyn Error + Send + Sync>) {
         let mut state = self.lock();
         state.failures += 1;
         let first = state.failures == 1;
         drop(state);
         if first {
-            log::warn!("vCPUs cannot be paused, they are not slowed down: {error}");
+            log::warn!("vCPUs cannot be paused, so they are not throttled: {error}");
         }
     }
 }

@@ -1,16 +1,16 @@
-//! Whether a guest writes too much for its migration to end.
+//! Whether a guest dirties too much for its migration to converge.
 
 use std::time::Duration;
 
-/// The shortest time that is judged.
+/// The shortest time over which bytes are compared.
 pub(crate) const PERIOD: Duration = Duration::from_secs(1);
 
-/// Whether so many bytes that were dirtied are too many, while so many were sent.
+/// Whether more than half of the bytes that were `sent` were dirtied in the same time.
 pub(crate) fn is_too_much(dirtied: u64, sent: u64) -> bool {
     dirtied > sent / 2
 }
 
-/// What happened in a time.
+/// Bytes dirtied and sent in a time.
 #[derive(Clone, Copy, Debug, Default)]
 struct Period {
     time: Duration,
@@ -18,27 +18,27 @@ struct Period {
     sent: u64,
 }
 
-/// The periods of one migration, as QEMU's auto-converge judges them. It has no clock.
+/// The periods of one migration, compared as by QEMU's auto-converge. It has no clock.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trend {
     period: Period,
-    /// Whether the last period dirtied too much.
+    /// Whether too much was dirtied in the last period.
     high: bool,
 }
 
-/// What is thought of a period that has ended.
+/// The result of a period that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Judged {
     /// Bytes per second that were sent in it.
     pub(crate) bandwidth: u64,
-    /// More was dirtied than half of what was sent, in two periods in a row; the count begins
-    /// anew.
+    /// More than half of what was sent was dirtied, in two periods in a row; the count starts
+    /// again.
     pub(crate) too_much: bool,
 }
 
 impl Trend {
-    /// Takes in the `time` since the last call, bytes of RAM that were dirtied, and bytes that
-    /// were sent. Calls are gathered to periods of at least a second: most end none.
+    /// Records the `time` since the last call, and the bytes of RAM that were dirtied and sent in
+    /// it. Returns `None` until the calls add up to a period of at least a second.
     pub(crate) fn observe(&mut self, time: Duration, dirtied: u64, sent: u64) -> Option<Judged> {
         let Period { time: t, dirtied: d, sent: s } = self.period;
         self.period = Period {

@@ -1,17 +1,17 @@
-//! Devices whose state travels with RAM.
+//! Devices whose state is migrated with RAM.
 
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-/// What a device says when it cannot be saved or restored.
+/// Why a device cannot be saved or restored.
 pub type DeviceError = Box<dyn Error + Send + Sync>;
 
 /// A device (a vCPU, a display, a timer) whose state is a section of the stream.
 ///
-/// The migration knows no device: a state is bytes with a name and a version. The source
-/// asks for it when the machine stands still; the destination hands it out when the whole
-/// stream has come, in the stream's order.
+/// The migration does not interpret a state: it is bytes with a name and a version. The source
+/// calls [`save`](Self::save) when the machine is paused; the destination calls
+/// [`restore`](Self::restore) when it has received the whole stream, in the stream's order.
 ///
 /// # Example
 ///
@@ -42,42 +42,42 @@ pub trait Device: Send + Sync {
     /// The section's name, 1 to 255 bytes, not "ram".
     fn name(&self) -> &str;
 
-    /// Which of several sections of this name.
+    /// The instance id among sections of this name.
     fn instance(&self) -> u32 {
         0
     }
 
-    /// The version of the state that [`save`](Self::save) gives, and the newest that
-    /// [`restore`](Self::restore) takes; a newer one is refused before it is asked.
+    /// The version of the state that [`save`](Self::save) returns, and the newest that
+    /// [`restore`](Self::restore) accepts; the receiver refuses a newer one without calling it.
     fn version(&self) -> u32;
 
-    /// How the receiver knows where the state ends.
+    /// How the receiver finds the end of the state.
     fn framing(&self) -> Framing {
         Framing::LengthPrefixed
     }
 
-    /// The state. The machine stands still.
+    /// Returns the state. The machine is paused.
     ///
     /// # Errors
     ///
-    /// If there is none to be had; the migration fails with it.
+    /// If the state cannot be read; the migration fails with it.
     fn save(&self) -> Result<Vec<u8>, DeviceError>;
 
-    /// Takes a state over, of `version` or older. The machine does not run yet, its RAM is
-    /// complete. The bytes are from outside: anything may stand in them.
+    /// Loads a state of `version`, which is at most [`version`](Self::version). The machine does
+    /// not run yet, its RAM is complete. The bytes come from the other host and are untrusted.
     ///
     /// # Errors
     ///
-    /// If it is no state of this device; the migration fails with it.
+    /// If it is not a valid state of this device; the migration fails with it.
     fn restore(&self, version: u32, state: &[u8]) -> Result<(), DeviceError>;
 }
 
-/// How a state stands in its section: the stream has no lengths of its own for sections.
+/// How a state is encoded in its section: the stream has no length field for sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// A length in four bytes, big-endian, then as many bytes: 256 MiB at most.
+    /// A length in four bytes, big-endian, then that many bytes: 256 MiB at most.
     LengthPrefixed,
-    /// So many bytes, as the sections of QEMU's devices are.
+    /// Always this many bytes, as for the sections of QEMU's devices.
     Fixed(u32),
 }
 
@@ -99,8 +99,8 @@ pub struct FnDevice {
 impl FnDevice {
     /// A device of version 1 and instance 0.
     ///
-    /// `save` and `restore` do what the [trait's](Device) do; the source uses only the first,
-    /// the destination only the second.
+    /// `save` and `restore` are those of [`Device`]; the source calls only the first, the
+    /// destination only the second.
     pub fn new(
         name: &str,
         save: impl Fn() -> Result<Vec<u8>, DeviceError> + Send + Sync + 'static,
@@ -110,14 +110,14 @@ impl FnDevice {
         Self { name: name.to_owned(), instance: 0, version: 1, save, restore }
     }
 
-    /// Which of several of this name.
+    /// Sets the instance id.
     #[must_use]
     pub fn instance(mut self, instance: u32) -> Self {
         self.instance = instance;
         self
     }
 
-    /// The version of its state.
+    /// Sets the version of the state.
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;

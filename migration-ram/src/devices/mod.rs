@@ -1,7 +1,7 @@
-//! Devices whose state travels with RAM, known here or not; it stands on nothing.
+//! Devices whose state is in the stream, registered here or not. Uses no other module.
 //!
-//! - `device`: what a device does to be sent and received;
-//! - `section_info`: a section of a stream, with its bytes if no device took it.
+//! - `device`: the trait of a device that is saved and restored;
+//! - `section_info`: a section of a stream, with its bytes if no device restored it.
 
 pub(crate) mod device;
 pub(crate) mod section_info;

@@ -1,16 +1,16 @@
-//! A device's section of a stream, with its bytes if no device took it.
+//! A device's section of a stream, with its bytes if no device restored it.
 
 /// A device's section of a stream.
 ///
-/// One that no device took is kept as it came, if it can be told where it ends
+/// The receiver keeps the bytes of an unknown section, one that no device restored
 /// ([`Receiver::keep_unknown_sections`](crate::Receiver::keep_unknown_sections)):
-/// [`Precopy::section`](crate::Precopy::section) sends it on, and [`parts`](Self::parts) are its
-/// bytes.
+/// [`parts`](Self::parts) returns them, and [`Precopy::section`](crate::Precopy::section) sends
+/// them on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SectionInfo {
     /// Its name.
     pub name: String,
-    /// Which of several of this name.
+    /// Its instance id.
     pub instance: u32,
     /// The version of the state.
     pub version: u32,
@@ -18,9 +18,9 @@ pub struct SectionInfo {
     pub at: u64,
     /// Bytes of the state, of all its parts together.
     pub len: u64,
-    /// Whether a device took it.
+    /// Whether a device restored it.
     pub restored: bool,
-    /// Whether it began before RAM had come.
+    /// Whether it began before the end of RAM's section.
     pub early: bool,
     /// Whether it may have several parts, as RAM's section has.
     pub iterable: bool,
@@ -32,14 +32,14 @@ pub struct SectionInfo {
 pub(crate) struct Parts {
     bytes: Vec<u8>,
     ends: Vec<usize>,
-    /// There were too many, or a part is missing.
+    /// The limit of kept bytes was exceeded, or a part is missing.
     dropped: bool,
 }
 
 impl SectionInfo {
-    /// The bytes that were kept: of a section that is whole one part; of an iterable one those of
-    /// its start, of each of its parts, and of its end. `None` if nothing was kept, as a device
-    /// took it, or as there were more than 256 MiB of unknown sections.
+    /// The bytes that were kept: one part for a full section; for an iterable one the bytes of
+    /// its start, of each of its parts, and of its end. `None` if nothing was kept, because a
+    /// device restored it, or because the unknown sections exceeded 256 MiB.
     pub fn parts(&self) -> Option<impl ExactSizeIterator<Item = &[u8]>> {
         let Parts { bytes, ends, dropped } = &self.kept;
         let start = |n: usize| n.checked_sub(1).map_or(0, |before| ends[before]);
@@ -47,7 +47,7 @@ impl SectionInfo {
         (!dropped && !ends.is_empty()).then_some(parts)
     }
 
-    /// Adds a part of `len` bytes; `bytes` are `None` if they are too many to be kept.
+    /// Adds a part of `len` bytes; `bytes` is `None` if they exceed the limit of kept bytes.
     pub(crate) fn add_part(&mut self, len: u64, bytes: Option<Vec<u8>>) {
         self.len += len;
         match bytes {

@@ -1,4 +1,5 @@
-//! How fast a machine writes its memory, without migrating it.
+//! Dirty rate: how fast a machine dirties its memory, measured without a migration (QEMU:
+//! `calc-dirty-rate`).
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -11,46 +12,46 @@ use thiserror::Error;
 
 use crate::forecast::report::{BlockDirtyRate, DirtyRateReport, DirtySample};
 
-/// The shortest time after which [`DirtyRate::measure`] looks.
-const SHORTEST: Duration = Duration::from_millis(10);
+/// The earliest sample of [`DirtyRate::measure`].
+const MIN_SAMPLE_TIME: Duration = Duration::from_millis(10);
 
-/// How long a measurement sleeps at most before it asks whether it is still wanted.
-const NAP: Duration = Duration::from_millis(10);
+/// The longest sleep between two calls of `wanted`.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Pages that are watched again with one call, and clean pages that are taken along rather
-/// than left out.
-const CLEARED: u64 = 1 << 18;
-const GAP: u64 = 1 << 13;
+/// Pages that are re-armed with one call, and the longest gap of clean pages that is re-armed
+/// with its neighbours rather than skipped.
+const CLEAR_PAGES: u64 = 1 << 18;
+const MAX_GAP: u64 = 1 << 13;
 
-/// A measurement that did not come to its end. The log is off again.
+/// Why a measurement failed. Its log is off again.
 #[derive(Debug, Error)]
 pub enum DirtyRateError {
-    /// The dirty log cannot be switched or read, or there is no number for another client.
+    /// The dirty log cannot be switched on or read, or all client numbers are in use.
     #[error(transparent)]
     Log(#[from] MapError),
     /// A block's bitmap cannot be read.
     #[error(transparent)]
     Dirty(#[from] DirtyError),
-    /// A block was resized or taken off the map, if only for a moment.
+    /// A block was resized or unmapped, if only for a moment.
     #[error("Block \"{block}\" was not logged all the time: it was resized or off the map")]
     Interrupted {
         /// The block's id.
         block: String,
     },
-    /// Nobody wanted the result any more.
+    /// `wanted` returned false.
     #[error("The measurement of {duration:?} was cancelled after {after:?}")]
     Cancelled {
-        /// How long it should have taken.
+        /// The duration asked for.
         duration: Duration,
-        /// How long it took.
+        /// The time until it was cancelled.
         after: Duration,
     },
 }
 
-/// A measurement of dirty pages that is under way; dropped, it is cancelled.
+/// A dirty rate measurement that is under way; dropping it cancels it.
 ///
-/// It is a client of its own: a migration that is under way, or another measurement, is
-/// not disturbed, nor does it disturb.
+/// It registers a dirty log client of its own, so that a migration or another measurement at
+/// the same time does not affect it, nor is affected.
 ///
 /// ```
 /// use std::time::Duration;
@@ -80,29 +81,29 @@ pub enum DirtyRateError {
 ///
 /// # What it costs
 ///
-/// A bit of memory for each page. When it begins, all RAM is watched for writes: with 16 TiB
-/// of it this takes a while, which is not measured. Then each page is found at its first
-/// write and not watched again, so that a guest pays once for each page of its working set;
-/// where the accelerator reports by clearing, or another client has pages watched again, for
-/// each sync.
+/// One bit of memory for each page. At the beginning the log of all RAM is armed: with 16 TiB
+/// this takes a while, which is not measured. Then each page is reported at its first write and
+/// not re-armed, so that the guest pays once for each page of its working set. If the
+/// accelerator re-arms pages with each sync (KVM without manual protection), or another client
+/// re-arms them, the guest pays once per sync.
 ///
 /// # What it finds
 ///
-/// Writes of guests and devices, as dirty logs have them. An accelerator that takes all
-/// pages as written because it lost track of some (small dirty rings) makes the result too
-/// large. The clock runs also while the machine stands still.
+/// Writes of guests and devices, as in the dirty logs. If an accelerator marks all pages dirty
+/// because it lost entries (an overrun dirty ring), the result is too large. Time counts also
+/// while the machine is paused.
 pub struct DirtyRate {
     memory: Arc<MemoryMap>,
-    blocks: Vec<Seen>,
+    blocks: Vec<SampledBlock>,
     begin: Instant,
     times: Vec<Duration>,
-    /// Dropped in this order: the log is off before its client is gone.
+    /// Dropped in this order: the log is switched off before its client is removed.
     log: LogClaim,
     client: RegisteredClient,
 }
 
-/// A block, and which of its pages were written.
-struct Seen {
+/// A block, and a bitmap of its pages that were dirtied.
+struct SampledBlock {
     block: Arc<RamBlock>,
     pages: Vec<u64>,
     count: u64,
@@ -112,7 +113,7 @@ struct Seen {
 }
 
 impl DirtyRate {
-    /// Measures for `duration`, with looks after 10 to 20 ms, twice this, and so on to the
+    /// Measures for `duration`, with samples after 10 to 20 ms, twice this, and so on up to the
     /// end. The calling thread sleeps in between.
     ///
     /// # Errors
@@ -125,8 +126,8 @@ impl DirtyRate {
         Self::measure_while(memory, duration, || true)
     }
 
-    /// As [`measure`](Self::measure), for as long as `wanted` says, which is asked every
-    /// 10 ms.
+    /// As [`measure`](Self::measure), but calls `wanted` every 10 ms and is cancelled when it
+    /// returns false.
     ///
     /// # Errors
     ///
@@ -137,7 +138,7 @@ impl DirtyRate {
         mut wanted: impl FnMut() -> bool,
     ) -> Result<DirtyRateReport, DirtyRateError> {
         let mut rate = Self::begin(memory)?;
-        for until in looks(duration) {
+        for until in sample_times(duration) {
             loop {
                 if !wanted() {
                     let after = rate.begin.elapsed();
@@ -147,22 +148,22 @@ impl DirtyRate {
                 if left.is_zero() {
                     break;
                 }
-                std::thread::sleep(left.min(NAP));
+                std::thread::sleep(left.min(POLL_INTERVAL));
             }
             rate.sample()?;
         }
         Ok(rate.report())
     }
 
-    /// Begins to measure: what is written from the return of this call on counts.
+    /// Begins to measure: writes count from the return of this call on.
     ///
     /// # Errors
     ///
-    /// [`DirtyRateError::Log`], also if all numbers of clients are given out.
+    /// [`DirtyRateError::Log`], also if all client numbers are in use.
     pub fn begin(memory: &Arc<MemoryMap>) -> Result<Self, DirtyRateError> {
         let client = register(memory)?;
         let log = memory.claim_global_log(client.client())?;
-        let blocks = memory.ram_blocks().into_iter().map(|block| Seen::new(block, &client));
+        let blocks = memory.ram_blocks().into_iter().map(|block| SampledBlock::new(block, &client));
         let mut rate = Self {
             memory: memory.clone(),
             blocks: blocks.collect(),
@@ -171,22 +172,22 @@ impl DirtyRate {
             log,
             client,
         };
-        // A log may begin with all pages, and to watch them takes a while: those that are
-        // written meanwhile are no part of the result either.
+        // First pass: a log may begin with all pages set. Re-arming them takes a while; second
+        // pass: drop the pages that were written meanwhile, too.
         for _ in 0..2 {
             rate.begin = Instant::now();
-            rate.forget()?;
+            rate.discard_logged()?;
         }
         Ok(rate)
     }
 
-    /// Drops what was written so far, and has it watched again.
-    fn forget(&self) -> Result<(), DirtyRateError> {
+    /// Drops the dirty bits so far, and re-arms their pages.
+    fn discard_logged(&self) -> Result<(), DirtyRateError> {
         self.memory.sync_all_dirty_logs()?;
         for seen in &self.blocks {
             let block = &seen.block;
-            let watch = |run: Range<u64>| self.watch(block, run);
-            let visited = self.log.visit_runs(block, 0..block.pages(), GAP, watch);
+            let rearm = |run: Range<u64>| self.rearm(block, run);
+            let visited = self.log.visit_runs(block, 0..block.pages(), MAX_GAP, rearm);
             seen.check(self.client.client(), &visited)?;
             if let ControlFlow::Break(error) = visited? {
                 return Err(error.into());
@@ -195,12 +196,13 @@ impl DirtyRate {
         Ok(())
     }
 
-    /// Has pages watched again, so many at a time that others get in between.
-    fn watch(&self, block: &Arc<RamBlock>, run: Range<u64>) -> ControlFlow<MapError> {
+    /// Re-arms the log of pages, in parts, so that other threads get the accelerator's locks in
+    /// between.
+    fn rearm(&self, block: &Arc<RamBlock>, run: Range<u64>) -> ControlFlow<MapError> {
         let page = block.page_size().bytes();
         let mut first = run.start;
         while first < run.end {
-            let end = first.saturating_add(CLEARED).min(run.end);
+            let end = first.saturating_add(CLEAR_PAGES).min(run.end);
             if let Err(error) = self.memory.log_clear(block, first * page..end * page) {
                 return ControlFlow::Break(error);
             }
@@ -209,7 +211,7 @@ impl DirtyRate {
         ControlFlow::Continue(())
     }
 
-    /// Looks which pages were written up to now: another point of the curve.
+    /// Harvests the pages dirtied up to now: another point of the curve.
     ///
     /// # Errors
     ///
@@ -225,7 +227,7 @@ impl DirtyRate {
         Ok(self.sample_at(self.times.len() - 1))
     }
 
-    /// Looks once more, and says what was found.
+    /// Takes a last sample, and returns the report.
     ///
     /// # Errors
     ///
@@ -244,7 +246,7 @@ impl DirtyRate {
     }
 
     fn report(&self) -> DirtyRateReport {
-        let block = |seen: &Seen| BlockDirtyRate {
+        let block = |seen: &SampledBlock| BlockDirtyRate {
             id: seen.block.id().to_owned(),
             len: seen.block.len(),
             curve: (self.times.iter().enumerate()).map(|(n, time)| seen.sample(n, *time)).collect(),
@@ -264,7 +266,7 @@ impl fmt::Debug for DirtyRate {
     }
 }
 
-/// A number for a measurement: names are given once, and there may be others.
+/// Registers a client under the first free name: other measurements may be under way.
 fn register(memory: &Arc<MemoryMap>) -> Result<RegisteredClient, MapError> {
     let mut n = 1;
     loop {
@@ -277,20 +279,20 @@ fn register(memory: &Arc<MemoryMap>) -> Result<RegisteredClient, MapError> {
     }
 }
 
-/// When to look: after `duration`, half of it, a quarter, and so on, in ascending order.
-fn looks(duration: Duration) -> Vec<Duration> {
+/// The times of the samples: `duration`, half of it, a quarter, and so on, in ascending order.
+fn sample_times(duration: Duration) -> Vec<Duration> {
     let halves = std::iter::successors(Some(duration), |time| Some(*time / 2));
-    let mut looks: Vec<_> = halves.take_while(|time| *time >= SHORTEST).collect();
-    if looks.is_empty() {
-        looks.push(duration);
+    let mut sample_times: Vec<_> = halves.take_while(|time| *time >= MIN_SAMPLE_TIME).collect();
+    if sample_times.is_empty() {
+        sample_times.push(duration);
     }
-    looks.reverse();
-    looks
+    sample_times.reverse();
+    sample_times
 }
 
-impl Seen {
+impl SampledBlock {
     fn new(block: Arc<RamBlock>, client: &RegisteredClient) -> Self {
-        // Before the length: a change of it since is noticed.
+        // Read before the length: a resize after this changes the epoch.
         let epoch = block.dirty().epoch(client.client());
         let words = usize::try_from(block.pages().div_ceil(64)).unwrap_or(usize::MAX);
         Self { block, pages: vec![0; words], count: 0, curve: Vec::new(), epoch }
@@ -303,7 +305,7 @@ impl Seen {
         Ok(())
     }
 
-    /// Whether the block was logged all the time, and had one length.
+    /// An error unless the block was logged all the time and was not resized.
     fn check<T>(
         &self,
         client: DirtyClient,
@@ -332,10 +334,10 @@ mod tests {
     #[test]
     fn looks_are_halved_down_to_the_shortest() {
         let ms = |ms: &[u64]| ms.iter().map(|ms| Duration::from_millis(*ms)).collect::<Vec<_>>();
-        assert_eq!(looks(Duration::from_millis(80)), ms(&[10, 20, 40, 80]));
-        assert_eq!(looks(Duration::from_millis(79)).len(), 3);
-        assert_eq!(looks(Duration::from_millis(3)), ms(&[3]));
-        assert_eq!(looks(Duration::ZERO), ms(&[0]));
-        assert!(looks(Duration::MAX).len() < 100);
+        assert_eq!(sample_times(Duration::from_millis(80)), ms(&[10, 20, 40, 80]));
+        assert_eq!(sample_times(Duration::from_millis(79)).len(), 3);
+        assert_eq!(sample_times(Duration::from_millis(3)), ms(&[3]));
+        assert_eq!(sample_times(Duration::ZERO), ms(&[0]));
+        assert!(sample_times(Duration::MAX).len() < 100);
     }
 }

@@ -1,10 +1,10 @@
-//! What a migration will do, before it is begun; none need be.
+//! Forecasts a migration without starting one.
 //!
-//! It stands on `converge`, whose steps a forecast goes through as a migration does.
+//! Uses `converge`, to simulate the throttle and the dirty limit as a migration applies them.
 //!
-//! - `dirty_rate`: how fast a machine writes its memory; `report`: what a measurement found;
-//! - `working_set`: a model of its writes, made of that;
-//! - `plan`: what a migration with these settings will do.
+//! - `dirty_rate`: measures how fast a machine dirties its memory; `report`: the result;
+//! - `working_set`: a model of the guest's writes, fitted to a measurement;
+//! - `plan`: forecasts the rounds of a migration with given settings.
 
 pub(crate) mod dirty_rate;
 pub(crate) mod plan;

@@ -1,4 +1,4 @@
-//! What a migration will do, before it is begun.
+//! Forecasts the rounds, the time and the downtime of a migration.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use crate::converge::dirty_limit::{DirtyLimit, DirtyLimitError, DirtyLimiter};
 use crate::forecast::report::DirtyRateReport;
 use crate::forecast::working_set::{WorkingSet, float, round};
 
-/// Bytes of a page in the stream, of its record, and of the record of a page of zeros.
+/// Bytes of a page, of its record in the stream, and of the record of a zero page.
 const PAGE: f64 = 4096.0;
 const PAGE_RECORD: f64 = 8.0 + PAGE;
 const ZERO_RECORD: f64 = 9.0;
 
-/// So many rounds are looked ahead at most.
-const MOST_ROUNDS: u32 = 10_000;
+/// The most rounds that are simulated.
+const MAX_ROUNDS: u32 = 10_000;
 
-/// A precopy migration to be judged: what there is to send, over what, and what the guest
-/// does meanwhile. [`forecast`](Self::forecast) is a pure function of it.
+/// A precopy migration to be forecast: the memory to send, the bandwidth, and the guest's
+/// writes meanwhile. [`forecast`](Self::forecast) is a pure function of it.
 ///
 /// ```
 /// use migration_ram::{AutoConverge, DirtyLimit, MigrationPlan, WorkingSet};
@@ -42,78 +42,78 @@ const MOST_ROUNDS: u32 = 10_000;
 ///
 /// # What it assumes
 ///
-/// - Each round sends what the one before left dirty, each page once; what is dirtied
-///   meanwhile is what the [`WorkingSet`]s say of the round's time.
-///   [`Precopy`](crate::Precopy) has less to send: it looks each second of a round, and
-///   pages that are written before their turn are sent once.
-/// - The bandwidth is that of the slowest part of the way. Reading pages and looking for
-///   zeros is a part of it: a machine of zeros is sent at the speed of memory, not of the
-///   link.
-/// - A guest that stands still for a part of the time dirties so much less, and one that is
-///   limited dirties as much as it would, but no more than the limit. The throttle and the
-///   limit are judged at the end of each round, and each round counts. `Precopy` judges them
-///   each second, so that it slows a large guest down within the first round, and does not
-///   count rounds while there is a further step: it converges earlier than is forecast.
+/// - Each round sends the pages that were dirtied during the one before, each page once; the
+///   [`WorkingSet`]s say how many bytes are dirtied in the round's time.
+///   [`Precopy`](crate::Precopy) sends less: it syncs the log each second of a round, and a page
+///   that is dirtied before the round reaches it is sent once.
+/// - The bandwidth is that of the slowest step between the two memories. Reading pages and
+///   detecting zero pages is one of them: a machine of zero pages is sent at the speed of
+///   memory, not of the link.
+/// - A throttled guest dirties less in proportion to the time that it is paused, and a guest
+///   with a dirty limit dirties as much as without, but no more than the limit. The throttle
+///   and the limit are adjusted at the end of each round, and each round counts. `Precopy`
+///   adjusts them each second, so that it slows a large guest down within the first round, and
+///   does not count rounds while there is a further step: it converges earlier than forecast.
 /// - A pause takes no time, nor do syncs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationPlan {
     /// RAM in bytes, of all blocks.
     pub ram: u64,
-    /// Bytes of pages that are not zero; the others take 9 bytes each of the stream.
+    /// Bytes of pages that are not zero; each zero page takes 9 bytes of the stream.
     pub nonzero_bytes: u64,
-    /// What the guest writes; none if it is idle.
+    /// The guest's writes; empty if it is idle.
     pub working_sets: Vec<WorkingSet>,
-    /// Bytes per second that the stream takes.
+    /// Bytes of the stream that can be sent per second.
     pub bandwidth: u64,
     /// The machine is paused when the rest can be sent within this time.
     pub downtime: Duration,
     /// The machine is paused after this many rounds, however much is left.
     pub max_rounds: u32,
-    /// How vCPUs are slowed down, if they are.
+    /// The throttle of vCPUs, if any.
     pub throttle: Option<AutoConverge>,
-    /// How much they may dirty, if that is limited, in place of a throttle.
+    /// The dirty limit, if any, in place of a throttle.
     pub dirty_limit: Option<DirtyLimit>,
 }
 
-/// A plan that means nothing.
+/// A [`MigrationPlan`] that contradicts itself.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum PlanError {
-    /// Nothing can be sent.
+    /// The bandwidth is 0.
     #[error("{ram} bytes of RAM cannot be sent with no bandwidth")]
     NoBandwidth {
         /// RAM in bytes.
         ram: u64,
     },
-    /// More was said to be in memory, or to be written, than there is.
+    /// More bytes are said to be filled, or to be written, than there is RAM.
     #[error("{what} is {found} bytes, of {ram} bytes of RAM")]
     NotInRam {
-        /// What it is.
+        /// The name of the field.
         what: &'static str,
-        /// Its bytes.
+        /// Its value in bytes.
         found: u128,
         /// RAM in bytes.
         ram: u64,
     },
-    /// More rounds than are looked ahead.
-    #[error("{found} rounds are planned, {MOST_ROUNDS} are the most")]
+    /// More rounds than are simulated.
+    #[error("{found} rounds are planned, {MAX_ROUNDS} are the most")]
     Rounds {
         /// Rounds asked for.
         found: u32,
     },
-    /// The throttle's steps lead nowhere.
+    /// The throttle's settings are out of range.
     #[error(transparent)]
     Throttle(#[from] AutoConvergeError),
-    /// The dirty limit leads nowhere.
+    /// The dirty limit's settings are out of range.
     #[error(transparent)]
     DirtyLimit(#[from] DirtyLimitError),
-    /// A migration slows a guest down in one way.
+    /// A migration has a throttle or a dirty limit, not both.
     #[error("A throttle and a dirty limit are planned, a migration has one of them")]
     ThrottleAndLimit,
 }
 
 impl MigrationPlan {
-    /// All of `ram` bytes is filled, nothing is written, with the defaults of
-    /// [`Precopy`](crate::Precopy): 300 ms of downtime, 30 rounds, no throttle and no
+    /// A plan for `ram` bytes without zero pages, an idle guest, and the defaults of
+    /// [`Precopy`](crate::Precopy): 300 ms of downtime, 30 rounds, no throttle and no dirty
     /// limit.
     pub fn new(ram: u64, bandwidth: u64) -> Self {
         let downtime = Duration::from_millis(300);
@@ -160,7 +160,7 @@ impl MigrationPlan {
         if self.bandwidth == 0 {
             return Err(PlanError::NoBandwidth { ram });
         }
-        if self.max_rounds > MOST_ROUNDS {
+        if self.max_rounds > MAX_ROUNDS {
             return Err(PlanError::Rounds { found: self.max_rounds });
         }
         if self.throttle.is_some() && self.dirty_limit.is_some() {
@@ -169,14 +169,14 @@ impl MigrationPlan {
         Ok(())
     }
 
-    /// What will happen.
+    /// Simulates the migration.
     ///
     /// # Errors
     ///
     /// [`PlanError`], if the plan contradicts itself.
     pub fn forecast(&self) -> Result<Forecast, PlanError> {
         self.check()?;
-        let mut walk = Walk {
+        let mut simulation = Simulation {
             plan: self,
             throttle: self.throttle.map(AutoConverge::steps).transpose()?,
             limit: self.dirty_limit.map(DirtyLimit::begin).transpose()?,
@@ -186,19 +186,19 @@ impl MigrationPlan {
         let mut rounds = Vec::new();
         let mut fits = false;
         while rounds.len() < self.max_rounds as usize && !fits {
-            rounds.push(walk.round());
-            fits = walk.fits();
+            rounds.push(simulation.round());
+            fits = simulation.fits();
         }
-        let last = walk.last();
-        let (left, downtime) = (walk.left(), last.time);
-        let ahead = MOST_ROUNDS - self.max_rounds;
+        let last = simulation.last();
+        let (left, downtime) = (simulation.left(), last.time);
+        let ahead = MAX_ROUNDS - self.max_rounds;
         let outcome = if fits {
             Outcome::Converges
-        } else if let Some(more) = (1..=ahead).find(|_| walk.round_fits()) {
+        } else if let Some(more) = (1..=ahead).find(|_| simulation.round_fits()) {
             Outcome::TooFewRounds { needed: self.max_rounds + more }
         } else {
-            let downtime = walk.last().time;
-            Outcome::DirtiesTooFast { remaining: walk.left(), downtime }
+            let downtime = simulation.last().time;
+            Outcome::DirtiesTooFast { remaining: simulation.left(), downtime }
         };
         rounds.push(last);
         let seconds: f64 = rounds.iter().map(|round| round.time.as_secs_f64()).sum();
@@ -221,16 +221,16 @@ fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
-/// A migration between two rounds.
-struct Walk<'a> {
+/// A simulated migration between two rounds.
+struct Simulation<'a> {
     plan: &'a MigrationPlan,
     throttle: Option<ThrottleSteps>,
     limit: Option<DirtyLimiter>,
-    /// Bytes of the stream that are still to be sent.
+    /// Bytes of the stream to be sent in the next round.
     pending: f64,
 }
 
-impl Walk<'_> {
+impl Simulation<'_> {
     fn percent(&self) -> u8 {
         self.throttle.as_ref().map_or(0, ThrottleSteps::percent)
     }
@@ -243,7 +243,7 @@ impl Walk<'_> {
         self.pending / float(self.plan.bandwidth)
     }
 
-    /// Sends what is pending, while the guest writes.
+    /// Sends the pending bytes, while the guest writes.
     fn round(&mut self) -> ForecastRound {
         let (seconds, throttle, dirty_limit) = (self.seconds(), self.percent(), self.dirty_limit());
         let runs = f64::from(100 - throttle) / 100.0;
@@ -269,20 +269,20 @@ impl Walk<'_> {
         self.fits()
     }
 
-    /// The round for which the machine stands still.
+    /// The round for which the machine is paused.
     fn last(&self) -> ForecastRound {
         let (bytes, time) = (round(self.pending), duration(self.seconds()));
         let (throttle, dirty_limit) = (self.percent(), self.dirty_limit());
         ForecastRound { bytes, time, dirtied: 0, throttle, dirty_limit, paused: true }
     }
 
-    /// Bytes of pages that are pending.
+    /// Bytes of the pages that are pending.
     fn left(&self) -> u64 {
         round(self.pending / PAGE_RECORD * PAGE)
     }
 }
 
-/// A round that is expected.
+/// A simulated round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForecastRound {
     /// Bytes of the stream.
@@ -291,35 +291,35 @@ pub struct ForecastRound {
     pub time: Duration,
     /// Bytes of distinct pages that the guest dirties meanwhile.
     pub dirtied: u64,
-    /// Percent of the time for which the vCPUs stand still in it.
+    /// Percent of the time for which the vCPUs are paused in it.
     pub throttle: u8,
-    /// Bytes per second that may be dirtied in it, if that is limited.
+    /// The dirty limit in bytes per second, if one is in force.
     pub dirty_limit: Option<u64>,
     /// Whether the machine is paused.
     pub paused: bool,
 }
 
-/// Whether precopy comes to its end, and what is in the way.
+/// Whether precopy converges, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The rest fits the allowed downtime.
     Converges,
-    /// Each round leaves less than the one before, but there are not enough of them.
+    /// The rest would fit the downtime after more rounds than are allowed.
     TooFewRounds {
         /// Rounds after which the rest would fit.
         needed: u32,
     },
-    /// The guest dirties so much, slowed down as far as is allowed, that rounds do not
-    /// become short enough.
+    /// The guest dirties so much, even with the largest throttle or the dirty limit, that the
+    /// rest never fits the downtime.
     DirtiesTooFast {
-        /// Bytes of pages that are left after each round, in the long run.
+        /// Bytes of pages left after each round, in the long run.
         remaining: u64,
         /// The downtime that would have to be allowed for them.
         downtime: Duration,
     },
 }
 
-/// What a migration is expected to do.
+/// The forecast of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forecast {
     /// The rounds; the last one with the machine paused.
@@ -332,18 +332,18 @@ pub struct Forecast {
     pub downtime: Duration,
     /// Bytes of pages that are sent in that time.
     pub remaining: u64,
-    /// Whether the downtime is as short as is allowed, and if not, why.
+    /// Whether the downtime is within the allowed one, and if not, why.
     pub outcome: Outcome,
 }
 
 impl Forecast {
-    /// Whether the downtime is as short as is allowed.
+    /// Whether the downtime is within the allowed one.
     pub fn converges(&self) -> bool {
         self.outcome == Outcome::Converges
     }
 
-    /// The percentage of time for which vCPUs stand still at the end of the last round that
-    /// they run in.
+    /// The percentage of time for which vCPUs are paused at the end of the last round in which
+    /// they run.
     pub fn throttle(&self) -> u8 {
         self.rounds.last().map_or(0, |round| round.throttle)
     }

@@ -1,20 +1,20 @@
-//! What a measurement found.
+//! The result of a dirty rate measurement.
 
 use std::fmt;
 use std::time::Duration;
 
-/// How much was written within a time.
+/// The pages that were dirtied within a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DirtySample {
     /// Since the measurement began.
     pub time: Duration,
-    /// Distinct pages of the host that were written in this time, however often.
+    /// Distinct host pages that were dirtied in this time; each counts once.
     pub pages: u64,
     /// Their bytes.
     pub bytes: u64,
 }
 
-/// What a measurement of a machine found.
+/// The result of a measurement of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirtyRateReport {
     /// Bytes of all blocks.
@@ -25,14 +25,14 @@ pub struct DirtyRateReport {
     pub blocks: Vec<BlockDirtyRate>,
 }
 
-/// What a measurement found in one block.
+/// The result of a measurement for one block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockDirtyRate {
     /// The block's id.
     pub id: String,
     /// Its length in bytes.
     pub len: u64,
-    /// At the times of the whole machine's curve.
+    /// Samples at the times of the whole machine's curve.
     pub curve: Vec<DirtySample>,
 }
 
@@ -54,18 +54,18 @@ fn per_second(count: u64, time: Duration) -> f64 {
 }
 
 impl DirtyRateReport {
-    /// Bytes that are dirtied per second: over the shortest time that was measured, as in
-    /// a longer one fewer pages are new.
+    /// Bytes dirtied per second, over the shortest time that was measured: over a longer time
+    /// the rate is lower, as pages that are dirtied again count once.
     pub fn bytes_per_second(&self) -> f64 {
         self.curve.first().map_or(0.0, DirtySample::bytes_per_second)
     }
 
-    /// Pages that are dirtied per second, over the shortest time that was measured.
+    /// Pages dirtied per second, over the shortest time that was measured.
     pub fn pages_per_second(&self) -> f64 {
         self.curve.first().map_or(0.0, DirtySample::pages_per_second)
     }
 
-    /// What was written in all the time: the working set, so far as it shows in it.
+    /// The pages dirtied in the whole time: a lower bound of the working set.
     pub fn working_set(&self) -> DirtySample {
         self.curve.last().copied().unwrap_or_default()
     }

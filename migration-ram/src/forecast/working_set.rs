@@ -1,10 +1,10 @@
-//! How much a guest dirties in a time: a model of its writes.
+//! A model of a guest's writes: how many bytes it dirties in a time.
 
 use std::time::Duration;
 
 use crate::forecast::report::DirtySample;
 
-/// Memory that a guest writes again and again, and how fast.
+/// A part of memory that a guest writes again and again, and the rate of the writes.
 ///
 /// The model: writes go to random pages of the set, all equally likely. Then n writes
 /// touch N (1 - (1 - 1/N)^n) ≈ N (1 - e^(-n/N)) of N pages (the occupancy problem: Feller,
@@ -15,8 +15,8 @@ use crate::forecast::report::DirtySample;
 /// bytes × (1 - e^(-rate × t / bytes))
 /// ```
 ///
-/// which is `rate` × t at first and never more than `bytes`. What is written often is sent
-/// best at the end: the "writable working set" of Clark et al., *Live Migration of Virtual
+/// which is `rate` × t at first and never more than `bytes`. Pages that are written often are
+/// best sent at the end: the "writable working set" of Clark et al., *Live Migration of Virtual
 /// Machines* (NSDI 2005).
 ///
 /// A guest that sweeps its set in order dirties more, up to `rate` × t (1.6 times as much
@@ -36,7 +36,7 @@ use crate::forecast::report::DirtySample;
 pub struct WorkingSet {
     /// Its size in bytes.
     pub bytes: u64,
-    /// Bytes of pages that are written per second, those written again counted again.
+    /// Bytes of pages that are written per second; pages written again count again.
     pub rate: u64,
 }
 
@@ -46,8 +46,8 @@ impl WorkingSet {
         round(self.expect(time.as_secs_f64(), 1.0))
     }
 
-    /// As [`dirtied`](Self::dirtied), in seconds, of a guest that runs for a part of the
-    /// time.
+    /// As [`dirtied`](Self::dirtied), in seconds, for a guest that runs for `part` of the time
+    /// (from 0 to 1).
     pub(crate) fn expect(&self, seconds: f64, part: f64) -> f64 {
         let (bytes, rate) = (float(self.bytes), float(self.rate));
         if self.bytes == 0 { 0.0 } else { bytes * -(-rate * part * seconds / bytes).exp_m1() }
@@ -56,17 +56,17 @@ impl WorkingSet {
     /// The set of at most `len` bytes whose curve runs through the last of the measured
     /// samples and comes closest to the others (least squares).
     ///
-    /// Where they do not bend, or there is one only, nothing tells the set from all of
-    /// memory: then it has `len` bytes. Measure for longer than it takes the guest to write
-    /// its working set once.
+    /// If the curve does not bend, or there is only one sample, the set cannot be told from all
+    /// of memory: then it has `len` bytes. Measure for longer than the guest needs to write its
+    /// working set once.
     pub fn fit(curve: &[DirtySample], len: u64) -> Self {
         let Some((last, before)) = curve.split_last() else { return Self::default() };
         let (found, seconds) = (float(last.bytes), last.time.as_secs_f64());
         if last.bytes == 0 || seconds == 0.0 {
             return Self::default();
         }
-        // By how often each page was written on average, `turns` = rate × t / bytes, which
-        // gives both: found = bytes × (1 - e^-turns).
+        // One unknown: how often each page was written on average, `turns` = rate × t / bytes.
+        // It gives both: found = bytes × (1 - e^-turns).
         let size = |turns: f64| found / -(-turns).exp_m1();
         let misfit = |turns: f64| -> f64 {
             let off = |sample: &DirtySample| {
@@ -75,7 +75,7 @@ impl WorkingSet {
             };
             before.iter().map(|sample| off(sample).powi(2)).sum()
         };
-        // From what fills all of memory to a set that was written over and over.
+        // From a set of all of memory to one that was written 100 times.
         let (least, most): (f64, f64) = (fewest_turns(found / float(len.max(last.bytes))), 100.0);
         let step = (most / least).powf(1.0 / f64::from(STEPS));
         let turns = (0..=STEPS).map(|n| least * step.powi(n));
@@ -86,16 +86,17 @@ impl WorkingSet {
     }
 }
 
-/// In how many places a fit is looked for before it is narrowed down.
+/// Steps of the coarse search for a fit, before it is narrowed down.
 const STEPS: i32 = 200;
 
 /// How often pages are written on average if `part` of them are written at all.
 fn fewest_turns(part: f64) -> f64 {
-    // A part that is next to nothing, or all.
+    // Limits for a part near 0, and one near 1, whose logarithm is infinite.
     (-(-part).ln_1p()).clamp(1e-9, 50.0)
 }
 
-/// The place of the least value between `from` and `to`, where there is one valley.
+/// The minimum between `from` and `to` of a function that has one valley there (ternary
+/// search).
 fn narrow(value: impl Fn(f64) -> f64, mut from: f64, mut to: f64) -> f64 {
     for _ in 0..60 {
         let third = (to - from) / 3.0;
@@ -124,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// What a measurement of `set` would find: looks at halves of the time.
+    /// The curve that a measurement of `set` would return: samples at halves of the time.
     fn curve(set: WorkingSet, time: Duration) -> Vec<DirtySample> {
         let sample = |time| DirtySample { time, pages: 0, bytes: set.dirtied(time) };
         (0..7).rev().map(|n| sample(time / (1 << n))).collect()

@@ -1,4 +1,4 @@
-//! Where blocks have contents, without looking at them.
+//! Where blocks are populated, found without reading their pages.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -6,52 +6,53 @@ use std::sync::Arc;
 
 use ram_block::RamBlock;
 
-/// Bytes in which contents are looked for after a jump.
-const FEW: u64 = 1 << 20;
-/// The most pieces of contents that are remembered.
+/// Bytes of the first lookup, and of one after a jump.
+const MIN_WINDOW: u64 = 1 << 20;
+/// The most populated ranges that one lookup caches.
 const MAX_EXTENTS: usize = 4096;
 
-/// Where a block has contents, as far as it was looked up, for a walk through it.
+/// The populated ranges of a block, cached for a walk through it; the rest are holes, which
+/// read as zeros.
 ///
-/// A page that is filled or given back since it was looked up is not noticed: who asks
-/// has to know why that does not matter.
+/// Cached: not updated when a page is filled or discarded after the lookup.
 ///
-/// The source looks up only what is watched already: a store that fills a hole after that sets
-/// its bit in the log, which comes to the source with the next sync only, and the page is sent
-/// again. (With KVM's manual protection a store *before* that changes nothing in the log, as
-/// the page's bit is set until it is cleared, and then is gone.) After each sync all is looked
-/// up anew.
+/// The source looks up only pages whose logging was re-armed before. A store that fills a hole
+/// after the lookup then sets the page's bit in the accelerator's log, the next sync brings the
+/// bit to the source, and the page is sent again. (With KVM's manual protection a store
+/// *before* the re-arm changes nothing in the log: the page's bit is set already, and the
+/// re-arm clears it.) The source drops the cache after each sync.
 pub(crate) struct Holes {
-    /// Bytes in which it is looked for at once: few after a jump, up to `most` in a walk.
+    /// Bytes of the next lookup: few after a jump, up to `max_window` in a walk.
     window: u64,
-    most: u64,
+    max_window: u64,
     block: Option<Arc<RamBlock>>,
-    /// What was looked up, in bytes.
+    /// The range that was looked up, in bytes; `extents` are the populated parts of it.
     known: Range<u64>,
     extents: VecDeque<Range<u64>>,
 }
 
 impl Holes {
-    /// Nothing is known yet. It will be looked for in up to `most` bytes at once: what that
-    /// costs is a millisecond or two for each GiB that is there.
-    pub(crate) fn new(most: u64) -> Self {
-        Self { window: 0, most, block: None, known: 0..0, extents: VecDeque::new() }
+    /// An empty cache. One lookup covers `max_window` bytes at most: it takes a millisecond or
+    /// two for each populated GiB.
+    pub(crate) fn new(max_window: u64) -> Self {
+        Self { window: 0, max_window, block: None, known: 0..0, extents: VecDeque::new() }
     }
 
-    /// Forgets what is known.
+    /// Drops the cache.
     pub(crate) fn clear(&mut self) {
         self.block = None;
     }
 
-    /// The next bytes from `at` on, rounded out to pages, that may be other than zero. They
-    /// begin at `at` or before it if it is among them. What is asked for grows; if it does
-    /// not, all is looked up anew.
+    /// Returns the next range at or after `at`, rounded out to pages, that may be other than zero;
+    /// it contains `at` if that is populated. If there is none in the part that was looked up,
+    /// the result is the empty range at the end of that part. Calls with ascending `at` use the
+    /// cache; going back looks up again.
     pub(crate) fn next(&mut self, block: &Arc<RamBlock>, at: u64, page: u64) -> Range<u64> {
         self.next_below(block, at, page, block.len())
     }
 
-    /// As [`next`](Self::next), of the bytes below `limit`, which `at` is: what lies behind that
-    /// is not looked up yet.
+    /// As [`next`](Self::next), but looks up only bytes below `limit`, which is greater than
+    /// `at`.
     pub(crate) fn next_below(
         &mut self,
         block: &Arc<RamBlock>,
@@ -61,10 +62,12 @@ impl Holes {
     ) -> Range<u64> {
         let same = self.block.as_ref().is_some_and(|known| Arc::ptr_eq(known, block));
         if !same || !self.known.contains(&at) {
-            // Who jumps about, as a stream can, is not worth much looking.
+            // Only a walk widens the window: a stream may jump to random offsets, and most of a
+            // large lookup would be wasted.
             let walks =
                 same && (self.known.end..=self.known.end.saturating_add(self.window)).contains(&at);
-            self.window = if walks { self.window.saturating_mul(8) } else { FEW }.min(self.most);
+            self.window =
+                if walks { self.window.saturating_mul(8) } else { MIN_WINDOW }.min(self.max_window);
             let mut end = at.saturating_add(self.window).min(limit);
             self.extents = block.data_extents(at..end).take(MAX_EXTENTS).collect();
             if self.extents.len() == MAX_EXTENTS {
@@ -78,7 +81,7 @@ impl Holes {
             if end > at {
                 return first.start - first.start % page..end;
             }
-            // What is dropped is not known any more.
+            // The cache no longer covers the extent that is dropped.
             self.known.start = first.end;
             self.extents.pop_front();
         }

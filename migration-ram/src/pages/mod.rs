@@ -1,7 +1,7 @@
-//! What is known of a block's pages, for both sides; it knows nothing of the stream.
+//! State of a block's pages, for source and destination. Independent of the stream.
 //!
 //! - `send_bitmap`: the pages that are still to be sent;
-//! - `holes`: where blocks have contents, without looking at them.
+//! - `holes`: where blocks are populated, found without reading the pages.
 
 pub(crate) mod holes;
 pub(crate) mod send_bitmap;

@@ -1,4 +1,4 @@
-//! The pages that are still to be sent.
+//! The send bitmap: the pages that are still to be sent (QEMU: `RAMBlock.bmap`).
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use ram_block::{DirtyClient, DirtyError, RamBlock};
 
 use crate::error::SendError;
 
-/// A migration's private bitmap of one block: whose bits were taken from the block
-/// and whose pages were not yet sent.
+/// A migration's send bitmap of one block: pages whose dirty bits were harvested from the block
+/// and that were not sent yet.
 pub(crate) struct SendBitmap {
     pub(crate) block: Arc<RamBlock>,
     pages: BitVec<u64>,
     count: u64,
-    /// Of the migration's log, when it began: bits are dropped when it moves.
+    /// The epoch of the migration's log at the start: if it changes, bits were dropped.
     epoch: u64,
 }
 
@@ -22,10 +22,9 @@ pub(crate) struct SendBitmap {
 pub(crate) const BITS: u64 = u64::BITS as u64;
 
 impl SendBitmap {
-    /// Every page of `block`: what the log holds of the time before it was switched on
-    /// is not all that was ever written.
+    /// All pages of `block`: its log lacks the writes from before it was switched on.
     pub(crate) fn all(block: Arc<RamBlock>) -> Self {
-        // Before the length: a change of it since is noticed.
+        // Read before the length: a resize after this changes the epoch.
         let epoch = block.dirty().epoch(DirtyClient::MIGRATION);
         let count = block.pages();
         let mut pages = BitVec::repeat(true, usize::try_from(count).unwrap_or(usize::MAX));
@@ -38,13 +37,13 @@ impl SendBitmap {
         self.count
     }
 
-    /// Moves the migration's dirty bits of the block here; says how many pages are
+    /// Moves the migration's dirty bits of the block into this bitmap; returns how many pages are
     /// newly pending.
     pub(crate) fn harvest(&mut self, log: &LogClaim) -> Result<u64, SendError> {
         let (pages, dirty) = (0..self.block.pages(), self.block.dirty());
         let moved = log.move_into(&self.block, pages, self.pages.as_raw_mut_slice());
-        // Off now, or off and on again since: a block that left the map, if only for a
-        // moment. What was logged before that is gone.
+        // The log is off, or was off and on again: the block was unmapped, if only for a
+        // moment. The bits from before that are lost.
         if dirty.epoch(DirtyClient::MIGRATION) != self.epoch
             || matches!(
                 moved,
@@ -58,8 +57,8 @@ impl SendBitmap {
         Ok(new)
     }
 
-    /// Takes the pending pages of the next word, from word `from` on, that has any: the
-    /// word's index and its bits, which are clear before the caller reads the pages.
+    /// Takes the pending pages of the next word, from word `from` on, that has any: returns the
+    /// word's index and its bits. The bits are cleared before the caller reads the pages.
     pub(crate) fn take_word(&mut self, from: usize) -> Option<(usize, u64)> {
         let words = self.pages.as_raw_mut_slice();
         let word = from + words.get(from..)?.iter().position(|bits| *bits != 0)?;

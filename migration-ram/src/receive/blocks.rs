@@ -1,4 +1,4 @@
-//! The blocks of a stream, and where their pages go.
+//! The blocks of a stream, and the memory that their pages are written to.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,38 +12,38 @@ use crate::pages::holes::Holes;
 use crate::receive::received::BlockInfo;
 use crate::wire::reader::StreamReader;
 
-/// What becomes of a block that the stream has.
+/// Where the pages of a stream's block are written.
 #[derive(Clone, Debug)]
 pub enum BlockTarget {
-    /// Its pages are put there. It must have the length that the stream says.
+    /// To this block, which must have the length that the stream announces.
     Memory(Arc<RamBlock>),
-    /// Its pages are read and dropped.
+    /// Nowhere: they are read and dropped.
     Drop,
-    /// The stream is refused.
+    /// Nowhere: the stream is refused.
     Refuse,
 }
 
 pub(super) type MakeBlock<'a> = Box<dyn FnMut(&str, u64) -> BlockTarget + Send + 'a>;
 
-/// What populated memory is looked for around a zero page, in bytes.
+/// Bytes that one lookup of populated memory covers at most.
 const WINDOW: u64 = 64 << 20;
 
-/// A block that the stream has named.
+/// A block that the stream has announced or named.
 pub(super) struct Block {
     pub(super) id: Arc<str>,
-    /// In bytes, as the stream says, or as it is here.
+    /// In bytes: the announced length, or that of the memory here.
     pub(super) len: u64,
-    /// `None`: its pages are dropped.
+    /// `None` if its pages are dropped.
     memory: Option<Arc<RamBlock>>,
     announced: bool,
-    // Counts for people: in no order with anything.
+    // Statistics, in `Relaxed` order: no other memory access depends on them.
     pages: AtomicU64,
     zero_pages: AtomicU64,
     delta_pages: AtomicU64,
 }
 
 impl Block {
-    /// An error if there is no such page.
+    /// An error if the block has no page at `offset`.
     pub(super) fn check(&self, at: u64, offset: u64, page: PageSize) -> Result<(), ReceiveError> {
         let fits = offset.checked_add(page.bytes()).is_some_and(|end| end <= self.len);
         if fits && page.is_aligned(offset) {
@@ -52,7 +52,7 @@ impl Block {
         Err(ReceiveError::NoSuchPage { at, id: self.id.to_string(), offset, len: self.len })
     }
 
-    /// Reads the contents of pages that were checked.
+    /// Reads the contents of pages into the block; the caller has checked the range.
     pub(super) fn contents(
         &self,
         stream: &mut StreamReader<'_>,
@@ -67,7 +67,7 @@ impl Block {
         }
     }
 
-    /// Reads the contents of pages at offsets that were checked, all of them at once.
+    /// Reads the contents of pages at `offsets`, which the caller has checked, with one list.
     pub(super) fn pages(
         &self,
         stream: &mut StreamReader<'_>,
@@ -81,23 +81,23 @@ impl Block {
         }
     }
 
-    /// The block's memory here, if its pages are not dropped.
+    /// The memory that the block's pages are written to, if they are not dropped.
     pub(super) fn memory(&self) -> Option<&Arc<RamBlock>> {
         self.memory.as_ref()
     }
 
-    /// So many pages came with their contents.
+    /// Counts pages that were received with their contents.
     pub(super) fn count(&self, pages: u64) {
         self.pages.fetch_add(pages, Ordering::Relaxed);
     }
 
-    /// Puts a page at an offset that was checked.
+    /// Writes a page at `offset`, which the caller has checked.
     pub(super) fn put(&self, offset: u64, page: &[u8]) -> Result<(), ReceiveError> {
         self.count(1);
         self.write(offset, page)
     }
 
-    /// As [`put`](Self::put), for a page that came as what changed of it.
+    /// As [`put`](Self::put), for a page that was received as an XBZRLE delta.
     pub(super) fn put_delta(&self, offset: u64, page: &[u8]) -> Result<(), ReceiveError> {
         self.delta_pages.fetch_add(1, Ordering::Relaxed);
         self.write(offset, page)
@@ -110,7 +110,8 @@ impl Block {
         }
     }
 
-    /// What a page at an offset that was checked has here; anything if its pages are dropped.
+    /// Reads the page at `offset`, which the caller has checked; leaves `page` as it is if the
+    /// block's pages are dropped.
     pub(super) fn get(&self, offset: u64, page: &mut [u8]) -> Result<(), ReceiveError> {
         match &self.memory {
             Some(memory) => Ok(memory.read(offset, page)?),
@@ -118,7 +119,7 @@ impl Block {
         }
     }
 
-    /// Makes pages zero that were checked.
+    /// Zeroes pages; the caller has checked the range.
     pub(super) fn zero(
         &self,
         bytes: Range<u64>,
@@ -134,8 +135,8 @@ impl Block {
     }
 }
 
-/// Where a block is known to have memory: zeros are written there only where something else
-/// stands, and nothing is asked of the kernel.
+/// Caches where a block is populated: there, zero pages are written only over pages that are not
+/// zero, without a system call.
 pub(super) struct Populated(Holes);
 
 impl Default for Populated {
@@ -152,6 +153,7 @@ impl Populated {
         page: PageSize,
     ) -> Result<(), ReceiveError> {
         let known = self.0.next(block, bytes.start, page.bytes());
+        // Not populated as far as is cached: the block zeroes it without populating it.
         if bytes.start < known.start || known.end < bytes.end {
             return Ok(block.zero(bytes.start, bytes.end - bytes.start)?);
         }
@@ -173,14 +175,14 @@ impl Populated {
     }
 }
 
-/// All blocks: those that are here, and those that the stream has.
+/// All blocks: those of this machine, and those of the stream.
 pub(super) struct Blocks<'a> {
     here: Vec<Arc<RamBlock>>,
     named: Mutex<Named>,
     by: Mutex<Option<MakeBlock<'a>>>,
 }
 
-/// Those that the stream has, in its order, and where they are by their ids.
+/// The stream's blocks, in its order, and their indices by id.
 #[derive(Default)]
 struct Named {
     blocks: Vec<Arc<Block>>,
@@ -205,12 +207,12 @@ impl<'a> Blocks<'a> {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A block that the stream has named before.
+    /// A block that the stream has announced or named before.
     pub(super) fn find(&self, id: &str) -> Option<Arc<Block>> {
         self.named().find(id).cloned()
     }
 
-    /// The block of a record, which the list need not have announced.
+    /// The block of a record; the block list need not have announced it.
     pub(super) fn get(&self, at: u64, id: &str) -> Result<Arc<Block>, ReceiveError> {
         match self.find(id) {
             Some(block) => Ok(block),
@@ -218,7 +220,7 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// A block of the list, of `len` bytes.
+    /// Adds a block of the block list, of `len` bytes.
     pub(super) fn announce(&self, at: u64, id: &str, len: u64) -> Result<(), ReceiveError> {
         if self.find(id).is_some() {
             return Err(ReceiveError::DuplicateBlock { at, id: id.to_owned() });
@@ -238,7 +240,7 @@ impl<'a> Blocks<'a> {
         };
         let (expected, memory) = match target {
             BlockTarget::Refuse => return Err(unknown()),
-            // Without a length, any offset is as good as another.
+            // Without an announced length any offset is accepted.
             BlockTarget::Drop => (len.unwrap_or(u64::MAX), None),
             BlockTarget::Memory(memory) => (memory.len(), Some(memory)),
         };
@@ -265,7 +267,7 @@ impl<'a> Blocks<'a> {
         Ok(block)
     }
 
-    /// The ids of blocks that are here and not in the stream.
+    /// The ids of this machine's blocks that the stream does not have.
     pub(super) fn missing(&self) -> Vec<String> {
         let missing = self.here.iter().filter(|block| self.find(block.id()).is_none());
         missing.map(|block| block.id().to_owned()).collect()

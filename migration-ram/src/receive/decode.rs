@@ -1,5 +1,4 @@
-//! Pages that do not come as they are: as what of them changed since they came last, or
-//! compressed.
+//! Decodes pages: XBZRLE deltas and compressed pages.
 
 use std::ops::Range;
 
@@ -13,16 +12,16 @@ use crate::receive::zstd::Zstd;
 use crate::wire::multifd::{Compression, Part};
 use crate::wire::reader::StreamReader;
 
-/// Decodes pages one by one, in a page of its own.
+/// Decodes pages one by one, in a buffer of its own.
 pub(super) struct Decoder {
-    /// One byte longer than a page, so that more than a page is noticed.
+    /// One byte longer than a page, to detect output of more than a page.
     page: Vec<u8>,
     inflate: Decompress,
     #[cfg(feature = "zstd")]
     zstd: Zstd,
 }
 
-/// A page of its block, and where what it is encoded in stands.
+/// A page of a block, and the offset of its encoded form in the stream (`at`).
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) at: u64,
@@ -52,7 +51,7 @@ impl Decoder {
         0..self.page.len() - 1
     }
 
-    /// Changes a page by an XBZRLE delta.
+    /// Applies an XBZRLE delta to a page.
     pub(super) fn delta(&mut self, to: Place<'_>, delta: &[u8]) -> Result<(), ReceiveError> {
         let page = self.page();
         let page = &mut self.page[page];
@@ -61,7 +60,7 @@ impl Decoder {
         to.block.put_delta(to.offset, page)
     }
 
-    /// Decompresses a page that is a zlib stream of its own.
+    /// Decompresses a page that is a complete zlib stream.
     pub(super) fn zlib(&mut self, to: Place<'_>, data: &[u8]) -> Result<(), ReceiveError> {
         self.inflate.reset(true);
         let status = self.inflate.decompress(data, &mut self.page, FlushDecompress::Finish);
@@ -75,7 +74,8 @@ impl Decoder {
         to.block.put(to.offset, &self.page[page])
     }
 
-    /// Decompresses pages of a stream that goes on from one part to the next.
+    /// Decompresses the pages of a part; the compressed stream continues in the channel's next
+    /// part.
     pub(super) fn part(
         &mut self,
         stream: &mut StreamReader<'_>,
@@ -95,7 +95,7 @@ impl Decoder {
             }
             block.put(offset, &self.page[page.clone()])?;
         }
-        // Marks of the stream may be left, but not a byte of another page.
+        // The rest may hold markers of the compressed format, but not a byte of another page.
         loop {
             let to = Place { at: stream.at(), block, offset: offsets.last().copied().unwrap_or(0) };
             match self.some(stream, compression, end, 0..1, to)? {
@@ -106,8 +106,8 @@ impl Decoder {
         }
     }
 
-    /// Decompresses some of the bytes up to `end` into a part of the page; says how many came
-    /// of them, or `None` if nothing comes, and nothing was taken.
+    /// Decompresses some of the bytes up to `end` into a part of the page; returns how many bytes
+    /// it produced, or `None` if it neither produced nor consumed any.
     fn some(
         &mut self,
         stream: &mut StreamReader<'_>,
@@ -130,7 +130,7 @@ impl Decoder {
 }
 
 impl Compression {
-    /// What it makes of pages, in errors.
+    /// The name of compressed data, in errors.
     fn data(self) -> &'static str {
         match self {
             Self::Zlib => "zlib data",
@@ -140,8 +140,8 @@ impl Compression {
     }
 }
 
-/// Decompresses what it can; says how many bytes it took and how many came. `None` if the
-/// bytes make no sense.
+/// Decompresses as much as fits; returns how many bytes it consumed and produced. `None` if the
+/// input is malformed.
 fn inflate(stream: &mut Decompress, input: &[u8], out: &mut [u8]) -> Option<(usize, usize)> {
     let before = (stream.total_in(), stream.total_out());
     stream.decompress(input, out, FlushDecompress::Sync).ok()?;
@@ -150,24 +150,24 @@ fn inflate(stream: &mut Decompress, input: &[u8], out: &mut [u8]) -> Option<(usi
     Some((consumed, produced))
 }
 
-/// Changes `page` by a delta: runs of bytes that stay, of which only the first may be empty,
-/// and of bytes that come, in turn. `None` if one does not lie within the page, or is cut off.
+/// Applies a delta to `page`: alternating runs of unchanged bytes, of which only the first may be
+/// empty, and of new bytes. `None` if a run exceeds the page, or is truncated.
 fn apply(page: &mut [u8], mut delta: &[u8]) -> Option<()> {
     let mut at = 0;
     let mut first = true;
     while !delta.is_empty() {
-        let stays = run_length(&mut delta).filter(|len| first || *len > 0)?;
-        let comes = run_length(&mut delta).filter(|len| *len > 0)?;
+        let unchanged = run_length(&mut delta).filter(|len| first || *len > 0)?;
+        let new = run_length(&mut delta).filter(|len| *len > 0)?;
         let bytes;
-        (bytes, delta) = delta.split_at_checked(comes)?;
-        page.get_mut(at + stays..at + stays + comes)?.copy_from_slice(bytes);
-        at += stays + comes;
+        (bytes, delta) = delta.split_at_checked(new)?;
+        page.get_mut(at + unchanged..at + unchanged + new)?.copy_from_slice(bytes);
+        at += unchanged + new;
         first = false;
     }
     Some(())
 }
 
-/// A number of at most 14 bits, seven to a byte, the lowest first.
+/// A ULEB128 number of at most 14 bits.
 fn run_length(delta: &mut &[u8]) -> Option<usize> {
     let (low, rest) = delta.split_first()?;
     *delta = rest;
@@ -195,7 +195,7 @@ mod tests {
     const PAGE: usize = 4096;
     const PAGES: usize = 64;
 
-    /// A stream that comes in pieces of a size.
+    /// A stream that is received in pieces of a size.
     struct Pieces<'a>(&'a [u8], usize);
 
     impl ReadTransport for Pieces<'_> {
@@ -264,7 +264,7 @@ mod tests {
     ];
 
     proptest! {
-        /// Packets of a stream that goes on from one to the next, in any pieces, of pages that
+        /// Packets that are parts of one compressed stream, received in any pieces, of pages that
         /// can be compressed or not.
         #[test]
         fn a_stream_in_parts_is_the_pages_that_it_was_made_of(
@@ -331,7 +331,7 @@ mod tests {
             let part = Part { compression, len: 20 };
             let result = decoder().part(&mut stream, part, &block, &[0, 4096]);
             assert!(matches!(result, Err(ReceiveError::Truncated { at: 9, .. })), "{result:?}");
-            // Another one's bytes, or nobody's.
+            // Bytes that are not compressed data.
             for bytes in [[0x55; 64], [0; 64]] {
                 let mut input = &bytes[..];
                 let mut stream = StreamReader::untimed(&mut input);

@@ -1,14 +1,15 @@
-//! The destination of a migration: a parser that trusts nothing.
+//! The destination of a migration: a parser of an untrusted stream.
 //!
-//! It stands on `wire` for the stream, and on `pages` for where memory has contents.
+//! Uses `wire` for the stream, and `pages` to find populated memory.
 //!
-//! - `receiver`: what the destination is told, and its run; `received`: what came;
-//! - `sections`: the stream itself, with the records of RAM and the sections of devices;
-//! - `unknown_sections`: where a section ends that no device knows;
-//! - `multifd`: packets that come over several connections, and how these wait for each other;
-//! - `read_ahead`: many pages with one system call; `decode`, `zstd`: deltas and compressed pages;
-//! - `blocks`: the blocks that the stream has, and where their pages go;
-//! - `return_path`: what the source is answered.
+//! - `receiver`: the settings of the destination, and its run; `received`: the result;
+//! - `sections`: parses the stream, with the records of RAM and the sections of devices;
+//! - `unknown_sections`: finds the end of a section that no device is registered for;
+//! - `multifd`: receives packets on several connections, and syncs these;
+//! - `read_ahead`: reads many pages with one system call; `decode`, `zstd`: decodes deltas and
+//!   compressed pages;
+//! - `blocks`: the stream's blocks, and the memory that their pages are written to;
+//! - `return_path`: the messages to the source.
 
 mod blocks;
 mod decode;

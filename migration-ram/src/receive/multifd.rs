@@ -1,8 +1,8 @@
-//! Pages that come over several connections at once.
+//! Receives pages on several connections at once.
 //!
-//! A page may come on any channel, and again on another one in a later round. A sync
-//! keeps them apart: no connection goes past its nth sync before all have come to theirs,
-//! the stream with its zero pages among them.
+//! A page may be received on any channel, and again on another one in a later round. Syncs
+//! order the two: no connection continues after its nth sync before all connections have
+//! reached theirs, also the main stream, which carries the zero pages.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -21,30 +21,30 @@ use crate::wire::transport::ShutdownHandle;
 struct State {
     /// Connections that wait at the next sync.
     waiting: usize,
-    /// Syncs that all have passed.
+    /// Syncs that all connections have passed.
     syncs: u64,
-    /// Whether the stream has come to its last sync: behind that one channels may end.
+    /// Whether the stream has reached its last sync: channels may end after it.
     complete: bool,
-    /// Channels that have ended, and come to no sync any more.
+    /// Channels that have ended, and will reach no more syncs.
     ended: usize,
-    /// Bytes of the channels.
+    /// Bytes received on the channels.
     bytes: u64,
     failed: Option<ReceiveError>,
     over: bool,
 }
 
-/// What all connections of a migration share.
+/// The state that all connections of a migration share.
 pub(super) struct Shared<'a> {
     pub(super) blocks: Blocks<'a>,
-    /// Known before the first sync, and no page comes before that.
+    /// Set before the first sync; no page precedes that.
     pub(super) page: OnceLock<PageSize>,
     channels: usize,
     state: Mutex<State>,
     changed: Condvar,
-    /// Of the connection of the stream, and of the others.
+    /// Shut down the main stream's connection, and those of the channels.
     main_end: Option<ShutdownHandle>,
     channel_ends: Vec<ShutdownHandle>,
-    /// Of all connections.
+    /// The deadlines of all connections.
     clock: Arc<Clock>,
 }
 
@@ -73,19 +73,19 @@ impl<'a> Shared<'a> {
         self.channels > 0
     }
 
-    /// Waits until all connections have come here. An error if one of them failed or ended,
-    /// which says why itself.
+    /// Waits until all connections have reached this sync. An error if one of them failed, whose
+    /// own error has the reason, or ended.
     pub(super) fn sync(&self, at: u64) -> Result<(), ReceiveError> {
-        // Who comes to one more sync than the stream has waits for the stream's end.
+        // A channel with one more sync than the stream waits until the stream ends.
         self.wait(self.lock(), at, |state| state.over)
     }
 
-    /// As `sync`, for the stream; `last` if no page comes behind it.
+    /// As `sync`, for the stream; `last` if no page follows.
     pub(super) fn sync_all(&self, at: u64, last: bool) -> Result<(), ReceiveError> {
         let mut state = self.lock();
-        // Before the channels go on, which see by this that they may end.
+        // Set before the channels continue: it tells them that they may end.
         state.complete |= last;
-        // One that ends before it comes here would be waited for without end.
+        // A channel that has ended never reaches this sync: do not wait for it.
         self.wait(state, at, |state| state.over || state.ended > 0)
     }
 
@@ -112,8 +112,8 @@ impl<'a> Shared<'a> {
         Err(ReceiveError::Truncated { at, what: "a sync of the channels" })
     }
 
-    /// The first error is what the migration fails with. All connections are shut down, as
-    /// what they wait for may never come.
+    /// Fails the migration; the first error counts. Shuts all connections down: their peers may
+    /// never send what they wait for.
     fn fail(&self, error: ReceiveError) {
         let mut state = self.lock();
         if !state.over {
@@ -125,16 +125,16 @@ impl<'a> Shared<'a> {
         self.main_end.iter().for_each(ShutdownHandle::hang_up);
     }
 
-    /// Ends the channels: nothing more comes there that matters.
+    /// Ends the channels: the result no longer depends on their input.
     fn stop(&self) {
         self.lock().over = true;
         self.changed.notify_all();
-        // Not every connection can be shut down.
+        // Ends the waits of connections that cannot be shut down.
         self.clock.end();
         self.channel_ends.iter().for_each(ShutdownHandle::hang_up);
     }
 
-    /// Takes note of how the stream ended; no channel goes on after that.
+    /// Records the result of the main stream, and ends the channels.
     pub(super) fn finish<T>(&self, stream: Result<T, ReceiveError>) -> Option<T> {
         match stream {
             Ok(value) => {
@@ -150,7 +150,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// How it ended, when all threads have; and the bytes of the channels.
+    /// The result, after all threads have ended: the bytes of the channels, or the first error.
     pub(super) fn result(&self) -> Result<u64, ReceiveError> {
         let mut state = self.lock();
         state.failed.take().map_or(Ok(state.bytes), Err)
@@ -167,7 +167,7 @@ impl<'a> Shared<'a> {
         self.changed.notify_all();
         match result {
             Err(error) => self.fail(error),
-            // The stream may be silent for as long as it is open: nobody else would notice.
+            // Fail here: the main stream may stay open without another sync that detects this.
             Ok(()) if early => {
                 self.fail(ReceiveError::Truncated { at: stream.at(), what: "a channel" });
             }
@@ -204,7 +204,7 @@ impl<'a> Shared<'a> {
         let offsets = packet.pages.iter().chain(&packet.zero_pages);
         offsets.copied().try_for_each(|offset| block.check(at, offset, page))?;
         match packet.compressed {
-            // Of no pages it is a number of an earlier packet.
+            // Without pages the field still has the value of an earlier packet.
             Some(part) if !packet.pages.is_empty() => {
                 let decoder = decoder.get_or_insert_with(|| Decoder::new(page));
                 decoder.part(stream, part, &block, &packet.pages)?;
@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    /// The stream comes to a sync, and then a channel ends without having come there.
+    /// The stream waits at a sync, and then a channel ends without having reached it.
     fn a_channel_ends(last: bool, before: impl FnOnce(&Shared<'_>)) -> ReceiveError {
         let shared = Shared::new(Blocks::new(&[], None), 1, None, Vec::new(), Arc::default());
         before(&shared);

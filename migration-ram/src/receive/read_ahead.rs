@@ -1,15 +1,16 @@
-//! Reading pages of a stream straight to their places, many with one system call.
+//! Reads pages of a stream straight into guest memory, many with one system call.
 //!
-//! Each page of the stream has a record's head of eight bytes before it, so where a page goes
-//! is known only when it is there. Most pages come in long runs, though: behind a page at
-//! `offset` follows the one at `offset + page`. So the pages that follow are read as if they
-//! were those of the run, their heads into a list between them, and the heads are looked at
-//! afterwards. Where one is another, all from it on is taken back into the buffer.
+//! Each page of the stream follows a record's head of eight bytes, so the offset of a page is
+//! known only after its head was read. Most pages are in long runs, though: the page at `offset`
+//! is followed by the one at `offset + page`. So the reader guesses that the run goes on: it
+//! reads the following pages into the places of the run, their heads into a list between them,
+//! and checks the heads afterwards. From the first head that differs on, it moves all bytes back
+//! into the buffer.
 //!
-//! What was read to a wrong place has overwritten what stood there, so only pages are read
-//! ahead of whose contents nothing is lost: pages that no host memory was given to yet, which
-//! are given back, or any that this stream has not brought yet, if the caller says that the
-//! destination is fresh. Those are zero afterwards.
+//! A wrong guess has overwritten the memory at that place. So pages are read ahead only where no
+//! contents can be lost: into holes, which are discarded again, or, with
+//! `Receiver::discard_contents`, into any page that this stream has not sent yet, which is zeroed
+//! again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,48 +25,48 @@ use crate::wire::reader::{BUFFER, StreamReader};
 /// Bytes of a record's head.
 const HEAD: u64 = size_of::<Head>() as u64;
 type Head = [u8; 8];
-/// What is looked up at once, in bytes.
+/// Bytes that one lookup of holes covers at most.
 const WINDOW: u64 = 64 << 20;
 
-/// What may be read ahead.
+/// Decides which pages may be read ahead, and reads them.
 pub(super) struct ReadAhead {
-    /// Nothing that stood in the blocks before matters.
+    /// Whether the former contents of the blocks may be discarded.
     fresh: bool,
     block: Option<Arc<RamBlock>>,
-    /// Pages of the stream that it has brought, for each block.
-    brought: Vec<(Arc<RamBlock>, BitVec<u64>)>,
-    /// Where the block had host memory.
+    /// The pages of each block that were received from the stream.
+    received: Vec<(Arc<RamBlock>, BitVec<u64>)>,
+    /// The holes of the block.
     contents: Holes,
-    /// The end of the last page, and how many came in a row before it.
+    /// The end of the last page, and how many pages in a row it ended.
     end: u64,
-    streak: usize,
+    run_length: usize,
 }
 
 impl ReadAhead {
     pub(super) fn new(fresh: bool) -> Self {
-        let (block, brought, contents) = (None, Vec::new(), Holes::new(WINDOW));
-        Self { fresh, block, brought, contents, end: 0, streak: 0 }
+        let (block, received, contents) = (None, Vec::new(), Holes::new(WINDOW));
+        Self { fresh, block, received, contents, end: 0, run_length: 0 }
     }
 
-    /// Takes note of pages that the stream has brought.
-    pub(super) fn brought(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>, page: PageSize) {
+    /// Records pages that were received from the stream.
+    pub(super) fn received(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>, page: PageSize) {
         let pages = self.pages_of(block, page);
         let index = |bytes: u64| usize::try_from(page.count(bytes)).unwrap_or(usize::MAX);
         pages[index(bytes.start)..index(bytes.end)].fill(true);
     }
 
     fn pages_of(&mut self, block: &Arc<RamBlock>, page: PageSize) -> &mut BitVec<u64> {
-        let known = self.brought.iter().position(|(known, _)| Arc::ptr_eq(known, block));
+        let known = self.received.iter().position(|(known, _)| Arc::ptr_eq(known, block));
         let known = known.unwrap_or_else(|| {
             let pages = usize::try_from(page.count(block.len())).unwrap_or(usize::MAX);
-            self.brought.push((block.clone(), BitVec::repeat(false, pages)));
-            self.brought.len() - 1
+            self.received.push((block.clone(), BitVec::repeat(false, pages)));
+            self.received.len() - 1
         });
-        &mut self.brought[known].1
+        &mut self.received[known].1
     }
 
-    /// Reads the page at `offset`, whose head was read, and those that follow it as far as
-    /// they do; returns how many.
+    /// Reads the page at `offset`, whose head was read, and the pages of the same run that follow
+    /// it; returns how many pages it read.
     pub(super) fn read(
         &mut self,
         stream: &mut StreamReader<'_>,
@@ -76,14 +77,14 @@ impl ReadAhead {
     ) -> Result<u64, ReceiveError> {
         if !self.block.as_ref().is_some_and(|known| Arc::ptr_eq(known, block)) {
             self.block = Some(block.clone());
-            (self.end, self.streak) = (offset, 0);
+            (self.end, self.run_length) = (offset, 0);
         }
-        self.streak = if self.end == offset { self.streak + 1 } else { 0 };
+        self.run_length = if self.end == offset { self.run_length + 1 } else { 0 };
         self.end = offset;
         loop {
             let ahead = self.free(block, self.end + page.bytes(), page);
             let pages = 1 + match stream.buffered().len() as u64 {
-                // What is here already is copied: it costs least.
+                // A page that is buffered already is copied: cheaper than a system call.
                 buffered if buffered >= page.bytes() => 0,
                 _ => ahead,
             };
@@ -96,14 +97,15 @@ impl ReadAhead {
                 let run = Run { block, offset: start, page: page.bytes(), pages, flags };
                 let (read, goes_on) = run.read(stream)?;
                 self.take_back(block, &run, read)?;
-                self.streak += usize::try_from(read - 1).unwrap_or(0);
+                self.run_length += usize::try_from(read - 1).unwrap_or(0);
                 if read < pages {
-                    self.streak = 0;
+                    // The guess was wrong: read no pages ahead before a new run shows.
+                    self.run_length = 0;
                 }
                 (read, goes_on)
             };
             self.end = start + read * page.bytes();
-            self.brought(block, start..self.end, page);
+            self.received(block, start..self.end, page);
             if !goes_on {
                 return Ok(page.count(self.end - offset));
             }
@@ -113,11 +115,12 @@ impl ReadAhead {
     /// How many pages from `start` on can be read ahead.
     fn free(&mut self, block: &Arc<RamBlock>, start: u64, page: PageSize) -> usize {
         let wanted =
-            self.streak.min(BUFFER / usize::try_from(page.bytes() + HEAD).unwrap_or(1) - 1);
+            self.run_length.min(BUFFER / usize::try_from(page.bytes() + HEAD).unwrap_or(1) - 1);
         if wanted == 0 || start >= block.len() {
             return 0;
         }
-        // What was filled since it was looked up, this stream has brought.
+        // The cache may be stale, but only this stream fills the holes, and the pages that it has
+        // filled are in `received`, which is checked below.
         let end = match self.fresh {
             true => block.len(),
             false => self.contents.next(block, start, page.bytes()).start,
@@ -129,7 +132,7 @@ impl ReadAhead {
         pages[first..(first + most).min(pages.len())].leading_zeros()
     }
 
-    /// Gives back the pages that something else was read to.
+    /// Discards or zeroes the pages that were overwritten by a wrong guess.
     fn take_back(&self, block: &RamBlock, run: &Run<'_>, read: u64) -> Result<(), ReceiveError> {
         let wrong = run.offset + read * run.page..run.offset + run.pages * run.page;
         if wrong.is_empty() {
@@ -138,7 +141,7 @@ impl ReadAhead {
         let host = block.page_size();
         let len = wrong.end - wrong.start;
         let whole = host.is_aligned(wrong.start) && host.is_aligned(wrong.end);
-        // Of a huge page no part can be given back.
+        // A part of a huge page cannot be discarded.
         if self.fresh || !whole || block.discard(wrong.start, len).is_err() {
             block.zero(wrong.start, len)?;
         }
@@ -146,21 +149,22 @@ impl ReadAhead {
     }
 }
 
-/// Pages that may follow each other in the stream, each but the first behind its head. The
-/// head of whatever comes after them is read with them: to fetch it alone would bring what is
-/// behind it into the buffer.
+/// Pages that are expected to follow each other in the stream, each but the first after its head.
+/// The head after the last page is read with them: reading it later would read the bytes after
+/// it into the buffer, too.
 struct Run<'a> {
     block: &'a RamBlock,
     offset: u64,
     page: u64,
     pages: u64,
-    /// Of their heads.
+    /// The flags in their heads.
     flags: u64,
 }
 
 impl Run<'_> {
-    /// Reads until all are here or one is another; says how many are, and whether the next
-    /// one's head was consumed, too.
+    /// Reads until all pages are received, or a head differs from the expected one. Returns how
+    /// many pages belong to the run, and whether the head after them was consumed, as it
+    /// continues the run.
     fn read(&self, stream: &mut StreamReader<'_>) -> Result<(u64, bool), ReceiveError> {
         let step = self.page + HEAD;
         let all = self.pages * step;
@@ -170,7 +174,7 @@ impl Run<'_> {
             let mut list = ReceiveList::new();
             let first = usize::try_from(done / step).unwrap_or(0);
             for (n, head) in (0..self.pages).zip(&mut heads).skip(first) {
-                // Behind its page: the head of the next one.
+                // After its page: the head of the next one.
                 let from = done.saturating_sub(n * step);
                 let data = self.offset + n * self.page;
                 if from < self.page {
@@ -195,13 +199,13 @@ impl Run<'_> {
         Ok((self.pages, true))
     }
 
-    /// Whether it is the head of page `number` of the run, which the block has.
+    /// Whether `head` is that of page `number` of the run, and the page lies in the block.
     fn is_next(&self, number: u64, head: Head) -> bool {
         let offset = self.offset + number * self.page;
         offset + self.page <= self.block.len() && head == (offset | self.flags).to_be_bytes()
     }
 
-    /// Takes what was read from the head of page `first` on back into the buffer.
+    /// Moves all bytes from the head of page `first` on back into the buffer.
     fn unread(
         &self,
         stream: &mut StreamReader<'_>,

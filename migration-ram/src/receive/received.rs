@@ -1,19 +1,19 @@
-//! What a stream brought, for the caller.
+//! The result of receiving a stream.
 
 use crate::devices::section_info::SectionInfo;
 
-/// What a stream brought.
+/// The result of receiving a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Received {
-    /// The name of the machine that sent it.
+    /// The source machine's name.
     pub machine: String,
     /// Bytes of a page of the stream.
     pub page_size: u64,
-    /// Pages of the stream that came with their bytes, compressed or not.
+    /// Pages of the stream with contents, compressed or not.
     pub pages: u64,
-    /// Pages of the stream that came as zeros.
+    /// Zero pages of the stream.
     pub zero_pages: u64,
-    /// Pages of the stream that came as what had changed of them since they came last.
+    /// Pages of the stream that were XBZRLE deltas.
     pub delta_pages: u64,
     /// Bytes of the stream, on all connections.
     pub bytes: u64,
@@ -21,7 +21,7 @@ pub struct Received {
     pub blocks: Vec<BlockInfo>,
     /// The sections of devices, in the stream's order.
     pub sections: Vec<SectionInfo>,
-    /// What the sender says of its devices' sections: JSON, usually.
+    /// The source's description of its devices' sections (QEMU: vmdesc), usually JSON.
     pub description: Vec<u8>,
 }
 
@@ -30,12 +30,12 @@ pub struct Received {
 pub struct BlockInfo {
     /// Its id.
     pub id: String,
-    /// Its length in bytes; 0 if the stream did not say.
+    /// Its length in bytes; 0 if the stream did not announce it.
     pub len: u64,
-    /// Pages of the stream that came with their bytes, compressed or not.
+    /// Pages of the stream with contents, compressed or not.
     pub pages: u64,
-    /// Pages of the stream that came as zeros.
+    /// Zero pages of the stream.
     pub zero_pages: u64,
-    /// Pages of the stream that came as what had changed of them since they came last.
+    /// Pages of the stream that were XBZRLE deltas.
     pub delta_pages: u64,
 }

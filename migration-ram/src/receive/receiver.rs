@@ -1,4 +1,4 @@
-//! What the destination of a migration is told, and its run.
+//! The settings of the destination, and its run.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use crate::wire::transport::{IncomingChannels, ReadTransport};
 
 /// The destination of a migration.
 ///
-/// Takes what QEMU's precopy sends: pages, zeros, XBZRLE deltas, pages and packets of channels
-/// that are compressed by zlib (`compress` of QEMU before 9.1, `multifd-compression`), and with
-/// the feature `zstd`, whose library is in C, packets that are compressed by zstd. What else
-/// changes the stream is refused: postcopy, `mapped-ram`, `x-ignore-shared`, other compression,
-/// sections without footers (machines before `pc-2.4`), channels with pages of other than 4 KiB.
-/// A source with `switchover-ack` has to be
+/// Accepts the streams of QEMU's precopy: pages, zero pages, XBZRLE deltas, pages and packets of
+/// channels that are compressed by zlib (`compress` of QEMU before 9.1, `multifd-compression`),
+/// and with the feature `zstd`, whose library is in C, packets that are compressed by zstd.
+/// Everything else that changes the stream is refused: postcopy, `mapped-ram`,
+/// `x-ignore-shared`, other compression, sections without footers (machines before `pc-2.4`),
+/// channels with pages of other than 4 KiB. A source with `switchover-ack` has to be
 /// [acknowledged](Receiver::acknowledge_switchover).
 ///
 /// # Example
 ///
-/// Looking at a stream of anybody's:
+/// Inspecting any stream:
 ///
 /// ```
 /// use migration_ram::{BlockTarget, Receiver};
@@ -63,7 +63,7 @@ impl fmt::Debug for Receiver<'_> {
 }
 
 impl<'a> Receiver<'a> {
-    /// Receives into `blocks`, which are told by their ids. The stream must have all of them
+    /// Receives into `blocks`, which are found by their ids. The stream must have all of them
     /// and no others, with their lengths.
     pub fn new(blocks: &[Arc<RamBlock>]) -> Self {
         Self {
@@ -76,9 +76,8 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// `by` decides about every block that is not among those given: it gets the id and the
-    /// length in bytes (0 if the stream does not say), which are the stream's word: anything
-    /// may stand there.
+    /// Calls `by` for every block of the stream that is not among those given, with its id and its
+    /// length in bytes (0 if the stream did not announce it). Both are untrusted.
     pub fn on_unknown_block(
         mut self,
         by: impl FnMut(&str, u64) -> BlockTarget + Send + 'a,
@@ -87,72 +86,73 @@ impl<'a> Receiver<'a> {
         self
     }
 
-    /// The device's state is in the stream.
+    /// Adds a device, whose state must be in the stream.
     pub fn device(mut self, device: Arc<dyn Device>) -> Self {
         self.devices.0.push(device);
         self
     }
 
-    /// Sections of devices that are not here are kept as they came, instead of refused: for a
-    /// stream of QEMU's of which RAM is wanted, or that is sent on. They may stand before, between
-    /// and behind the sections of RAM, and have parts as RAM's has.
+    /// Keeps the bytes of unknown sections, those of devices that are not registered here, instead
+    /// of refusing them: to receive only the RAM of a QEMU stream, or to relay it. They may
+    /// precede and follow the sections of RAM, also between two of its parts, and be iterable as
+    /// RAM's.
     ///
-    /// Where such a section ends is told from its footer and what follows that. 256 MiB of their
-    /// bytes are kept in memory at most; of what exceeds them only lengths are.
+    /// The end of such a section is found by its footer and the bytes after that. At most 256 MiB
+    /// of their bytes are kept in memory; of further sections only the lengths.
     pub fn keep_unknown_sections(mut self, keep: bool) -> Self {
         self.settings.keep_unknown = keep;
         self
     }
 
-    /// Nothing that stands in the blocks now matters: pages that the stream does not bring are
-    /// zero afterwards, or as they were.
+    /// Allows the receiver to discard the present contents of the blocks: pages that the stream
+    /// does not send are then either zero or unchanged.
     ///
-    /// This makes receiving into populated memory faster, by reading many pages at a time to
-    /// where they will most likely belong; into memory that was never touched it is always
-    /// done.
+    /// This makes receiving into populated memory faster, as the receiver can read many pages
+    /// with one system call before it knows their offsets; into memory that was never touched it
+    /// always does so.
     pub fn discard_contents(mut self, fresh: bool) -> Self {
         self.settings.fresh = fresh;
         self
     }
 
-    /// Whether a description may follow the stream's end, as it does unless said otherwise. A
-    /// source that sends none (QEMU with `suppress-vmdesc=on`) and keeps the connection open is
-    /// waited for, as nothing in the stream tells that nothing follows: for a second, or as
-    /// [`Deadlines::description`] says. One that is there already is taken in any case.
+    /// Whether a description (vmdesc) may follow the stream's end; true by default. The stream does
+    /// not say whether one follows: if the source sends none (QEMU with `suppress-vmdesc=on`) and
+    /// keeps the connection open, the receiver waits for it, for a second or as set by
+    /// [`Deadlines::description`]. One that was received already is accepted in any case.
     ///
-    /// Where none follows, an unknown section whose state holds its own footer and a zero behind
-    /// it looks like the stream's end: RAM is whole, but that state, and what came after it, is
+    /// With `false`, an unknown section whose state contains its own footer followed by a zero
+    /// looks like the stream's end: RAM is complete, but that state, and everything after it, is
     /// not kept. Relay streams with a description.
     pub fn expect_vmdesc(mut self, follows: bool) -> Self {
         self.settings.is_described = follows;
         self
     }
 
-    /// How long the sender is waited for: as [`Deadlines::default`] says unless this is called.
+    /// How long the receiver waits for the source; [`Deadlines::default`] by default.
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
         self.deadlines = deadlines;
         self
     }
 
-    /// Whether a source that opens a way for answers is told at once that it may switch over:
-    /// one with `switchover-ack` (QEMU from 8.1 on) sends memory until it is. Others need no
-    /// such answer, and older ones do not know it.
+    /// Whether to send MIG_RP_MSG_SWITCHOVER_ACK as soon as the source opens the return path: a
+    /// source with `switchover-ack` (QEMU from 8.1 on) sends memory until it receives that. Other
+    /// sources do not need it, and older ones do not know it.
     pub fn acknowledge_switchover(mut self, acknowledge: bool) -> Self {
         self.acknowledges = acknowledge;
         self
     }
 
-    /// Reads a whole stream: RAM into the blocks as it comes, then the devices' states,
-    /// which are handed out when everything has come.
+    /// Reads a whole stream: pages are written into the blocks as they are received; the devices
+    /// are restored after the whole stream was received.
     ///
-    /// Pages that come as zeros are not written where they are zero already, so memory that
-    /// nobody touched stays untouched. Returns after the end of the stream, of which nothing
-    /// more is read; up to 256 KiB may have been taken beyond it. If the sender asks for
-    /// answers and there is a way for them, it is told last whether all went well.
+    /// Zero pages are not written where memory is zero already, so untouched memory stays
+    /// untouched. Returns after the end of the stream; up to 256 KiB beyond it may have been read.
+    /// If the source opens the return path and there is a connection for it, the last message to
+    /// the source (MIG_RP_MSG_SHUT) says whether this succeeded.
     ///
     /// # Errors
     ///
-    /// [`ReceiveError`] with the place in the stream. The blocks then hold a part of it,
+    /// [`ReceiveError`] with the offset in the stream. The blocks then hold only a part of it,
     /// and the machine must not be started.
     pub fn run<'c>(self, from: impl Into<IncomingChannels<'c>>) -> Result<Received, ReceiveError> {
         let IncomingChannels { inputs, back } = from.into();
@@ -183,9 +183,9 @@ impl<'a> Receiver<'a> {
             shared.finish(parser.run(answers))
         });
         let channel_bytes = shared.result()?;
-        let (mut received, states) = came.unwrap_or_default(); // or there was an error
+        let (mut received, states) = came.unwrap_or_default(); // `None` only with an error, above
         received.bytes += channel_bytes;
-        // Everything has come: from here on only a device can say no.
+        // The whole stream was received: from here on only a device's `restore` can fail.
         for (device, version, state) in states {
             let failed = |source| ReceiveError::Device {
                 name: device.name().to_owned(),
@@ -198,7 +198,7 @@ impl<'a> Receiver<'a> {
     }
 }
 
-/// Tells the stream from the channels.
+/// Tells the main stream from the channels, by their magic numbers.
 fn classify<'a>(
     inputs: Vec<&'a mut dyn ReadTransport>,
     clock: &Arc<Clock>,
@@ -226,7 +226,7 @@ fn classify<'a>(
     Ok((main, channels))
 }
 
-/// Reads a migration stream of RAM alone from `input` into `blocks`: short for
+/// Reads a migration stream without devices from `input` into `blocks`: short for
 /// [`Receiver::run`].
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! What the receiver answers, in QEMU's return path.
+//! Writes the messages of QEMU's return path.
 
 use std::io;
 use std::time::Duration;
@@ -7,11 +7,11 @@ use crate::error::ReceiveError;
 use crate::wire::format::{MIG_RP_MSG_PONG, MIG_RP_MSG_SHUT, MIG_RP_MSG_SWITCHOVER_ACK};
 use crate::wire::transport::WriteTransport;
 
-/// What the sender is told, if it asked.
+/// The return path to the source, if that opens it.
 pub(super) struct Answers<'a> {
     pub(super) back: Option<&'a mut dyn WriteTransport>,
     pub(super) acknowledges: bool,
-    /// How long the sender may take nothing.
+    /// How long a message may be blocked because the source does not read.
     pub(super) limit: Option<Duration>,
     pub(super) asked: bool,
 }
@@ -24,12 +24,12 @@ impl Answers<'_> {
         list.push_copied(&kind.to_be_bytes());
         list.push_copied(&len.to_be_bytes());
         list.push_copied(value);
-        // A few bytes: they go out at once if any do.
+        // A message is a few bytes: if there is room for any, there is room for all.
         if let Some(limit) = self.limit {
             let takes =
                 back.wait_for_room(limit).map_err(|source| ReceiveError::ReturnPath { source })?;
             if !takes {
-                let text = format!("It took nothing for {limit:.1?}");
+                let text = format!("The source read nothing for {limit:.1?}");
                 let source = io::Error::new(io::ErrorKind::TimedOut, text);
                 return Err(ReceiveError::ReturnPath { source });
             }
@@ -37,7 +37,7 @@ impl Answers<'_> {
         back.send(&mut list).map_err(|error| ReceiveError::ReturnPath { source: error.into() })
     }
 
-    /// The sender asks for answers.
+    /// The source opens the return path (MIG_CMD_OPEN_RETURN_PATH).
     pub(super) fn open(&mut self) -> Result<(), ReceiveError> {
         self.asked = true;
         if self.acknowledges { self.send(MIG_RP_MSG_SWITCHOVER_ACK, &[]) } else { Ok(()) }

@@ -1,4 +1,4 @@
-//! The stream itself: its beginning, sections, commands and end.
+//! Parses the stream: its beginning, sections, commands and end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use crate::wire::reader::StreamReader;
 mod devices;
 mod records;
 
-/// A device's state that has come, with its version.
+/// A device's state that was received, with its version.
 pub(super) type State = (Arc<dyn Device>, u32, Vec<u8>);
 
-/// What a receiver is told of the stream.
+/// The receiver's settings for the parser.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
     pub(super) keep_unknown: bool,
@@ -31,14 +31,15 @@ pub(super) struct Settings {
     pub(super) fresh: bool,
 }
 
-/// When the stream waits for the channels.
+/// Where the receiver waits for all channels.
 #[derive(Clone, Copy, PartialEq)]
 enum SyncAt {
     /// Not known yet.
     Unknown,
-    /// At each end of a section of RAM: QEMU before 8.1, and we.
+    /// At the end of each section of RAM: QEMU before 8.1, and this crate's source with
+    /// `multifd_flush_after_each_section`.
     SectionEnd,
-    /// Where a record says so.
+    /// At each RAM_SAVE_FLAG_MULTIFD_FLUSH record.
     Flush,
 }
 
@@ -54,21 +55,21 @@ pub(super) struct Sections<'p, 's, 'a> {
     /// The block of the last record.
     block: Option<Arc<Block>>,
     populated: Populated,
-    /// Once it is needed.
+    /// Created when it is first needed.
     decoder: Option<Decoder>,
     ahead: ReadAhead,
     sync_at: SyncAt,
-    /// RAM's last section has come.
+    /// Whether RAM's last section was received.
     complete: bool,
     states: Vec<State>,
-    /// Sections that are not known and have not ended: their places in `received`.
+    /// Unknown iterable sections that have not ended: their indices in `received`, by number.
     unknown: HashMap<u32, usize>,
     kept: Kept,
     received: Received,
 }
 
 impl<'p, 's, 'a> Sections<'p, 's, 'a> {
-    /// A stream whose magic number was read.
+    /// A parser of `stream`, whose magic number was read.
     pub(super) fn new(
         stream: &'p mut StreamReader<'s>,
         shared: &'p Shared<'a>,
@@ -97,7 +98,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         }
     }
 
-    /// Reads it to its end.
+    /// Reads the stream to its end.
     pub(super) fn run(
         mut self,
         answers: &mut Answers<'_>,
@@ -114,7 +115,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
             let (at, found) = (self.stream.at(), self.page.bytes());
             return Err(ReceiveError::Unsupported { at, what: "page size of channels", found });
         }
-        // Nobody else sets it.
+        // Only this sets it, so it cannot fail.
         let _ = self.shared.page.set(self.page);
         loop {
             let at = self.stream.at() - 1;
@@ -170,7 +171,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         }
     }
 
-    /// The sender's configuration; returns the kind of the part that follows it.
+    /// Reads the configuration; returns the kind of the part that follows it.
     fn configuration(&mut self) -> Result<u8, ReceiveError> {
         let len = self.stream.u32("the machine's name")?;
         self.received.machine = self.stream.text(len, MAX_MACHINE_NAME, "the machine's name")?;
@@ -186,7 +187,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
                 PAGE_BITS => self.page_bits()?,
                 UUID => self.stream.skip(16, "the machine's UUID")?,
                 CAPABILITIES => {
-                    // Those that are named here change the stream.
+                    // Only capabilities that change the stream are listed here.
                     if self.stream.u32("the number of capabilities")? > 0 {
                         let at = self.stream.at();
                         let name = self.stream.name("a capability's name")?;
@@ -202,7 +203,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         let at = self.stream.at();
         let bits = self.stream.u32("the page size")?;
         // Flags share a word with offsets, so pages have 4 KiB at least; no target
-        // has more than 64 KiB. A page is what a record of 9 bytes can cost.
+        // has more than 64 KiB. A record of 9 bytes makes the receiver write one page.
         let size = 1u64.checked_shl(bits).filter(|_| (12..=16).contains(&bits));
         self.page = size
             .and_then(|size| PageSize::new(size).ok())
@@ -269,7 +270,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
                 answers.pong(value)?;
             }
             (MIG_CMD_SWITCHOVER_START, 0) => {}
-            (MIG_CMD_POSTCOPY_ADVISE, 0) => {} // of a source that does not send RAM
+            (MIG_CMD_POSTCOPY_ADVISE, 0) => {} // from a source that does not send RAM
             (MIG_CMD_POSTCOPY_ADVISE, 16) => self.postcopy_advise()?,
             (
                 MIG_CMD_OPEN_RETURN_PATH
@@ -294,8 +295,9 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         Ok(())
     }
 
-    /// What a source says that may turn to postcopy: all page sizes of its blocks, OR-ed, and the
-    /// stream's. Blocks of other pages would say theirs in the list of blocks.
+    /// MIG_CMD_POSTCOPY_ADVISE, from a source that may switch to postcopy: the page sizes of its
+    /// blocks, OR-ed, and the stream's. Both must be the stream's: with blocks of other page sizes
+    /// the block list would have another format.
     fn postcopy_advise(&mut self) -> Result<(), ReceiveError> {
         for what in ["the page sizes of postcopy", "the page size of postcopy"] {
             let at = self.stream.at();
@@ -305,15 +307,16 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         Ok(())
     }
 
-    /// Whether something follows the end before a description is waited for no longer.
+    /// Waits for bytes after the end, until the deadline for a description; returns whether there
+    /// are any.
     fn something_follows(&mut self) -> Result<bool, ReceiveError> {
         let comes = !self.stream.buffered().is_empty() || self.stream.description_comes()?;
         Ok(comes && !self.stream.is_at_end("the description")?)
     }
 
-    /// What follows the end: a description for people, which may be missing.
+    /// Reads the description (vmdesc) after the end, which may be missing.
     fn description(&mut self) -> Result<(), ReceiveError> {
-        // One that is there is taken, whatever was expected.
+        // One that was received already is accepted, whatever was expected.
         let is_there = self.stream.buffered().first() == Some(&VMDESC);
         let follows = is_there || (self.is_described && self.something_follows()?);
         if !follows {

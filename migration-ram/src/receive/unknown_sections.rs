@@ -1,17 +1,17 @@
-//! The sections of devices that are not known here.
+//! Finds the end of unknown sections: those of devices that are not registered here.
 //!
-//! The stream has no lengths for them. What ends one is its footer, if something follows that
-//! can stand behind a footer: the head of another section, a part of one that has begun, a
-//! command, or the end of the stream, which a description follows, or nothing. Footers of five
-//! bytes within a state are told from real ones by that.
+//! The stream has no lengths for sections. A section ends at its footer, five bytes that a state
+//! may contain by chance. So a footer counts only if it is followed by something that may follow
+//! a section: the head of another section, a part of an iterable one, a command, or the end of
+//! the stream, followed by a description or nothing.
 
 use crate::error::ReceiveError;
 use crate::wire::format::*;
 use crate::wire::reader::StreamReader;
 
-/// The most bytes that are kept of all unknown sections.
-const MOST: u64 = 256 << 20;
-/// Bytes that a part takes beside its own.
+/// The most bytes that are kept, of all unknown sections together.
+const MAX_KEPT: u64 = 256 << 20;
+/// Bytes that a part costs in addition to its contents.
 const PART_COST: u64 = 16;
 /// Bytes of a footer: its mark and the section's number.
 const FOOTER_LEN: usize = 5;
@@ -19,28 +19,28 @@ const WHAT: &str = "the end of an unknown section";
 
 /// What may follow a section.
 pub(super) struct Follows<'a> {
-    /// Whether a section of this number has begun and may have more parts.
+    /// Whether an iterable section of this number has begun and not ended.
     pub(super) has_parts: &'a dyn Fn(u32) -> bool,
-    /// Whether the stream may end rightly: RAM has come.
+    /// Whether the stream may end: RAM is complete.
     pub(super) may_end: bool,
-    /// Whether a description is waited for behind the end.
+    /// Whether to wait for a description after the end.
     pub(super) is_described: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Verdict {
-    /// A part of the stream, or its end.
+    /// Another part of the stream, or its end: the footer is real.
     Part,
-    /// Neither.
+    /// Neither: the footer belongs to the state.
     No,
-    /// Not to be told before more has come.
+    /// Undecided: more bytes are needed.
     More,
-    /// The end, if nothing follows.
+    /// The end of the stream, if nothing follows.
     End,
 }
 
 impl Follows<'_> {
-    /// What stands behind something that looks like a footer.
+    /// Judges the bytes after something that looks like a footer.
     fn judge(&self, after: &[u8]) -> Verdict {
         let number = |at: usize| {
             let bytes = after.get(at..at + 4)?;
@@ -62,7 +62,7 @@ impl Follows<'_> {
                 (Some(&VMDESC), Some(0), _) => Verdict::Part,
                 (Some(&VMDESC), Some(len), _) if u64::from(len) > MAX_DESCRIPTION => Verdict::No,
                 (Some(&VMDESC), Some(_), text) => either(text.map(|byte| *byte == b'{')),
-                // What else is on the connection is none of the stream's.
+                // The stream ends here; further bytes on the connection do not belong to it.
                 _ if self.may_end && !self.is_described => Verdict::Part,
                 _ => Verdict::No,
             },
@@ -71,7 +71,7 @@ impl Follows<'_> {
     }
 }
 
-/// Whether a section's head begins with these bytes, behind its kind; `None` if it may.
+/// Whether these bytes, after the kind, begin a section's head; `None` if more are needed.
 fn is_head(bytes: &[u8]) -> Option<bool> {
     let len = usize::from(*bytes.get(4)?);
     let name = bytes.get(5..5 + len)?;
@@ -91,16 +91,17 @@ fn is_command(word: u32) -> bool {
     )
 }
 
-/// What was kept of all unknown sections so far.
+/// Bytes kept of all unknown sections so far.
 #[derive(Default)]
 pub(super) struct Kept(u64);
 
 /// The bytes of a section, or of a part of one, without head and footer.
 pub(super) struct Body {
     pub(super) len: u64,
-    /// `None` if there would be too many kept.
+    /// `None` if they would exceed `MAX_KEPT`.
     pub(super) bytes: Option<Vec<u8>>,
-    /// The stream's end follows, and nothing behind that: it was waited for.
+    /// Whether the stream's end follows, and nothing after it: the deadline for a description was
+    /// waited for.
     pub(super) is_last: bool,
 }
 
@@ -108,7 +109,7 @@ impl Body {
     /// Consumes the next `count` bytes of the stream.
     fn take(&mut self, stream: &mut StreamReader<'_>, count: usize, kept: &mut Kept) {
         if let Some(bytes) = &mut self.bytes {
-            if kept.0 + bytes.len() as u64 + PART_COST + count as u64 <= MOST {
+            if kept.0 + bytes.len() as u64 + PART_COST + count as u64 <= MAX_KEPT {
                 bytes.extend_from_slice(&stream.buffered()[..count]);
             } else {
                 self.bytes = None;
@@ -120,7 +121,7 @@ impl Body {
 }
 
 impl Kept {
-    /// Reads what follows the head of a section, or of a part of one, up to its footer and that.
+    /// Reads a section, or a part of one, after its head, up to and including its footer.
     pub(super) fn body(
         &mut self,
         stream: &mut StreamReader<'_>,
@@ -134,7 +135,7 @@ impl Kept {
         loop {
             let rest = &stream.buffered()[scanned..];
             let Some(found) = rest.windows(FOOTER_LEN).position(|bytes| bytes == footer) else {
-                // A footer may have begun.
+                // The last bytes may be the first ones of a footer: keep them in the buffer.
                 let count = stream.buffered().len().saturating_sub(FOOTER_LEN - 1);
                 body.take(stream, count, self);
                 scanned = 0;
@@ -147,11 +148,12 @@ impl Kept {
             let mut at = scanned + found;
             let mut verdict = follows.judge(&stream.buffered()[at + FOOTER_LEN..]);
             if matches!(verdict, Verdict::More | Verdict::End) {
-                // Room for what is to come.
+                // Move the bytes before the footer out of the buffer, to make room for more.
                 body.take(stream, at, self);
                 (at, scanned) = (0, 0);
                 let ends = verdict == Verdict::End;
-                // Without all of RAM it is an end, and an error, only if the connection ends.
+                // At the stream's end wait only for a description. But if RAM is not complete, a
+                // zero byte is the end, and an error, only if the connection ends.
                 let waits = !ends
                     || !follows.may_end
                     || follows.is_described && stream.description_comes()?;
@@ -164,7 +166,7 @@ impl Kept {
             if verdict == Verdict::Part {
                 body.take(stream, at, self);
                 stream.consume(FOOTER_LEN);
-                // A part of no bytes is not free either.
+                // Counts the cost of each part, so that empty ones are limited, too.
                 self.0 += body.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64 + PART_COST);
                 return Ok(body);
             }

@@ -1,18 +1,18 @@
-//! A stream that is compressed by zstd.
+//! Decompresses a channel's zstd stream.
 
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
-/// The largest window that QEMU's highest level of compression, 20, uses: 32 MiB. As much is
-/// what a channel can have allocated.
+/// The largest window of QEMU's highest compression level, 20: 32 MiB. It bounds the memory that
+/// a stream can make each channel allocate.
 const WINDOW_LOG: u32 = 25;
 
-/// Decompresses a stream in parts; made with the first of them.
+/// Decompresses a stream in parts; the decoder is created at the first one.
 #[derive(Default)]
 pub(super) struct Zstd(Option<Decoder<'static>>);
 
 impl Zstd {
-    /// Decompresses what it can; says how many bytes it took and how many came. `None` if the
-    /// bytes make no sense, or ask for too large a window.
+    /// Decompresses as much as fits; returns how many bytes it consumed and produced. `None` if
+    /// the input is malformed, or needs too large a window.
     pub(super) fn step(&mut self, input: &[u8], out: &mut [u8]) -> Option<(usize, usize)> {
         let decoder = match &mut self.0 {
             Some(decoder) => decoder,

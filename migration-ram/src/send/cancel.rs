@@ -1,30 +1,30 @@
-//! The end of a migration on request.
+//! Cancels a migration.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::SendError;
 use crate::wire::transport::ShutdownHandle;
 
-/// Ends a migration from another thread, or from its observer.
+/// Cancels a migration from another thread, or from its observer.
 ///
-/// A clone of it ends the same migration.
+/// A clone cancels the same migration.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<Mutex<Asked>>);
 
 #[derive(Debug, Default)]
 struct Asked {
     end: bool,
-    /// Of the connections of the migration under way.
+    /// The connections of the migration under way.
     hang_ups: Vec<ShutdownHandle>,
 }
 
 impl Cancel {
     /// The migration under way, or else the next one, ends with [`SendError::Cancelled`],
-    /// unless it completes first. Once everything was sent, it ends with
-    /// [`SendError::NoAck`]: the destination may have all of it.
+    /// unless it completes first. If everything was sent already, it ends with
+    /// [`SendError::NoAck`]: the destination may have received all of it.
     ///
-    /// Its sockets are shut down, so it does not wait for a receiver that takes nothing;
-    /// with other outputs it ends when the transfer under way does.
+    /// Its sockets are shut down, so that it does not wait for a receiver that stopped reading;
+    /// with other transports it ends when the transfer under way does.
     pub fn cancel(&self) {
         let mut asked = self.lock();
         asked.end = true;
@@ -35,26 +35,27 @@ impl Cancel {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A migration begins, over these connections.
+    /// A migration begins; `hang_ups` are its connections.
     pub(crate) fn begin(&self, hang_ups: Vec<ShutdownHandle>) {
         self.lock().hang_ups = hang_ups;
     }
 
-    /// A migration is over; the error is that of a cancel, if there was one.
+    /// A migration is over. If it failed and was cancelled, the error is `Cancelled`.
     pub(crate) fn end<T>(&self, result: Result<T, SendError>) -> Result<T, SendError> {
         let mut asked = self.lock();
         asked.hang_ups.clear();
-        // One that has completed was asked too late. Whoever asked has an answer.
+        // Reset in any case: a request that came too late must not cancel the next migration.
         let cancelled = std::mem::take(&mut asked.end);
         result.map_err(|error| match error {
-            // All was sent: whether the destination has it is not known, whoever asked for what.
+            // All was sent: the destination may have everything, so even a cancelled migration
+            // must report this.
             SendError::NoAck { .. } | SendError::ReturnPath { .. } => error,
             _ if cancelled => SendError::Cancelled,
             error => error,
         })
     }
 
-    /// An error if somebody asked for the end.
+    /// An error if `cancel` was called.
     pub(crate) fn check(&self) -> Result<(), SendError> {
         if self.lock().end { Err(SendError::Cancelled) } else { Ok(()) }
     }

@@ -1,4 +1,4 @@
-//! The sections of devices, and what is said of them at the end of the stream.
+//! The sections of devices, and their description at the end of the stream (QEMU: vmdesc).
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::wire::format::{SECTION_END, SECTION_FULL, SECTION_PART, SECTION_START
 use crate::wire::writer::SendStream;
 
 impl Devices {
-    /// Encodes a section for each device, numbered from `first` on, and then `sections` that
-    /// were kept; describes them in the manner of QEMU.
+    /// Encodes a section for each device, numbered from `first` on, and then those of `sections`
+    /// that follow RAM; returns their description in JSON, in the form of QEMU's.
     pub(super) fn encode(
         &self,
         stream: &mut SendStream<'_>,
@@ -60,14 +60,15 @@ impl Devices {
     }
 }
 
-/// Encodes those of `sections` whose place is before RAM, numbered from `first` on.
+/// Encodes those of `sections` that precede RAM, numbered from `first` on.
 pub(super) fn encode_first(stream: &mut SendStream<'_>, first: u32, sections: &[Arc<SectionInfo>]) {
     for (section, id) in sections.iter().filter(|section| goes_first(section)).zip(first..) {
         encode_kept(stream, section, id);
     }
 }
 
-/// Whether a section's place is before RAM: what is whole there, RAM may depend on.
+/// Whether a section precedes RAM: loading RAM may depend on a full section that was sent before
+/// it.
 fn goes_first(section: &SectionInfo) -> bool {
     section.early && !section.iterable
 }

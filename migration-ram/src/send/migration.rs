@@ -20,18 +20,17 @@ impl Precopy {
     /// Sends the machine's RAM while it runs, then calls `pause` and sends the rest, and the
     /// devices. `observe` is called after each round, and ten times a second in between.
     ///
-    /// `pause` stops everything that writes guest memory and returns a guard that
-    /// keeps it so, and lets it go on when dropped.
+    /// `pause` stops everything that writes guest memory: vCPUs and devices. It returns a guard;
+    /// dropping the guard resumes them.
     ///
     /// # Errors
     ///
-    /// [`SendError`], also if another migration of this map is under way; the log is off
-    /// again then, the guard of a pause is dropped, and a second try can be made over new
-    /// connections. Whether the destination has everything is for it to say: see
-    /// [`OutgoingChannels::return_path`]. If its answer is lost ([`SendError::NoAck`]) or makes no
-    /// sense ([`SendError::ReturnPath`]), it may have everything all the same: it must not start
-    /// before it
-    /// is told that this has succeeded.
+    /// [`SendError`], also if another migration of this map is under way. After an error the log
+    /// is off, the guard of `pause` is dropped, and the caller may try again over new
+    /// connections. Only the destination can tell whether it has received everything: see
+    /// [`OutgoingChannels::return_path`]. If its acknowledgement is lost ([`SendError::NoAck`]) or
+    /// malformed ([`SendError::ReturnPath`]), it may have received everything all the same: it
+    /// must not resume the machine before it is told that this call has succeeded.
     pub fn run<'c, P>(
         &self,
         to: impl Into<OutgoingChannels<'c>>,
@@ -41,9 +40,9 @@ impl Precopy {
         let begin = Instant::now();
         let OutgoingChannels { main, channels, back } = to.into();
         self.check(channels.len())?;
-        // On before the first page is read: what is written from now on comes again.
-        // Off again when this ends, however it ends. Whoever does not get it does not get
-        // hold of the cancel either, which is that of the migration under way.
+        // The log is on before the first page is read: pages written from now on are sent again.
+        // Dropping the claim switches it off, on errors too. Claim before `cancel.begin`: if
+        // another migration is under way, the claim fails and its `cancel` is left alone.
         let logging = self.memory.claim_global_log(DirtyClient::MIGRATION)?;
         let channel_ends: Vec<_> = channels.iter().filter_map(|to| to.hang_up()).collect();
         let back_end = back.as_ref().and_then(|back| back.hang_up());
@@ -55,7 +54,7 @@ impl Precopy {
             let watch = watch.clone();
             Watched { output, connection, watch }
         };
-        // Each transfer is watched, whoever makes it.
+        // All transfers, also those of the channels' threads, count for the idle deadline.
         let mut channels: Vec<_> = (1..).zip(channels).map(watched).collect();
         let channels =
             channels.iter_mut().map(|channel| channel as &mut dyn WriteTransport).collect();
@@ -70,7 +69,7 @@ impl Precopy {
         self.cancel.end(migrated.map_err(|error| watch.explain(error)))
     }
 
-    #[allow(clippy::too_many_arguments)] // what `run` has, taken apart
+    #[allow(clippy::too_many_arguments)] // the arguments of `run`, and its connections
     fn send<P>(
         &self,
         begin: Instant,

@@ -1,15 +1,16 @@
 //! The source of a migration, which writes the stream.
 //!
-//! It stands on `wire` for the stream, on `pages` for what is still to be sent, and on
-//! `converge` for how much to slow a guest down.
+//! Uses `wire` for the stream, `pages` for the send bitmap, and `converge` to decide how much to
+//! slow the guest down.
 //!
 //! - `migration`: the run of a migration: its claim of the log, its connections and its threads;
-//! - `precopy`: the algorithm: sync, rounds, pause, the rest;
-//! - `settings`: what the source is told, and whether that can be done;
-//! - `pages`: which pages go out next, and how; `multifd`: over several connections;
+//! - `precopy`: the algorithm: sync, rounds, pause, last round;
+//! - `settings`: the settings of a migration, and their checks;
+//! - `pages`: selects and encodes pages; `multifd`: sends them over several connections;
 //! - `devices`: the sections of devices;
-//! - `throttling`: what slows the guest down; `rate_limit`: what slows the source down;
-//! - `watch`, `cancel`: what ends a migration; `return_path`: what the receiver answers.
+//! - `throttling`: slows the guest down; `rate_limit`: limits the source's bandwidth;
+//! - `watch`: the idle deadline; `cancel`: ends a migration on request; `return_path`: the
+//!   receiver's acknowledgement.
 
 mod cancel;
 mod devices;

@@ -1,9 +1,9 @@
 //! Pages over several connections at once.
 //!
-//! The thread that encodes hands packets of pages to a short queue, from which each
-//! channel's thread takes the next as soon as its connection takes more. A page may be on
-//! any channel; what orders two copies of a page is a sync, at the end of each section:
-//! no channel goes on before the receiver has what all of them sent before.
+//! The encoding thread puts packets of pages into a short queue; each channel's thread takes
+//! the next one as soon as its connection accepts more. A page may be sent on any channel. Two
+//! copies of a page are ordered by a sync at the end of each section: the receiver reads on
+//! from a channel only after it has received what all channels sent before the sync.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use crate::error::SendError;
 use crate::wire::multifd::{PACKET_PAGES, Packet, SYNC, hello};
 use crate::wire::transport::{ShutdownHandle, WriteTransport};
 
-/// Pages of one block, on their way.
+/// Pages of one block, to be sent as one packet.
 struct Batch {
     block: Arc<RamBlock>,
     pages: Vec<u64>,
@@ -26,9 +26,9 @@ struct State {
     queue: VecDeque<Batch>,
     /// Channels that are sending something.
     busy: usize,
-    /// Channels that have sent their beginning.
+    /// Channels that have sent their hello.
     begun: usize,
-    /// For each channel: a sync is to be sent.
+    /// For each channel: whether it is to send a sync.
     sync: Vec<bool>,
     packets: u64,
     sent: u64,
@@ -39,9 +39,9 @@ struct State {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// There is something to do for a channel.
+    /// Signalled when there is a task for a channel.
     work: Condvar,
-    /// A channel has done something.
+    /// Signalled when a channel has done a task, or failed.
     done: Condvar,
     hang_ups: Vec<ShutdownHandle>,
 }
@@ -52,15 +52,15 @@ impl Shared {
     }
 }
 
-/// The channels of a migration; none is the usual case.
+/// The channels of a migration.
 pub(crate) struct Channels {
     shared: Arc<Shared>,
     next: Option<Batch>,
 }
 
 impl Channels {
-    /// Starts a thread for each channel, which ends when the result is dropped; what it is
-    /// sending then is given up by the `hang_ups`.
+    /// Starts a thread for each channel, which ends when the result is dropped; `hang_ups` then
+    /// abort transfers that are under way.
     pub(crate) fn start<'scope, 'out: 'scope>(
         scope: &'scope Scope<'scope, '_>,
         outputs: Vec<&'out mut dyn WriteTransport>,
@@ -82,12 +82,13 @@ impl Channels {
         Self { shared, next: None }
     }
 
-    /// Bytes of all channels so far.
+    /// Bytes sent on all channels so far.
     pub(crate) fn sent(&self) -> u64 {
         self.shared.lock().sent
     }
 
-    /// Sends a page, sooner or later; waits while the queue is full.
+    /// Adds a page to the next packet, and queues that when it is full; waits while the queue is
+    /// full.
     pub(crate) fn page(&mut self, block: &Arc<RamBlock>, offset: u64) -> Result<(), SendError> {
         if self.next.as_ref().is_some_and(|next| !Arc::ptr_eq(&next.block, block)) {
             self.queue_batch()?;
@@ -109,7 +110,7 @@ impl Channels {
         Ok(())
     }
 
-    /// Sends what is gathered, and a sync on each channel after all of it.
+    /// Sends all queued pages, then a sync on each channel.
     pub(crate) fn sync(&mut self) -> Result<(), SendError> {
         self.queue_batch()?;
         let state = self.shared.lock();
@@ -119,7 +120,7 @@ impl Channels {
         self.wait(state, |state| state.sync.contains(&true) || state.busy > 0).map(drop)
     }
 
-    /// Waits as long as `not_yet`; the first channel that fails ends it.
+    /// Waits while `not_yet` is true; returns the first error of a channel.
     fn wait<'a>(
         &'a self,
         state: MutexGuard<'a, State>,
@@ -129,7 +130,7 @@ impl Channels {
         let state = self.shared.done.wait_while(state, wait);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         match state.failed.take() {
-            // The next who asks gets an answer, too.
+            // The error is returned once; later calls fail with `ChannelsClosed`.
             Some(error) => {
                 state.over = true;
                 state.failed = Some(SendError::ChannelsClosed);
@@ -148,7 +149,7 @@ impl Drop for Channels {
         let busy = state.busy > 0 || state.begun < state.sync.len();
         drop(state);
         self.shared.work.notify_all();
-        // Only after an error. A receiver that takes nothing must not hold us.
+        // Busy only after an error. A receiver that stopped reading must not block the threads.
         if busy {
             self.shared.hang_ups.iter().for_each(ShutdownHandle::hang_up);
         }

@@ -1,4 +1,4 @@
-//! Which pages go out next, and how.
+//! Selects the next pages of the send bitmaps and encodes them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::status::stats::RoundStats;
 use crate::wire::format::*;
 use crate::wire::writer::SendStream;
 
-/// Bytes that are watched again at once: as many as cost little more than fewer.
-const CLEARED: u64 = 32 << 20;
-/// Bytes of contents after which the caller looks after other things.
-const PART: u64 = 1 << 20;
-/// Bytes of a block whose contents are looked for at once.
+/// Bytes that are re-armed with one call (KVM_CLEAR_DIRTY_LOG): fewer would cost hardly less.
+const CLEAR_BYTES: u64 = 32 << 20;
+/// Bytes of pages after which `part` returns, so that the caller can sync and report.
+const BATCH_BYTES: u64 = 1 << 20;
+/// Bytes of a block that one lookup of holes covers at most.
 const WINDOW: u64 = 4 << 30;
 
 /// A walk over all pending pages.
@@ -31,16 +31,16 @@ pub(crate) struct Pages<'a> {
     page: u64,
     /// The block that is being walked, and the next word of its bitmap.
     cursor: (usize, usize),
-    /// Where the walked block's pages are watched again, or nobody writes them any more, up to
-    /// this offset in bytes.
-    watched: u64,
+    /// Up to this offset in bytes, the walked block's pages are re-armed, or the machine is paused
+    /// and no longer writes them.
+    rearmed: u64,
     contents: Holes,
-    /// The block of the stream's last record, which the next one need not name.
+    /// The block of the stream's last record: a record of the same block need not name it.
     last_block: Option<Arc<RamBlock>>,
 }
 
 impl<'a> Pages<'a> {
-    /// All pages of `blocks`; what is written later is in `log`.
+    /// All pages of `blocks`; later writes are in `log`.
     pub(crate) fn all(
         memory: &'a MemoryMap,
         log: &'a LogClaim,
@@ -54,21 +54,21 @@ impl<'a> Pages<'a> {
             size: page,
             page: page.bytes(),
             cursor: (0, 0),
-            watched: 0,
+            rearmed: 0,
             contents: Holes::new(WINDOW),
             last_block: None,
         }
     }
 
-    /// Bytes that are pending.
+    /// Bytes of all pending pages.
     pub(crate) fn remaining(&self) -> u64 {
         self.pending.iter().map(|pending| pending.count() * pending.block.page_size().bytes()).sum()
     }
 
-    /// Moves the migration's dirty bits here, after a sync; says how many pages of the
-    /// stream are newly pending.
+    /// Moves the migration's dirty bits into the send bitmaps, after a sync; returns how many
+    /// pages of the stream are newly pending.
     pub(crate) fn harvest(&mut self) -> Result<u64, SendError> {
-        // A hole that was found before may have been filled, and its bits are here now.
+        // A cached hole may have been filled since; its bit is in the send bitmap now.
         self.contents.clear();
         let mut new = 0;
         for pending in &mut self.pending {
@@ -80,13 +80,14 @@ impl<'a> Pages<'a> {
     /// Begins a walk from the first page on.
     pub(crate) fn rewind(&mut self) {
         self.cursor = (0, 0);
-        self.watched = 0;
+        self.rearmed = 0;
     }
 
-    /// Encodes pages until enough is gathered; says whether the walk goes on.
+    /// Encodes pages until `stream` is full or `BATCH_BYTES` were encoded; returns whether the
+    /// walk is to be continued.
     ///
-    /// Each part of memory is watched again just before its pages are read, but for the
-    /// `last` time: nobody writes any more then.
+    /// Re-arms each `CLEAR_BYTES` of memory just before their pages are read, except in the
+    /// `last` round, for which the machine is paused.
     pub(crate) fn part(
         &mut self,
         stream: &mut SendStream<'_>,
@@ -95,23 +96,23 @@ impl<'a> Pages<'a> {
         stats: &mut RoundStats,
     ) -> Result<bool, SendError> {
         let normal = |stats: &RoundStats| stats.pages - stats.zero_pages;
-        let enough = normal(stats) + PART / self.page;
+        let enough = normal(stats) + BATCH_BYTES / self.page;
         while let Some(pending) = self.pending.get_mut(self.cursor.0) {
             let Some((word, bits)) = pending.take_word(self.cursor.1) else {
                 self.cursor = (self.cursor.0 + 1, 0);
-                self.watched = 0;
+                self.rearmed = 0;
                 continue;
             };
             self.cursor.1 = word + 1;
             let block = pending.block.clone();
             let size = block.page_size().bytes();
             let first = word as u64 * BITS * size;
-            if first >= self.watched {
-                self.watched = block.len();
+            if first >= self.rearmed {
+                self.rearmed = block.len();
                 if !last {
-                    let end = (first - first % CLEARED).saturating_add(CLEARED);
-                    self.watched = end.min(block.len());
-                    self.memory.log_clear(&block, first..self.watched)?;
+                    let end = (first - first % CLEAR_BYTES).saturating_add(CLEAR_BYTES);
+                    self.rearmed = end.min(block.len());
+                    self.memory.log_clear(&block, first..self.rearmed)?;
                 }
             }
             for run in runs(bits) {
@@ -125,7 +126,7 @@ impl<'a> Pages<'a> {
         Ok(false)
     }
 
-    /// A run of pages, whose bits were taken.
+    /// Encodes a run of pages, whose bits of the send bitmap are cleared already.
     fn run(
         &mut self,
         stream: &mut SendStream<'_>,
@@ -137,8 +138,9 @@ impl<'a> Pages<'a> {
         stats.pages += (bytes.end - bytes.start) / self.page;
         let mut at = bytes.start;
         while at < bytes.end {
-            // Only where pages are watched: what fills a hole behind that is not seen.
-            let contents = self.contents.next_below(block, at, self.page, self.watched);
+            // Look up only re-armed pages: a store that fills a hole beyond them may set no new
+            // dirty bit.
+            let contents = self.contents.next_below(block, at, self.page, self.rearmed);
             if contents.start > at {
                 let end = contents.start.min(bytes.end);
                 self.zero_pages(stream, block, at, (end - at) / self.page, stats);

@@ -1,9 +1,14 @@
-//! A migration under way, from its source.
+//! Precopy: the algorithm of the source.
 //!
-//! Order, for each page: the accelerator's log is merged into the block's bitmaps,
-//! the migration's bits move into a private bitmap, the page's private bit is
-//! cleared, and only then the page is read. A store that comes after the read finds
-//! its page clean, or its bit set after the sync: either way it is sent again.
+//! Order, for each page:
+//!
+//! 1. sync: the accelerator's log is merged into the block's bitmaps;
+//! 2. harvest: the migration's bits move into the send bitmap;
+//! 3. the page's bit of the send bitmap is cleared, and the page's log is re-armed;
+//! 4. only then the page is read.
+//!
+//! A store after the read either finds its page clean, and sets its bit, or finds a bit that was
+//! set after the sync: in both cases the next sync brings the bit, and the page is sent again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,53 +25,53 @@ use crate::send::pages::Pages;
 use crate::send::rate_limit::RateLimit;
 use crate::send::return_path::wait_for_the_end;
 use crate::send::settings::Precopy;
-use crate::send::throttling::Brake;
+use crate::send::throttling::Throttler;
 use crate::status::progress::{Progress, State};
 use crate::status::stats::{DowntimeParts, Laps, MigrationStats, RoundStats, rate};
 use crate::wire::format::*;
 use crate::wire::transport::ReadTransport;
 use crate::wire::writer::SendStream;
 
-/// The number of RAM's section in the stream; any would do. Devices follow it.
+/// The number of RAM's section in the stream, an arbitrary one; devices have the next numbers.
 const RAM_SECTION: u32 = 2;
-/// From one call of the observer to the next, within a round.
-const REPORT: Duration = Duration::from_millis(100);
-/// From one sync of the log to the next, if a round takes longer.
-const SYNC: Duration = Duration::from_secs(1);
-/// Fewer bytes than this say little of the connection: buffers take them.
-const TELLING: u64 = 8 << 20;
+/// The time between two calls of the observer within a round.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+/// The time between two syncs of the log, if a round takes longer.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// The fewest bytes from which the bandwidth is measured: fewer may just fill buffers.
+const MIN_SAMPLE_BYTES: u64 = 8 << 20;
 
 /// A migration that its source has completed.
 #[derive(Debug)]
 #[must_use = "dropping it lets the machine run on, next to its copy"]
 pub struct Migrated<P> {
-    /// What it did.
+    /// Its statistics.
     pub stats: MigrationStats,
-    /// What the caller's `pause` returned: as long as it is kept, the machine stands
-    /// still. Once the destination runs, the machine must not.
+    /// The guard that the caller's `pause` returned: the machine is paused as long as it is kept.
+    /// Keep it once the destination runs.
     pub paused: P,
 }
 
-/// A migration under way.
+/// The state of a migration under way.
 pub(super) struct Sending<'a> {
     precopy: &'a Precopy,
     stream: SendStream<'a>,
     channels: Option<Channels>,
     pages: Pages<'a>,
-    pace: RateLimit,
+    rate_limit: RateLimit,
     observe: &'a mut dyn FnMut(&Progress),
     progress: Progress,
     stats: MigrationStats,
     begin: Instant,
     reported: Instant,
     synced: Instant,
-    /// What the last sync took.
+    /// How long the last sync took.
     sync_time: Duration,
-    /// Pages that were newly dirty since the round began.
+    /// Pages of the stream that became pending since the round began.
     dirtied: u64,
-    brake: Brake,
-    /// When it was last judged whether to slow the guest down, and what was sent until then.
-    judged: (Instant, u64),
+    throttler: Throttler,
+    /// When the throttler was last adjusted, and the bytes that had been sent by then.
+    adjusted: (Instant, u64),
 }
 
 impl<'a> Sending<'a> {
@@ -84,7 +89,7 @@ impl<'a> Sending<'a> {
             stream,
             channels,
             pages: Pages::all(&precopy.memory, log, blocks, precopy.page),
-            pace: RateLimit::new(precopy.bandwidth),
+            rate_limit: RateLimit::new(precopy.bandwidth),
             observe,
             progress: Progress {
                 total: blocks.iter().map(|block| block.len()).sum(),
@@ -97,20 +102,21 @@ impl<'a> Sending<'a> {
             synced: begin,
             sync_time: Duration::ZERO,
             dirtied: 0,
-            brake: Brake::new(precopy.slowing.as_ref())?,
-            judged: (begin, 0),
+            throttler: Throttler::new(precopy.slowing.as_ref())?,
+            adjusted: (begin, 0),
         })
     }
 
-    /// Sends everything, first while the machine runs.
+    /// Sends everything: rounds while the machine runs, then the pause and the last round.
     pub(super) fn run<P>(
         &mut self,
         blocks: &[Arc<RamBlock>],
         pause: impl FnOnce() -> Result<P, DeviceError>,
         back: Option<&mut dyn ReadTransport>,
     ) -> Result<Migrated<P>, SendError> {
-        // What a log starts with is among what is pending; and pages that were reported can
-        // be watched again from the first round on.
+        // The bits that a new log starts with (KVM_DIRTY_LOG_INITIALLY_SET) are harvested now: all
+        // pages are pending anyway. And pages must be reported before the first round can re-arm
+        // them.
         self.sync()?;
         self.stream.begin(&self.precopy.machine, self.precopy.page);
         if back.is_some() {
@@ -118,7 +124,7 @@ impl<'a> Sending<'a> {
         }
         let sections = &self.precopy.sections;
         let devices = u32::try_from(self.precopy.devices.0.len() + sections.len()).unwrap_or(0);
-        // Numbers that no later section has.
+        // Sections before RAM have numbers above those of all later sections.
         encode_first(&mut self.stream, RAM_SECTION + 1 + devices, sections);
         self.block_list(blocks)?;
         self.progress.setup_time = self.begin.elapsed();
@@ -127,13 +133,15 @@ impl<'a> Sending<'a> {
         self.stats.throttle = self.progress.throttle;
         self.stats.dirty_limit = self.progress.dirty_limit;
 
+        // Switchover: the downtime begins.
         let (pausing, mut parts) = (Instant::now(), DowntimeParts::default());
         let sent = self.transferred();
         let mut laps = Laps::since(pausing);
-        self.brake.before_pause();
+        self.throttler.before_pause();
         let paused = pause().map_err(SendError::Pause)?;
         parts.pause = laps.lap();
         self.progress.state = State::Device;
+        // The last sync: nothing writes guest memory any more.
         self.precopy.memory.sync_all_dirty_logs()?;
         self.progress.syncs += 1;
         self.pages.harvest()?;
@@ -173,7 +181,7 @@ impl<'a> Sending<'a> {
         self.close_section()
     }
 
-    /// Ends a section of RAM; all channels have sent what belongs to it.
+    /// Ends a section of RAM, after all channels have sent its pages and a sync.
     fn close_section(&mut self) -> Result<(), SendError> {
         if let Some(channels) = &mut self.channels {
             self.stream.flush()?;
@@ -187,17 +195,18 @@ impl<'a> Sending<'a> {
         self.stream.flush()
     }
 
-    /// Rounds until the rest fits the downtime, or no more are allowed.
+    /// Sends rounds until the rest fits the downtime, or `max_rounds` were sent.
     fn rounds(&mut self) -> Result<(), SendError> {
         let mut counted = 0;
         while counted < self.precopy.max_rounds {
-            let may_be_slowed = self.brake.has_more();
+            let may_be_slowed = self.throttler.has_more();
             let mut round = self.round(false)?;
             let since = self.synced;
             self.sync()?;
             round.dirtied = std::mem::take(&mut self.dirtied);
             round.dirty_period = since.elapsed().max(round.time);
-            // A guest that writes little is not slowed down, however long one waits for it.
+            // A round does not count while it dirties too much and the guest can be slowed down
+            // further. One that dirties little counts: it would never trigger the next step.
             let dirtied = round.dirtied * self.progress.page_size;
             counted += u32::from(!(may_be_slowed && is_too_much(dirtied, round.bytes)));
             self.stats.converged = self.fits();
@@ -217,7 +226,7 @@ impl<'a> Sending<'a> {
         Ok(())
     }
 
-    /// Sends every pending page once, as one section; ends early if a sync meanwhile says
+    /// Sends every pending page once, as one section; ends early if a sync within the round finds
     /// that the rest fits the downtime.
     fn round(&mut self, last: bool) -> Result<RoundStats, SendError> {
         let begin = Instant::now();
@@ -240,18 +249,19 @@ impl<'a> Sending<'a> {
             }
             let sent = self.transferred();
             if last {
-                continue;
+                continue; // as fast as possible, and no syncs: the machine is paused
             }
-            self.pace.wait(sent, &self.precopy.cancel)?;
-            if self.reported.elapsed() >= REPORT {
+            self.rate_limit.wait(sent, &self.precopy.cancel)?;
+            if self.reported.elapsed() >= REPORT_INTERVAL {
                 self.measure(sent - measured, measured_at.elapsed());
                 self.report(None);
             }
-            if self.synced.elapsed().min(begin.elapsed()) >= SYNC {
+            if self.synced.elapsed().min(begin.elapsed()) >= SYNC_INTERVAL {
                 self.sync()?;
                 if self.fits() {
                     break;
                 }
+                // The time of the sync is not part of the bandwidth.
                 (measured, measured_at) = (self.transferred(), Instant::now());
             }
         }
@@ -267,7 +277,7 @@ impl<'a> Sending<'a> {
         self.stream.position() + channels
     }
 
-    /// Brings the log and moves it into the private bitmaps.
+    /// Syncs the log and moves the migration's bits into the send bitmaps.
     fn sync(&mut self) -> Result<(), SendError> {
         self.precopy.cancel.check()?;
         let (begin, since) = (Instant::now(), self.synced);
@@ -279,28 +289,31 @@ impl<'a> Sending<'a> {
         self.dirtied += new;
         if self.progress.state == State::Active {
             self.progress.dirty_rate = rate(new, self.synced - since);
-            self.judge(new)?;
+            self.adjust_throttler(new)?;
         }
         Ok(())
     }
 
-    /// Slows the guest down if it writes too much.
-    fn judge(&mut self, new: u64) -> Result<(), SendError> {
+    /// Slows the guest down if it dirtied too much since the last call.
+    fn adjust_throttler(&mut self, new: u64) -> Result<(), SendError> {
         let (sent, now) = (self.transferred(), Instant::now());
-        let (since, before) = std::mem::replace(&mut self.judged, (now, sent));
+        let (since, before) = std::mem::replace(&mut self.adjusted, (now, sent));
         let (time, dirtied) = (now - since, new * self.progress.page_size);
-        self.brake.observe(time, dirtied, sent - before, &mut self.progress)
+        self.throttler.observe(time, dirtied, sent - before, &mut self.progress)
     }
 
-    /// What the connection carries, if that was enough to tell. Little in a long time is a slow
-    /// connection, which a machine must not be paused for as if it were still a fast one.
+    /// Updates the bandwidth, if `bytes` or `time` is enough for a measurement. Few bytes in a
+    /// long time count: the connection has become slow, and the downtime must not be estimated
+    /// from its former bandwidth.
     fn measure(&mut self, bytes: u64, time: Duration) {
-        if bytes >= TELLING || time >= SYNC / 2 || self.progress.bandwidth == 0.0 {
+        if bytes >= MIN_SAMPLE_BYTES || time >= SYNC_INTERVAL / 2 || self.progress.bandwidth == 0.0
+        {
             self.progress.bandwidth = rate(bytes, time);
         }
     }
 
-    /// How long the machine will stand still if it is paused now.
+    /// The downtime if the machine were paused now: the time to send the pending pages, and that
+    /// of the last sync.
     #[allow(clippy::cast_precision_loss)] // an estimate
     fn expected_downtime(&self) -> Option<Duration> {
         let seconds = match self.pages.remaining() {
@@ -310,7 +323,7 @@ impl<'a> Sending<'a> {
         Duration::try_from_secs_f64(seconds).ok().map(|time| time + self.sync_time)
     }
 
-    /// Whether what is pending can be sent within the downtime.
+    /// Whether the pending pages can be sent within the allowed downtime.
     fn fits(&self) -> bool {
         self.pages.remaining() == 0
             || self.expected_downtime().is_some_and(|time| time <= self.precopy.downtime)

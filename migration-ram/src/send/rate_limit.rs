@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use crate::error::SendError;
 use crate::send::cancel::Cancel;
 
-/// The longest sleep without a look at a cancel.
+/// The longest sleep between two checks of the cancel.
 const SLICE: Duration = Duration::from_millis(20);
-/// What may be made up for after a stall, as a time of the limit.
+/// After a stall, the bytes of this time may be sent at once.
 const BURST: Duration = Duration::from_millis(100);
 
-/// Keeps what is sent to so many bytes a second.
+/// Limits the bytes sent per second.
 #[derive(Debug)]
 pub(crate) struct RateLimit {
     limit: Option<u64>,
@@ -31,7 +31,7 @@ impl RateLimit {
         let new = u128::from(sent - self.sent) * 1_000_000_000 / u128::from(limit.max(1));
         self.sent = sent;
         let earliest = Instant::now().checked_sub(BURST).unwrap_or(self.due);
-        // A limit of a byte a second is obeyed, but not beyond a thousand years.
+        // Capped at about 290 years, so that the sum with `due` does not overflow.
         let new =
             Duration::from_nanos(u64::try_from(new).unwrap_or(u64::MAX / 2).min(u64::MAX / 2));
         self.due = self.due.max(earliest).checked_add(new).unwrap_or(self.due);

@@ -1,5 +1,5 @@
-//! What the receiver answers, in QEMU's return path: a kind and a length, two bytes each,
-//! then as many bytes, all big-endian.
+//! The receiver's messages on QEMU's return path: a kind and a length, two bytes each, then that
+//! many bytes, all big-endian.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use crate::error::SendError;
 use crate::wire::format::{MIG_RP_MSG_PONG, MIG_RP_MSG_SHUT, MIG_RP_MSG_SWITCHOVER_ACK};
 use crate::wire::transport::ReadTransport;
 
-/// Waits for the answer that ends a migration, for `limit` at most: the receiver has everything,
-/// or says why not.
+/// Waits for MIG_RP_MSG_SHUT, which ends a migration, for `limit` at most: its value is 0 if the
+/// receiver has loaded everything, else the reason of its failure.
 pub(crate) fn wait_for_the_end(
     answers: &mut dyn ReadTransport,
     limit: Option<Duration>,
@@ -59,13 +59,13 @@ impl Answers<'_> {
         Ok(())
     }
 
-    /// Waits until there is something to read, or the end.
+    /// Waits until the input can be read, or is at its end.
     fn wait(&mut self) -> io::Result<()> {
         let Some(limit) = self.limit else { return Ok(()) };
         if self.input.wait(limit.saturating_sub(self.begin.elapsed()))? {
             return Ok(());
         }
-        let text = format!("Its answer did not come within {limit:.1?}");
+        let text = format!("No answer within {limit:.1?}");
         Err(io::Error::new(io::ErrorKind::TimedOut, text))
     }
 }

@@ -1,4 +1,4 @@
-//! What a migration is to do, as its source is told.
+//! The settings of the source.
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use crate::devices::device::{Device, DeviceError, Devices};
 use crate::devices::section_info::SectionInfo;
 use crate::error::SendError;
 use crate::send::cancel::Cancel;
-use crate::send::throttling::Slowing;
+use crate::send::throttling::SlowdownSettings;
 use crate::wire::deadline::Deadlines;
 use crate::wire::format::{RAM_NAME, default_page_size};
 use crate::wire::multifd::MAX_CHANNELS;
@@ -31,7 +31,7 @@ pub struct Precopy {
     pub(super) max_rounds: u32,
     pub(super) must_converge: bool,
     pub(super) bandwidth: Option<u64>,
-    pub(super) slowing: Option<Slowing>,
+    pub(super) slowing: Option<SlowdownSettings>,
     pub(super) machine: String,
     pub(super) page: PageSize,
     pub(super) deadlines: Deadlines,
@@ -61,31 +61,32 @@ impl Precopy {
         }
     }
 
-    /// The device's state goes along, after those given before.
+    /// Adds a device, whose state is sent after those of the devices added before.
     #[must_use]
     pub fn device(mut self, device: Arc<dyn Device>) -> Self {
         self.devices.0.push(device);
         self
     }
 
-    /// The section goes along as a receiver [kept](crate::Receiver::keep_unknown_sections) it,
-    /// behind the devices; before RAM, if it came whole before the end of RAM. So what is not
-    /// known here of a machine of QEMU's is sent on.
+    /// Adds a section that a receiver [kept](crate::Receiver::keep_unknown_sections), to be sent
+    /// on: before RAM, if it is a full section that was received before the end of RAM, otherwise
+    /// after the devices. So the unknown devices of a QEMU machine can be relayed.
     #[must_use]
     pub fn section(mut self, section: SectionInfo) -> Self {
         self.sections.push(Arc::new(section));
         self
     }
 
-    /// The machine is paused when the rest is expected to be sent within `downtime`.
+    /// The allowed downtime: the machine is paused when the rest can be sent within it, by the
+    /// measured bandwidth.
     #[must_use]
     pub fn downtime(mut self, downtime: Duration) -> Self {
         self.downtime = downtime;
         self
     }
 
-    /// After this many rounds the machine is paused however much is left; 0 pauses it
-    /// before anything is sent.
+    /// After this many rounds the machine is paused, however many pages are pending; 0 pauses it
+    /// before any page is sent.
     #[must_use]
     pub fn max_rounds(mut self, rounds: u32) -> Self {
         self.max_rounds = rounds;
@@ -101,20 +102,20 @@ impl Precopy {
         self
     }
 
-    /// At most so many bytes a second while the machine runs; as fast as it goes once it
-    /// stands still. At least 1.
+    /// Limits the bandwidth to so many bytes a second, at least 1, while the machine runs. There
+    /// is no limit once it is paused.
     #[must_use]
     pub fn bandwidth(mut self, bytes_per_second: u64) -> Self {
         self.bandwidth = Some(bytes_per_second.max(1));
         self
     }
 
-    /// A guest that writes faster than what is written can be sent is slowed down, by
-    /// `settings`. `pause` stops all vCPUs, and returns a guard that holds them: it is called
-    /// again and again, by a thread of its own (see [`Throttle`](crate::Throttle)).
+    /// Throttles a guest that dirties too much for the migration to converge, by `settings`.
+    /// `pause` pauses all vCPUs, and returns a guard that resumes them when dropped; the
+    /// throttle's thread calls it repeatedly (see [`Throttle`](crate::Throttle)).
     ///
-    /// Rounds in which it writes too much then do not count for the limit of rounds, until it
-    /// is slowed down as much as it may be. Takes the place of
+    /// Rounds in which the guest dirties too much do not count for
+    /// [`max_rounds`](Self::max_rounds) until the throttle is at its largest percentage. Replaces
     /// [`dirty_limit`](Self::dirty_limit).
     #[must_use]
     pub fn auto_converge<G: 'static>(
@@ -123,33 +124,33 @@ impl Precopy {
         pause: impl Fn() -> Result<G, DeviceError> + Send + Sync + 'static,
     ) -> Self {
         let pause = Arc::new(move || Ok(Box::new(pause()?) as Box<dyn Any>));
-        self.slowing = Some(Slowing::Throttle { settings, pause });
+        self.slowing = Some(SlowdownSettings::Throttle { settings, pause });
         self
     }
 
-    /// A guest that writes faster than what is written can be sent may dirty only so much from
-    /// then on, by `settings`. `set` is told how many bytes of pages the whole guest may dirty
-    /// in a second: with kvm-accel's dirty rings, `KvmVm::set_dirty_limit` with the part of
-    /// each vCPU.
+    /// Limits a guest that dirties too much for the migration to converge, by `settings`. `set`
+    /// is called with the bytes of pages that the whole guest may dirty per second: with
+    /// kvm-accel's dirty rings, pass each vCPU's share to `KvmVm::set_dirty_limit`.
     ///
-    /// `set` is called with `None` before anything is sent, so that an accelerator that knows
-    /// no limits says so then; and once more when the migration has ended, however it ended, if
-    /// there was a limit.
+    /// `set` is called with `None` before anything is sent, so that an accelerator without
+    /// dirty limits fails then; and again when the migration has ended, with or without an
+    /// error, if there was a limit.
     ///
-    /// Rounds in which it writes too much then do not count for the limit of rounds, until it
-    /// is limited. Takes the place of [`auto_converge`](Self::auto_converge).
+    /// Rounds in which the guest dirties too much do not count for
+    /// [`max_rounds`](Self::max_rounds) until the limit is set. Replaces
+    /// [`auto_converge`](Self::auto_converge).
     #[must_use]
     pub fn dirty_limit(
         mut self,
         settings: DirtyLimit,
         set: impl Fn(Option<u64>) -> Result<(), DeviceError> + Send + Sync + 'static,
     ) -> Self {
-        self.slowing = Some(Slowing::Limit { settings, set: Arc::new(set) });
+        self.slowing = Some(SlowdownSettings::Limit { settings, set: Arc::new(set) });
         self
     }
 
-    /// The machine's name in the stream, which QEMU compares with its own; at most
-    /// 1,024 bytes, what exceeds them is cut.
+    /// The machine's name in the stream, which QEMU compares with its own; it is cut after 1,024
+    /// bytes.
     #[must_use]
     pub fn machine(mut self, name: &str) -> Self {
         let end = (0..=name.len().min(1024)).rev().find(|end| name.is_char_boundary(*end));
@@ -157,46 +158,47 @@ impl Precopy {
         self
     }
 
-    /// The page size of the stream: the target's, which divides the host's. 4 KiB unless said,
-    /// and always with channels, whose packets depend on it.
+    /// The page size of the stream: the target's, which must divide the host's. 4 KiB by default,
+    /// and always with channels, as the format of their packets depends on it.
     #[must_use]
     pub fn page_size(mut self, page: PageSize) -> Self {
         self.page = page;
         self
     }
 
-    /// Whether the receiver waits for the channels at the end of each section of RAM, by itself:
-    /// QEMU's `multifd-flush-after-each-section`. Otherwise the stream says where to wait, which
-    /// QEMU before 8.1 refuses, and later ones need. Both sides must agree, or pages are lost.
+    /// Whether the receiver waits for all channels at the end of each section of RAM without being
+    /// told to: QEMU's `multifd-flush-after-each-section`. Otherwise the stream has a
+    /// RAM_SAVE_FLAG_MULTIFD_FLUSH record where the receiver is to wait, which QEMU before 8.1
+    /// refuses, and later versions need. Both sides must agree, or pages are lost.
     ///
-    /// Unless this is called, it is as QEMU has it by the [machine](Self::machine)'s version, as
-    /// in "pc-q35-7.2": on up to 8.0, and off from 8.1 on and for other names. This crate's
-    /// receiver takes both.
+    /// The default is QEMU's for the version in the [machine](Self::machine)'s name, as in
+    /// "pc-q35-7.2": on up to 8.0, and off from 8.1 on and for other names. This crate's
+    /// receiver accepts both.
     #[must_use]
     pub fn multifd_flush_after_each_section(mut self, after: bool) -> Self {
         self.flush_after_each_section = Some(after);
         self
     }
 
-    /// Whether the stream says where to wait for the channels.
+    /// Whether the stream has RAM_SAVE_FLAG_MULTIFD_FLUSH records.
     pub(super) fn says_flush(&self) -> bool {
         let by_version = || version(&self.machine).is_some_and(|version| version <= (8, 0));
         !self.flush_after_each_section.unwrap_or_else(by_version)
     }
 
-    /// How long the receiver is waited for: as [`Deadlines::default`] says unless this is called.
+    /// How long the source waits for the receiver; [`Deadlines::default`] by default.
     #[must_use]
     pub fn deadlines(mut self, deadlines: Deadlines) -> Self {
         self.deadlines = deadlines;
         self
     }
 
-    /// What ends this migration, from another thread or from the observer.
+    /// A handle to cancel this migration, from another thread or from the observer.
     pub fn cancel(&self) -> Cancel {
         self.cancel.clone()
     }
 
-    /// An error if there can be no such migration over so many channels.
+    /// An error if the settings are invalid, or do not fit this number of channels.
     pub(super) fn check(&self, channels: usize) -> Result<(), SendError> {
         let host = PageSize::host();
         if self.page > host || self.page < default_page_size() {

@@ -1,4 +1,4 @@
-//! Slowing a guest down while it is sent: by a throttle, or by a limit of what it dirties.
+//! Slows the guest down during its migration: by a throttle, or by a dirty limit.
 
 use std::any::Any;
 use std::fmt;
@@ -15,14 +15,14 @@ use crate::status::progress::Progress;
 type Pause = dyn Fn() -> Result<Box<dyn Any>, DeviceError> + Send + Sync;
 type SetLimit = dyn Fn(Option<u64>) -> Result<(), DeviceError> + Send + Sync;
 
-/// What slows the guest down, if need be.
+/// How the guest is slowed down if it dirties too much.
 #[derive(Clone)]
-pub(super) enum Slowing {
+pub(super) enum SlowdownSettings {
     Throttle { settings: AutoConverge, pause: Arc<Pause> },
     Limit { settings: DirtyLimit, set: Arc<SetLimit> },
 }
 
-impl fmt::Debug for Slowing {
+impl fmt::Debug for SlowdownSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Throttle { settings, .. } => settings.fmt(f),
@@ -31,21 +31,21 @@ impl fmt::Debug for Slowing {
     }
 }
 
-/// The brake of one migration. Dropped, it lets the guest go.
-pub(super) enum Brake {
+/// Slows the guest down for one migration. Dropping it ends the throttle and lifts the limit.
+pub(super) enum Throttler {
     None,
     Throttle { steps: ThrottleSteps, throttle: Option<Throttle>, pause: Arc<Pause> },
     Limit { choice: DirtyLimiter, limit: Limit },
 }
 
-impl Brake {
-    pub(super) fn new(slowing: Option<&Slowing>) -> Result<Self, SendError> {
+impl Throttler {
+    pub(super) fn new(slowing: Option<&SlowdownSettings>) -> Result<Self, SendError> {
         Ok(match slowing {
             None => Self::None,
-            Some(Slowing::Throttle { settings, pause }) => {
+            Some(SlowdownSettings::Throttle { settings, pause }) => {
                 Self::Throttle { steps: settings.steps()?, throttle: None, pause: pause.clone() }
             }
-            Some(Slowing::Limit { settings, set }) => {
+            Some(SlowdownSettings::Limit { settings, set }) => {
                 let choice = settings.begin()?;
                 set(None).map_err(SendError::DirtyLimit)?;
                 Self::Limit { choice, limit: Limit { set: set.clone(), in_force: false } }
@@ -53,7 +53,7 @@ impl Brake {
         })
     }
 
-    /// Whether it can be expected to slow the guest down by more than it does now.
+    /// Whether it can slow the guest down further.
     pub(super) fn has_more(&self) -> bool {
         match self {
             Self::None => false,
@@ -62,7 +62,8 @@ impl Brake {
         }
     }
 
-    /// Slows the guest down if it dirtied too much in a time in which so much was sent.
+    /// Slows the guest down if it `dirtied` too many bytes in a `time` in which `sent` bytes were
+    /// sent.
     pub(super) fn observe(
         &mut self,
         time: Duration,
@@ -93,8 +94,9 @@ impl Brake {
         Ok(())
     }
 
-    /// Lets go of what a pause would wait for. A limit stays: nothing waits for it, and without
-    /// it the guest would make up for what it did not write, just before the last round.
+    /// Ends the throttle, whose guard the caller's `pause` might wait for. A dirty limit stays:
+    /// no pause waits for it, and without it the guest would write at full speed just before the
+    /// last round.
     pub(super) fn before_pause(&mut self) {
         if let Self::Throttle { throttle, .. } = self {
             *throttle = None;
@@ -111,7 +113,7 @@ pub(super) struct Limit {
 impl Limit {
     fn set(&mut self, bytes: u64) -> Result<(), SendError> {
         log::debug!("The guest may dirty {bytes} bytes a second");
-        // Also if it says that it failed: who knows.
+        // Also if `set` fails: the limit may be in force on some vCPUs.
         self.in_force = true;
         (self.set)(Some(bytes)).map_err(SendError::DirtyLimit)
     }

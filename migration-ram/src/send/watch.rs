@@ -1,8 +1,8 @@
-//! A source's idle deadline: who takes nothing is not waited for.
+//! The source's idle deadline: ends the migration if the receiver stops reading.
 //!
-//! A transfer cannot be given a deadline by itself: the kernel copies straight from guest memory
-//! until it has taken all of a list. So a thread watches the transfers, and ends all connections
-//! if none was completed for too long.
+//! A single transfer cannot have a deadline: the kernel copies from guest memory until it has
+//! sent all of a list. So a thread watches the transfers, and shuts all connections down if none
+//! was completed for too long.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use crate::error::SendError;
 use crate::wire::transport::{ShutdownHandle, WriteTransport};
 
 struct State {
-    /// Transfers under way: their connections.
+    /// The connections of the transfers under way.
     under_way: Vec<usize>,
-    /// When the last one was completed, or the first of those under way began.
+    /// When the last transfer was completed, or the first of those under way began.
     since: Instant,
-    /// The connection that took nothing, and for how long.
+    /// The connection of the transfer that expired, and for how long it waited.
     expired: Option<(usize, Duration)>,
     over: bool,
 }
@@ -52,7 +52,7 @@ impl Watch {
         state.under_way.push(connection);
     }
 
-    /// It is over, well or not.
+    /// A transfer over this connection has ended, with or without an error.
     fn end(&self, connection: usize) {
         let mut state = self.lock();
         if let Some(place) = state.under_way.iter().position(|other| *other == connection) {
@@ -83,7 +83,7 @@ impl Watch {
         }
     }
 
-    /// The migration is over as soon as the result is dropped.
+    /// Dropping the result ends `run`.
     pub(super) fn until_dropped(&self) -> impl Drop {
         struct Over<'a>(&'a Watch);
         impl Drop for Over<'_> {
@@ -95,7 +95,7 @@ impl Watch {
         Over(self)
     }
 
-    /// What a migration fails with: not the end of a connection, if this has ended it.
+    /// Replaces a connection's error by `TimedOut` if this watch has shut the connections down.
     pub(super) fn explain(&self, error: SendError) -> SendError {
         let Some((connection, waited)) = self.lock().expired else { return error };
         let sent = match error {
@@ -106,7 +106,7 @@ impl Watch {
     }
 }
 
-/// A connection that is watched: 0 is the stream's, the channels' follow.
+/// A connection whose transfers are watched: number 0 is the main stream, channels follow.
 pub(super) struct Watched<'a> {
     pub(super) output: &'a mut dyn WriteTransport,
     pub(super) connection: usize,

@@ -1,7 +1,7 @@
-//! What a migration says of itself; it stands on nothing.
+//! Progress and statistics of a migration. Uses no other module.
 //!
-//! - `progress`: while it is under way, as QEMU's `query-migrate` does;
-//! - `stats`: what it did, round by round.
+//! - `progress`: of a migration under way, as QEMU's `query-migrate`;
+//! - `stats`: of a migration that has ended, round by round.
 
 pub(crate) mod progress;
 pub(crate) mod stats;

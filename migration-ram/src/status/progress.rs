@@ -1,4 +1,4 @@
-//! How far a migration is.
+//! The progress of a migration.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,18 +7,18 @@ use serde::Serialize;
 
 use crate::status::stats::RoundStats;
 
-/// What a migration is doing.
+/// The state of a migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It is about to begin.
+    /// It is being set up.
     #[default]
     Setup,
-    /// The machine runs, pages are sent.
+    /// The machine runs, and pages are sent.
     Active,
-    /// The machine stands still; the rest of the pages and the devices are sent.
+    /// The machine is paused; the rest of the pages and the devices are sent.
     Device,
-    /// The source has done its part.
+    /// The source has sent everything, and received the acknowledgement if there is a return path.
     Completed,
 }
 
@@ -26,23 +26,23 @@ pub enum State {
 /// tenth of a second in between.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// What it is doing.
+    /// The state.
     pub state: State,
     /// The round that just ended, if one did.
     pub round_ended: Option<RoundStats>,
     /// Rounds that ended.
     pub rounds: u32,
-    /// Since it began.
+    /// Time since the migration began.
     pub elapsed: Duration,
-    /// Until the first page was sent.
+    /// Time until the first page was sent.
     pub setup_time: Duration,
     /// RAM, in bytes.
     pub total: u64,
-    /// RAM that is to be sent as it is known now, in bytes.
+    /// Pending pages as of the last sync, in bytes.
     pub remaining: u64,
-    /// Bytes that were sent, of pages and all else.
+    /// Bytes sent so far, on all connections.
     pub transferred: u64,
-    /// Those of them that other connections than the first carried.
+    /// The part of them that was sent on channels.
     pub channel_bytes: u64,
     /// Pages of the stream that were sent with their contents.
     pub normal_pages: u64,
@@ -50,40 +50,40 @@ pub struct Progress {
     pub zero_pages: u64,
     /// Bytes of a page of the stream.
     pub page_size: u64,
-    /// Bytes per second that were sent, of late.
+    /// Bytes sent per second, as last measured.
     pub bandwidth: f64,
-    /// Pages of the stream per second that were written, of late.
+    /// Pages of the stream dirtied per second, between the last two syncs.
     pub dirty_rate: f64,
-    /// How long the machine would stand still if it were paused now, if that can be told and is
-    /// not over.
+    /// The downtime if the machine were paused now; `None` if there is no estimate, or the
+    /// migration is completed.
     pub expected_downtime: Option<Duration>,
-    /// How long the machine has stood still.
+    /// The downtime of a completed migration.
     pub downtime: Duration,
-    /// Bytes that were sent while it did.
+    /// Bytes sent during the downtime.
     pub downtime_bytes: u64,
-    /// How many times the log was synchronized.
+    /// Syncs of the dirty log.
     pub syncs: u64,
-    /// Percent of the time that the vCPUs are kept from running.
+    /// Percent of the time for which the vCPUs are throttled.
     pub throttle: u8,
-    /// Bytes per second that the guest may dirty, if that is limited.
+    /// The guest's dirty limit in bytes per second, if one is set.
     pub dirty_limit: Option<u64>,
 }
 
 impl Progress {
-    /// How much of RAM is not to be sent any more, in percent. It falls as pages are written.
+    /// The part of RAM that is not pending, in percent. It falls as pages are dirtied.
     pub fn percent(&self) -> u8 {
         let done = u128::from(self.total.saturating_sub(self.remaining)) * 100;
         u8::try_from(done / u128::from(self.total.max(1))).unwrap_or(100)
     }
 
-    /// How long it will take to send what remains, if no more is written.
+    /// The time to send the pending pages, if no more are dirtied.
     pub fn time_left(&self) -> Option<Duration> {
         #[allow(clippy::cast_precision_loss)] // an estimate
         let seconds = self.remaining as f64 / self.bandwidth;
         Duration::try_from_secs_f64(seconds).ok()
     }
 
-    /// The same in the fields of QEMU's `query-migrate`, to be serialized.
+    /// The progress in the fields of QEMU's `query-migrate`, to be serialized.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // rates fit
     pub fn query_migrate(&self) -> QueryMigrate {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);

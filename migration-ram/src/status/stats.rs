@@ -1,4 +1,4 @@
-//! What a migration did, round by round.
+//! Statistics of a migration, round by round.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -10,19 +10,19 @@ pub struct RoundStats {
     pub round: u32,
     /// Pages of the stream that were sent.
     pub pages: u64,
-    /// Those of them that were sent as zeros, without their bytes.
+    /// The part of them that was sent as zero pages, without contents.
     pub zero_pages: u64,
     /// Bytes written to the stream.
     pub bytes: u64,
     /// From the first page to the last.
     pub time: Duration,
-    /// Pages of the stream that were written meanwhile and are pending now; 0 after the last
+    /// Pages of the stream that became pending meanwhile, as they were dirtied; 0 after the last
     /// round.
     pub dirtied: u64,
-    /// From the sync before the round to the one after it: the time in which they
-    /// were written. Zero after the last round.
+    /// The time in which they were dirtied: about that from the sync before the round to the one
+    /// after it. Zero after the last round.
     pub dirty_period: Duration,
-    /// Whether the machine stood still.
+    /// Whether the machine was paused.
     pub paused: bool,
 }
 
@@ -62,18 +62,18 @@ impl fmt::Display for RoundStats {
     }
 }
 
-/// What a machine stood still for at the end of its migration; together about the downtime.
+/// The steps of the downtime; they add up to about the downtime.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DowntimeParts {
     /// Until the caller's `pause` had stopped everything.
     pub pause: Duration,
-    /// The last synchronization of the log, and moving its bits.
+    /// The last sync of the log, and the harvest.
     pub sync: Duration,
     /// The last round.
     pub pages: Duration,
     /// Saving the devices' states and sending them.
     pub devices: Duration,
-    /// From the last byte to the receiver's answer; zero if there is no way for it.
+    /// From the last byte to the receiver's acknowledgement; zero without a return path.
     pub answer: Duration,
 }
 
@@ -88,41 +88,41 @@ impl fmt::Display for DowntimeParts {
     }
 }
 
-/// Tells what each of several things took that are done one after the other.
+/// Measures the times of steps that follow each other.
 pub(crate) struct Laps(Instant);
 
 impl Laps {
-    /// They begin at `begin`.
+    /// The first step begins at `begin`.
     pub(crate) fn since(begin: Instant) -> Self {
         Self(begin)
     }
 
-    /// Since the lap before, or since the beginning.
+    /// The time since the last call, or since the beginning.
     pub(crate) fn lap(&mut self) -> Duration {
         let now = Instant::now();
         now.saturating_duration_since(std::mem::replace(&mut self.0, now))
     }
 }
 
-/// A whole migration, as its source saw it.
+/// The statistics of a completed migration, from its source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MigrationStats {
     /// The rounds; the last one with the machine paused.
     pub rounds: Vec<RoundStats>,
     /// From the start to the last byte.
     pub total_time: Duration,
-    /// From the call that pauses the machine to the receiver's answer, or to the last byte if
-    /// there is no way for answers.
+    /// From the call that pauses the machine to the receiver's acknowledgement, or, without a
+    /// return path, to the last byte.
     pub downtime: Duration,
-    /// What the machine stood still for in that time.
+    /// The steps of the downtime.
     pub downtime_parts: DowntimeParts,
     /// Bytes written to the stream, on all connections.
     pub bytes: u64,
-    /// Percent of the time that the vCPUs were kept from running before the pause.
+    /// Percent of the time for which the vCPUs were throttled before the pause.
     pub throttle: u8,
-    /// Bytes per second that the guest might dirty before the pause, if that was limited.
+    /// The guest's dirty limit in bytes per second before the pause, if one was set.
     pub dirty_limit: Option<u64>,
-    /// Whether the rest fitted the allowed downtime; if not, the limit of rounds was
+    /// Whether the rest was expected to fit the allowed downtime; if not, the limit of rounds was
     /// reached.
     pub converged: bool,
 }

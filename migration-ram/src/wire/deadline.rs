@@ -3,21 +3,21 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What has to come within an idle deadline, in bytes: a page. A peer that sends one byte a
-/// second is as good as one that sends nothing.
-const PROGRESS: u64 = 4096;
+/// The fewest bytes that reset the idle deadline: a page. So a peer that sends one byte a second
+/// expires as one that sends nothing.
+const MIN_PROGRESS: u64 = 4096;
 
-/// How long a migration waits for the other side, before it ends with an error that says what
-/// was waited for: [`ReceiveError::TimedOut`](crate::ReceiveError::TimedOut),
-/// [`SendError::TimedOut`](crate::SendError::TimedOut), or, for the receiver's last word,
-/// [`SendError::NoAck`](crate::SendError::NoAck).
+/// How long each side of a migration waits for the other, before it fails with
+/// [`ReceiveError::TimedOut`](crate::ReceiveError::TimedOut),
+/// [`SendError::TimedOut`](crate::SendError::TimedOut), or, if the receiver's acknowledgement is
+/// missing, [`SendError::NoAck`](crate::SendError::NoAck).
 ///
-/// Each can be switched off by `None`: a source that may be held for long before it switches
-/// over (QEMU's `pause-before-switchover`) needs a receiver without an idle deadline. Sockets keep
-/// them, and a receiver that reads a pipe or a file; a source that writes to a pipe waits for as
-/// long as its reader takes nothing. A [`ReadTransport`](crate::ReadTransport) of another
-/// kind does if it has a [`wait`](crate::ReadTransport::wait), and a
-/// [`WriteTransport`](crate::WriteTransport) if it has a
+/// `None` disables a deadline: disable the receiver's idle deadline if its source may wait for
+/// long before the switchover (QEMU's `pause-before-switchover`). Deadlines work on sockets, and
+/// for a receiver that reads a pipe or a file; a source that writes to a pipe waits for its reader
+/// without a deadline. With another [`ReadTransport`](crate::ReadTransport) they work if it
+/// implements [`wait`](crate::ReadTransport::wait), and with another
+/// [`WriteTransport`](crate::WriteTransport) if it implements
 /// [`hang_up`](crate::WriteTransport::hang_up).
 ///
 /// # Example
@@ -39,7 +39,7 @@ pub struct Deadlines {
 }
 
 impl Default for Deadlines {
-    /// 30 seconds for the handshake, 60 of silence, 60 for the answer, 1 for a description.
+    /// 30 seconds for the handshake, 60 idle, 60 for the answer, 1 for the description.
     fn default() -> Self {
         Self {
             handshake: Some(Duration::from_secs(30)),
@@ -51,42 +51,41 @@ impl Default for Deadlines {
 }
 
 impl Deadlines {
-    /// Waits for ever, but for a description: one that is missing is no error.
+    /// No deadlines, except for the description: a missing one is no error.
     pub fn none() -> Self {
         Self { handshake: None, idle: None, answer: None, ..Self::default() }
     }
 
-    /// How long the receiver waits for the beginning: what each connection says of itself, the
-    /// stream's version and its configuration, all together.
+    /// How long the receiver waits for the beginning of the stream: the first bytes of each
+    /// connection, the stream's version and its configuration, all together.
     #[must_use]
     pub fn handshake(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.handshake = limit.into();
         self
     }
 
-    /// How long nothing may happen on all connections together. For the receiver, less than
-    /// 4,096 bytes count as nothing; for the source, less than what it hands to a connection at
-    /// once, which is half a MiB at most. A source with a lower
-    /// [limit of bandwidth](crate::Precopy::bandwidth) than 256 KiB in this time is silent for
-    /// longer between two of its transfers: the receiver has to allow that.
+    /// How long all connections together may be without progress. Progress is, for the receiver,
+    /// 4,096 bytes; for the source, a completed transfer, which is half a MiB at most. A source
+    /// whose [bandwidth limit](crate::Precopy::bandwidth) is lower than 256 KiB in this time
+    /// waits longer than that between two transfers: the receiver needs a longer deadline.
     #[must_use]
     pub fn idle(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.idle = limit.into();
         self
     }
 
-    /// How long the source waits for the receiver to say that it has everything, from the last
-    /// byte that it sent on.
+    /// How long the source waits for the receiver's acknowledgement (MIG_RP_MSG_SHUT) after its
+    /// last byte.
     #[must_use]
     pub fn answer(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.answer = limit.into();
         self
     }
 
-    /// How long the receiver waits for a description behind the end of the stream. Nothing in
-    /// the stream tells whether one follows, so on a connection that stays open a source that
-    /// sends none (QEMU with `suppress-vmdesc=on`) is waited for this long; its guest stands
-    /// still meanwhile, see
+    /// How long the receiver waits for a description (vmdesc) after the end of the stream. The
+    /// stream does not say whether one follows. So if the source sends none (QEMU with
+    /// `suppress-vmdesc=on`) and keeps the connection open, the receiver waits for this long, and
+    /// the guest is paused meanwhile: see
     /// [`Receiver::expect_vmdesc`](crate::Receiver::expect_vmdesc).
     #[must_use]
     pub fn description(mut self, limit: Duration) -> Self {
@@ -95,23 +94,23 @@ impl Deadlines {
     }
 }
 
-/// The longest wait without a look at whether the migration is over.
+/// The longest wait between two checks whether the migration is over.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// What a receiver measures its deadlines by: all connections of a migration have one.
+/// Measures the receiver's deadlines; all connections of a migration share one.
 pub(crate) struct Clock {
     deadlines: Deadlines,
     state: Mutex<State>,
 }
 
 struct State {
-    /// The handshake is not over.
+    /// Whether the handshake is still under way.
     begins: bool,
-    /// When what is waited for last made progress.
+    /// When the handshake began, or the last progress was made.
     since: Instant,
     /// Bytes since then.
     bytes: u64,
-    /// Nothing is waited for any more.
+    /// Whether the migration is over: waiting ends.
     over: bool,
 }
 
@@ -132,27 +131,27 @@ impl Clock {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The handshake is over: from now on silence is measured.
+    /// The handshake is over: from now on the idle deadline applies.
     pub(crate) fn begun(&self) {
         let mut state = self.lock();
         (state.begins, state.since, state.bytes) = (false, Instant::now(), 0);
     }
 
-    /// So many bytes have come on some connection.
+    /// Some connection has received `bytes` bytes.
     pub(crate) fn received(&self, bytes: usize) {
         let mut state = self.lock();
         state.bytes = state.bytes.saturating_add(bytes as u64);
-        if state.bytes >= PROGRESS && !state.begins {
+        if state.bytes >= MIN_PROGRESS && !state.begins {
             (state.since, state.bytes) = (Instant::now(), 0);
         }
     }
 
-    /// The migration is over: waiting ends.
+    /// The migration is over: all connections stop waiting.
     pub(crate) fn end(&self) {
         self.lock().over = true;
     }
 
-    /// How long to wait before this is asked again.
+    /// How long a connection is to wait before it calls this again.
     pub(crate) fn next(&self) -> Wait {
         let state = self.lock();
         let Deadlines { handshake, idle, .. } = self.deadlines;
@@ -174,10 +173,10 @@ impl Clock {
 /// How long a receiver waits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wait {
-    /// For so long, then it asks again.
+    /// For this time, then it asks again.
     Within(Duration),
-    /// Not any more: it has waited for so long.
+    /// No longer: the deadline has expired, after this time.
     Last(Duration),
-    /// Nothing matters that comes.
+    /// No longer: the migration is over.
     Over,
 }

@@ -1,4 +1,4 @@
-//! Constants of the migration stream, version 3, as QEMU 7.2 to 10.0 speak it
+//! Constants of the migration stream, version 3, of QEMU 7.2 to 10.0
 //! (documented in its `docs/devel/migration`). Numbers are big-endian.
 
 use ram_block::PageSize;
@@ -7,7 +7,7 @@ use ram_block::PageSize;
 pub(crate) const MAGIC: u32 = 0x5145_564d;
 pub(crate) const VERSION: u32 = 3;
 
-// What begins each part of the stream.
+// The first byte of each part of the stream.
 pub(crate) const EOF: u8 = 0x00;
 pub(crate) const SECTION_START: u8 = 0x01;
 pub(crate) const SECTION_PART: u8 = 0x02;
@@ -19,7 +19,7 @@ pub(crate) const CONFIGURATION: u8 = 0x07;
 pub(crate) const COMMAND: u8 = 0x08;
 pub(crate) const FOOTER: u8 = 0x7e;
 
-/// A command without a payload that needs no answer: the source switches over.
+/// The source begins the switchover. No payload, no answer.
 pub(crate) const MIG_CMD_SWITCHOVER_START: u16 = 11;
 
 // The section of RAM.
@@ -33,12 +33,12 @@ pub(crate) const RAM_SAVE_FLAG_MEM_SIZE: u64 = 0x04;
 pub(crate) const RAM_SAVE_FLAG_PAGE: u64 = 0x08;
 pub(crate) const RAM_SAVE_FLAG_EOS: u64 = 0x10;
 pub(crate) const RAM_SAVE_FLAG_CONTINUE: u64 = 0x20;
-/// What changed of a page: a byte that is [`XBZRLE_ENCODING`], the length, and the delta.
+/// An XBZRLE delta of a page: the byte [`XBZRLE_ENCODING`], the length, and the delta.
 pub(crate) const RAM_SAVE_FLAG_XBZRLE: u64 = 0x40;
 pub(crate) const XBZRLE_ENCODING: u8 = 1;
 /// A page as a zlib stream, with its length before it; of QEMU before 9.1.
 pub(crate) const RAM_SAVE_FLAG_COMPRESS_PAGE: u64 = 0x100;
-/// The bits that flags can take: offsets are multiples of 4 KiB at least.
+/// The bits of the flags: offsets are multiples of 4 KiB at least.
 pub(crate) const RAM_SAVE_FLAG_MASK: u64 = 0xfff;
 
 /// The subsection that carries the base-2 logarithm of the target's page size. QEMU
@@ -53,7 +53,7 @@ pub(crate) const MAX_MACHINE_NAME: u32 = 1024;
 /// The longest description that is accepted, in bytes.
 pub(crate) const MAX_DESCRIPTION: u64 = 64 << 20;
 
-/// The page size of a stream that says nothing of it.
+/// The page size of a stream without [`PAGE_BITS`].
 pub(crate) fn default_page_size() -> PageSize {
     match PageSize::new(1 << DEFAULT_PAGE_SHIFT) {
         Ok(size) => size,
@@ -61,24 +61,25 @@ pub(crate) fn default_page_size() -> PageSize {
     }
 }
 
-// Commands, and the answers of the return path.
+// Commands, and the messages of the return path.
 pub(crate) const MIG_CMD_OPEN_RETURN_PATH: u16 = 1;
 pub(crate) const MIG_CMD_PING: u16 = 2;
-/// The source may turn to postcopy. Until it does, the stream is as without; it does so by a
-/// command of its own.
+/// The source may switch to postcopy, by a later command; until then the stream is that of
+/// precopy.
 pub(crate) const MIG_CMD_POSTCOPY_ADVISE: u16 = 3;
 pub(crate) const MIG_RP_MSG_SHUT: u16 = 1;
 pub(crate) const MIG_RP_MSG_PONG: u16 = 2;
-/// The destination has nothing against a switch-over, says QEMU from 8.1 on if it is told to.
+/// The destination is ready for the switchover: QEMU from 8.1 on, with `switchover-ack`.
 pub(crate) const MIG_RP_MSG_SWITCHOVER_ACK: u16 = 7;
 
-/// Where 8.1 and later wait for all channels; earlier ones do at each end of a section.
+/// The receiver waits for all channels here: QEMU 8.1 and later. Earlier versions wait at the end
+/// of each section.
 pub(crate) const RAM_SAVE_FLAG_MULTIFD_FLUSH: u64 = 0x200;
 
-/// Subsections of the configuration that change nothing here.
+/// The subsection of the machine's UUID, which is skipped.
 pub(crate) const UUID: &str = "configuration/uuid";
-/// The names of those capabilities that change the stream.
+/// The subsection of the enabled capabilities that change the stream.
 pub(crate) const CAPABILITIES: &str = "configuration/capabilities";
 
-/// The bytes of a record of a page that is zero and of the same block as the one before.
+/// Bytes of the record of a zero page of the same block as the record before.
 pub(crate) const ZERO_RECORD: usize = 9;

@@ -1,12 +1,13 @@
-//! QEMU's migration stream, and the connections that it goes over.
+//! QEMU's migration stream, and the connections that carry it.
 //!
-//! It knows nothing of which page is sent when, and stands on the crate's errors only.
+//! Independent of which page is sent when; uses only the crate's errors.
 //!
-//! - `format`: the constants of the stream; `writer`, `reader`: its parts, with guest memory;
+//! - `format`: the constants of the stream; `writer`, `reader`: encode and decode its fields and
+//!   guest memory;
 //! - `multifd`: the packets of channels;
-//! - `transport`: what a stream goes through: sockets, pipes, files, memory; `socket`: sockets as
-//!   a migration wants them;
-//! - `deadline`: how long one side waits for the other.
+//! - `transport`: connections: sockets, pipes, files, memory; `socket`: sockets with the options
+//!   that a migration needs;
+//! - `deadline`: how long the receiver waits for the source, and the settings of both sides.
 
 pub(crate) mod deadline;
 pub(crate) mod format;

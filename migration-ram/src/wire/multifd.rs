@@ -13,7 +13,7 @@ use crate::wire::reader::StreamReader;
 
 pub(crate) const MULTIFD_MAGIC: u32 = 0x1122_3344;
 const VERSION: u32 = 1;
-/// All channels' pages before this packet come before those after it.
+/// Orders pages of all channels: those before this packet precede those after it.
 pub(crate) const SYNC: u32 = 1;
 /// The bits of a compression (QEMU's multifd-compression).
 const COMPRESSION: u32 = 0xf << 1;
@@ -30,7 +30,7 @@ const NAME: usize = OFFSETS - 256;
 /// The channels that a migration can have.
 pub(crate) const MAX_CHANNELS: usize = 16;
 
-/// What a channel begins with.
+/// The first bytes of a channel.
 pub(crate) fn hello(channel: u8) -> [u8; 64] {
     let mut hello = [0; 64];
     hello[..4].copy_from_slice(&MULTIFD_MAGIC.to_be_bytes());
@@ -39,7 +39,7 @@ pub(crate) fn hello(channel: u8) -> [u8; 64] {
     hello
 }
 
-/// Reads what is left of a channel's beginning, whose magic number was read.
+/// Reads the rest of a channel's first bytes, after the magic number; returns its number.
 pub(crate) fn read_hello(stream: &mut StreamReader<'_>) -> Result<u8, ReceiveError> {
     let at = stream.at();
     let version = stream.u32("a channel's version")?;
@@ -49,8 +49,8 @@ pub(crate) fn read_hello(stream: &mut StreamReader<'_>) -> Result<u8, ReceiveErr
     Ok(rest[16])
 }
 
-/// How the contents of packets are compressed: as parts of a stream that goes on through all
-/// packets of its channel. The next packet's bytes in the head are the length of a part.
+/// How the contents of packets are compressed: all packets of a channel are parts of one
+/// compressed stream. The head's field of the contents' bytes is the length of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
     Zlib,
@@ -59,7 +59,7 @@ pub(crate) enum Compression {
 }
 
 impl Compression {
-    /// What a packet's flags say; `None` if it is none that is known here.
+    /// The compression by a packet's flags; `None` if it is unknown.
     fn of(flags: u32) -> Option<Option<Self>> {
         match flags & COMPRESSION {
             0 => Some(None),
@@ -71,7 +71,7 @@ impl Compression {
     }
 }
 
-/// Some bytes of a stream that goes on behind them.
+/// A packet's part of its channel's compressed stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
     pub(crate) compression: Compression,
@@ -84,11 +84,11 @@ pub(crate) struct Packet {
     pub(crate) flags: u32,
     pub(crate) number: u64,
     pub(crate) block: String,
-    /// Offsets in the block in bytes, of pages whose contents follow.
+    /// Offsets in the block, in bytes, of the pages whose contents follow.
     pub(crate) pages: Vec<u64>,
-    /// Those of pages that are zero.
+    /// Offsets of zero pages.
     pub(crate) zero_pages: Vec<u64>,
-    /// What the contents come as, if they are compressed.
+    /// The compressed part that holds the contents, if they are compressed.
     pub(crate) compressed: Option<Part>,
 }
 
@@ -112,8 +112,8 @@ impl Packet {
         head
     }
 
-    /// Reads a head; what it says of offsets is still to be held against the block.
-    /// `None` at the end of the channel.
+    /// Reads a head; `None` at the end of the channel. The caller must check the offsets against
+    /// the block.
     pub(crate) fn read(stream: &mut StreamReader<'_>) -> Result<Option<Self>, ReceiveError> {
         let start = stream.at();
         let mut head = [0; HEAD];

@@ -1,4 +1,4 @@
-//! Reading a stream, with its place in every error.
+//! Reads a stream; every error has the offset in the stream.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::error::ReceiveError;
 use crate::wire::deadline::{Clock, Wait};
 use crate::wire::transport::{ReadTransport, ShutdownHandle};
 
-/// What is read at once, in bytes.
+/// The size of the read buffer, in bytes.
 pub(crate) const BUFFER: usize = 1 << 18;
 
 pub(crate) struct StreamReader<'a> {
@@ -29,18 +29,18 @@ impl<'a> StreamReader<'a> {
         Self { input, clock, buffer: vec![0; BUFFER].into(), filled: 0..0, at: 0 }
     }
 
-    /// A reader that waits for ever.
+    /// A reader without deadlines.
     #[cfg(test)]
     pub(crate) fn untimed(input: &'a mut dyn ReadTransport) -> Self {
         Self::new(input, Arc::default())
     }
 
-    /// What measures the deadlines.
+    /// The clock of the deadlines.
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// What ends a read under way.
+    /// A handle that ends a read under way.
     pub(crate) fn hang_up(&self) -> Option<ShutdownHandle> {
         self.input.hang_up()
     }
@@ -50,18 +50,18 @@ impl<'a> StreamReader<'a> {
         self.at
     }
 
-    /// What was read and is not consumed.
+    /// The bytes that were read and not consumed.
     pub(crate) fn buffered(&self) -> &[u8] {
         &self.buffer[self.filled.clone()]
     }
 
-    /// Consumes `len` bytes of what is buffered.
+    /// Consumes `len` buffered bytes.
     pub(crate) fn consume(&mut self, len: usize) {
         self.filled.start += len;
         self.at += len as u64;
     }
 
-    /// Reads more of `what` behind what is buffered; says how much, 0 at the end.
+    /// Reads more of `what` into the buffer; returns how many bytes, 0 at the end.
     pub(crate) fn fill(&mut self, what: &'static str) -> Result<usize, ReceiveError> {
         if self.filled.start > 0 {
             self.buffer.copy_within(self.filled.clone(), 0);
@@ -75,14 +75,16 @@ impl<'a> StreamReader<'a> {
         Ok(got)
     }
 
-    /// Whether anything more comes as long as a description is waited for, be it the end.
+    /// Waits for as long as the deadline for a description; returns whether a read would return
+    /// bytes or the end now.
     pub(crate) fn description_comes(&mut self) -> Result<bool, ReceiveError> {
         let at = self.at;
         let wait = self.input.wait(self.clock.description());
         wait.map_err(|source| ReceiveError::Read { at, source })
     }
 
-    /// Has `len` bytes of `what` in the buffer, at most as many as that holds.
+    /// Reads until `len` bytes of `what` are buffered, and returns them without consuming them; at
+    /// most `BUFFER`.
     pub(crate) fn need(&mut self, len: usize, what: &'static str) -> Result<&[u8], ReceiveError> {
         while self.filled.len() < len {
             if self.fill(what)? == 0 {
@@ -93,8 +95,8 @@ impl<'a> StreamReader<'a> {
         Ok(&self.buffer[self.filled.start..][..len])
     }
 
-    /// The next bytes, which are (a part of) `most` bytes of `what`; one at least, unless that
-    /// is 0. They are not consumed.
+    /// Returns up to `most` bytes of `what` without consuming them; at least one, unless `most` is
+    /// 0.
     pub(crate) fn some(&mut self, most: u64, what: &'static str) -> Result<&[u8], ReceiveError> {
         if most > 0 && self.is_at_end(what)? {
             return Err(ReceiveError::Truncated { at: self.at, what });
@@ -103,12 +105,12 @@ impl<'a> StreamReader<'a> {
         Ok(&self.buffered()[..len])
     }
 
-    /// Whether nothing follows any more, where `what` may.
+    /// Whether the stream ends here, where `what` may follow.
     pub(crate) fn is_at_end(&mut self, what: &'static str) -> Result<bool, ReceiveError> {
         Ok(self.filled.is_empty() && self.fill(what)? == 0)
     }
 
-    /// Fills `bytes`, which hold (a part of) `what`.
+    /// Fills `bytes` from the stream.
     pub(crate) fn bytes(
         &mut self,
         bytes: &mut [u8],
@@ -122,7 +124,7 @@ impl<'a> StreamReader<'a> {
         Ok(())
     }
 
-    /// Fills `bytes` of a block, past the buffer where they are not in it yet.
+    /// Fills `bytes` of a block: from the buffer, then straight from the input.
     pub(crate) fn guest_memory(
         &mut self,
         block: &RamBlock,
@@ -134,7 +136,7 @@ impl<'a> StreamReader<'a> {
         self.consume(buffered);
         let mut left = bytes.start + buffered as u64..bytes.end;
         while !left.is_empty() {
-            // The buffer is empty now: what comes behind the page goes there.
+            // The buffer is empty now: bytes that follow the page are read into it.
             self.filled = 0..0;
             let mut list = ReceiveList::new();
             list.push_memory(block, left.clone())?;
@@ -151,7 +153,7 @@ impl<'a> StreamReader<'a> {
         Ok(())
     }
 
-    /// Puts what is buffered, less than a page, to where it belongs; says how much it was.
+    /// Writes all buffered bytes, less than a page, to `offset` of a block; returns how many.
     pub(crate) fn take_buffered(
         &mut self,
         block: &RamBlock,
@@ -163,7 +165,7 @@ impl<'a> StreamReader<'a> {
         Ok(taken)
     }
 
-    /// Reads once, past the buffer, which is empty; says how much.
+    /// Reads once into `list`, while the buffer is empty; returns how many bytes.
     pub(crate) fn receive_list(
         &mut self,
         list: &mut ReceiveList<'_>,
@@ -175,7 +177,7 @@ impl<'a> StreamReader<'a> {
         }
     }
 
-    /// Fills `bytes`, and reads nothing behind them; says whether they came, or the end did.
+    /// Fills `bytes`, and reads nothing beyond them; returns false if the stream ends here.
     pub(crate) fn exactly(
         &mut self,
         bytes: &mut [u8],
@@ -198,8 +200,8 @@ impl<'a> StreamReader<'a> {
         Ok(true)
     }
 
-    /// Fills pages of a block, in the order of their offsets, and reads nothing behind them:
-    /// what comes next has a place of its own, too.
+    /// Fills pages of a block, in the order of `offsets`, and reads nothing beyond them: the next
+    /// packet's pages are read straight into guest memory, too.
     pub(crate) fn guest_pages(
         &mut self,
         block: &RamBlock,
@@ -220,18 +222,18 @@ impl<'a> StreamReader<'a> {
         Ok(())
     }
 
-    /// So many bytes that were read past the buffer are consumed.
+    /// Counts bytes that were read by `receive_list` as consumed.
     pub(crate) fn advance(&mut self, bytes: u64) {
         self.at += bytes;
     }
 
-    /// Appends to the buffer what was read past it.
+    /// Appends bytes that were read by `receive_list` to the buffer.
     pub(crate) fn put_back(&mut self, bytes: &[u8]) {
         self.buffer[self.filled.end..][..bytes.len()].copy_from_slice(bytes);
         self.filled.end += bytes.len();
     }
 
-    /// Appends `len` bytes of a block to the buffer, which were read there.
+    /// Appends `len` bytes of a block, which were read into it, to the buffer.
     pub(crate) fn put_back_memory(
         &mut self,
         block: &RamBlock,
@@ -267,7 +269,7 @@ impl<'a> StreamReader<'a> {
         Ok(u64::from_be_bytes(bytes))
     }
 
-    /// A number that must have one value.
+    /// An error unless `found` is `expected`.
     #[allow(clippy::unused_self)] // reads like the others
     pub(crate) fn expect(
         &self,
@@ -300,13 +302,13 @@ impl<'a> StreamReader<'a> {
         String::from_utf8(bytes).map_err(|_| refused)
     }
 
-    /// A name with its length in one byte.
+    /// A name, after its length in one byte.
     pub(crate) fn name(&mut self, what: &'static str) -> Result<String, ReceiveError> {
         let len = self.u8(what)?;
         self.text(u32::from(len), u32::from(u8::MAX), what)
     }
 
-    /// `len` bytes, for which memory is taken only as they come.
+    /// Reads `len` bytes; allocates memory only as they are received.
     pub(crate) fn counted(
         &mut self,
         len: u64,
@@ -336,7 +338,7 @@ impl<'a> StreamReader<'a> {
     }
 }
 
-/// Reads once, as soon as something is there, or says that nothing came in time.
+/// Reads once, as soon as there is input; an error if a deadline expires before.
 fn receive(
     input: &mut dyn ReadTransport,
     clock: &Clock,
@@ -347,7 +349,7 @@ fn receive(
     loop {
         let (limit, waited) = match clock.next() {
             Wait::Within(limit) => (limit, None),
-            // Looked at once more: what came while this side was busy is there.
+            // Poll once more: the input may have arrived while this thread was busy.
             Wait::Last(waited) => (Duration::ZERO, Some(waited)),
             Wait::Over => return Ok(0),
         };
@@ -373,7 +375,7 @@ mod tests {
     use super::*;
     use crate::wire::deadline::Deadlines;
 
-    /// Nothing comes here before other connections have brought so many pages.
+    /// An input that has bytes only after other connections have received `pages` pages.
     struct Late {
         clock: Arc<Clock>,
         pages: usize,
@@ -400,7 +402,7 @@ mod tests {
         let mut input = Late { clock: clock.clone(), pages: 5 };
         let mut stream = StreamReader::new(&mut input, clock.clone());
         assert_eq!(stream.u8("a byte").unwrap(), 7);
-        // No time at all: only what is there already is taken.
+        // With a deadline of zero only bytes that are there already are read.
         let clock = Arc::new(Clock::new(Deadlines::none().idle(Duration::ZERO)));
         clock.begun();
         let mut input = Late { clock: clock.clone(), pages: 0 };

@@ -1,5 +1,5 @@
-//! Sockets as a migration wants them: without delay, with a deadline, and with a word when the
-//! other machine is gone.
+//! Sockets with the options that a migration needs: no delay, a deadline to connect, and detection
+//! of a peer whose machine is gone.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -16,14 +16,14 @@ use thiserror::Error;
 
 use crate::wire::transport::{ReadTransport, ShutdownHandle, WriteTransport, wait_for_input};
 
-/// From one try to reach a destination that is about to listen to the next.
+/// The time between two attempts to connect to a destination that does not listen yet.
 const RETRY: Duration = Duration::from_millis(5);
-/// TCP asks an idle peer's machine whether it is there after this time, and then each time
-/// again, so many times.
+/// TCP keep-alive: the idle time before the first probe, the time between probes, and how many
+/// fail before the connection is closed.
 const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 4);
-/// TCP's user timeout (RFC 5482). Linux counts a peer that is there and takes nothing, too, so it
-/// is longer than the default of [`Deadlines::idle`](crate::Deadlines::idle), which says what
-/// was waited for.
+/// TCP's user timeout (RFC 5482). On Linux it also expires if the peer is alive and does not read,
+/// so it is longer than the default of [`Deadlines::idle`](crate::Deadlines::idle), whose error
+/// says more.
 const USER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Where a destination listens: `HOST:PORT`, or `unix:PATH`.
@@ -35,16 +35,17 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// A text that is no [`Address`].
+/// A string that is not an [`Address`].
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum AddressError {
-    /// It has another form.
+    /// It is neither `HOST:PORT` nor `unix:PATH`.
     #[error("{text:?} is neither HOST:PORT nor unix:PATH")]
     Form {
         /// The text.
         text: String,
     },
-    /// It has a control character: as a line, or on a terminal, it would be another address.
+    /// It has a control character: printed as a line, or on a terminal, it would look like another
+    /// address.
     #[error("{text:?} has a control character, which an address cannot have")]
     ControlCharacter {
         /// The text.
@@ -69,8 +70,8 @@ impl FromStr for Address {
     }
 }
 
-/// What [`FromStr`] makes the address of again; of a path that is no text, or has control
-/// characters, one line that names it.
+/// The form that [`FromStr`] parses. A path that is not UTF-8, or has control characters, is
+/// escaped, which [`FromStr`] does not undo.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = match self {
@@ -84,48 +85,49 @@ impl fmt::Display for Address {
     }
 }
 
-/// A connection that cannot be had.
+/// Why a connection cannot be made or accepted.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// Nobody can be reached there.
-    #[error("Nobody takes a connection at {address}, {waited:.1?} after the first try")]
+    /// Connecting failed until the deadline.
+    #[error("Cannot connect to {address}, {waited:.1?} after the first try")]
     Connect {
-        /// Where.
+        /// The address.
         address: Address,
-        /// How long it was tried.
+        /// The time since the first attempt.
         waited: Duration,
-        /// What the last try said.
+        /// The error of the last attempt.
         #[source]
         source: io::Error,
     },
-    /// It cannot be listened there.
-    #[error("Nobody can listen at {address}")]
+    /// Listening failed.
+    #[error("Cannot listen at {address}")]
     Listen {
-        /// Where.
+        /// The address.
         address: Address,
-        /// What the operating system said.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Nobody came.
+    /// No connection was made until the deadline.
     #[error("Waited {waited:.1?} for a connection at {address}")]
     NobodyCame {
-        /// Where.
+        /// The address.
         address: Address,
-        /// How long it was waited.
+        /// How long it waited.
         waited: Duration,
     },
-    /// A connection cannot be taken, or not be set up as it has to be.
+    /// A connection cannot be accepted, or a socket option cannot be set.
     #[error("A connection cannot be used")]
     Unusable(#[from] io::Error),
 }
 
 /// One connection of a migration.
 ///
-/// Over TCP what is written goes out at once (`TCP_NODELAY`). A peer whose machine is gone without
-/// a word is noticed within half a minute if nothing is on its way to it (`SO_KEEPALIVE`), and
-/// within 90 seconds otherwise ([`set_user_timeout`](Self::set_user_timeout)). That its machine
-/// is there says nothing of the peer: that is what [`Deadlines`](crate::Deadlines) are for.
+/// TCP sends written bytes at once (`TCP_NODELAY`). A peer whose machine has crashed or is
+/// unreachable is detected within half a minute if no bytes to it are unacknowledged
+/// (`SO_KEEPALIVE`), and within 90 seconds otherwise
+/// ([`set_user_timeout`](Self::set_user_timeout)). A peer whose machine is up but whose process
+/// does nothing is detected by [`Deadlines`](crate::Deadlines).
 ///
 /// # Example
 ///
@@ -150,12 +152,12 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Connects to a destination that listens, or is about to: tries again as long as nobody
-    /// does, for `limit` at most. (To look up a host's name may take longer.)
+    /// Connects to a destination that listens, or is about to: tries again until it does, for
+    /// `limit` at most. (Resolving a host's name may take longer.)
     ///
     /// # Errors
     ///
-    /// [`SocketError::Connect`], with what the last try said.
+    /// [`SocketError::Connect`], with the error of the last attempt.
     pub fn connect(address: &Address, limit: Duration) -> Result<Self, SocketError> {
         let begin = Instant::now();
         loop {
@@ -198,11 +200,10 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Sets how long bytes may be on their way over TCP without having been taken, in whole
-    /// milliseconds, before the connection is cut (`TCP_USER_TIMEOUT`): 90 seconds unless this is
-    /// called, and with `None` as long as TCP sends them again, a quarter of an hour or so, or,
-    /// to a peer that is there and takes nothing, for ever. Connections within this machine have
-    /// no such limit.
+    /// Sets how long sent bytes may be unacknowledged over TCP, in whole milliseconds, before the
+    /// connection is closed (`TCP_USER_TIMEOUT`): 90 seconds by default. With `None` TCP closes it
+    /// after its last retransmission, a quarter of an hour or so, or, if the peer is alive and
+    /// does not read, never. Unix sockets have no such limit.
     ///
     /// # Errors
     ///
@@ -213,12 +214,12 @@ impl Socket {
 
     fn user_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
         let Self::Tcp(socket) = self else { return Ok(()) };
-        // 0 is the system's own, so no limit becomes that.
+        // 0 is the system's default, for `None`; a limit is 1 ms at least.
         let least = |limit: Duration| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1);
         Ok(sockopt::set_tcp_user_timeout(socket, limit.map_or(0, least))?)
     }
 
-    /// The same connection once more: for the other direction.
+    /// Another handle of the same connection: for the other direction.
     ///
     /// # Errors
     ///
@@ -237,7 +238,7 @@ impl From<UnixStream> for Socket {
     }
 }
 
-/// Whether somebody may listen there in a moment.
+/// Whether another attempt to connect may succeed.
 fn may_come(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, NotFound, TimedOut, WouldBlock};
     matches!(error.kind(), ConnectionRefused | NotFound | TimedOut | WouldBlock)
@@ -247,7 +248,7 @@ fn connect_tcp(address: &str, limit: Duration) -> io::Result<TcpStream> {
     let begin = Instant::now();
     let mut result = Err(io::Error::new(io::ErrorKind::InvalidInput, "the host has no address"));
     for address in address.to_socket_addrs()? {
-        // The last moment is one: no time at all would be an error of another kind.
+        // 1 ms at least: a timeout of 0 is an error of another kind (InvalidInput).
         let left = limit.saturating_sub(begin.elapsed()).max(Duration::from_millis(1));
         result = TcpStream::connect_timeout(&address, left);
         if result.is_ok() {
@@ -257,7 +258,7 @@ fn connect_tcp(address: &str, limit: Duration) -> io::Result<TcpStream> {
     result
 }
 
-/// Does not wait where a listener takes nobody.
+/// Connects without blocking: a full backlog is an error (EAGAIN).
 fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -326,7 +327,7 @@ impl ReadTransport for Socket {
 pub enum Listener {
     /// Over TCP.
     Tcp(TcpListener),
-    /// Within this machine; the socket's file goes with it.
+    /// Within this machine. Dropping the listener removes the socket's file.
     Unix(UnixListener, PathBuf),
 }
 
@@ -335,7 +336,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// [`SocketError::Listen`], if it is taken, or not ours.
+    /// [`SocketError::Listen`], if the address is in use, or not one of this host.
     pub fn bind(address: &Address) -> Result<Self, SocketError> {
         let listener = match address {
             Address::Tcp(address) => TcpListener::bind(address).and_then(|listener| {
@@ -350,7 +351,7 @@ impl Listener {
         listener.map_err(|source| SocketError::Listen { address: address.clone(), source })
     }
 
-    /// Where it listens.
+    /// The address at which it listens.
     ///
     /// # Errors
     ///
@@ -362,8 +363,8 @@ impl Listener {
         })
     }
 
-    /// Waits for one connection, for `limit` at most, or without an end if that is `None`: a
-    /// source may come at any time. Its channels come right after it.
+    /// Waits for one connection, for `limit` at most, or without a deadline if that is `None`. A
+    /// source opens its channels right after its first connection.
     ///
     /// # Errors
     ///
@@ -388,7 +389,7 @@ impl Listener {
                 Self::Unix(listener, _) => listener.accept().map(|(socket, _)| socket.into()),
             };
             match socket {
-                // It is gone again.
+                // The peer has closed it already.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 socket => return Ok(socket?),

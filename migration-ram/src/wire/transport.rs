@@ -1,4 +1,4 @@
-//! What a stream goes through: sockets, pipes, files, memory.
+//! The transports of a stream: sockets, pipes, files, memory.
 
 use std::fmt;
 use std::fs::File;
@@ -14,85 +14,83 @@ use ram_block::{ReceiveList, SendList, TransferError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// Where a stream goes.
+/// A transport that a stream is written to.
 ///
-/// Sockets, files and pipes take guest memory as it lies there, with no copy between.
-/// What is only a [`Write`] goes into [`Buffered`].
+/// Sockets, files and pipes are written straight from guest memory, without a copy. Wrap other
+/// types that implement [`Write`] in [`Buffered`].
 pub trait WriteTransport: Send {
     /// Writes all of `list`, in order.
     ///
     /// # Errors
     ///
-    /// With the number of bytes that were taken before.
+    /// The cause, with the number of bytes that were written before.
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError>;
 
-    /// Waits for `limit` at most until a few bytes can be sent without waiting, or an error can
-    /// be had; says whether it is so. The receiver keeps its deadline by this when it answers: a
-    /// sender that never reads would hold it.
+    /// Waits for `limit` at most until a few bytes can be sent without blocking, or sending would
+    /// return an error; returns whether that is so. The receiver calls this before it writes to
+    /// the return path: otherwise a source that never reads would block it.
     ///
-    /// Unless it is implemented it says yes at once.
+    /// By default returns true at once.
     ///
     /// # Errors
     ///
-    /// What the descriptor says.
+    /// If the descriptor cannot be polled.
     fn wait_for_room(&mut self, limit: Duration) -> io::Result<bool> {
         let _ = limit;
         Ok(true)
     }
 
-    /// What ends a transfer under way from another thread, if there is a way.
+    /// A handle that ends a transfer under way from another thread, if the transport can do that.
     fn hang_up(&self) -> Option<ShutdownHandle> {
         None
     }
 }
 
-/// Where a stream comes from.
+/// A transport that a stream is read from.
 ///
-/// Sockets, files and pipes put guest memory where it belongs, with no copy between.
-/// What is only a [`Read`] goes into [`Buffered`].
+/// Sockets, files and pipes are read straight into guest memory, without a copy. Wrap other
+/// types that implement [`Read`] in [`Buffered`].
 pub trait ReadTransport: Send {
-    /// Reads once into the places of `list` that are left: as much as there is, but at
-    /// least one byte; 0 at the end.
+    /// Reads once into the rest of `list`: as many bytes as are available, but at least one; 0 at
+    /// the end.
     ///
     /// # Errors
     ///
-    /// What the descriptor or reader says.
+    /// If the descriptor or reader fails.
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError>;
 
-    /// Waits for `limit` at most until [`receive`](Self::receive) would not wait: something has
-    /// come, or the end has. Says whether it is so. [`Deadlines`](crate::Deadlines) are kept by
-    /// this.
+    /// Waits for `limit` at most until [`receive`](Self::receive) would not block: there are bytes,
+    /// or the end. Returns whether that is so. [`Deadlines`](crate::Deadlines) depend on this.
     ///
-    /// Unless it is implemented it says yes at once, so that `receive` waits without a deadline:
-    /// as for memory, where that does not matter, and for [`Buffered`], of which nobody knows how
-    /// to wait.
+    /// By default returns true at once, so that `receive` blocks without a deadline: for memory,
+    /// which never blocks, and for [`Buffered`], which cannot be polled.
     ///
     /// # Errors
     ///
-    /// What the descriptor says.
+    /// If the descriptor cannot be polled.
     fn wait(&mut self, limit: Duration) -> io::Result<bool> {
         let _ = limit;
         Ok(true)
     }
 
-    /// What ends a transfer under way from another thread, if there is a way.
+    /// A handle that ends a transfer under way from another thread, if the transport can do that.
     fn hang_up(&self) -> Option<ShutdownHandle> {
         None
     }
 }
 
-/// Shuts a connection down while another thread is sending or receiving. A clone shuts down
-/// the same.
+/// Shuts a connection down while another thread is sending or receiving. A clone shuts down the
+/// same connection.
 #[derive(Clone)]
 pub struct ShutdownHandle(Arc<dyn Fn() + Send + Sync>);
 
 impl ShutdownHandle {
-    /// `hang_up` makes transfers end, those under way and those to come.
+    /// `hang_up` must end all transfers, those under way and later ones.
     pub fn new(hang_up: impl Fn() + Send + Sync + 'static) -> Self {
         Self(Arc::new(hang_up))
     }
 
-    /// Ends transfers, those under way and those to come.
+    /// Ends all transfers, those under way and later ones.
     pub fn hang_up(&self) {
         (self.0)();
     }
@@ -100,11 +98,11 @@ impl ShutdownHandle {
 
 impl fmt::Debug for ShutdownHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HangUp")
+        f.write_str("ShutdownHandle")
     }
 }
 
-/// Anything that can be read or written, if with a copy of what passes.
+/// A transport of any reader or writer; copies the bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Buffered<T>(pub T);
 
@@ -129,7 +127,7 @@ fn wait_for(descriptor: BorrowedFd<'_>, event: PollFlags, limit: Duration) -> io
     let begin = Instant::now();
     loop {
         let left = limit.saturating_sub(begin.elapsed());
-        // What no timespec holds is for ever.
+        // A duration that does not fit a timespec means no timeout.
         let left = Timespec::try_from(left).ok();
         let mut descriptors = [PollFd::from_borrowed_fd(descriptor, event)];
         match poll(&mut descriptors, left.as_ref()) {
@@ -170,7 +168,7 @@ macro_rules! by_descriptor {
         fn hang_up(&self) -> Option<ShutdownHandle> {
             let socket = self.try_clone().ok()?;
             Some(ShutdownHandle::new(move || {
-                // One that is closed already needs none.
+                // Fails if the socket is closed already: nothing to end.
                 let _ = socket.shutdown(Shutdown::$side);
             }))
         }
@@ -246,9 +244,9 @@ impl<T: ReadTransport + ?Sized> ReadTransport for Box<T> {
     }
 }
 
-/// The connections that a migration goes out through.
+/// The connections of a migration's source.
 ///
-/// A single output is one: `precopy.run(&mut socket, ...)`.
+/// A single transport converts into one: `precopy.run(&mut socket, ...)`.
 #[allow(missing_debug_implementations)] // outputs need not have one
 pub struct OutgoingChannels<'a> {
     pub(crate) main: &'a mut dyn WriteTransport,
@@ -262,11 +260,11 @@ impl<'a> OutgoingChannels<'a> {
         Self { main, channels: Vec::new(), back: None }
     }
 
-    /// Pages that have contents go over these connections as well, at the same time, in
-    /// QEMU's multifd packets: 1 to 16, a thread for each; `main` carries the rest. The
-    /// receiver must be prepared for as many (QEMU: capability `multifd`, parameter
-    /// `multifd-channels`). How QEMU waits for them depends on its version: see
-    /// [`Precopy`](crate::Precopy)'s `multifd_flush_after_each_section`.
+    /// Sends pages that are not zero over these connections, in parallel, in QEMU's multifd
+    /// packets: 1 to 16 channels, a thread for each; `main` carries the rest. The receiver must
+    /// expect as many (QEMU: capability `multifd`, parameter `multifd-channels`). Where QEMU waits
+    /// for the channels depends on its version: see [`Precopy`](crate::Precopy)'s
+    /// `multifd_flush_after_each_section`.
     #[must_use]
     pub fn channels(
         mut self,
@@ -276,8 +274,8 @@ impl<'a> OutgoingChannels<'a> {
         self
     }
 
-    /// The receiver's answers come from here, in QEMU's return path: the migration is
-    /// complete when the receiver says that it has everything. Without this it is when the
+    /// Reads QEMU's return path from here: the migration is complete when the receiver
+    /// acknowledges that it has loaded everything. Without a return path it is complete when the
     /// last byte was written. Usually the same socket as `main`.
     #[must_use]
     pub fn return_path(mut self, back: &'a mut dyn ReadTransport) -> Self {
@@ -292,9 +290,9 @@ impl<'a, T: WriteTransport> From<&'a mut T> for OutgoingChannels<'a> {
     }
 }
 
-/// The connections that a migration comes in through.
+/// The connections of a migration's destination.
 ///
-/// A single input is one: `receiver.run(&mut socket)`.
+/// A single transport converts into one: `receiver.run(&mut socket)`.
 #[allow(missing_debug_implementations)] // inputs need not have one
 pub struct IncomingChannels<'a> {
     pub(crate) inputs: Vec<&'a mut dyn ReadTransport>,
@@ -307,13 +305,13 @@ impl<'a> IncomingChannels<'a> {
         Self { inputs: vec![main], back: None }
     }
 
-    /// Several connections in any order: one carries the stream, 1 to 16 are channels of
-    /// multifd packets. Each says which it is by its first bytes.
+    /// Several connections in any order: one carries the stream, 1 to 16 are multifd channels.
+    /// They are told apart by their first bytes.
     pub fn several(inputs: impl IntoIterator<Item = &'a mut dyn ReadTransport>) -> Self {
         Self { inputs: inputs.into_iter().collect(), back: None }
     }
 
-    /// Answers go here, if the sender asks for them (QEMU: capability `return-path`).
+    /// Writes the return path here, if the source opens one (QEMU: capability `return-path`).
     #[must_use]
     pub fn return_path(mut self, back: &'a mut dyn WriteTransport) -> Self {
         self.back = Some(back);

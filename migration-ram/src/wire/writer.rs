@@ -1,4 +1,4 @@
-//! Encoding: our own bytes and guest memory, gathered until they are sent.
+//! Encodes the stream: fields and guest memory, buffered until they are flushed.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,37 +9,37 @@ use crate::error::SendError;
 use crate::wire::format::*;
 use crate::wire::transport::WriteTransport;
 
-/// Guest memory that is gathered before it is sent, in bytes: more at a time is slower, as
-/// it leaves the cache before the receiver takes it.
-const MEMORY: u64 = 1 << 18;
-/// Bytes of our own that are gathered before they are sent.
-const OWN: usize = 1 << 18;
+/// Bytes of guest memory after which the stream is flushed: more at a time is slower, as the
+/// pages leave the CPU's cache before the receiver reads them.
+const FLUSH_MEMORY: u64 = 1 << 18;
+/// Bytes of encoded fields after which the stream is flushed.
+const FLUSH_OWN: usize = 1 << 18;
 
-/// Guest memory that follows our own bytes up to `after`.
+/// Guest memory that follows the first `after` bytes of encoded fields.
 struct Piece {
     after: usize,
     block: Arc<RamBlock>,
     bytes: Range<u64>,
 }
 
-/// A stream on its way out, of which the last part is still gathered.
+/// A stream that is written to a transport; its last part is buffered.
 pub(crate) struct SendStream<'a> {
     out: &'a mut dyn WriteTransport,
     own: Vec<u8>,
     pieces: Vec<Piece>,
-    /// Bytes of all pieces.
+    /// Bytes of guest memory in `pieces`.
     memory: u64,
-    /// Bytes that `out` has taken.
+    /// Bytes written to `out`.
     sent: u64,
 }
 
 impl<'a> SendStream<'a> {
     pub(crate) fn new(out: &'a mut dyn WriteTransport) -> Self {
-        let own = Vec::with_capacity(OWN + (1 << 16));
+        let own = Vec::with_capacity(FLUSH_OWN + (1 << 16));
         Self { out, own, pieces: Vec::new(), memory: 0, sent: 0 }
     }
 
-    /// Bytes of the stream so far, sent or not.
+    /// Bytes of the stream so far, flushed or not.
     pub(crate) fn position(&self) -> u64 {
         self.sent + self.memory + self.own.len() as u64
     }
@@ -64,7 +64,7 @@ impl<'a> SendStream<'a> {
         self.bytes(&value.to_be_bytes());
     }
 
-    /// A name with its length in one byte: names are checked where they are given.
+    /// A name, after its length in one byte; the caller has checked its length.
     pub(crate) fn name(&mut self, name: &str) {
         self.u8(u8::try_from(name.len()).unwrap_or(u8::MAX));
         self.bytes(&name.as_bytes()[..name.len().min(255)]);
@@ -82,18 +82,18 @@ impl<'a> SendStream<'a> {
         }
     }
 
-    /// Guest memory, read when it is sent. The range was checked to lie in the block.
+    /// Guest memory, read when it is flushed. The range must lie in the block.
     pub(crate) fn guest_memory(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>) {
         self.memory += bytes.end - bytes.start;
         self.pieces.push(Piece { after: self.own.len(), block: block.clone(), bytes });
     }
 
-    /// Whether enough is gathered to be worth sending.
+    /// Whether enough is buffered to be flushed.
     pub(crate) fn is_full(&self) -> bool {
-        self.memory >= MEMORY || self.own.len() >= OWN
+        self.memory >= FLUSH_MEMORY || self.own.len() >= FLUSH_OWN
     }
 
-    /// Sends what is gathered.
+    /// Writes the buffered part to the transport.
     pub(crate) fn flush(&mut self) -> Result<(), SendError> {
         let mut list = SendList::new();
         let mut from = 0;
@@ -119,7 +119,7 @@ impl<'a> SendStream<'a> {
         self.u32(MAGIC);
         self.u32(VERSION);
         self.u8(CONFIGURATION);
-        // Names are checked where they are set; this cannot cut one.
+        // `Precopy::machine` limits the name to 1,024 bytes, so the length fits.
         self.u32(u32::try_from(machine.len()).unwrap_or(0));
         self.bytes(machine.as_bytes());
         if page.shift() != DEFAULT_PAGE_SHIFT {
@@ -134,11 +134,11 @@ impl<'a> SendStream<'a> {
     pub(crate) fn command(&mut self, command: u16, data: &[u8]) {
         self.u8(COMMAND);
         self.u16(command);
-        self.u16(u16::try_from(data.len()).unwrap_or(0)); // ours have 4 bytes at most
+        self.u16(u16::try_from(data.len()).unwrap_or(0)); // 4 bytes at most
         self.bytes(data);
     }
 
-    /// The head of a section that is whole (`FULL`) or begins (`START`).
+    /// The head of a full section (`SECTION_FULL`), or of the start of one (`SECTION_START`).
     pub(crate) fn section_head(
         &mut self,
         kind: u8,
@@ -159,10 +159,10 @@ impl<'a> SendStream<'a> {
         self.u32(id);
     }
 
-    /// The end, and a description of the device sections for those who know none of them.
+    /// The end, and the description of the device sections (vmdesc), for debugging tools.
     pub(crate) fn end(&mut self, description: &str) {
         self.u8(EOF);
-        // Sent if empty, too: a receiver on an open socket waits for it.
+        // Also if it is empty: a receiver waits for it if the socket stays open.
         self.u8(VMDESC);
         self.u32(u32::try_from(description.len()).unwrap_or(0));
         self.bytes(description.as_bytes());

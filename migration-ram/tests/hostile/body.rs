@@ -1,4 +1,4 @@
-//! What every stream, whatever it holds, is put through.
+//! The checks that any stream must pass.
 
 use std::sync::{Arc, Mutex};
 
@@ -34,7 +34,7 @@ pub(crate) const BLOCKS: [(&str, u64); 2] = [("ram", 1 << 20), ("pc.ram", 2 << 2
 
 /// Receives a stream and channels, each a slice, in a way that `choice` says.
 ///
-/// Panics if what comes of it contradicts itself.
+/// Panics if the result contradicts itself.
 pub(crate) fn receive_any(choice: u8, inputs: &[&[u8]]) {
     let blocks: Vec<_> =
         BLOCKS.iter().map(|(id, len)| RamBlock::anonymous(id, *len).unwrap()).collect();

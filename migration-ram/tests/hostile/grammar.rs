@@ -1,4 +1,4 @@
-//! Streams that are nearly right.
+//! Generates nearly valid streams.
 
 use std::io::Write;
 
@@ -163,7 +163,7 @@ fn block() -> impl Strategy<Value = Option<&'static str>> {
     prop::option::of(prop::sample::select(NAMES.to_vec()))
 }
 
-/// What may stand where something else should.
+/// Values to replace valid ones with.
 fn odd() -> impl Strategy<Value = Part> {
     let number = || prop::sample::select(NUMBERS.to_vec());
     let bytes = |most| prop::collection::vec(any::<u8>(), 0..most);
@@ -201,7 +201,7 @@ fn odd() -> impl Strategy<Value = Part> {
     ]
 }
 
-/// What changed of a page, or nearly.
+/// An XBZRLE delta, or nearly one.
 fn delta() -> impl Strategy<Value = Vec<u8>> {
     let run = (1..100u8, 1..100u8, any::<bool>());
     let runs = prop::collection::vec(run, 0..30).prop_map(|runs| {
@@ -236,7 +236,7 @@ fn records() -> impl Strategy<Value = Part> {
     ]
 }
 
-/// A stream that is whole, but for what `odd` puts into it or over it.
+/// A stream that is valid except for what `odd` inserts or overwrites.
 pub(crate) fn stream() -> impl Strategy<Value = Vec<u8>> {
     let sections = prop::collection::vec(prop::collection::vec(records(), 0..6), 0..3);
     let odd = prop::collection::vec((any::<prop::sample::Index>(), odd(), any::<bool>()), 0..3);
@@ -280,7 +280,7 @@ pub(crate) fn stream() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// A channel of packets, which is whole but for a few words.
+/// A channel of packets, valid except for a few words.
 pub(crate) fn channel() -> impl Strategy<Value = Vec<u8>> {
     let packet = (
         prop_oneof![4 => Just(0u32), 2 => Just(1u32), 4 => Just(2u32), 1 => any::<u32>()],
@@ -328,7 +328,7 @@ pub(crate) fn channel() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Bytes that are changed, and what is cut off.
+/// Replaces some bytes, and truncates the stream.
 pub(crate) fn damage(
     bytes: &mut Vec<u8>,
     flips: Vec<(prop::sample::Index, u8)>,

@@ -1,4 +1,4 @@
-//! The registers as drivers use them, and as they should not.
+//! The registers, used as by drivers, and in ways that drivers should not.
 
 use super::*;
 use crate::registers::vbe::*;
@@ -6,7 +6,7 @@ use memory_region::{AddressSpace, ListenerError, MemoryListener, MemoryMap, Sect
 use proptest::prelude::*;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 
-/// Where the third BAR is.
+/// The address of BAR 2.
 const MMIO: u64 = 0xf000_0000;
 
 struct Board {
@@ -161,7 +161,7 @@ fn a_mode_larger_than_video_memory_is_refused() {
     assert!(matches!(refused, VbeError::TooLarge { needed: 3_145_728, vram: 2_097_152, .. }));
     assert_eq!(vga.mode(), before);
 
-    // A guest that sets it all the same sees nothing, and does no harm.
+    // A guest that sets it all the same gets a blank screen, and does no harm.
     board.set(ENABLE, 0);
     board.set(X_RESOLUTION, 1024);
     board.set(Y_RESOLUTION, 768);
@@ -199,7 +199,7 @@ fn banks_are_video_memory_itself() {
     assert!(!board.is_direct(0xa0000));
 }
 
-/// While a bank's alias is on its way to the map, lets another vCPU run.
+/// Lets another vCPU run while the map changes a bank's alias.
 struct Meanwhile {
     go: Sender<()>,
     done: Mutex<Receiver<()>>,
@@ -364,7 +364,7 @@ fn the_registers_are_memory_too() {
     write(0x404, &[2, 0xf]);
     board.ports.write(0x3c4, &[2]).unwrap();
     assert_eq!((read(0x405, 1), read(0x404, 2)), (0xf, 0xf02));
-    // The bank goes the same way as through the ports.
+    // The bank is written as through the ports.
     write(0x50a, &[3, 0]);
     board.memory.write(0xa0001, &[9]).unwrap();
     assert_eq!(board.byte((3 << 16) + 1), 9);
@@ -376,7 +376,7 @@ fn the_monitor_tells_its_size() {
     let edid = || {
         let mut block = [0; 130];
         board.memory.read(MMIO, &mut block).unwrap();
-        board.memory.write(MMIO, &[1, 2, 3]).unwrap(); // nobody can write it
+        board.memory.write(MMIO, &[1, 2, 3]).unwrap(); // the EDID is read-only
         block
     };
     let width = |block: [u8; 130]| u16::from(block[56]) | u16::from(block[58] >> 4) << 8;

@@ -1,4 +1,4 @@
-//! Writes cells with as few escape sequences as their order allows.
+//! Writes cells with few escape sequences: only changes of position and colour.
 
 use std::io::{self, Write};
 
@@ -11,7 +11,7 @@ use crate::picture::text_screen::TextCell;
 
 type Rgb = [u8; 3];
 
-/// What a cell of the terminal shows.
+/// The contents of a cell of the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Glyph {
     pub(super) character: char,
@@ -27,7 +27,7 @@ impl From<&TextCell> for Glyph {
     }
 }
 
-/// Knows where the terminal's cursor is, and in which colours it writes.
+/// Keeps the terminal's cursor position and colours.
 pub(super) struct Pen<'a, W> {
     out: &'a mut W,
     at: Option<(u16, u16)>,
@@ -48,7 +48,7 @@ impl<'a, W: Write> Pen<'a, W> {
             queue!(self.out, cursor::MoveTo(column, row))?;
         }
         let colour = |[r, g, b]: Rgb| Color::Rgb { r, g, b };
-        // The colour of a blank without a line cannot be seen.
+        // The foreground of a blank that is not underlined is invisible.
         let is_blank = glyph.character == ' ' && !glyph.underlined;
         if !is_blank && self.foreground.replace(glyph.foreground) != Some(glyph.foreground) {
             queue!(self.out, SetForegroundColor(colour(glyph.foreground)))?;
@@ -64,13 +64,14 @@ impl<'a, W: Write> Pen<'a, W> {
         }
         queue!(self.out, Print(glyph.character))?;
         self.has_written = true;
-        // Terminals do not agree on how wide some of code page 437 is: do not rely on it.
+        // Terminals differ in the width of some characters of code page 437: do not rely on the
+        // cursor's position after them.
         let narrow = glyph.character.is_ascii() || glyph.character == '▀';
         self.at = narrow.then_some((column + 1, row));
         Ok(())
     }
 
-    /// Ends the writing with the terminal's own colours. Says whether anything was written.
+    /// Restores the terminal's default colours. Returns whether anything was written.
     pub(super) fn lift(self) -> io::Result<bool> {
         if self.underlined {
             queue!(self.out, SetAttribute(Attribute::NoUnderline))?;

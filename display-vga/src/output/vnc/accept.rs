@@ -1,4 +1,4 @@
-//! Takes viewers in.
+//! Accepts viewers.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use crate::output::vnc::reader::serve;
 use crate::output::vnc::shared::Shared;
 use crate::rare_log::RareLog;
 
-/// How long to wait when there are no descriptors or threads for a viewer.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The time between two attempts if there are no file descriptors or threads for a viewer.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Warnings that whoever can connect can cause as often as he likes.
+/// Rate limits of warnings that anyone who can connect could cause without end.
 #[derive(Default)]
 struct Logs {
     refused: RareLog,
@@ -23,8 +23,8 @@ struct Logs {
 }
 
 impl Shared {
-    /// Takes a viewer in. If there are too many, the eldest makes room that is still in the
-    /// handshake; if there is none, the new one has to go.
+    /// Adds a viewer and starts its reader. If there are too many, the oldest one that is still in
+    /// the handshake is closed; if there is none, the new one is.
     fn admit(self: &Arc<Self>, id: u64, stream: Stream, logs: &mut Logs) {
         let viewer = Arc::new(Client::new(id, stream));
         let mut viewers = self.viewers();
@@ -44,14 +44,14 @@ impl Shared {
         let thread = thread::Builder::new().name(format!("vnc-in-{id}"));
         if let Err(error) = thread.spawn(move || serve(&hub, &viewer)) {
             if let Some(more) = logs.no_thread.pass(Instant::now()) {
-                log::warn!("vnc: no thread for viewer {id}: {error}{more}");
+                log::warn!("vnc: no thread can be started for viewer {id}: {error}{more}");
             }
             self.remove(id);
-            thread::sleep(PAUSE);
+            thread::sleep(RETRY_DELAY);
         }
     }
 
-    /// Takes viewers in until the other end of `stop` is closed: the body of a thread.
+    /// Accepts viewers until the other end of `stop` is closed: the body of a thread.
     pub(super) fn accept(self: &Arc<Self>, listener: &VncListener, stop: &UnixStream) {
         let mut logs = Logs::default();
         for id in 1.. {
@@ -60,9 +60,9 @@ impl Shared {
                 Ok(None) => return,
                 Err(error) => {
                     if let Some(more) = logs.not_accepted.pass(Instant::now()) {
-                        log::warn!("vnc: no viewer can be taken in: {error}{more}");
+                        log::warn!("vnc: viewers cannot be accepted: {error}{more}");
                     }
-                    thread::sleep(PAUSE);
+                    thread::sleep(RETRY_DELAY);
                 }
             }
         }

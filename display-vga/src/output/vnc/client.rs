@@ -1,8 +1,8 @@
-//! A connection to a viewer, and what waits for it.
+//! A connection to a viewer, and the state of its pending updates.
 //!
-//! Two threads serve it. One ([`reader`](super::reader)) reads: it changes the [`State`] and
-//! hands input on. The other ([`writer`](super::writer)) writes what the state asks for. So a
-//! viewer that does not read stops nobody but its writer.
+//! Two threads serve it. The [`reader`](super::reader) receives messages: it changes the
+//! [`State`] and forwards input. The [`writer`](super::writer) sends the updates that the state
+//! asks for. So a viewer that does not read blocks only its own writer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -13,39 +13,39 @@ use crate::output::vnc::message::Abilities;
 use crate::output::vnc::region::Region;
 use crate::picture::surface::Rect;
 
-/// An update that the viewer waits for.
+/// The viewer's FramebufferUpdateRequest that is not answered yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     pub(super) area: Rect,
-    /// Whether it is answered even if nothing changed.
+    /// Whether it is answered even if nothing changed (not incremental).
     pub(super) at_once: bool,
 }
 
-/// What a viewer asked for and has not got; of bounded size, however slow it is.
+/// What is pending for a viewer; of bounded size, even if the viewer is slow.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) closed: bool,
     pub(super) format: Option<PixelFormat>,
     pub(super) abilities: Abilities,
     pub(super) request: Option<Request>,
-    /// The map of colours is to be sent.
+    /// Whether to send the colour map.
     pub(super) tell_colours: bool,
-    /// It is to be told that we understand keys by position.
+    /// Whether to announce support of QEMU extended key events.
     pub(super) tell_keys: bool,
-    /// It is to be told the size, though that is the same.
+    /// Whether to send the size though it has not changed.
     pub(super) tell_size: bool,
-    /// It wants another size.
+    /// Whether to refuse a SetDesktopSize.
     pub(super) refuse_size: bool,
-    /// It may be able to follow the picture's size now, which it was not.
+    /// Whether to compare sizes again, as the viewer may support resizing now.
     pub(super) check_size: bool,
-    /// Where the picture may have changed since it was sent.
+    /// Areas that may have changed since they were sent.
     pub(super) changed: Region,
-    /// What is to be sent even if it has not.
+    /// Areas that are to be sent even if they have not changed.
     pub(super) forced: Region,
 }
 
 impl State {
-    /// Whether there is something to write to a viewer that sees `view`.
+    /// Whether there is something to send to a viewer whose picture covers `view`.
     pub(super) fn is_ready(&mut self, view: &Rect) -> bool {
         self.changed = self.changed.take(view);
         self.forced = self.forced.take(view);
@@ -60,7 +60,7 @@ impl State {
             })
     }
 
-    /// The viewer waits for this too.
+    /// Joins a request with the one that is pending.
     pub(super) fn add_request(&mut self, request: Request) {
         self.request = Some(match self.request {
             None => request,
@@ -77,7 +77,7 @@ impl State {
 pub(super) struct Client {
     pub(super) id: u64,
     pub(super) stream: Stream,
-    /// Whether it has got through the handshake.
+    /// Whether it has completed the handshake.
     watches: AtomicBool,
     state: Mutex<State>,
     wake: Condvar,
@@ -93,19 +93,20 @@ impl Client {
         self.watches.load(Ordering::Relaxed)
     }
 
-    /// It has got through the handshake.
+    /// It has completed the handshake.
     pub(super) fn let_in(&self) {
         self.watches.store(true, Ordering::Relaxed);
     }
 
-    /// Changes what waits for the viewer. Short: nobody waits for the network meanwhile.
+    /// Changes the state and wakes the writer. The lock is never held while a thread waits for the
+    /// network.
     pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_one();
     }
 
-    /// Waits until there is something to write to a viewer that sees `view`, and takes it;
-    /// `None` if the connection has ended.
+    /// Waits until there is something to send to a viewer whose picture covers `view`, and takes
+    /// it; `None` if the connection has ended.
     pub(super) fn wait<T>(&self, view: &Rect, take: impl FnOnce(&mut State) -> T) -> Option<T> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while !state.closed && !state.is_ready(view) {

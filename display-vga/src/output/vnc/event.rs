@@ -1,17 +1,16 @@
-//! What viewers do, for the caller.
+//! Events from viewers, for the caller.
 
 use crate::output::input::InputEvent;
 
-/// What a viewer does.
+/// An event from a viewer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VncEvent {
-    /// A viewer came or went: so many are there now. A refresh loop that rests while nobody
-    /// looks is to be woken.
+    /// A viewer connected or disconnected; the number of viewers now. Wake a refresh loop that
+    /// sleeps while there are no viewers.
     Viewers(usize),
-    /// Somebody typed, moved the pointer, or pressed a button.
+    /// A key was pressed or released, or the pointer or its buttons changed.
     Input(InputEvent),
-    /// Somebody cut or copied text: at most 256 KiB of Latin-1, whose lines end in a line
-    /// feed.
+    /// The viewer's clipboard text: at most 256 KiB of Latin-1, with lines that end in a line feed.
     CutText(String),
 }

@@ -1,8 +1,8 @@
-//! Pixels as a viewer wants them (RFC 6143, 7.4).
+//! A viewer's pixel format (RFC 6143, 7.4).
 
 use thiserror::Error;
 
-/// Why a pixel format cannot be served.
+/// Why a pixel format is not supported.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(crate) enum FormatError {
     #[error("Pixels of {bits} bits were asked for, they may have 8, 16 or 32")]
@@ -13,7 +13,7 @@ pub(crate) enum FormatError {
     Map { depth: u8 },
 }
 
-/// How a pixel is written. Colours are in the order red, green, blue.
+/// The format of a pixel. Colours are in the order red, green, blue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PixelFormat {
     bits: u8,
@@ -24,11 +24,11 @@ pub(crate) struct PixelFormat {
     shift: [u8; 3],
 }
 
-/// Colours of the map: three bits of red, three of green, two of blue.
+/// Maxima and shifts of the colour map: three bits of red, three of green, two of blue.
 const MAP: ([u16; 3], [u8; 3]) = ([7, 7, 3], [5, 2, 0]);
 
 impl PixelFormat {
-    /// That of surfaces: 32 bits, the least significant byte first and blue.
+    /// The format of surfaces: 32 bits, little-endian, blue in the least significant byte.
     pub(crate) const NATIVE: Self = Self {
         bits: 32,
         depth: 24,
@@ -61,7 +61,7 @@ impl PixelFormat {
         Ok(format)
     }
 
-    /// Every colour within the pixel, and none over another.
+    /// An error unless all colours lie within the pixel and do not overlap.
     fn check_colours(&self) -> Result<(), FormatError> {
         let mut taken = 0u64;
         for (max, shift) in self.max.into_iter().zip(self.shift) {
@@ -102,32 +102,32 @@ impl PixelFormat {
         ]
     }
 
-    /// Red, green and blue, 16 bits each, of the pixel values from 0 on, if they have to be
-    /// told.
+    /// The colour map: red, green and blue, 16 bits each, of the pixel values from 0 on; `None` for
+    /// true-colour formats.
     pub(crate) fn colour_map(&self) -> Option<Vec<[u16; 3]>> {
         let colour = |value: u16| {
-            // Of 0 to the maximum, 0 to 65535.
+            // Scales 0..=max to 0..=65535.
             let part = |n: usize| u32::from((value >> MAP.1[n]) & MAP.0[n]) * 65535;
             [0, 1, 2].map(|n| u16::try_from(part(n) / u32::from(MAP.0[n])).unwrap_or(u16::MAX))
         };
         (!self.true_colour).then(|| (0..256).map(colour).collect())
     }
 
-    /// Whole pixels: PIXEL of the specification.
+    /// All bytes of a pixel: PIXEL of the specification.
     pub(crate) fn whole(&self) -> Coder {
         let (max, shift) = if self.true_colour { (self.max, self.shift) } else { MAP };
         let wire = Wire { bytes: self.bits / 8, big_endian: self.big_endian, shift: 0 };
         Coder::new(max, shift, wire)
     }
 
-    /// Without a byte that says nothing: CPIXEL of the specification.
+    /// Without an unused byte: CPIXEL of the specification.
     pub(crate) fn compact(&self) -> Coder {
         let mut coder = self.whole();
         if !self.true_colour || self.bits != 32 || self.depth > 24 {
             return coder;
         }
         let used = (0..3).fold(0u64, |used, n| used | u64::from(self.max[n]) << self.shift[n]);
-        // The three bytes that come first, if they hold all, or else the last three.
+        // The three least significant bytes if they hold all colours, else the other three.
         let (low, high) = (used < 1 << 24, used & 0xff == 0);
         if low || high {
             let shift = if (self.big_endian && high) || !low { 8 } else { 0 };
@@ -136,7 +136,7 @@ impl PixelFormat {
         coder
     }
 
-    /// Red, green and blue where these are bytes: TPIXEL of the Tight encoding.
+    /// Red, green and blue if these are whole bytes: TPIXEL of the Tight encoding.
     pub(crate) fn tight(&self) -> Coder {
         if self.true_colour && self.bits == 32 && self.depth == 24 && self.max == [255; 3] {
             let wire = Wire { bytes: 3, big_endian: true, shift: 0 };
@@ -147,19 +147,19 @@ impl PixelFormat {
     }
 }
 
-/// How a pixel's value becomes bytes.
+/// How a pixel's value is encoded as bytes.
 #[derive(Clone, Copy, Debug)]
 struct Wire {
     bytes: u8,
     big_endian: bool,
-    /// Bits that are left out on the right.
+    /// Low bits of the value that are dropped.
     shift: u8,
 }
 
-/// Makes pixel values of a surface's pixels, and bytes of values.
+/// Converts a surface's pixels to pixel values, and these to bytes.
 #[derive(Debug)]
 pub(crate) struct Coder {
-    /// What each byte of red, green and blue adds to the value.
+    /// The part of the value for each byte of red, green and blue.
     tables: Box<[[u32; 256]; 3]>,
     wire: Wire,
 }
@@ -169,7 +169,7 @@ impl Coder {
         let mut tables = Box::new([[0; 256]; 3]);
         for ((table, max), shift) in tables.iter_mut().zip(max).zip(shift) {
             for (entry, byte) in table.iter_mut().zip(0u32..) {
-                // The nearest of the viewer's shades.
+                // The nearest shade of the viewer's format.
                 let shade = (byte * u32::from(max) + 127) / 255;
                 *entry = shade.checked_shl(shift.into()).unwrap_or(0);
             }
@@ -177,7 +177,7 @@ impl Coder {
         Self { tables, wire }
     }
 
-    /// Appends the values of `pixels`: blue, green, red and a byte without meaning each.
+    /// Appends the values of `pixels`: blue, green, red and an unused byte each.
     pub(crate) fn values(&self, pixels: &[u8], out: &mut Vec<u32>) {
         let [red, green, blue] = &*self.tables;
         out.extend(pixels.chunks_exact(4).map(|pixel| {
@@ -186,7 +186,7 @@ impl Coder {
         }));
     }
 
-    /// Bytes of a value.
+    /// Bytes per value.
     pub(crate) fn size(&self) -> usize {
         self.wire.bytes.into()
     }

@@ -1,4 +1,4 @@
-//! Pixels kept: what was published, and what a viewer has.
+//! Copies of the picture: the published one, and the one that a viewer has.
 
 use crate::output::vnc::region::{Region, intersection};
 use crate::picture::damage::Damage;
@@ -6,7 +6,7 @@ use crate::picture::surface::{Rect, Surface};
 
 const PIXEL: usize = 4;
 
-/// A picture of 4 bytes a pixel, as a [`Surface`] has them.
+/// A picture of 4 bytes per pixel, in the format of a [`Surface`].
 #[derive(Debug, Default)]
 pub(crate) struct Frame {
     width: u32,
@@ -15,7 +15,7 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// A black one.
+    /// A black picture.
     pub(crate) fn new((width, height): (u32, u32)) -> Self {
         Self { width, height, pixels: vec![0; width as usize * height as usize * PIXEL] }
     }
@@ -43,7 +43,7 @@ impl Frame {
         (y as usize * self.width as usize + x as usize) * PIXEL
     }
 
-    /// Takes over `areas` of `surface`, as far as they lie in both.
+    /// Copies `areas` of `surface`, clipped to both pictures.
     pub(crate) fn publish(&mut self, surface: &Surface, areas: &[Rect]) {
         let stride = self.width as usize * PIXEL;
         let both = intersection(&self.area(), &surface.area());
@@ -55,19 +55,19 @@ impl Frame {
         }
     }
 
-    /// Another one with the same pixels.
+    /// A copy.
     pub(crate) fn duplicate(&self) -> Self {
         Self { pixels: self.pixels.clone(), ..*self }
     }
 
-    /// As much of it as a picture of `size` shows; what lies outside of it is black.
+    /// The picture cut or padded with black to `size`.
     pub(crate) fn fitted(&self, size: (u32, u32)) -> Self {
         let mut fitted = Self::new(size);
         fitted.copy(self, &Region::of(fitted.area()));
         fitted
     }
 
-    /// Takes over `areas` of `other`; what lies outside of it is black.
+    /// Copies `areas` of `other`; parts outside of it become black.
     pub(crate) fn copy(&mut self, other: &Self, areas: &Region) {
         let all = self.area();
         for area in areas.rects().iter().filter_map(|area| intersection(area, &all)) {
@@ -102,8 +102,9 @@ impl Frame {
         }
     }
 
-    /// Becomes equal to `next` in `areas`, which lie in both; returns what changed.
-    pub(crate) fn follow(&mut self, next: &Self, areas: &Region) -> Region {
+    /// Copies from `next` the pixels of `areas` that differ; returns where. The areas must lie in
+    /// both pictures.
+    pub(crate) fn update_from(&mut self, next: &Self, areas: &Region) -> Region {
         let mut changed = Region::default();
         for area in areas.rects() {
             let mut damage = Damage::default();
@@ -148,7 +149,7 @@ mod tests {
         ) {
             let (mut seen, next) = (frame(12, &old), frame(12, &new));
             let area = Rect { x, y, width: width.min(12 - x), height: height.min(9 - y) };
-            let changed = seen.follow(&next, &Region::of(area));
+            let changed = seen.update_from(&next, &Region::of(area));
             for (at, (old, new)) in (0u32..).zip(old.iter().zip(&new)) {
                 let (x, y) = (at % 12, at / 12);
                 let inside = area.contains(x, y);

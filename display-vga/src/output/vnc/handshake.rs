@@ -8,22 +8,22 @@ use crate::output::vnc::format::PixelFormat;
 use crate::output::vnc::message::bytes;
 use crate::output::vnc::password::{Password, challenge};
 
-/// Why a viewer is not let in.
+/// Why a handshake fails.
 #[derive(Debug, Error)]
 pub(crate) enum HandshakeError {
     #[error("The connection is lost, or the viewer takes too long")]
     Stream(#[from] io::Error),
-    #[error("The viewer begins with {0:?}, which is no version of the protocol")]
+    #[error("The viewer sent {0:?}, which is not a version of the protocol")]
     Version([u8; 12]),
-    #[error("The viewer wants security type {asked}, it was offered {offered}")]
+    #[error("The viewer asked for security type {asked}, {offered} was offered")]
     Security { asked: u8, offered: u8 },
-    #[error("The viewer does not know the password")]
+    #[error("The viewer sent a wrong password")]
     Password,
-    #[error("There is no challenge for the viewer")]
+    #[error("No random challenge can be generated")]
     Random(#[from] getrandom::Error),
 }
 
-/// What differs between the versions.
+/// The versions of the protocol that differ in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Version {
     V3_3,
@@ -34,8 +34,8 @@ enum Version {
 const NONE: u8 = 1;
 const VNC: u8 = 2;
 
-/// Agrees on a version and on who may look, up to and with ClientInit, whose wish to be
-/// alone is not heeded.
+/// Negotiates version and security, up to and including ClientInit, whose shared flag is
+/// ignored: all viewers share the picture.
 pub(crate) fn greet(
     stream: &mut (impl Read + Write),
     password: Option<&Password>,
@@ -77,8 +77,8 @@ fn refuse(stream: &mut impl Write, version: Version, reason: &str) -> io::Result
     stream.write_all(&message)
 }
 
-/// What is no known version speaks 3.3, says the specification; what is newer than ours
-/// has been told ours, and speaks 3.8.
+/// By the specification, an unknown version counts as 3.3. A version newer than 3.8 counts as 3.8,
+/// which the server has announced.
 fn parse_version(bytes: [u8; 12]) -> Result<Version, HandshakeError> {
     let number = |digits: &[u8]| {
         let digits = std::str::from_utf8(digits).ok()?;

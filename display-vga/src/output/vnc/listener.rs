@@ -1,4 +1,4 @@
-//! Sockets: where viewers knock, and the connections to them.
+//! Sockets: the listener, and the connections to viewers.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt;
 
-/// A socket on which viewers are awaited.
+/// A socket that listens for viewers.
 #[derive(Debug)]
 pub enum VncListener {
     /// On an address and a port.
     Tcp(TcpListener),
-    /// On a path; whoever made it removes the file.
+    /// On a path; the caller removes the socket's file.
     Unix(UnixListener),
 }
 
@@ -57,14 +57,14 @@ impl VncListener {
                 Self::Unix(listener) => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
             };
             match stream {
-                // Whoever knocked is gone.
+                // The viewer has closed the connection already.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 stream => return stream.map(Some),
             }
         }
     }
 
-    /// Lets [`accept`](Self::accept) be the only one to wait.
+    /// Makes the socket non-blocking, so that only the poll of [`accept`](Self::accept) blocks.
     pub(crate) fn prepare(&self) -> io::Result<()> {
         match self {
             Self::Tcp(listener) => listener.set_nonblocking(true),
@@ -90,7 +90,7 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Small messages go out at once, and reads and writes wait.
+    /// Makes reads and writes blocking, and disables Nagle's algorithm (`TCP_NODELAY`).
     pub(crate) fn prepare(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => {
@@ -115,20 +115,20 @@ impl Stream {
         }
     }
 
-    /// Reads wait as long as it takes, a write for `patience` to get on, and both for a machine
-    /// that is there.
-    pub(crate) fn set_patience(&self, patience: Duration) -> io::Result<()> {
+    /// Reads wait without a timeout, a write fails if it makes no progress for `timeout`, and both
+    /// fail if the viewer's machine is gone.
+    pub(crate) fn set_timeouts(&self, timeout: Duration) -> io::Result<()> {
         self.set_read_timeout(None)?;
-        self.set_write_timeout(Some(patience))?;
+        self.set_write_timeout(Some(timeout))?;
         match self {
-            Self::Tcp(stream) => notice_absence(stream, patience),
-            Self::Unix(_) => Ok(()), // its other end cannot go without a word
+            Self::Tcp(stream) => set_keepalive(stream, timeout),
+            Self::Unix(_) => Ok(()), // the kernel reports the end of the other process
         }
     }
 
-    /// Ends the connection; whoever waits for it returns.
+    /// Shuts the connection down; blocked reads and writes return.
     pub(crate) fn close(&self) {
-        // It may have ended by itself.
+        // Fails if the viewer has closed it already.
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
             Self::Unix(stream) => stream.shutdown(Shutdown::Both),
@@ -136,22 +136,21 @@ impl Stream {
     }
 }
 
-/// Lets a connection fail whose other machine is silent for `patience`, or twice as long and two
-/// seconds if nothing is on its way to it: then TCP asks whether it is there, in whole seconds.
-/// While something is not acknowledged it asks nothing, and the user timeout is what counts. The
-/// options are Linux's: see tcp(7).
-fn notice_absence(stream: &TcpStream, patience: Duration) -> io::Result<()> {
-    let limit =
-        u32::try_from(patience.as_millis()).unwrap_or(u32::MAX).min(i32::MAX.unsigned_abs());
-    let seconds = |of: Duration| of.clamp(Duration::from_secs(1), LONGEST_SILENCE);
+/// Makes a connection fail if the other machine does not acknowledge sent bytes for `timeout`
+/// (TCP user timeout), or, if there are none, does not answer keep-alive probes for twice as long
+/// and two seconds, as probes are timed in whole seconds. TCP sends no probes while bytes are
+/// unacknowledged; then the user timeout applies. The options are Linux's: see tcp(7).
+fn set_keepalive(stream: &TcpStream, timeout: Duration) -> io::Result<()> {
+    let limit = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).min(i32::MAX.unsigned_abs());
+    let seconds = |of: Duration| of.clamp(Duration::from_secs(1), MAX_KEEPALIVE);
     sockopt::set_tcp_user_timeout(stream, limit)?;
-    sockopt::set_tcp_keepidle(stream, seconds(patience))?;
-    sockopt::set_tcp_keepintvl(stream, seconds(patience / 4))?;
+    sockopt::set_tcp_keepidle(stream, seconds(timeout))?;
+    sockopt::set_tcp_keepintvl(stream, seconds(timeout / 4))?;
     Ok(sockopt::set_socket_keepalive(stream, true)?)
 }
 
-/// The longest that the kernel waits before it asks (`MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPINTVL`).
-const LONGEST_SILENCE: Duration = Duration::from_secs(32767);
+/// The kernel's limit of keep-alive times (`MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPINTVL`).
+const MAX_KEEPALIVE: Duration = Duration::from_secs(32767);
 
 impl Read for &Stream {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
@@ -175,15 +174,15 @@ impl Write for &Stream {
     }
 }
 
-/// A connection all of whose reads and writes end by a deadline.
+/// A connection whose reads and writes fail after a common deadline.
 #[derive(Debug)]
-pub(crate) struct Hurried<'a> {
+pub(crate) struct DeadlineStream<'a> {
     stream: &'a Stream,
-    /// None if it is too far to be counted.
+    /// `None` if it exceeds the range of `Instant`.
     deadline: Option<Instant>,
 }
 
-impl<'a> Hurried<'a> {
+impl<'a> DeadlineStream<'a> {
     pub(crate) fn new(stream: &'a Stream, limit: Duration) -> Self {
         Self { stream, deadline: Instant::now().checked_add(limit) }
     }
@@ -197,14 +196,14 @@ impl<'a> Hurried<'a> {
     }
 }
 
-impl Read for Hurried<'_> {
+impl Read for DeadlineStream<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         self.stream.set_read_timeout(self.left()?)?;
         self.stream.read(out)
     }
 }
 
-impl Write for Hurried<'_> {
+impl Write for DeadlineStream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stream.set_write_timeout(self.left()?)?;
         self.stream.write(bytes)

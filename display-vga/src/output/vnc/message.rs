@@ -1,7 +1,7 @@
-//! What viewers say (RFC 6143, 7.5, and the community's extensions).
+//! Parses the messages of viewers (RFC 6143, 7.5, and the community's extensions).
 //!
-//! Reads of a stream; nothing is allocated by a length that the viewer claims, but for a
-//! text up to [`CUT_TEXT`].
+//! Allocates no memory by a length that the viewer claims, except for a text up to
+//! [`MAX_CUT_TEXT`].
 
 use std::io::{self, Read};
 
@@ -11,11 +11,11 @@ use crate::output::input::InputEvent;
 use crate::output::vnc::format::{FormatError, PixelFormat};
 use crate::picture::surface::Rect;
 
-/// The longest text that is taken from a viewer's clipboard, in bytes; longer ones are
+/// The longest text that is accepted from a viewer's clipboard, in bytes; longer ones are
 /// skipped.
-pub(crate) const CUT_TEXT: u32 = 256 << 10;
+pub(crate) const MAX_CUT_TEXT: u32 = 256 << 10;
 
-/// Why a viewer cannot be understood any more.
+/// Why the connection to a viewer must be closed.
 #[derive(Debug, Error)]
 pub(crate) enum MessageError {
     #[error("The connection is lost")]
@@ -24,11 +24,11 @@ pub(crate) enum MessageError {
     Unknown(u8),
     #[error("The viewer sent a QEMU message of unknown type {0}")]
     UnknownQemu(u8),
-    #[error("The viewer's pixel format cannot be served")]
+    #[error("The viewer's pixel format is not supported")]
     Format(#[from] FormatError),
 }
 
-/// How rectangles are encoded.
+/// The encoding of rectangles.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Encoding {
     #[default]
@@ -62,21 +62,21 @@ impl Encoding {
     }
 }
 
-/// What a viewer can do, as its SetEncodings says.
+/// A viewer's capabilities, from its SetEncodings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Abilities {
-    /// The first that we know, in the viewer's order.
+    /// The first supported one, in the viewer's order.
     pub(crate) encoding: Encoding,
     pub(crate) copy_rect: bool,
     pub(crate) desktop_size: bool,
     pub(crate) extended_desktop_size: bool,
     pub(crate) qemu_keys: bool,
-    /// 0 (fast) to 9 (small), if the viewer has a wish.
+    /// 0 (fast) to 9 (small), if the viewer asks for a level.
     pub(crate) compression: Option<u8>,
 }
 
 impl Abilities {
-    /// Whether the viewer can be told of another size.
+    /// Whether the viewer supports resizing.
     pub(crate) fn resizes(&self) -> bool {
         self.desktop_size || self.extended_desktop_size
     }
@@ -94,11 +94,11 @@ pub(crate) enum Message {
     Input(InputEvent),
     CutText(String),
     SetDesktopSize,
-    /// Understood, and without meaning here.
+    /// Valid, and ignored.
     Skipped,
 }
 
-/// The next message of `stream`.
+/// Reads the next message of `stream`.
 pub(crate) fn read(stream: &mut impl Read) -> Result<Message, MessageError> {
     let number = |high, low| u32::from(u16::from_be_bytes([high, low]));
     Ok(match u8::from_be_bytes(bytes(stream)?) {
@@ -163,11 +163,12 @@ fn read_encodings(stream: &mut impl Read, count: u16) -> io::Result<Abilities> {
     Ok(abilities)
 }
 
-/// Latin-1. A negative length is that of an extended clipboard, which we have not offered.
+/// Reads a text in Latin-1. A negative length is that of an extended clipboard, which the server
+/// does not offer.
 fn read_cut_text(stream: &mut impl Read) -> io::Result<Message> {
     let [_, _, _, length @ ..] = bytes::<7>(stream)?;
     let length = i32::from_be_bytes(length);
-    if length < 0 || length.unsigned_abs() > CUT_TEXT {
+    if length < 0 || length.unsigned_abs() > MAX_CUT_TEXT {
         skip(stream, length.unsigned_abs().into())?;
         return Ok(Message::Skipped);
     }
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     fn texts_too_long_or_of_another_kind_are_skipped() {
-        let long = CUT_TEXT + 1;
+        let long = MAX_CUT_TEXT + 1;
         let bytes = [&[6, 0, 0, 0][..], &long.to_be_bytes(), &vec![b'a'; long as usize]].concat();
         assert_eq!(one(&bytes), Message::Skipped);
         assert_eq!(one(&[6, 0, 0, 0, 0xff, 0xff, 0xff, 0xfd, 1, 2, 3]), Message::Skipped);

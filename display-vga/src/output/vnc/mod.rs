@@ -1,13 +1,13 @@
-//! The picture on the network: a VNC server (RFC 6143).
+//! A VNC server (RFC 6143).
 //!
 //! From the top:
 //!
-//! - `server`: the server, as its caller sees it; `event`: what viewers do;
-//! - `accept`: takes viewers in; `listener`: the sockets on which they come;
-//! - `reader`, `writer`: a viewer's two threads; `client`: what waits for it;
-//! - `shared`: what all threads share: the picture, and the list of viewers;
+//! - `server`: the public interface; `event`: events from viewers;
+//! - `accept`: accepts viewers; `listener`: the sockets;
+//! - `reader`, `writer`: a viewer's two threads; `client`: the state that they share;
+//! - `shared`: the state that all threads share: the picture, and the list of viewers;
 //! - `handshake`, `password`, `message`, `format`: the protocol's parts; `encode`: its encodings;
-//! - `frame`, `region`, `scroll`: pixels that are kept, areas of them, and what moved.
+//! - `frame`, `region`, `scroll`: copies of the picture, areas of it, and detection of scrolls.
 
 mod accept;
 mod client;

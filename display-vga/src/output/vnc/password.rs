@@ -7,8 +7,8 @@ use des::cipher::{Array, BlockCipherEncrypt, KeyInit};
 pub(crate) struct Password(Des);
 
 impl Password {
-    /// `None` if a character is not in Latin-1, or none is there. Only the first eight
-    /// count.
+    /// `None` if `text` is empty, or has a character that is not in Latin-1. Only the first eight
+    /// characters count.
     pub(crate) fn new(text: &str) -> Option<Self> {
         let mut key = [0; 8];
         let mut characters = text.chars().map(|character| u8::try_from(u32::from(character)));
@@ -16,7 +16,7 @@ impl Password {
             return None;
         }
         for (byte, character) in key.iter_mut().zip(characters.by_ref().flatten()) {
-            // The first implementation took the bits of each byte the other way round.
+            // VNC's DES keys have the bits of each byte reversed, as in the first implementation.
             *byte = character.reverse_bits();
         }
         Some(Self(Des::new(&Array(key))))
@@ -41,7 +41,7 @@ impl std::fmt::Debug for Password {
     }
 }
 
-/// Sixteen bytes that nobody can guess.
+/// A challenge of sixteen random bytes.
 pub(crate) fn challenge() -> Result<[u8; 16], getrandom::Error> {
     let mut challenge = [0; 16];
     getrandom::fill(&mut challenge)?;

@@ -1,4 +1,4 @@
-//! Reads what one viewer says: the first thread of its connection.
+//! Reads one viewer's messages: the first thread of its connection.
 
 use std::io::{BufReader, Write};
 use std::sync::Arc;
@@ -10,25 +10,25 @@ use crate::output::vnc::client::{Client, Request, State};
 use crate::output::vnc::event::VncEvent;
 use crate::output::vnc::frame::Frame;
 use crate::output::vnc::handshake::{HandshakeError, greet, server_init};
-use crate::output::vnc::listener::Hurried;
+use crate::output::vnc::listener::DeadlineStream;
 use crate::output::vnc::message::{self, Message, MessageError};
 use crate::output::vnc::shared::Shared;
 use crate::output::vnc::writer;
 
-/// More keys than anybody has fingers for.
-const KEYS: usize = 64;
+/// The most keys that are tracked as held.
+const MAX_KEYS: usize = 64;
 
 #[derive(Debug, Error)]
 enum ViewerError {
-    #[error("The viewer was not let in")]
+    #[error("The handshake failed")]
     Handshake(#[from] HandshakeError),
-    #[error("The viewer went away, or cannot be understood")]
+    #[error("The connection was lost, or the viewer sent an invalid message")]
     Message(#[from] MessageError),
-    #[error("The viewer cannot be served")]
+    #[error("The connection cannot be set up")]
     Stream(#[from] std::io::Error),
 }
 
-/// Takes the viewer off the list, also when a handler of input panics.
+/// Removes the viewer from the list when dropped, also if the input handler panics.
 struct Leave<'a>(&'a Shared, &'a Client);
 
 impl Drop for Leave<'_> {
@@ -38,7 +38,7 @@ impl Drop for Leave<'_> {
     }
 }
 
-/// Serves a viewer until it goes away: the body of its first thread.
+/// Serves a viewer until it disconnects: the body of its first thread.
 pub(super) fn serve(hub: &Arc<Shared>, viewer: &Arc<Client>) {
     let mut held = Held::default();
     let result = {
@@ -59,12 +59,12 @@ pub(super) fn serve(hub: &Arc<Shared>, viewer: &Arc<Client>) {
 fn talk(hub: &Arc<Shared>, viewer: &Arc<Client>, held: &mut Held) -> Result<(), ViewerError> {
     let settings = &hub.settings;
     viewer.stream.prepare()?;
-    let mut hurried = Hurried::new(&viewer.stream, settings.handshake);
-    greet(&mut hurried, settings.password.as_ref())?;
+    let mut handshake = DeadlineStream::new(&viewer.stream, settings.handshake);
+    greet(&mut handshake, settings.password.as_ref())?;
     let (width, height) = hub.picture().size();
     let size = u16::try_from(width).ok().zip(u16::try_from(height).ok());
-    hurried.write_all(&server_init(size.unwrap_or_default(), &settings.name))?;
-    viewer.stream.set_patience(settings.patience)?;
+    handshake.write_all(&server_init(size.unwrap_or_default(), &settings.name))?;
+    viewer.stream.set_timeouts(settings.write_timeout)?;
 
     let seen = Frame::new((width, height));
     viewer.change(|state| state.forced.add(seen.area()));
@@ -78,17 +78,17 @@ fn talk(hub: &Arc<Shared>, viewer: &Arc<Client>, held: &mut Held) -> Result<(), 
     let mut stream = BufReader::new(&viewer.stream);
     loop {
         let message = message::read(&mut stream)?;
-        held.note(&message);
+        held.record(&message);
         match message {
             Message::Input(event) => hub.tell(VncEvent::Input(event)),
             Message::CutText(text) => hub.tell(VncEvent::CutText(text)),
-            message => viewer.change(|state| obey(state, message)),
+            message => viewer.change(|state| apply(state, message)),
         }
     }
 }
 
-/// What of a message concerns the updates.
-fn obey(state: &mut State, message: Message) {
+/// Applies a message to the state of updates.
+fn apply(state: &mut State, message: Message) {
     match message {
         Message::SetPixelFormat(format) => {
             state.tell_colours = format.colour_map().is_some();
@@ -96,9 +96,9 @@ fn obey(state: &mut State, message: Message) {
         }
         Message::SetEncodings(abilities) => {
             state.tell_keys |= abilities.qemu_keys && !state.abilities.qemu_keys;
-            // A picture that was cut because the viewer could not follow is due now.
+            // If the viewer could not be resized before, its picture was cut or padded: it may
+            // support that now.
             state.check_size = true;
-
             state.abilities = abilities;
         }
         Message::UpdateRequest { incremental, area } => {
@@ -113,7 +113,7 @@ fn obey(state: &mut State, message: Message) {
     }
 }
 
-/// What a viewer holds down: it is released if the viewer goes away.
+/// The keys and buttons that a viewer holds; they are released when it disconnects.
 #[derive(Debug, Default)]
 struct Held {
     keys: Vec<(u32, Option<u32>)>,
@@ -122,17 +122,18 @@ struct Held {
 }
 
 impl Held {
-    fn note(&mut self, message: &Message) {
+    fn record(&mut self, message: &Message) {
         match *message {
             Message::Input(InputEvent::Key { keysym, keycode, down }) => {
-                // A key goes up as another symbol if Shift went up before it.
+                // Match by keycode if there is one: the release has another keysym if Shift was
+                // released before the key.
                 self.keys.retain(|(symbol, code)| match keycode {
                     Some(_) => *code != keycode,
                     None => code.is_some() || *symbol != keysym,
                 });
                 if down {
-                    if self.keys.len() == KEYS {
-                        self.keys.remove(0); // most likely one that went up as another symbol
+                    if self.keys.len() == MAX_KEYS {
+                        self.keys.remove(0); // most likely released with another keysym
                     }
                     self.keys.push((keysym, keycode));
                 }

@@ -1,18 +1,18 @@
-//! An area of few rectangles, however much is added to it.
+//! A set of pixels as a bounded number of rectangles.
 
 use crate::picture::surface::Rect;
 
-/// How many rectangles at most. More are joined, where it wastes least.
-const LIMIT: usize = 64;
+/// The most rectangles. Beyond that, those whose hull has the fewest other pixels are joined.
+const MAX_RECTS: usize = 64;
 
-/// Pixels that wait to be sent: as few rectangles as hold all of what was added.
+/// Pixels to be sent: few rectangles that cover all areas that were added, and maybe more.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Region {
     rects: Vec<Rect>,
 }
 
 impl Region {
-    /// All of `area`.
+    /// The pixels of `area`.
     pub(crate) fn of(area: Rect) -> Self {
         let mut region = Self::default();
         region.add(area);
@@ -31,12 +31,12 @@ impl Region {
         self.rects.iter().any(|rect| rect.intersects(area))
     }
 
-    /// The smallest rectangle that holds it.
+    /// The smallest rectangle that covers it.
     pub(crate) fn hull(&self) -> Option<Rect> {
         self.rects.iter().copied().reduce(|all, rect| all.hull(&rect))
     }
 
-    /// How many pixels its rectangles have, which may overlap.
+    /// The sum of its rectangles' pixels; these may overlap.
     pub(crate) fn pixels(&self) -> u64 {
         self.rects.iter().map(Rect::pixels).sum()
     }
@@ -51,7 +51,7 @@ impl Region {
             };
             let least = self.rects.iter().map(waste).enumerate().min_by_key(|(_, waste)| *waste);
             match least {
-                Some((at, waste)) if waste == 0 || self.rects.len() >= LIMIT => {
+                Some((at, waste)) if waste == 0 || self.rects.len() >= MAX_RECTS => {
                     area = self.rects.swap_remove(at).hull(&area);
                 }
                 _ => break,
@@ -64,7 +64,7 @@ impl Region {
         areas.iter().for_each(|area| self.add(*area));
     }
 
-    /// Takes the part that lies in `area`; what lies outside stays.
+    /// Removes and returns the part in `area`.
     pub(crate) fn take(&mut self, area: &Rect) -> Self {
         let mut taken = Self::default();
         for rect in std::mem::take(&mut self.rects) {
@@ -84,7 +84,7 @@ fn holds(outer: &Rect, inner: &Rect) -> bool {
     outer.hull(inner) == *outer
 }
 
-/// What both areas have, if anything.
+/// The pixels that both areas share, if any.
 pub(crate) fn intersection(a: &Rect, b: &Rect) -> Option<Rect> {
     let (x, y) = (a.x.max(b.x), a.y.max(b.y));
     let width = a.right().min(b.right()).checked_sub(x)?;
@@ -92,8 +92,8 @@ pub(crate) fn intersection(a: &Rect, b: &Rect) -> Option<Rect> {
     (width > 0 && height > 0).then_some(Rect { x, y, width, height })
 }
 
-/// What of `rect` lies above, below, left and right of `inside`, which lies in it; pieces
-/// may be empty.
+/// The parts of `rect` above, below, left and right of `inside`, which must lie in it; parts may
+/// be empty.
 fn around(rect: &Rect, inside: &Rect) -> [Rect; 4] {
     let beside =
         |x: u32, right: u32| Rect { x, y: inside.y, width: right - x, height: inside.height };
@@ -133,7 +133,7 @@ mod tests {
         ) {
             let mut region = Region::default();
             region.add_all(&added);
-            prop_assert!(region.rects().len() <= LIMIT);
+            prop_assert!(region.rects().len() <= MAX_RECTS);
             let all = pixels(region.rects());
             prop_assert!(all.is_superset(&pixels(&added)));
             if added.len() <= 4 {
@@ -151,7 +151,7 @@ mod tests {
             prop_assert!(
                 left.is_superset(&all.iter().copied().filter(|(x, y)| !area.contains(*x, *y))
                     .collect()));
-            prop_assert!(region.rects().len() <= LIMIT);
+            prop_assert!(region.rects().len() <= MAX_RECTS);
         }
     }
 

@@ -1,40 +1,39 @@
-//! Finds that a picture was scrolled: lines that a viewer has, at another height.
+//! Detects scrolls: lines that the viewer already has at another height.
 //!
-//! A console that scrolls changes nearly every pixel, and a viewer that can copy
-//! (CopyRect) needs to be sent the new lines only. Lines are compared by a hash; what is
-//! found is compared byte by byte before it is believed.
+//! A console that scrolls changes nearly every pixel, but a viewer with CopyRect needs only the
+//! new lines. Lines are compared by hashes; a match is verified byte by byte.
 
 use std::collections::HashMap;
 
 use crate::output::vnc::frame::Frame;
 use crate::picture::surface::Rect;
 
-/// Below this many lines or columns it is not worth a look.
-const SMALLEST: u32 = 24;
+/// The fewest lines and columns of an area for which detection is worth its cost.
+const MIN_SIDE: u32 = 24;
 
 /// Lines that were moved within their columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scroll {
-    /// Where they are now.
+    /// Their area now.
     pub(crate) to: Rect,
-    /// The line where the first of them was.
+    /// The line at which the first of them was before.
     pub(crate) from: u32,
 }
 
-/// A number that lines have in common when they are equal, and hardly ever else.
+/// A hash of a line: different lines hardly ever have the same one.
 fn hash(line: &[u8]) -> u64 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(FACTOR).rotate_left(29);
-    // A line is of whole pixels, and may end in half a word.
+    // With an odd number of pixels the last word is incomplete.
     let words = line.chunks_exact(8);
     let rest = words.remainder().iter().map(|byte| u64::from(*byte)).fold(FACTOR, mix);
     words.filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?))).fold(rest, mix)
 }
 
-/// The most lines of `area` that `new` shows at another height than `old`, if they are at
-/// least a quarter of those that changed. The area lies in both pictures.
+/// Finds the longest scroll in `area` from `old` to `new`; `None` if it covers less than a quarter
+/// of the lines that changed. The area must lie in both pictures.
 pub(crate) fn find(old: &Frame, new: &Frame, area: &Rect) -> Option<Scroll> {
-    if area.width < SMALLEST || area.height < SMALLEST {
+    if area.width < MIN_SIDE || area.height < MIN_SIDE {
         return None;
     }
     let hashes = |frame: &Frame| -> Vec<u64> {
@@ -43,7 +42,7 @@ pub(crate) fn find(old: &Frame, new: &Frame, area: &Rect) -> Option<Scroll> {
     let (before, after) = (hashes(old), hashes(new));
     let changed = |y: usize| before[y] != after[y];
 
-    // Where each line was that was there once.
+    // The position in `old` of each line that occurs there only once.
     let mut places: HashMap<u64, Option<usize>> = HashMap::new();
     for (y, hash) in before.iter().enumerate() {
         places.entry(*hash).and_modify(|place| *place = None).or_insert(Some(y));
@@ -57,7 +56,7 @@ pub(crate) fn find(old: &Frame, new: &Frame, area: &Rect) -> Option<Scroll> {
     }
     let (shift, _) = votes.into_iter().max_by_key(|(_, votes)| *votes)?;
 
-    // The run of lines with that shift in which most have changed.
+    // The run of lines with that shift that has the most changed lines.
     let same = |y: usize| {
         let source = y.checked_add_signed(shift).and_then(|source| before.get(source));
         source == Some(&after[y])
@@ -124,7 +123,7 @@ mod tests {
                 let mut viewer = Frame::new((64, 64));
                 viewer.copy(&old, &Region::of(old.area()));
                 viewer.scroll(&scroll.to, scroll.from);
-                let left = viewer.follow(&new, &Region::of(scroll.to));
+                let left = viewer.update_from(&new, &Region::of(scroll.to));
                 prop_assert!(left.is_empty());
             }
         }

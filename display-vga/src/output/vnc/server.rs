@@ -1,4 +1,4 @@
-//! The server, as its caller sees it.
+//! The server's public interface.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -19,32 +19,33 @@ use crate::picture::surface::{Rect, Surface};
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum VncError {
-    /// The address cannot be listened on.
-    #[error("Viewers cannot be awaited")]
+    /// Listening failed.
+    #[error("The server cannot listen for viewers")]
     Listen(#[source] io::Error),
     /// The password is empty, or has a character that is not in Latin-1.
-    #[error("The password is empty, or has a character that VNC does not know")]
+    #[error("The password is empty, or has a character that is not in Latin-1")]
     Password,
-    /// There is no thread for it.
-    #[error("There is no thread to await viewers")]
+    /// The server's thread cannot be started.
+    #[error("The server's thread cannot be started")]
     Thread(#[source] io::Error),
 }
 
-/// A VNC server: shows a picture to viewers, and hands on what they type.
+/// A VNC server: shows a picture to viewers, and forwards their input.
 ///
-/// Speaks RFB 3.8, 3.7 and 3.3, in the viewer's pixel format and in the first of Tight
-/// (without JPEG), ZRLE, Zlib, Hextile and Raw that it names; scrolls are sent as CopyRect.
-/// A viewer is told of another size if it can be (ExtendedDesktopSize, DesktopSize); if not,
-/// it sees the picture cut or padded with black to the size that it knows. All viewers share
-/// the picture and the input, also those that ask to be alone.
+/// Supports RFB 3.8, 3.7 and 3.3, the viewer's pixel format, and the encodings Tight (without
+/// JPEG), ZRLE, Zlib, Hextile and Raw, of which it uses the first that the viewer lists; scrolls
+/// are sent as CopyRect. The server announces a new size if the viewer supports resizing
+/// (ExtendedDesktopSize, DesktopSize); if not, the viewer's picture is cut or padded with black
+/// to its size. All viewers share the picture and the input, also those that ask for exclusive
+/// access.
 ///
 /// Each viewer has two threads, and memory for two pictures at most, five zlib streams, and
-/// an area of what changed: a viewer that is slow or does not read finds that area grown,
-/// not a queue. One whose connection takes nothing for the time of
-/// [`write_timeout`](VncBuilder::write_timeout) is dropped, and so is one that breaks the protocol.
+/// a region of changed pixels: while a viewer is slow or does not read, its region grows, but no
+/// queue. The server closes a connection that accepts no bytes for the time of
+/// [`write_timeout`](VncBuilder::write_timeout), or that violates the protocol.
 ///
-/// Nothing is encrypted. Listen on the loopback address, which is what
-/// [`loopback`](Self::loopback) does, and let SSH or a TLS proxy carry it further.
+/// Nothing is encrypted. Listen on the loopback address ([`loopback`](Self::loopback)), and use
+/// SSH or a TLS proxy for remote access.
 ///
 /// ```
 /// # use std::sync::mpsc;
@@ -76,8 +77,7 @@ pub enum VncError {
 /// # }
 /// ```
 ///
-/// Dropping it ends all connections. A handler that is being called at that moment returns
-/// in its own time.
+/// Dropping it ends all connections, but does not wait for a handler that is being called.
 #[derive(Debug)]
 pub struct VncServer {
     hub: Arc<Shared>,
@@ -88,8 +88,8 @@ pub struct VncServer {
 }
 
 impl VncServer {
-    /// A server that will listen on `address`. Whoever can reach it sees the picture and
-    /// types.
+    /// A server that listens on `address`. Anyone who can connect to it, and knows the password if
+    /// there is one, sees the picture and can send input.
     ///
     /// # Errors
     ///
@@ -98,8 +98,8 @@ impl VncServer {
         Ok(Self::from_listener(TcpListener::bind(address).map_err(VncError::Listen)?))
     }
 
-    /// A server that this machine alone can reach, at TCP port `port` of 127.0.0.1; 0 takes
-    /// a free one.
+    /// A server that only this host can reach, at TCP port `port` of 127.0.0.1; 0 selects a free
+    /// port.
     ///
     /// # Errors
     ///
@@ -108,7 +108,7 @@ impl VncServer {
         Self::bind((Ipv4Addr::LOCALHOST, port))
     }
 
-    /// A server on a socket of the caller's: a TCP or a Unix listener.
+    /// A server on the caller's TCP or Unix listener.
     pub fn from_listener(listener: impl Into<VncListener>) -> VncBuilder {
         VncBuilder {
             listener: listener.into(),
@@ -119,7 +119,7 @@ impl VncServer {
                 handler: None,
                 viewers: 16,
                 handshake: Duration::from_secs(10),
-                patience: Duration::from_secs(30),
+                write_timeout: Duration::from_secs(30),
             },
         }
     }
@@ -129,19 +129,19 @@ impl VncServer {
         self.address
     }
 
-    /// How many viewers look.
+    /// How many viewers are connected.
     pub fn viewers(&self) -> usize {
         self.hub.watching()
     }
 
-    /// Shows `surface`, which has changed in `damage` since the last call; the first time and
-    /// when its size is another, all of it is taken.
+    /// Shows `surface`, which has changed in `damage` since the last call; at the first call and
+    /// when its size changes, all of it counts as damage.
     ///
-    /// Copies the damage, or all of the picture if a viewer's thread is still at work on the
-    /// last but one, and returns: no viewer is waited for.
+    /// Copies the damage, or the whole picture if a viewer's thread still uses the last picture
+    /// but one, and returns: never waits for a viewer.
     ///
-    /// An empty surface is not shown, viewers keep what they have; before the first picture
-    /// they see 640x480 black pixels.
+    /// An empty surface is ignored: viewers keep their picture. Before the first picture they see
+    /// 640x480 black pixels.
     pub fn update(&self, surface: &Surface, damage: &[Rect]) {
         self.hub.publish(surface, damage);
     }
@@ -151,72 +151,72 @@ impl Drop for VncServer {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(acceptor) = self.acceptor.take() {
-            // It does not panic; if it did, there is nothing to stop.
+            // An error means that it panicked, and so has ended.
             let _ = acceptor.join();
         }
         self.hub.close();
     }
 }
 
-/// A [`VncServer`] to be.
+/// Builds a [`VncServer`].
 #[derive(Debug)]
-#[must_use = "viewers are awaited once it is started"]
+#[must_use = "the server accepts no viewers before `start`"]
 pub struct VncBuilder {
     listener: VncListener,
-    /// Whether the password, if there is one, is sound.
+    /// Whether the password, if there is one, is valid.
     is_sound: bool,
     settings: Settings,
 }
 
 impl VncBuilder {
-    /// The name that viewers show; "display-vga" otherwise.
+    /// The name that viewers show; "display-vga" by default.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.settings.name = name.into();
         self
     }
 
-    /// Viewers have to know `password` (VNC authentication).
+    /// Requires `password` (VNC authentication).
     ///
-    /// This keeps out the curious, not an attacker: eight characters count, DES can be tried
-    /// out by force, and what follows is readable to whoever can listen.
+    /// This does not stop an attacker: only eight characters count, DES can be broken by brute
+    /// force, and the connection is not encrypted.
     pub fn password(mut self, password: &str) -> Self {
         self.settings.password = Password::new(password);
         self.is_sound = self.settings.password.is_some();
         self
     }
 
-    /// Calls `handler` with what viewers do, from the threads of their connections, perhaps
-    /// at the same time. While it runs its viewer's other messages wait; updates do not.
+    /// Calls `handler` with the events of viewers, from the threads of their connections, possibly
+    /// concurrently. While it runs, its viewer's other messages wait; updates do not.
     pub fn on_input(mut self, handler: impl Fn(VncEvent) + Send + Sync + 'static) -> Self {
         self.settings.handler = Some(Box::new(handler));
         self
     }
 
-    /// How many connections there may be at a time, at least one; 16 otherwise. One more is
-    /// closed at once, unless another is still in the handshake: then that is.
+    /// The most connections at a time, at least one; 16 by default. A further one is closed at
+    /// once, unless another is still in the handshake: then that one is closed.
     pub fn max_viewers(mut self, viewers: usize) -> Self {
         self.settings.viewers = viewers.max(1);
         self
     }
 
-    /// How long a viewer may take to get through the handshake; 10 seconds otherwise.
+    /// How long a viewer may take for the handshake; 10 seconds by default.
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.settings.handshake = timeout;
         self
     }
 
-    /// How long a connection that has something to take may take nothing before it is
-    /// closed; 30 seconds otherwise, at least a millisecond.
+    /// How long a connection with pending bytes may accept none before it is closed; 30 seconds by
+    /// default, at least a millisecond.
     ///
-    /// The machine of a viewer that has nothing to take is asked as often, but not more than once
-    /// a second, whether it is there still; one that does not answer is gone after twice the
-    /// time and two seconds at most.
-    pub fn write_timeout(mut self, patience: Duration) -> Self {
-        self.settings.patience = patience.max(Duration::from_millis(1));
+    /// If no bytes are pending, TCP sends keep-alive probes after the same time, but at least a
+    /// second; a connection whose machine does not answer is closed after twice the time and two
+    /// seconds at most.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.write_timeout = timeout.max(Duration::from_millis(1));
         self
     }
 
-    /// Begins to take viewers in, in a thread of its own.
+    /// Starts a thread that accepts viewers.
     ///
     /// # Errors
     ///

@@ -1,8 +1,9 @@
-//! What all threads of a server share: the picture, and the list of viewers.
+//! The state that all threads of a server share: the picture, and the list of viewers.
 //!
-//! No lock is held while anybody waits for the network, or copies pixels: a picture that is
-//! published is not written any more, and the next one is made of the one before, if no
-//! viewer looks at that any more. Locks are held to change a few numbers.
+//! No thread holds a lock that another one needs while it waits for the network or copies pixels:
+//! a published picture is never written, and the next one reuses the buffer of the one before it,
+//! if no viewer's thread uses that any more. Locks are held only to change a few fields, except
+//! for that of the spare buffer, which only `publish` takes.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,20 +16,20 @@ use crate::output::vnc::password::Password;
 use crate::output::vnc::region::Region;
 use crate::picture::surface::{Rect, Surface};
 
-/// All that a viewer can be shown, in pixels of a side: the protocol has 16 bits.
-const LARGEST: u32 = 65535;
-const EVERYTHING: Rect = Rect { x: 0, y: 0, width: LARGEST, height: LARGEST };
+/// The longest side of a picture that a viewer can be sent, in pixels: the protocol has 16 bits.
+const MAX_SIDE: u32 = 65535;
+const EVERYTHING: Rect = Rect { x: 0, y: 0, width: MAX_SIDE, height: MAX_SIDE };
 
 pub(super) type Handler = Box<dyn Fn(VncEvent) + Send + Sync>;
 
-/// What the caller chose.
+/// The caller's settings.
 pub(super) struct Settings {
     pub(super) name: String,
     pub(super) password: Option<Password>,
     pub(super) handler: Option<Handler>,
     pub(super) viewers: usize,
     pub(super) handshake: Duration,
-    pub(super) patience: Duration,
+    pub(super) write_timeout: Duration,
 }
 
 impl fmt::Debug for Settings {
@@ -38,17 +39,17 @@ impl fmt::Debug for Settings {
             .field("password", &self.password)
             .field("viewers", &self.viewers)
             .field("handshake", &self.handshake)
-            .field("patience", &self.patience)
+            .field("write_timeout", &self.write_timeout)
             .finish_non_exhaustive()
     }
 }
 
-/// What the next picture is made of.
+/// The buffer for the next picture.
 #[derive(Debug, Default)]
 struct Spare {
     /// The picture before the present one; `None` before there was one.
     frame: Option<Arc<Frame>>,
-    /// Where the present one differs from it.
+    /// Where the present picture differs from it.
     stale: Region,
 }
 
@@ -66,7 +67,7 @@ impl Shared {
         Self { settings, picture, spare: Mutex::default(), viewers: Mutex::default() }
     }
 
-    /// What was published last.
+    /// The picture that was published last.
     pub(super) fn picture(&self) -> Arc<Frame> {
         self.picture.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -86,9 +87,10 @@ impl Shared {
         }
     }
 
-    /// The pixels first, the damage second: whoever takes the damage finds the pixels.
+    /// Publishes the pixels first, then the damage: a writer that takes the damage then finds the
+    /// new pixels.
     pub(super) fn publish(&self, surface: &Surface, damage: &[Rect]) {
-        let size = (surface.width().min(LARGEST), surface.height().min(LARGEST));
+        let size = (surface.width().min(MAX_SIDE), surface.height().min(MAX_SIDE));
         if size.0 == 0 || size.1 == 0 {
             return;
         }
@@ -110,7 +112,7 @@ impl Shared {
                 frame.copy(&before, &spare.stale);
                 frame
             }
-            // A viewer looks at it.
+            // A viewer's writer still uses it.
             _ => before.duplicate(),
         };
         picture.publish(surface, changed.rects());

@@ -1,10 +1,9 @@
-//! Writes updates to one viewer: what changed since it was last sent something.
+//! Sends updates to one viewer: the pixels that differ from those it has.
 //!
-//! The viewer's picture is kept here. Where it may have changed the published one is
-//! compared with what the viewer has, and what differs is taken over and encoded: so a
-//! viewer that is slow gets the newest pixels and none between, it costs one picture, and a
-//! second one while they are compared, and a scroll is found between what it has and what
-//! it is to have.
+//! The writer keeps a copy of the viewer's picture. Where the published picture may have changed,
+//! it is compared with this copy; pixels that differ are copied and encoded. So a slow viewer gets
+//! the newest pixels and skips those in between, it costs one picture, and a second one during
+//! the comparison, and scrolls are detected between the viewer's picture and the new one.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -19,15 +18,15 @@ use crate::output::vnc::scroll::{self, Scroll};
 use crate::output::vnc::shared::Shared;
 use crate::picture::surface::Rect;
 
-/// What is written at once, in bytes.
+/// Bytes after which the buffer is written.
 const BUFFER: usize = 256 << 10;
 /// The most rectangles of an update.
-const RECTS: usize = 0xffff;
-/// Why a size is told, and how a wish for another one fared (ExtendedDesktopSize).
+const MAX_RECTS: usize = 0xffff;
+/// Reason and status of ExtendedDesktopSize: a change by the server, and a refused request.
 const SERVER: (u16, u16) = (0, 0);
 const PROHIBITED: (u16, u16) = (1, 1);
 
-/// What was taken from the viewer's state.
+/// The pending work that was taken from the viewer's state.
 struct Work {
     format: PixelFormat,
     abilities: Abilities,
@@ -38,7 +37,7 @@ struct Work {
     refuse_size: bool,
     changed: Region,
     forced: Region,
-    /// Whether the viewer has got every pixel once.
+    /// Whether every pixel was sent once, so that the viewer can copy them.
     has_all: bool,
 }
 
@@ -49,7 +48,7 @@ impl Work {
         let area = request.map_or(Rect { x: 0, y: 0, width: 0, height: 0 }, |it| it.area);
         let (changed, forced) = (state.changed.take(&area), state.forced.take(&area));
         state.check_size &= !asked;
-        // It may have taken back what it said it can do.
+        // A later SetEncodings may have withdrawn a capability.
         let (abilities, extended) = (state.abilities, state.abilities.extended_desktop_size);
         Self {
             format: state.format.unwrap_or(PixelFormat::NATIVE),
@@ -66,10 +65,10 @@ impl Work {
     }
 }
 
-/// Writes until the connection ends: the body of a viewer's second thread. The viewer sees
-/// `seen`, though it has not been sent yet.
+/// Sends updates until the connection ends: the body of a viewer's second thread. `seen` is the
+/// viewer's first picture, black, which is not sent yet.
 pub(super) fn run(hub: &Shared, viewer: &Arc<Client>, seen: Frame) {
-    /// The reader ends too, whatever happens here.
+    /// Closes the connection on any exit, so that the reader ends, too.
     struct Close<'a>(&'a Client);
     impl Drop for Close<'_> {
         fn drop(&mut self) {
@@ -81,7 +80,7 @@ pub(super) fn run(hub: &Shared, viewer: &Arc<Client>, seen: Frame) {
     let mut updater = Writer { hub, viewer, seen, encoder, out: Vec::new(), put_off: false };
     while let Some(work) = viewer.wait(&updater.seen.area(), Work::take) {
         if let Err(error) = updater.serve(work) {
-            log::debug!("vnc: viewer {} does not read: {error}", viewer.id);
+            log::debug!("vnc: writing to viewer {} failed: {error}", viewer.id);
             return;
         }
     }
@@ -90,11 +89,11 @@ pub(super) fn run(hub: &Shared, viewer: &Arc<Client>, seen: Frame) {
 struct Writer<'a> {
     hub: &'a Shared,
     viewer: &'a Client,
-    /// What the viewer has.
+    /// The viewer's picture.
     seen: Frame,
     encoder: Encoder,
     out: Vec<u8>,
-    /// The last answer had no pixels though there were some: the next one has.
+    /// The last update had no pixels though some were pending: the next one must have them.
     put_off: bool,
 }
 
@@ -121,13 +120,13 @@ impl Writer<'_> {
             }
             picture = Arc::new(picture.fitted(self.seen.size()));
         }
-        // A viewer that asks for all each time is to be told the size each time, and to see
-        // something all the same.
+        // A viewer that sends only non-incremental requests is sent the size for each of them: send
+        // it without pixels only every other time, so that the viewer gets pixels, too.
         let put_off = std::mem::take(&mut self.put_off);
         if work.tell_keys || work.tell_size && !put_off {
             self.put_off = true;
-            // That is the answer, by itself: to a viewer a request is answered by one update, and
-            // one that has asked for another format uses it for the next. Pixels come with that.
+            // Answer with this update alone: viewers expect one update per request, and one that
+            // has set another format uses that from the next update on. Pixels follow with that.
             self.viewer.change(|state| {
                 state.changed.add_all(work.changed.rects());
                 state.forced.add_all(work.forced.rects());
@@ -136,7 +135,7 @@ impl Writer<'_> {
         }
         let mut changed = work.changed;
         let scrolled = work.has_all && work.abilities.copy_rect;
-        // A scroll is looked for in all of the area that it may have changed.
+        // Detect a scroll in the hull of the changes: equal lines in between belong to it.
         let hull = changed.hull().filter(|hull| scrolled && hull.pixels() < 2 * changed.pixels());
         if let Some(hull) = hull {
             changed = Region::of(hull);
@@ -146,10 +145,10 @@ impl Writer<'_> {
             self.seen.scroll(&to, from);
         }
         let mut rects = work.forced;
-        self.seen.follow(&picture, &rects);
-        let differing = self.seen.follow(&picture, &changed);
+        self.seen.update_from(&picture, &rects);
+        let differing = self.seen.update_from(&picture, &changed);
         rects.add_all(differing.rects());
-        drop(picture); // it is not kept from being used again while the network is waited for
+        drop(picture); // so that `publish` can reuse the buffer while this waits for the network
 
         if rects.is_empty() && scroll.is_none() && !request.at_once {
             self.viewer.change(|state| state.add_request(request));
@@ -158,7 +157,7 @@ impl Writer<'_> {
         self.update(work.abilities.encoding, scroll, &rects)
     }
 
-    /// Tells another size. The viewer loses its pixels by that, and asks for new ones.
+    /// Announces another size. The viewer drops its pixels and requests new ones.
     fn resize(&mut self, size: (u32, u32), work: &Work) -> io::Result<()> {
         self.seen = Frame::new(size);
         let all = self.seen.area();
@@ -166,8 +165,8 @@ impl Writer<'_> {
         self.tell(&work.abilities, work.tell_keys, Some(SERVER))
     }
 
-    /// An update without pixels: that keys are understood by position, and the size, as the
-    /// reason and status of an extended rectangle or as a plain one.
+    /// Sends an update without pixels: the support of QEMU extended key events, and the size with
+    /// its reason and status, as ExtendedDesktopSize or as DesktopSize.
     fn tell(
         &mut self,
         abilities: &Abilities,
@@ -215,14 +214,14 @@ impl Writer<'_> {
         let all = self.seen.area();
         let inside = rects.rects().iter().filter_map(|rect| intersection(rect, &all));
         let pieces: Vec<Rect> = inside.flat_map(|rect| pieces(&rect)).collect();
-        let (now, later) = pieces.split_at(pieces.len().min(RECTS - 1));
+        let (now, later) = pieces.split_at(pieces.len().min(MAX_RECTS - 1));
         self.begin_update(now.len() + usize::from(scroll.is_some()));
         if let Some(Scroll { to, from }) = scroll {
             self.rect(&to, Encoding::COPY_RECT);
             self.put_numbers([to.x, from]);
         }
         self.pixels(encoding, now)?;
-        for pieces in later.chunks(RECTS) {
+        for pieces in later.chunks(MAX_RECTS) {
             self.begin_update(pieces.len());
             self.pixels(encoding, pieces)?;
         }
@@ -257,7 +256,7 @@ impl Writer<'_> {
 
     fn put_numbers<const N: usize>(&mut self, numbers: [u32; N]) {
         for number in numbers {
-            // Pictures have no more than 16 bits of lines and columns.
+            // The sides of pictures have 16 bits at most.
             self.out.extend(u16::try_from(number).unwrap_or(u16::MAX).to_be_bytes());
         }
     }

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::*;
 use crate::test_deadline::wait_until;
 
-/// A guest that counts for how long it was held, and how often.
+/// A guest that counts for how long it was paused, and how often.
 #[derive(Default)]
 struct Guest {
     held: AtomicBool,
@@ -36,8 +36,8 @@ fn it_stands_still_for_its_part_of_the_time() {
     for percent in [20, 50, 80, 95] {
         let (guest, throttle) = throttled();
         throttle.set(percent);
-        // Of ten slices in which the host let the throttle have its turns: a slice that the
-        // host makes long is not paid for in full.
+        // Only if the host scheduled the throttle in time: at most ten slices are charged for a
+        // slice that a busy host made longer.
         wait_until("its part of the time", || {
             let pauses = || guest.pauses.load(Ordering::SeqCst);
             let (begin, before, first) = (Instant::now(), throttle.stopped_time(), pauses());
@@ -87,7 +87,7 @@ fn off_it_asks_for_no_pause() {
     throttle.set(50);
     wait_until("a pause", || guest.pauses.load(Ordering::SeqCst) > 0);
     throttle.set(0);
-    // One may have been asked for at this very moment.
+    // One more pause may have been requested at this moment.
     let pauses = guest.pauses.load(Ordering::SeqCst) + 1;
     std::thread::sleep(10 * SLICE);
     assert!(guest.pauses.load(Ordering::SeqCst) <= pauses);

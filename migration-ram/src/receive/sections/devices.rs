@@ -1,4 +1,4 @@
-//! The sections of devices, known here or not.
+//! The sections of devices, registered here or not.
 
 use std::sync::Arc;
 
@@ -9,17 +9,16 @@ use crate::receive::sections::Sections;
 use crate::receive::unknown_sections::{Body, Follows};
 use crate::wire::format::RAM_NAME;
 
-/// The most sections of devices: each takes more memory here than it need have bytes in the
-/// stream.
+/// The most sections of devices: one that is short in the stream takes more memory here.
 const MAX_SECTIONS: usize = 65_536;
 
 impl Sections<'_, '_, '_> {
-    /// A device's section.
+    /// Reads a full section, which is a device's.
     pub(super) fn section_full(&mut self, at: u64) -> Result<(), ReceiveError> {
         let number = self.stream.u32("a section's number")?;
         let (name, instance, version) = self.section_head()?;
         if name == RAM_NAME && self.devices.find(&name, instance).is_none() {
-            // RAM that is all in one section: old, and never sent alive.
+            // RAM in a full section: an old format that live migration never uses.
             let what = "RAM in a single section";
             return Err(ReceiveError::Unsupported { at, what, found: number.into() });
         }
@@ -66,7 +65,7 @@ impl Sections<'_, '_, '_> {
         Ok(())
     }
 
-    /// A section that is not known, or the first part of an `iterable` one, behind its head.
+    /// Reads an unknown full section, or the first part of an `iterable` one, after its head.
     pub(super) fn unknown_section(
         &mut self,
         at: u64,
@@ -91,7 +90,7 @@ impl Sections<'_, '_, '_> {
         Ok(())
     }
 
-    /// One more part of a section that is not known, behind its head.
+    /// Reads a further part of an unknown section, after its head.
     pub(super) fn unknown_part(&mut self, number: u32, last: bool) -> Result<(), ReceiveError> {
         let body = self.unknown_body(number)?;
         let place = self.unknown.get(&number).copied();
@@ -110,7 +109,7 @@ impl Sections<'_, '_, '_> {
         let may_end = *complete;
         let follows = Follows { has_parts: &has_parts, may_end, is_described: *is_described };
         let body = kept.body(stream, number, &follows)?;
-        // Its guest stands still: a description is waited for once.
+        // `body` has waited for a description. Do not wait again: the guest is paused.
         *is_described &= !body.is_last;
         Ok(body)
     }

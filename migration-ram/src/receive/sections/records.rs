@@ -1,4 +1,4 @@
-//! The records of RAM: pages, zeros, the list of blocks, and where channels are waited for.
+//! The records of RAM: pages, zero pages, the block list, and channel syncs.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::receive::sections::{Sections, SyncAt};
 use crate::wire::format::*;
 
 impl Sections<'_, '_, '_> {
-    /// The records of a section of RAM, up to its end mark.
+    /// Reads the records of a section of RAM, up to RAM_SAVE_FLAG_EOS.
     pub(super) fn records(&mut self, last: bool) -> Result<(), ReceiveError> {
         loop {
             let at = self.stream.at();
@@ -45,9 +45,9 @@ impl Sections<'_, '_, '_> {
         }
     }
 
-    /// A page's contents, and those of pages that follow it.
+    /// Reads a page's contents, and those of pages that follow it.
     fn contents(&mut self, block: &Block, offset: u64) -> Result<(), ReceiveError> {
-        // Of several connections another one may bring the pages that follow.
+        // Not with channels: one of them may receive the same pages at the same time.
         if let (Some(memory), false) = (block.memory(), self.shared.has_channels()) {
             let flags = RAM_SAVE_FLAG_PAGE | RAM_SAVE_FLAG_CONTINUE;
             let pages = self.ahead.read(self.stream, memory, offset, self.page, flags)?;
@@ -57,7 +57,7 @@ impl Sections<'_, '_, '_> {
         block.contents(self.stream, offset..offset + self.page.bytes(), self.page)
     }
 
-    /// A zero page, and those that follow it.
+    /// Reads a zero page, and those that follow it.
     fn zero_pages(&mut self, at: u64, flags: u64, offset: u64) -> Result<(), ReceiveError> {
         let block = self.page_block(at, flags)?;
         let fill_at = self.stream.at();
@@ -65,8 +65,8 @@ impl Sections<'_, '_, '_> {
         self.stream.expect("a page's fill byte", fill.into(), 0, fill_at)?;
         block.check(at, offset, self.page)?;
         let page = self.page.bytes();
-        // Most come in long runs: those that are here already are taken together.
-        // Whole pages: this one was checked to be one.
+        // Most zero pages are in long runs: handle those that are buffered together. `room` counts
+        // the pages after this one, which was checked.
         let room = (block.len - offset) / page - 1;
         let next = (offset + page) | RAM_SAVE_FLAG_ZERO | RAM_SAVE_FLAG_CONTINUE;
         let count = zero_run(self.stream.buffered(), next, page, room);
@@ -75,7 +75,7 @@ impl Sections<'_, '_, '_> {
         block.zero(offset..end, self.page, &mut self.populated)
     }
 
-    /// What changed of a page since it came last.
+    /// Reads an XBZRLE delta of a page.
     fn delta(&mut self, at: u64, flags: u64, offset: u64) -> Result<(), ReceiveError> {
         let block = self.page_block(at, flags)?;
         block.check(at, offset, self.page)?;
@@ -86,17 +86,17 @@ impl Sections<'_, '_, '_> {
         self.encoded(&block, offset, (len, self.page.bytes()), "a delta", Decoder::delta)
     }
 
-    /// A page that is compressed.
+    /// Reads a page that is compressed by zlib.
     fn compressed(&mut self, at: u64, flags: u64, offset: u64) -> Result<(), ReceiveError> {
         let block = self.page_block(at, flags)?;
         block.check(at, offset, self.page)?;
         let len = u64::from(self.stream.u32("a compressed page's length")?);
-        // What cannot be compressed comes in stored blocks, with heads of a few bytes.
+        // Data that cannot be compressed is sent as zlib's stored blocks, with a few bytes each.
         let most = self.page.bytes() + self.page.bytes() / 1024 + 64;
         self.encoded(&block, offset, (len, most), "a compressed page", Decoder::zlib)
     }
 
-    /// A page in `len` bytes, of `most`, which `decode` makes a page of.
+    /// Reads a page that is encoded in `len` bytes, `most` at most, and decodes it by `decode`.
     fn encoded(
         &mut self,
         block: &Block,
@@ -114,20 +114,20 @@ impl Sections<'_, '_, '_> {
         decode(decoder, Place { at, block, offset }, self.stream.need(len, what)?)?;
         self.stream.consume(len);
         if let Some(memory) = block.memory() {
-            self.ahead.brought(memory, offset..offset + self.page.bytes(), self.page);
+            self.ahead.received(memory, offset..offset + self.page.bytes(), self.page);
         }
         Ok(())
     }
 
-    /// The announced blocks, whose lengths add up to `total`.
+    /// Reads the block list, whose lengths add up to `total`.
     fn block_list(&mut self, total: u64) -> Result<(), ReceiveError> {
         let mut left = total;
         while left > 0 {
             let at = self.stream.at();
             let id = self.stream.name("a block's id")?;
             let len = self.stream.u64("a block's length")?;
-            // An announced length of more than is left, or of nothing, would never come to
-            // an end.
+            // The loop ends only if the lengths add up to `total`: refuse a longer one, and 0,
+            // which makes no progress.
             if len == 0 || len > left {
                 return Err(ReceiveError::BlockLength { at, id, found: len, expected: left });
             }
@@ -148,10 +148,10 @@ impl Sections<'_, '_, '_> {
     }
 }
 
-/// How many records of zero pages `bytes` begin with, at most `most`, the first of which has
-/// the word `next` and each further one that of `page` bytes behind.
+/// How many records of zero pages `bytes` begin with, at most `most`. The first must have the word
+/// `next`, and each further one a word greater by `page`.
 fn zero_run(bytes: &[u8], mut next: u64, page: u64, most: u64) -> usize {
-    /// Records that are compared without a branch.
+    /// Records that are compared without a branch in between.
     const GROUP: usize = 16;
     let mut differing = |records: &[u8]| {
         let mut bits = 0;

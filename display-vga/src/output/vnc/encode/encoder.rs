@@ -1,7 +1,7 @@
-//! Rectangles as bytes, in the encoding and format that a viewer wants.
+//! Encodes rectangles in a viewer's encoding and pixel format.
 //!
-//! The zlib streams go on as long as the connection, so a viewer's encoder is as old as
-//! the viewer. They are made when first needed, about 400 KiB each, at most five.
+//! A zlib stream lasts as long as the connection, so each viewer has one encoder. The streams are
+//! created when they are first needed: about 400 KiB each, at most five.
 
 use crate::output::vnc::encode::tight::Tight;
 use crate::output::vnc::encode::tiles::TILE;
@@ -14,7 +14,7 @@ use crate::picture::surface::Rect;
 
 /// The widest piece: the limit of the Tight encoding.
 const PIECE_WIDTH: u32 = 2048;
-/// About how many pixels a piece has at most.
+/// About the most pixels of a piece.
 const PIECE_PIXELS: u32 = 1 << 16;
 
 /// An encoder of rectangles for one viewer.
@@ -29,7 +29,7 @@ pub(crate) struct Encoder {
     tight: Tight,
     /// The pixels of a piece.
     values: Vec<u32>,
-    /// What is to be compressed.
+    /// A buffer for data to be compressed.
     plain: Vec<u8>,
 }
 
@@ -53,14 +53,14 @@ impl Encoder {
         &self.format
     }
 
-    /// Pixels are written in `format` from now on.
+    /// Encodes pixels in `format` from now on.
     pub(crate) fn set_format(&mut self, format: PixelFormat) {
         self.format = format;
         (self.whole, self.compact) = (format.whole(), format.compact());
         self.tight_pixels = format.tight();
     }
 
-    /// The level of streams that are not made yet, from 0 (fast) to 9 (small).
+    /// Sets the level of streams that are created later, from 0 (fast) to 9 (small).
     pub(crate) fn set_level(&mut self, level: u8) {
         self.level = level.clamp(1, 9);
     }
@@ -109,7 +109,7 @@ impl std::fmt::Debug for Encoder {
     }
 }
 
-/// `area` in pieces of bounded size, from the top.
+/// Splits `area` into pieces of bounded size, from the top.
 pub(crate) fn pieces(area: &Rect) -> impl Iterator<Item = Rect> + use<> {
     let Rect { x, y, width, height } = *area;
     let step = PIECE_WIDTH.min(width.max(1));

@@ -11,7 +11,7 @@ const FOREGROUND: u8 = 4;
 const RECTS: u8 = 8;
 const COLOURED: u8 = 16;
 
-/// What the viewer remembers of the last tile.
+/// The colours of the last tile, which the next one can reuse.
 #[derive(Default)]
 struct Last {
     background: Option<u32>,
@@ -26,7 +26,7 @@ pub(super) fn encode(values: &[u32], width: usize, coder: &Coder, out: &mut Vec<
 fn tile(values: &[u32], width: usize, coder: &Coder, last: &mut Last, out: &mut Vec<u8>) {
     let background = most_common(values);
     let rects = rects(values, width, background);
-    // The one other colour, if there is but one.
+    // The foreground, if there is only one other colour.
     let foreground = rects.first().map(|rect| rect.colour);
     let coloured = rects.iter().any(|rect| Some(rect.colour) != foreground);
     let begin = out.len();
@@ -51,7 +51,7 @@ fn tile(values: &[u32], width: usize, coder: &Coder, last: &mut Last, out: &mut 
         coder.put(foreground, out);
     }
     if !rects.is_empty() {
-        // At most 255: of 256 pixels one at least is background.
+        // At most 255: at least one of 256 pixels is background.
         out.push(u8::try_from(rects.len()).unwrap_or(u8::MAX));
         for rect in &rects {
             if coloured {
@@ -88,7 +88,8 @@ struct Subrect {
     place: [u8; 2],
 }
 
-/// What is not background, as rectangles: each as wide as it can be, and then as high.
+/// Splits the pixels other than background into rectangles: each as wide, then as high as
+/// possible.
 fn rects(values: &[u32], width: usize, background: u32) -> Vec<Subrect> {
     let mut done = [false; TILE * TILE];
     let mut rects = Vec::new();

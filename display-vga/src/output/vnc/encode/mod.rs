@@ -1,7 +1,7 @@
 //! The encodings of rectangles.
 //!
-//! - `encoder`: rectangles as bytes, in the encoding and format that a viewer wants;
-//! - `hextile`, `zrle`, `tight`: the encodings; `tiles`, `palette`, `zlib`: what they are made of.
+//! - `encoder`: encodes rectangles in a viewer's encoding and pixel format;
+//! - `hextile`, `zrle`, `tight`: the encodings; `tiles`, `palette`, `zlib`: their common parts.
 
 pub(super) mod encoder;
 mod hextile;

@@ -1,15 +1,15 @@
-//! The colours of a tile, while they are few.
+//! The palette of a tile with few colours.
 
-/// Colours by number, in the order in which they were seen; at most 256.
+/// Colours by number, in the order of their first pixels; at most 256.
 #[derive(Debug)]
 pub(super) struct Palette {
     colours: Vec<u32>,
     limit: usize,
-    /// One more than the number of a colour, by a hash of it; 0 if there is none.
+    /// A hash table: one more than the number of a colour, or 0 if the slot is free.
     slots: [u16; SLOTS],
 }
 
-/// Twice the colours, so that a search ends soon.
+/// Twice the most colours, so that probing is short.
 const SLOTS: usize = 512;
 
 impl Palette {
@@ -43,13 +43,13 @@ impl Palette {
         Some(())
     }
 
-    /// The number of a colour that is there.
+    /// The number of a colour, which must be in the palette.
     pub(super) fn number(&self, value: u32) -> u8 {
         let number = usize::from(self.slots[self.slot(value)]).saturating_sub(1);
         u8::try_from(number).unwrap_or(0)
     }
 
-    /// Where the colour is, or belongs.
+    /// The slot of the colour, or the free one for it.
     fn slot(&self, value: u32) -> usize {
         let mut slot = (value.wrapping_mul(0x9e37_79b1) >> 23) as usize;
         loop {
@@ -62,8 +62,8 @@ impl Palette {
     }
 }
 
-/// The numbers of `values`, `bits` each, from the top bit of a byte on; each row of `width`
-/// begins with a byte.
+/// Packs the numbers of `values`, `bits` each, from the top bit of a byte on; each row of `width`
+/// values begins with a new byte.
 pub(super) fn pack(
     palette: &Palette,
     values: &[u32],
@@ -80,7 +80,7 @@ pub(super) fn pack(
     }
 }
 
-/// The lengths of runs of one colour.
+/// The runs of equal values: value and length.
 pub(super) fn runs(values: &[u32]) -> impl Iterator<Item = (u32, usize)> + '_ {
     values.chunk_by(|a, b| a == b).map(|run| (run[0], run.len()))
 }

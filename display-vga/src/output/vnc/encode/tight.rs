@@ -6,12 +6,12 @@ use crate::output::vnc::encode::zlib::Zlib;
 use crate::output::vnc::format::Coder;
 
 const FILL: u8 = 0x80;
-/// A filter's number follows.
+/// A filter id follows.
 const FILTER: u8 = 0x40;
 const PALETTE: u8 = 1;
-/// Less is not compressed, in bytes.
-const SMALL: usize = 12;
-const COLOURS: usize = 256;
+/// The fewest bytes that are compressed.
+const MIN_COMPRESSED: usize = 12;
+const MAX_COLOURS: usize = 256;
 
 /// The zlib streams: of pixels, of two colours, of more.
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ impl Tight {
             let colours = palette.colours().len();
             colours <= 2 || colours * coder.size() + values.len() < whole
         };
-        let stream = match Palette::of(values, COLOURS).filter(worth) {
+        let stream = match Palette::of(values, MAX_COLOURS).filter(worth) {
             None => {
                 out.push(0);
                 coder.put_all(values, plain);
@@ -56,7 +56,7 @@ impl Tight {
                 }
             },
         };
-        if plain.len() < SMALL {
+        if plain.len() < MIN_COMPRESSED {
             return out.extend_from_slice(plain);
         }
         let mut compressed = Vec::new();
@@ -67,8 +67,8 @@ impl Tight {
     }
 }
 
-/// Seven bits a byte, the lowest first; the third has eight. A set top bit says that more
-/// follow.
+/// Encodes a length, seven bits per byte, the lowest first; a third byte has eight. A set top bit
+/// of the first two means that another byte follows.
 fn put_length(length: usize, out: &mut Vec<u8>) {
     let bytes = u32::try_from(length).unwrap_or(0).to_le_bytes();
     let whole = u32::from_le_bytes(bytes);

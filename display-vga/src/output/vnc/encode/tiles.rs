@@ -1,10 +1,10 @@
-//! Tiles, in which some encodings take a rectangle apart.
+//! Splits rectangles into tiles, for encodings that need them.
 
-/// Lines of the lowest piece of a high rectangle: those of a ZRLE tile.
+/// Lines of a ZRLE tile: the heights of pieces are multiples of it.
 pub(super) const TILE: u32 = 64;
 
-/// The tiles of a piece `width` pixels wide, `size` to a side, from the left and the top;
-/// `tile` is given the pixels and the width of each.
+/// Calls `tile` with the pixels and the width of each tile of a piece that is `width` pixels wide;
+/// tiles have sides of `size` pixels, and are counted from the left and the top.
 pub(super) fn tiles(
     values: &[u32],
     width: usize,

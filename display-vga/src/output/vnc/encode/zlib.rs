@@ -1,11 +1,11 @@
-//! Zlib streams that last as long as the connection (RFC 1950).
+//! Zlib streams (RFC 1950) that last as long as the connection.
 
 use flate2::{Compress, Compression, FlushCompress};
 
-/// A stored block without bytes, at the beginning of a byte (RFC 1951, 3.2.4).
-const NOTHING: [u8; 5] = [0, 0, 0, 0xff, 0xff];
+/// An empty stored block, at the beginning of a byte (RFC 1951, 3.2.4).
+const EMPTY_BLOCK: [u8; 5] = [0, 0, 0, 0xff, 0xff];
 
-/// A stream whose every part can be read as soon as it is there.
+/// A stream whose parts can be decompressed as soon as they are received.
 #[derive(Debug)]
 pub(super) struct Zlib {
     stream: Compress,
@@ -18,8 +18,8 @@ impl Zlib {
 
     /// Appends `plain`, compressed.
     ///
-    /// A flush is over when another one has nothing to say: where a block happens to end,
-    /// flate2's own compressor (miniz_oxide) keeps the bytes after it, though it was told to
+    /// Flushes until a flush produces no more output: if a block happens to end within `plain`,
+    /// flate2's own compressor (miniz_oxide) holds back the bytes after it, though it was told to
     /// flush and there is room.
     pub(super) fn append(&mut self, mut plain: &[u8], out: &mut Vec<u8>) {
         loop {
@@ -29,18 +29,18 @@ impl Zlib {
             let read = usize::try_from(self.stream.total_in() - before).unwrap_or(0);
             plain = plain.get(read..).unwrap_or_default();
             if let Err(error) = status {
-                log::error!("vnc: {error}"); // only a stream that is finished refuses
+                log::error!("vnc: {error}"); // only a finished stream fails
                 return;
             }
             let new = &out[begin..];
-            if plain.is_empty() && (new.is_empty() || new == NOTHING) {
+            if plain.is_empty() && (new.is_empty() || new == EMPTY_BLOCK) {
                 out.truncate(begin);
                 return;
             }
         }
     }
 
-    /// Appends the length of `plain` when compressed, as 32 bits, and it.
+    /// Appends `plain`, compressed, after its compressed length in 32 bits.
     pub(super) fn append_sized(&mut self, plain: &[u8], out: &mut Vec<u8>) {
         let at = out.len();
         out.extend_from_slice(&[0; 4]);

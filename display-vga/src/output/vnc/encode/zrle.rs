@@ -1,12 +1,12 @@
-//! ZRLE, before it is compressed (RFC 6143, 7.7.6): tiles of 64 pixels to a side, each in
-//! the shortest of five ways.
+//! ZRLE, before it is compressed (RFC 6143, 7.7.6): tiles with sides of 64 pixels, each in the
+//! shortest of five forms.
 
 use crate::output::vnc::encode::palette::{Palette, pack, runs};
 use crate::output::vnc::encode::tiles::{TILE, tiles};
 use crate::output::vnc::format::Coder;
 
-/// The most colours of a palette with runs.
-const COLOURS: usize = 127;
+/// The most colours of a tile with palette and runs.
+const MAX_COLOURS: usize = 127;
 
 pub(super) fn encode(values: &[u32], width: usize, coder: &Coder, out: &mut Vec<u8>) {
     tiles(values, width, TILE as usize, |pixels, width| tile(pixels, width, coder, out));
@@ -14,7 +14,7 @@ pub(super) fn encode(values: &[u32], width: usize, coder: &Coder, out: &mut Vec<
 
 fn tile(values: &[u32], width: usize, coder: &Coder, out: &mut Vec<u8>) {
     let size = coder.size();
-    let palette = Palette::of(values, COLOURS);
+    let palette = Palette::of(values, MAX_COLOURS);
     let (mut plain_runs, mut palette_runs) = (0, 0);
     for (_, length) in runs(values) {
         let more = 1 + (length - 1) / 255;
@@ -65,7 +65,7 @@ fn tile(values: &[u32], width: usize, coder: &Coder, out: &mut Vec<u8>) {
     }
 }
 
-/// One less than the length: a sum of bytes, of which the last is not 255.
+/// Encodes one less than the length, as a sum of bytes, of which only the last is not 255.
 fn put_length(length: usize, out: &mut Vec<u8>) {
     let rest = length - 1;
     out.extend(std::iter::repeat_n(255, rest / 255));

@@ -1,4 +1,4 @@
-//! All encodings in all formats, against a decoder that shares nothing with them.
+//! All encodings in all formats, checked by an independent decoder.
 
 #[path = "../../../../../tests/common/rfb_decoder.rs"]
 mod decoder;
@@ -103,7 +103,7 @@ proptest! {
                     {kind}");
                 whole.extend(out);
             }
-            // Nobody is worse off than with pixels as they are, but for a few bytes a tile.
+            // No encoding is longer than raw pixels, except for a few bytes per tile.
             let raw = (width * height) as usize * usize::from(format.bits / 8);
             prop_assert!(whole.len() <= raw + raw / 50 + 200, "{encoding:?}: {} of {raw}",
                 whole.len());
@@ -130,7 +130,7 @@ proptest! {
     }
 }
 
-/// What guests show compresses: text on a ground, and areas of one colour.
+/// Typical pictures can be compressed: text on a background, and areas of one colour.
 #[test]
 fn plain_pictures_are_small() {
     let mut surface = Surface::new(640, 480);
