@@ -190,8 +190,8 @@ impl KvmVm {
     /// Calls the handlers of devices, one thread at a time: do not hold a lock that one of them
     /// takes. Within a device's handler, it stops at the first write to that same device, which
     /// stays queued with all later ones; within a handler that is called for a coalesced write it
-    /// does nothing. A handler that calls it while it holds a lock of its device must be sure that
-    /// no other device uses that device.
+    /// does nothing. A handler may hold its own device's lock meanwhile only if the device has no
+    /// coalesced ranges and no other device uses it.
     pub fn flush_coalesced(&self) {
         self.machine.flush_coalesced();
     }

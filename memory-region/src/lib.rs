@@ -1,11 +1,11 @@
-//! The memory map of a machine: what answers at which address, and who is told
-//! when that changes.
+//! The memory map of a machine: which region answers at which address, and which listeners are
+//! notified of changes.
 //!
 //! A tree of [regions](RegionId) (containers, RAM, ROM, devices, aliases) is
 //! [edited](Transaction) in transactions. Each commit renders it into a [`FlatView`]: the
 //! sorted list of [`Section`]s that a bus sees. Accesses go through an [`AddressSpace`],
-//! which holds the current view and never waits for a writer; accelerators, and others
-//! who write memory on their own ([`ExternalDirtyLog`]), follow it as [`MemoryListener`]s.
+//! which holds the current view and never waits for a writer. Accelerators, and other writers of
+//! guest memory with a dirty log of their own ([`ExternalDirtyLog`]), are its [`MemoryListener`]s.
 //! Ports are a space of 65,536 bytes with the same regions. Crates that know vm-memory
 //! use a space as their `GuestAddressSpace`.
 //!
@@ -13,11 +13,11 @@
 //! refuses leaves the map, the view and the other listeners as they were.
 //!
 //! ```text
-//!   transaction(|map| ...)  ->  region tree  --render-->  FlatView  --publish-->  AddressSpace
-//!                                                       |                     read, write
-//!                                                      diff
-//!                                                       v
-//!                                                 MemoryListener (KVM's slots, a vhost log)
+//!   transaction(|map| ...) -> region tree --render--> FlatView --publish--> AddressSpace
+//!                                                        |                  read, write
+//!                                                       diff
+//!                                                        v
+//!                                                  MemoryListener (KVM's slots, a vhost log)
 //! ```
 //!
 //! [`MemoryMap::mtree`] and [`MemoryMap::flat_views`] print what is there.
