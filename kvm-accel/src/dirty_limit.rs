@@ -28,12 +28,12 @@ const MAX_SAVED_SECONDS: f64 = 0.02;
 
 #[derive(Debug, Default)]
 pub(crate) struct DirtyLimit {
-    state: Mutex<State>,
+    state: Mutex<LimitState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct LimitState {
     /// Bytes per second of each vCPU.
     limit: Option<u64>,
     /// Whether the thread runs.
@@ -111,7 +111,7 @@ impl Limited {
     }
 }
 
-impl State {
+impl LimitState {
     fn unthrottle_all(&mut self) {
         let now = Instant::now();
         self.waited +=
@@ -153,7 +153,7 @@ impl State {
 }
 
 impl DirtyLimit {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LimitState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -68,7 +68,7 @@ pub use forecast::report::{BlockDirtyRate, DirtyRateReport, DirtySample};
 pub use forecast::working_set::WorkingSet;
 pub use receive::{BlockInfo, BlockTarget, Received, Receiver, receive};
 pub use send::{Cancel, Migrated, Precopy};
-pub use status::progress::{Progress, QueryMigrate, QueryMigrateRam, State};
+pub use status::progress::{MigrationStatus, Progress, QueryMigrate, QueryMigrateRam};
 pub use status::stats::{DowntimeParts, MigrationStats, RoundStats};
 pub use wire::deadline::Deadlines;
 pub use wire::socket::{Address, AddressError, Listener, Socket, SocketError};

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use memory_region::MemoryMap;
 use migration_ram::{
-    Device, DeviceError, FnDevice, Framing, IncomingChannels, Migrated, OutgoingChannels, Precopy,
-    ReadTransport, ReceiveError, Received, Receiver, SendError, State, WriteTransport,
+    Device, DeviceError, FnDevice, Framing, IncomingChannels, Migrated, MigrationStatus,
+    OutgoingChannels, Precopy, ReadTransport, ReceiveError, Received, Receiver, SendError,
+    WriteTransport,
 };
 use ram_block::{DirtyClient, PageSize, RamBlock, SendList, TransferError};
 
@@ -436,7 +437,7 @@ fn progress_adds_up() {
         })
         .unwrap();
     let last = last.unwrap();
-    assert_eq!(states, [State::Active, State::Completed]);
+    assert_eq!(states, [MigrationStatus::Active, MigrationStatus::Completed]);
     assert_eq!(last.total, blocks.iter().map(|block| block.len()).sum::<u64>());
     assert_eq!((last.remaining, last.percent()), (0, 100));
     assert_eq!(last.transferred, stats.bytes);

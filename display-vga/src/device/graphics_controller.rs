@@ -32,7 +32,7 @@ pub(crate) struct Direct {
 }
 
 /// The target of an access to the planes.
-struct Target {
+struct PlaneAccess {
     /// The offset of plane 0's byte in video memory; those of the other planes follow.
     byte: u64,
     /// The planes that a write at this address reaches.
@@ -105,7 +105,7 @@ impl Registers {
         })
     }
 
-    fn target(&self, address: u64, vram: u64) -> Option<Target> {
+    fn target(&self, address: u64, vram: u64) -> Option<PlaneAccess> {
         let aperture = self.aperture();
         if !aperture.contains(&address) {
             return None;
@@ -134,7 +134,7 @@ impl Registers {
         if !self.vbe.is_enabled() {
             unit %= PLANE;
         }
-        (unit * 4 + 4 <= vram).then_some(Target { byte: unit * 4, writes, reads })
+        (unit * 4 + 4 <= vram).then_some(PlaneAccess { byte: unit * 4, writes, reads })
     }
 
     /// Reads a byte of the window.

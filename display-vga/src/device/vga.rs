@@ -12,11 +12,11 @@ use crate::device::graphics_controller::Direct;
 use crate::device::state::{self, StateError};
 use crate::device::window::Window;
 use crate::draw::painter::Painter;
-use crate::draw::part::Part;
+use crate::draw::part::DrawnPart;
 use crate::font;
 use crate::modes::limits::VbeError;
 use crate::modes::linear::Linear;
-use crate::modes::mode::{Kind, Mode};
+use crate::modes::mode::{Mode, ModeKind};
 use crate::modes::raster::Row;
 use crate::picture::damage::Damage;
 use crate::picture::surface::Surface;
@@ -60,13 +60,13 @@ const PREFERRED: (u16, u16) = (1280, 800);
 pub struct Vga {
     vram: Arc<RamBlock>,
     clock: Box<dyn Fn() -> Duration + Send + Sync>,
-    state: Mutex<State>,
+    state: Mutex<VgaState>,
     /// Locked while the map is changed; taken before `state`.
     window: Mutex<Option<Window>>,
 }
 
 #[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct VgaState {
     pub(crate) registers: Registers,
     /// Incremented with every write that may change the picture.
     generation: u64,
@@ -139,7 +139,7 @@ impl Vga {
             |(width, height): (u16, u16)| u64::from(width) * u64::from(height) * 4 <= vram.len();
         let (width, height) = if fits(PREFERRED) { PREFERRED } else { (640, 480) };
         let edid = Edid::new(width, height, vram.len()).unwrap_or_default();
-        let state = Mutex::new(State { edid, ..State::default() });
+        let state = Mutex::new(VgaState { edid, ..VgaState::default() });
         Ok(Arc::new(Self { vram, clock: Box::new(clock), state, window: Mutex::default() }))
     }
 
@@ -148,7 +148,7 @@ impl Vga {
         &self.vram
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, VgaState> {
         lock(&self.state)
     }
 
@@ -320,7 +320,7 @@ impl Vga {
             &self.vram,
             &mode,
             blink,
-            Part::Fresh,
+            DrawnPart::Fresh,
             &mut surface,
             &mut Damage::default(),
         )?;
@@ -334,7 +334,7 @@ impl Vga {
     ///
     /// [`RamBlockError`] if video memory cannot be read.
     pub fn text(&self) -> Result<Option<Vec<String>>, RamBlockError> {
-        let Ok(Some(Mode { height, kind: Kind::Text(text), .. })) = self.mode() else {
+        let Ok(Some(Mode { height, kind: ModeKind::Text(text), .. })) = self.mode() else {
             return Ok(None);
         };
         let row = |row: Row| {

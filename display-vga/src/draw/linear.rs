@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ram_block::{RamBlock, RamBlockError};
 
-use crate::draw::part::{Buffers, Part};
+use crate::draw::part::{Buffers, DrawnPart};
 use crate::draw::row_copy::RowCopy;
 use crate::modes::linear::{Format, Linear};
 use crate::picture::damage::Damage;
@@ -13,14 +13,14 @@ use crate::picture::surface::{Rect, Surface};
 pub(super) fn draw(
     vram: &RamBlock,
     mode: &Linear,
-    part: Part<'_>,
+    part: DrawnPart<'_>,
     surface: &mut Surface,
     damage: &mut Damage,
     buffers: &mut Buffers,
 ) -> Result<u64, RamBlockError> {
     let mut read = 0;
     match part {
-        Part::Fresh if mode.format == Format::Bgrx => {
+        DrawnPart::Fresh if mode.format == Format::Bgrx => {
             if mode.stride == mode.line_bytes() {
                 vram.read(mode.start, surface.own_mut())?;
             } else {
@@ -31,14 +31,14 @@ pub(super) fn draw(
             read = mode.line_bytes() * u64::from(mode.height);
             damage.add(surface.area());
         }
-        Part::Fresh => {
+        DrawnPart::Fresh => {
             for y in 0..mode.height {
                 read += convert(vram, mode, y, 0..mode.width, buffers)?;
                 surface.line_mut(y).copy_from_slice(&buffers.pixels);
             }
             damage.add(surface.area());
         }
-        Part::All | Part::Dirty(..) if mode.format == Format::Bgrx => {
+        DrawnPart::All | DrawnPart::Dirty(..) if mode.format == Format::Bgrx => {
             let mut copied = RowCopy::new(vram, surface);
             for (y, columns) in lines(mode, part) {
                 let (x, width) = (columns.start, columns.end - columns.start);
@@ -48,7 +48,7 @@ pub(super) fn draw(
             }
             copied.copy()?;
         }
-        Part::All | Part::Dirty(..) => {
+        DrawnPart::All | DrawnPart::Dirty(..) => {
             for (y, columns) in lines(mode, part) {
                 let x = columns.start;
                 read += convert(vram, mode, y, columns, buffers)?;
@@ -60,10 +60,13 @@ pub(super) fn draw(
 }
 
 /// The lines of a part, and the columns of each.
-fn lines<'a>(mode: &'a Linear, part: Part<'a>) -> impl Iterator<Item = (u32, Range<u32>)> + 'a {
+fn lines<'a>(
+    mode: &'a Linear,
+    part: DrawnPart<'a>,
+) -> impl Iterator<Item = (u32, Range<u32>)> + 'a {
     let (all, dirty) = match part {
-        Part::Fresh | Part::All => (Some(mode.visible()), None),
-        Part::Dirty(dirty, page) => (None, Some((dirty, page))),
+        DrawnPart::Fresh | DrawnPart::All => (Some(mode.visible()), None),
+        DrawnPart::Dirty(dirty, page) => (None, Some((dirty, page))),
     };
     let dirty = dirty.into_iter().flat_map(|(dirty, page)| {
         dirty.runs().map(move |run| run.start * page.bytes()..run.end * page.bytes())
@@ -78,7 +81,7 @@ fn in_line(y: u32, columns: Range<u32>) -> Rect {
 }
 
 /// Adds the damage of `part`, for a surface that is video memory itself.
-pub(crate) fn damage_only(mode: &Linear, part: Part<'_>, damage: &mut Damage) {
+pub(crate) fn damage_only(mode: &Linear, part: DrawnPart<'_>, damage: &mut Damage) {
     lines(mode, part).for_each(|(y, columns)| damage.add(in_line(y, columns)));
 }
 

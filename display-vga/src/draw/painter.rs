@@ -3,10 +3,10 @@
 use ram_block::{RamBlock, RamBlockError};
 
 use crate::draw::blinks::Blinks;
-use crate::draw::part::{Buffers, Part};
+use crate::draw::part::{Buffers, DrawnPart};
 use crate::draw::text::TextPainter;
 use crate::draw::{linear, planes};
-use crate::modes::mode::{Kind, Mode};
+use crate::modes::mode::{Mode, ModeKind};
 use crate::picture::damage::Damage;
 use crate::picture::surface::Surface;
 use crate::picture::text_screen::TextScreen;
@@ -28,8 +28,8 @@ impl Painter {
     /// The characters of the picture of `mode` that was drawn last, if that is a text mode.
     pub(crate) fn characters(&self, mode: &Mode) -> Option<TextScreen> {
         match &mode.kind {
-            Kind::Text(text) => Some(self.text.characters(text, mode.height)),
-            Kind::Planes(_) | Kind::Linear(_) => None,
+            ModeKind::Text(text) => Some(self.text.characters(text, mode.height)),
+            ModeKind::Planes(_) | ModeKind::Linear(_) => None,
         }
     }
 
@@ -40,16 +40,16 @@ impl Painter {
         vram: &RamBlock,
         mode: &Mode,
         blink: Blink,
-        part: Part<'_>,
+        part: DrawnPart<'_>,
         surface: &mut Surface,
         damage: &mut Damage,
     ) -> Result<u64, RamBlockError> {
         match &mode.kind {
-            Kind::Text(text) => self.text.draw(vram, text, blink, part, surface, damage),
-            Kind::Planes(planes) => {
+            ModeKind::Text(text) => self.text.draw(vram, text, blink, part, surface, damage),
+            ModeKind::Planes(planes) => {
                 planes::draw(vram, planes, part, surface, damage, &mut self.buffers)
             }
-            Kind::Linear(linear) => {
+            ModeKind::Linear(linear) => {
                 linear::draw(vram, linear, part, surface, damage, &mut self.buffers)
             }
         }

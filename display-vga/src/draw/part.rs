@@ -4,7 +4,7 @@ use ram_block::{DirtySnapshot, PageSize};
 
 /// Which part of a picture to draw.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Part<'a> {
+pub(crate) enum DrawnPart<'a> {
     /// Everything, into a new surface: all of it is damage.
     Fresh,
     /// Everything, into a surface that shows another mode or state.

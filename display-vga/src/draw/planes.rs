@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ram_block::{RamBlock, RamBlockError};
 
-use crate::draw::part::{Buffers, Part};
+use crate::draw::part::{Buffers, DrawnPart};
 use crate::modes::planes::{Planes, Shift};
 use crate::modes::raster::ScanLine;
 use crate::picture::damage::Damage;
@@ -32,7 +32,7 @@ const fn spread() -> [u64; 256] {
 pub(super) fn draw(
     vram: &RamBlock,
     mode: &Planes,
-    part: Part<'_>,
+    part: DrawnPart<'_>,
     surface: &mut Surface,
     damage: &mut Damage,
     buffers: &mut Buffers,
@@ -44,8 +44,8 @@ pub(super) fn draw(
         let line = mode.raster.line(y);
         let count = mode.addresses(surface.width(), line.pan);
         let addresses = match part {
-            Part::Fresh | Part::All => 0..count,
-            Part::Dirty(dirty, page) => {
+            DrawnPart::Fresh | DrawnPart::All => 0..count,
+            DrawnPart::Dirty(dirty, page) => {
                 let touched = |from: u64, to: u64| {
                     dirty.any_dirty(page.pages_spanned(from * 4, (to - from) * 4))
                 };

@@ -3,7 +3,7 @@
 use ram_block::{DirtySnapshot, PageSize, RamBlock, RamBlockError};
 
 use crate::draw::blinks::Blinks;
-use crate::draw::part::Part;
+use crate::draw::part::DrawnPart;
 use crate::font;
 use crate::modes::limits::LEGACY_BYTES;
 use crate::modes::raster::Row;
@@ -62,12 +62,12 @@ impl TextPainter {
         vram: &RamBlock,
         text: &Text,
         blink: Blink,
-        part: Part<'_>,
+        part: DrawnPart<'_>,
         surface: &mut Surface,
         damage: &mut Damage,
     ) -> Result<u64, RamBlockError> {
         let (mut changed, read) = match part {
-            Part::Dirty(dirty, page) if self.drawn.is_some() => {
+            DrawnPart::Dirty(dirty, page) if self.drawn.is_some() => {
                 self.read_dirty(vram, &text.look, dirty, page)?
             }
             _ => (([[true; 256]; 2]), self.read_all(vram)?),
@@ -85,7 +85,7 @@ impl TextPainter {
             doubled: text.raster.doubled,
         };
         let width = columns as usize + 1; // one more if the picture is panned
-        let mut all = !matches!(part, Part::Dirty(..));
+        let mut all = !matches!(part, DrawnPart::Dirty(..));
         if self.drawn.as_ref() != Some(&drawn) {
             all = true;
             changed = [[true; 256]; 2];

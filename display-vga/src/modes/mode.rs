@@ -21,11 +21,11 @@ use crate::picture::surface::Surface;
 pub struct Mode {
     pub(crate) width: u32,
     pub(crate) height: u32,
-    pub(crate) kind: Kind,
+    pub(crate) kind: ModeKind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ModeKind {
     Text(Text),
     Planes(Planes),
     Linear(Linear),
@@ -45,9 +45,9 @@ impl Mode {
     /// The bytes of video memory that may be visible.
     pub(crate) fn bytes(&self) -> Range<u64> {
         match &self.kind {
-            Kind::Text(_) => 0..LEGACY_BYTES,
-            Kind::Planes(planes) => planes.bytes.clone(),
-            Kind::Linear(linear) => linear.visible(),
+            ModeKind::Text(_) => 0..LEGACY_BYTES,
+            ModeKind::Planes(planes) => planes.bytes.clone(),
+            ModeKind::Linear(linear) => linear.visible(),
         }
     }
 
@@ -61,7 +61,7 @@ impl Mode {
     /// A surface that is video memory itself, if the mode has the surface's format.
     pub(crate) fn shared(&self, vram: &Arc<RamBlock>) -> Option<Surface> {
         match &self.kind {
-            Kind::Linear(linear) if linear.format == Format::Bgrx => {
+            ModeKind::Linear(linear) if linear.format == Format::Bgrx => {
                 let size = (self.width, self.height);
                 Some(Surface::shared(size, vram.clone(), linear.start, linear.stride))
             }
@@ -71,7 +71,7 @@ impl Mode {
 
     /// Whether it shows characters.
     pub fn is_text(&self) -> bool {
-        matches!(self.kind, Kind::Text(_))
+        matches!(self.kind, ModeKind::Text(_))
     }
 }
 
@@ -79,9 +79,11 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { width, height, kind } = self;
         match kind {
-            Kind::Text(text) => write!(f, "text {}x{}", text.columns, text.rows(*height).count())?,
-            Kind::Planes(planes) => write!(f, "{} graphics", planes.shift)?,
-            Kind::Linear(linear) => write!(f, "{} graphics", linear.format)?,
+            ModeKind::Text(text) => {
+                write!(f, "text {}x{}", text.columns, text.rows(*height).count())?
+            }
+            ModeKind::Planes(planes) => write!(f, "{} graphics", planes.shift)?,
+            ModeKind::Linear(linear) => write!(f, "{} graphics", linear.format)?,
         }
         write!(f, ", {width}x{height}")
     }

@@ -17,8 +17,8 @@ use thiserror::Error;
 use crate::device::vga::{Shown, Vga};
 use crate::draw::linear;
 use crate::draw::painter::Painter;
-use crate::draw::part::Part;
-use crate::modes::mode::{Kind, Mode};
+use crate::draw::part::DrawnPart;
+use crate::modes::mode::{Mode, ModeKind};
 use crate::picture::damage::Damage;
 use crate::picture::surface::{Rect, Surface};
 use crate::picture::text_screen::TextScreen;
@@ -243,16 +243,16 @@ impl Screen {
             self.report.pages = harvest.count();
             let vram = self.vga.vram();
             let part = match (full, all) {
-                (true, _) => Part::Fresh,
-                (false, true) => Part::All,
-                (false, false) => Part::Dirty(&harvest, vram.page_size()),
+                (true, _) => DrawnPart::Fresh,
+                (false, true) => DrawnPart::All,
+                (false, false) => DrawnPart::Dirty(&harvest, vram.page_size()),
             };
             if full {
                 let new = || Surface::new(mode.width(), mode.height());
                 self.surface = shared.unwrap_or_else(new);
             }
             match &mode.kind {
-                Kind::Linear(mode) if self.surface.is_shared() => {
+                ModeKind::Linear(mode) if self.surface.is_shared() => {
                     linear::damage_only(mode, part, &mut damage);
                 }
                 _ => {

@@ -2,7 +2,7 @@
 
 use crate::modes::limits::{LEGACY_BYTES, VbeError};
 use crate::modes::linear::{Format, Linear};
-use crate::modes::mode::{Kind, Mode};
+use crate::modes::mode::{Mode, ModeKind};
 use crate::modes::planes::{Planes, Shift};
 use crate::modes::raster::Raster;
 use crate::modes::text::{Cursor, Look, Text};
@@ -47,15 +47,15 @@ impl Registers {
     fn vbe_mode(&self, linear: Linear, vram: u64) -> Mode {
         let (width, height) = (linear.width, linear.height);
         let kind = match linear.format {
-            Format::Planar => Kind::Planes(Planes {
+            Format::Planar => ModeKind::Planes(Planes {
                 raster: linear.raster(vram),
                 shift: Shift::Single,
                 dots: 1,
                 palette: self.palette16().into(),
                 bytes: linear.visible(),
             }),
-            Format::Indexed => Kind::Linear(Linear { palette: self.palette256(), ..linear }),
-            _ => Kind::Linear(linear),
+            Format::Indexed => ModeKind::Linear(Linear { palette: self.palette256(), ..linear }),
+            _ => ModeKind::Linear(linear),
         };
         Mode { width, height, kind }
     }
@@ -77,7 +77,7 @@ impl Registers {
                 blinks: self.attribute[attribute::MODE_CONTROL] & 8 != 0,
                 look,
             };
-            return Mode { width, height, kind: Kind::Text(text) };
+            return Mode { width, height, kind: ModeKind::Text(text) };
         }
         let (shift, palette): (_, Box<[u32]>) = match self.graphics[graphics::MODE] >> 5 & 3 {
             0 => (Shift::Single, self.palette16().into()),
@@ -88,7 +88,11 @@ impl Registers {
         let raster = self.raster(8, dots);
         let width = (characters * 8) << halved;
         let bytes = 0..LEGACY_BYTES;
-        Mode { width, height, kind: Kind::Planes(Planes { raster, shift, dots, palette, bytes }) }
+        Mode {
+            width,
+            height,
+            kind: ModeKind::Planes(Planes { raster, shift, dots, palette, bytes }),
+        }
     }
 
     /// The raster of characters that are `dots` wide, with `scale` pixels of the picture per dot.

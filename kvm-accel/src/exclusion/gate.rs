@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::error::KvmError;
 use crate::exclusion::blocked_time::BlockedTime;
 use crate::exclusion::kick::VcpuShared;
-use crate::exclusion::run_state::Place;
+use crate::exclusion::run_state::VcpuMode;
 
 /// How long a waiter sleeps at most before it signals the vCPUs again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -60,7 +60,7 @@ impl Gate {
     }
 
     /// Sets the place of a vCPU's thread, and wakes threads that wait for it.
-    pub(crate) fn announce(&self, vcpu: &VcpuShared, place: Place) {
+    pub(crate) fn announce(&self, vcpu: &VcpuShared, place: VcpuMode) {
         vcpu.state.leave(place);
         if self.is_closed() {
             // Taking the lock orders this after a waiter's check of the state.
@@ -69,7 +69,7 @@ impl Gate {
     }
 
     /// Blocks the vCPU at `place` while `closed` returns true.
-    pub(crate) fn wait_while(&self, vcpu: &VcpuShared, place: Place, closed: impl Fn() -> bool) {
+    pub(crate) fn wait_while(&self, vcpu: &VcpuShared, place: VcpuMode, closed: impl Fn() -> bool) {
         let mut inner = self.lock();
         // Under the lock: a thread that holds it and sees this place sees the vCPU counted as
         // blocked, too.
@@ -106,7 +106,7 @@ impl Gate {
     /// Waits until no vCPU is at a place for which `busy` is true; signals guests to exit.
     fn wait_for(
         &self,
-        busy: impl Fn(Place) -> bool,
+        busy: impl Fn(VcpuMode) -> bool,
         deadline: Option<Instant>,
     ) -> Result<(), usize> {
         fence(Ordering::SeqCst);
@@ -117,13 +117,13 @@ impl Gate {
         loop {
             let mut running = 0;
             for vcpu in inner.vcpus.iter().filter_map(Weak::upgrade) {
-                if !busy(vcpu.state.place()) {
+                if !busy(vcpu.state.mode()) {
                     continue;
                 }
                 if interrupts && vcpu.interrupt() {
                     self.kicks.fetch_add(1, Ordering::Relaxed);
                 }
-                running += usize::from(busy(vcpu.state.place()));
+                running += usize::from(busy(vcpu.state.mode()));
             }
             if running == 0 {
                 return Ok(());
@@ -166,7 +166,7 @@ impl Gate {
         self.exclusions.fetch_add(1, Ordering::SeqCst);
         let _reopen = Reopen(self);
         // No deadline: a guest always exits from KVM_RUN when it is signalled.
-        let _ = self.wait_for(|place| place == Place::Guest, None);
+        let _ = self.wait_for(|place| place == VcpuMode::Guest, None);
         change()
     }
 
@@ -179,7 +179,7 @@ impl Gate {
         self.pauses.fetch_add(1, Ordering::SeqCst);
         let guard = PauseGuard(self.clone());
         let deadline = Instant::now().checked_add(timeout);
-        match self.wait_for(|place| place != Place::Parked, deadline) {
+        match self.wait_for(|place| place != VcpuMode::Parked, deadline) {
             Ok(()) => Ok(guard),
             Err(running) => {
                 Err(KvmError::PauseTimeout { running, vcpus: vcpus.len(), waited: timeout })

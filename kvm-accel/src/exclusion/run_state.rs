@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 /// Where a vCPU's thread is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum Place {
+pub(crate) enum VcpuMode {
     /// Not running the guest, nor acting for it: outside `run`, or waiting in it.
     Parked,
     /// Acting for the guest: handling an exit.
@@ -45,14 +45,14 @@ pub(crate) struct RunState(AtomicU32);
 
 impl RunState {
     pub(crate) fn new() -> Self {
-        Self(AtomicU32::new(Place::Parked as u32))
+        Self(AtomicU32::new(VcpuMode::Parked as u32))
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn mode(&self) -> VcpuMode {
         match self.0.load(Ordering::Acquire) {
-            0 => Place::Parked,
-            1 => Place::Host,
-            _ => Place::Guest,
+            0 => VcpuMode::Parked,
+            1 => VcpuMode::Host,
+            _ => VcpuMode::Guest,
         }
     }
 
@@ -66,10 +66,10 @@ impl RunState {
         exit_requested: impl FnOnce() -> bool,
     ) -> bool {
         prepare_immediate_exit();
-        self.0.store(Place::Guest as u32, Ordering::Release);
+        self.0.store(VcpuMode::Guest as u32, Ordering::Release);
         fence(Ordering::SeqCst);
         if exit_requested() {
-            self.leave(Place::Host);
+            self.leave(VcpuMode::Host);
             return false;
         }
         true
@@ -77,7 +77,7 @@ impl RunState {
 
     /// Leaves the guest, or the exit's handler. Release: a thread that sees this place sees what
     /// the vCPU's thread did before.
-    pub(crate) fn leave(&self, place: Place) {
+    pub(crate) fn leave(&self, place: VcpuMode) {
         self.0.store(place as u32, Ordering::Release);
         // A thread that waits for this state has announced that before it reads the state; see
         // `Gate::announce`.
@@ -88,7 +88,7 @@ impl RunState {
     pub(crate) fn request_exit(&self, set_immediate_exit: impl FnOnce()) -> bool {
         set_immediate_exit();
         fence(Ordering::SeqCst);
-        self.place() == Place::Guest
+        self.mode() == VcpuMode::Guest
     }
 }
 
@@ -164,14 +164,14 @@ mod tests {
     fn the_model_sees_a_missing_fence_on_either_side() {
         fn enter_without(words: &Words) -> bool {
             let _ = words.immediate_exit.swap(0, Ordering::AcqRel);
-            words.state.0.store(Place::Guest as u32, Ordering::Release);
+            words.state.0.store(VcpuMode::Guest as u32, Ordering::Release);
             words.request.load(Ordering::Relaxed) == 0
         }
         fn ring_without(words: &Words) -> bool {
             {
                 let _ = words.immediate_exit.swap(1, Ordering::AcqRel);
             };
-            words.state.place() == Place::Guest
+            words.state.mode() == VcpuMode::Guest
         }
         assert!(is_caught(enter_without, ring));
         assert!(is_caught(enter, ring_without));

@@ -12,7 +12,7 @@ use crate::dirty_ring::set::RingOfVcpu;
 use crate::error::{KvmError, io_error};
 use crate::exclusion::gate::Gate;
 use crate::exclusion::kick::VcpuShared;
-use crate::exclusion::run_state::Place;
+use crate::exclusion::run_state::VcpuMode;
 use crate::machine::Machine;
 use crate::sys::ioctl::{self, PortExit};
 #[cfg(target_arch = "x86_64")]
@@ -149,7 +149,7 @@ impl Vcpu {
         struct Rest<'a>(&'a Gate, &'a VcpuShared);
         impl Drop for Rest<'_> {
             fn drop(&mut self) {
-                self.0.announce(self.1, Place::Parked);
+                self.0.announce(self.1, VcpuMode::Parked);
                 self.1.detach_thread();
             }
         }
@@ -172,12 +172,12 @@ impl Vcpu {
                 if shared.take_kick() {
                     return Ok(VcpuEvent::Kicked);
                 }
-                gate.wait_while(&shared, Place::Parked, || waits() && !shared.is_kicked());
+                gate.wait_while(&shared, VcpuMode::Parked, || waits() && !shared.is_kicked());
                 continue;
             }
             // As `Host`, not `Parked`: a pause has to wait for an access that is still incomplete.
             if gate.is_exclusive() {
-                gate.wait_while(&shared, Place::Host, || gate.is_exclusive());
+                gate.wait_while(&shared, VcpuMode::Host, || gate.is_exclusive());
                 continue;
             }
             // A request may have come since the checks above: `enter` checks behind its fence.
@@ -187,7 +187,7 @@ impl Vcpu {
                     return Ok(event);
                 }
             } else {
-                gate.announce(&shared, Place::Host);
+                gate.announce(&shared, VcpuMode::Host);
             }
         }
     }
@@ -200,11 +200,11 @@ impl Vcpu {
         let (shared, gate) = (&self.shared, self.machine.gate());
         loop {
             // From here on a pause waits for this vCPU, or the check below sees the pause.
-            gate.announce(shared, Place::Host);
+            gate.announce(shared, VcpuMode::Host);
             if !gate.is_pause_wanted() {
                 return true;
             }
-            gate.wait_while(shared, Place::Parked, || {
+            gate.wait_while(shared, VcpuMode::Parked, || {
                 gate.is_pause_wanted() && !shared.is_kicked()
             });
             if gate.is_pause_wanted() && shared.take_kick() {
@@ -227,7 +227,7 @@ impl Vcpu {
         // A string instruction may exit with its next access: then complete that one too.
         while self.incomplete {
             if !shared.state.enter(|| shared.set_immediate_exit(), || gate.is_exclusive()) {
-                gate.wait_while(&shared, Place::Host, || gate.is_exclusive());
+                gate.wait_while(&shared, VcpuMode::Host, || gate.is_exclusive());
                 continue;
             }
             if let Some(event) = self.enter_guest(other)? {
@@ -262,7 +262,7 @@ impl Vcpu {
         let moves = self.ring.moves();
         let exit = self.fd.run();
         // Out of the guest: a change of slots need not wait for the handlers below.
-        self.machine.gate().announce(&self.shared, Place::Host);
+        self.machine.gate().announce(&self.shared, VcpuMode::Host);
         *flushed = catch_unwind(AssertUnwindSafe(|| self.machine.flush_coalesced()));
         // KVM_RUN has completed the access of the exit before.
         self.incomplete = false;

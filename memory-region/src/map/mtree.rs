@@ -9,7 +9,7 @@ use ram_block::ClientSet;
 use crate::map::commit::{MapState, SpaceEntry};
 use crate::map::memory_map::MemoryMap;
 use crate::region_id::RegionId;
-use crate::tree::topology::{Kind, Region, Topology};
+use crate::tree::topology::{Region, RegionKind, Topology};
 use crate::view::flat_view::FlatView;
 use crate::view::section::Section;
 
@@ -103,13 +103,13 @@ impl Printer<'_> {
             }
             way.push(at);
             match self.topology.get(at).map(|region| &region.kind) {
-                Ok(Kind::Alias { target, .. }) => at = *target,
-                Ok(Kind::Container(_)) => break ("container", false),
-                Ok(Kind::Ram(_)) => break ("ram", false),
-                Ok(Kind::RomDevice { .. }) => break ("romd", false),
-                Ok(Kind::Iommu(_)) => break ("iommu", false),
-                Ok(Kind::Reservation) => break ("reserved", false),
-                Ok(Kind::Mmio(_)) | Err(_) => break ("i/o", false),
+                Ok(RegionKind::Alias { target, .. }) => at = *target,
+                Ok(RegionKind::Container(_)) => break ("container", false),
+                Ok(RegionKind::Ram(_)) => break ("ram", false),
+                Ok(RegionKind::RomDevice { .. }) => break ("romd", false),
+                Ok(RegionKind::Iommu(_)) => break ("iommu", false),
+                Ok(RegionKind::Reservation) => break ("reserved", false),
+                Ok(RegionKind::Mmio(_)) | Err(_) => break ("i/o", false),
             }
         };
         for id in way.into_iter().rev() {
@@ -131,7 +131,7 @@ impl Printer<'_> {
             let Ok(region) = self.topology.get(id) else { continue };
             self.line(f, id, region, (base, priority, depth))?;
             let first = self.printed.insert(id);
-            let Kind::Container(children) = &region.kind else {
+            let RegionKind::Container(children) = &region.kind else {
                 writeln!(f)?;
                 continue;
             };
@@ -164,7 +164,7 @@ impl Printer<'_> {
         }
         range(f, base, region.size)?;
         write!(f, " (prio {priority}, {}): ", self.kind(id))?;
-        if let Kind::Alias { target, offset } = region.kind {
+        if let RegionKind::Alias { target, offset } = region.kind {
             write!(f, "alias {} @{} ", region.name, self.topology.name(target))?;
             range(f, offset.into(), region.size)?;
             self.aliased.insert(target);

@@ -12,7 +12,7 @@ use crate::error::MapError;
 use crate::region_id::RegionId;
 use crate::transaction::claims::Claims;
 use crate::transaction::client_registry::Clients;
-use crate::tree::topology::{Kind, Topology, check_size};
+use crate::tree::topology::{RegionKind, Topology, check_size};
 
 /// The edits of one transaction; see [`MemoryMap::transaction`](crate::MemoryMap::transaction).
 ///
@@ -44,7 +44,7 @@ impl Transaction<'_> {
     ///
     /// [`MapError::Size`].
     pub fn container(&mut self, name: &str, size: u128) -> Result<RegionId, MapError> {
-        self.topology.add(name, size, Kind::Container(Vec::new()))
+        self.topology.add(name, size, RegionKind::Container(Vec::new()))
     }
 
     /// Memory that is read and written directly; as large as `block`.
@@ -58,7 +58,7 @@ impl Transaction<'_> {
         self.new_objects.blocks.push(block.clone());
         self.topology.check_block(&block)?;
         let size = u128::from(block.len());
-        self.topology.add(name, size, Kind::Ram(block))
+        self.topology.add(name, size, RegionKind::Ram(block))
     }
 
     /// Memory that is read directly and that guests cannot write; as large as
@@ -91,7 +91,7 @@ impl Transaction<'_> {
         self.topology.check_block(&block)?;
         let registers = Arc::new(DeviceRegion::new(name, device)?);
         let size = u128::from(block.len());
-        self.topology.add(name, size, Kind::RomDevice { block, registers, direct: true })
+        self.topology.add(name, size, RegionKind::RomDevice { block, registers, direct: true })
     }
 
     /// The registers of a device.
@@ -107,7 +107,7 @@ impl Transaction<'_> {
     ) -> Result<RegionId, MapError> {
         self.new_objects.devices.push(device.clone());
         let registers = Arc::new(DeviceRegion::new(name, device)?);
-        self.topology.add(name, size, Kind::Mmio(registers))
+        self.topology.add(name, size, RegionKind::Mmio(registers))
     }
 
     /// Addresses whose accesses go on where `iommu` says; often all 2^64 bytes of a device's
@@ -123,7 +123,7 @@ impl Transaction<'_> {
         iommu: Arc<dyn Iommu>,
     ) -> Result<RegionId, MapError> {
         self.new_objects.iommus.push(iommu.clone());
-        self.topology.add(name, size, Kind::Iommu(iommu))
+        self.topology.add(name, size, RegionKind::Iommu(iommu))
     }
 
     /// Addresses that are served outside of this map, as KVM's interrupt controller serves its
@@ -134,7 +134,7 @@ impl Transaction<'_> {
     ///
     /// [`MapError::Size`].
     pub fn reservation(&mut self, name: &str, size: u128) -> Result<RegionId, MapError> {
-        self.topology.add(name, size, Kind::Reservation)
+        self.topology.add(name, size, RegionKind::Reservation)
     }
 
     /// A window of `size` bytes on `target` from its byte `offset` on; the target
@@ -154,7 +154,7 @@ impl Transaction<'_> {
         let shown = self.topology.get(target)?;
         check_size(name, size)?;
         check_alias(name, offset, size, &shown.name, shown.size)?;
-        self.topology.add(name, size, Kind::Alias { target, offset })
+        self.topology.add(name, size, RegionKind::Alias { target, offset })
     }
 
     /// Shows or hides a region with all that is in it.
@@ -191,7 +191,7 @@ impl Transaction<'_> {
     pub fn set_romd(&mut self, region: RegionId, on: bool) -> Result<(), MapError> {
         let region = self.topology.get_mut(region)?;
         match &mut region.kind {
-            Kind::RomDevice { direct, .. } => *direct = on,
+            RegionKind::RomDevice { direct, .. } => *direct = on,
             _ => return Err(MapError::NotARomDevice { name: region.name.to_string() }),
         }
         Ok(())

@@ -3,7 +3,7 @@
 use crate::error::MapError;
 use crate::region_id::RegionId;
 use crate::transaction::regions::{Transaction, check_alias};
-use crate::tree::topology::{Kind, Placement, Topology, check_size};
+use crate::tree::topology::{Placement, RegionKind, Topology, check_size};
 
 impl Transaction<'_> {
     /// Places `child` at byte `offset` of the container `parent`, with priority 0 and
@@ -80,23 +80,23 @@ impl Transaction<'_> {
         let name = &region.name;
         check_size(name, size)?;
         match &region.kind {
-            Kind::Container(children) => {
+            RegionKind::Container(children) => {
                 for placement in children {
                     let child = self.topology.get(placement.child)?;
                     check_inside(&child.name, child.size, placement.offset, name, size)?;
                 }
             }
-            Kind::Alias { target, offset } => {
+            RegionKind::Alias { target, offset } => {
                 let target = self.topology.get(*target)?;
                 check_alias(name, *offset, size, &target.name, target.size)?;
             }
-            Kind::Ram(block) | Kind::RomDevice { block, .. } => {
+            RegionKind::Ram(block) | RegionKind::RomDevice { block, .. } => {
                 if size > u128::from(block.len()) {
                     let (name, block_len) = (name.to_string(), block.len());
                     return Err(MapError::BlockTooSmall { name, size, block_len });
                 }
             }
-            Kind::Mmio(_) | Kind::Iommu(_) | Kind::Reservation => {}
+            RegionKind::Mmio(_) | RegionKind::Iommu(_) | RegionKind::Reservation => {}
         }
         for (alias, offset) in self.topology.aliases_of(id) {
             check_alias(&alias.name, offset, alias.size, name, size)?;
@@ -129,7 +129,7 @@ impl Transaction<'_> {
         let child = placement.child;
         let (region, container) = (self.topology.get(child)?, self.topology.get(parent)?);
         let names = || (region.name.to_string(), container.name.to_string());
-        if !matches!(container.kind, Kind::Container(_)) {
+        if !matches!(container.kind, RegionKind::Container(_)) {
             let (child, parent) = names();
             return Err(MapError::NotAContainer { parent, child });
         }
@@ -199,7 +199,7 @@ impl Topology {
         let region = self.get_mut(parent)?;
         let name = region.name.to_string();
         match &mut region.kind {
-            Kind::Container(children) => Ok(children),
+            RegionKind::Container(children) => Ok(children),
             _ => Err(MapError::NotAContainer { parent: name, child: String::new() }),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::error::MapError;
 use crate::region_id::RegionId;
-use crate::tree::topology::{Kind, Placement, Topology};
+use crate::tree::topology::{Placement, RegionKind, Topology};
 
 /// Addresses from the first to the second, inclusive.
 pub(crate) type AddrRange = (i128, i128);
@@ -29,10 +29,10 @@ impl Hulls {
             if region.enabled {
                 let unknown = |id: &RegionId| !self.0.contains_key(id);
                 match &region.kind {
-                    Kind::Container(children) => {
+                    RegionKind::Container(children) => {
                         open.extend(children.iter().map(|place| place.child).filter(unknown));
                     }
-                    Kind::Alias { target, .. } => open.extend(Some(*target).filter(unknown)),
+                    RegionKind::Alias { target, .. } => open.extend(Some(*target).filter(unknown)),
                     _ => {}
                 }
             }
@@ -43,13 +43,13 @@ impl Hulls {
             let whole = (0, i128::try_from(region.size).unwrap_or(i128::MAX) - 1);
             let hull = match &region.kind {
                 _ if !region.enabled => None,
-                Kind::Container(children) => {
+                RegionKind::Container(children) => {
                     let placed = |place: &Placement| {
                         known(&place.child).map(|hull| moved(hull, i128::from(place.offset)))
                     };
                     children.iter().filter_map(placed).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
                 }
-                Kind::Alias { target, offset } => {
+                RegionKind::Alias { target, offset } => {
                     known(target).map(|hull| moved(hull, -i128::from(*offset)))
                 }
                 _ => Some(whole),

@@ -22,7 +22,7 @@ use ram_block::{ClientSet, RamBlock};
 use crate::error::MapError;
 use crate::region_id::RegionId;
 use crate::tree::hulls::{AddrRange, Children, Hulls};
-use crate::tree::topology::{Kind, Logged, Placement, Topology, address_of};
+use crate::tree::topology::{Logged, Placement, RegionKind, Topology, address_of};
 use crate::view::flat_view::FlatView;
 use crate::view::section::{Section, SectionTarget};
 
@@ -83,8 +83,8 @@ pub(crate) fn canonical(topology: &Topology, root: RegionId) -> Result<RegionId,
             return Ok(id);
         }
         let only = match &region.kind {
-            Kind::Alias { target, offset: 0 } => *target,
-            Kind::Container(children) => match children[..] {
+            RegionKind::Alias { target, offset: 0 } => *target,
+            RegionKind::Container(children) => match children[..] {
                 [only] if only.offset == 0 => only.child,
                 _ => return Ok(id),
             },
@@ -154,22 +154,22 @@ impl Renderer<'_> {
         let readonly = inherited.readonly || region.readonly;
         let below = Inherited { clip, readonly, priority: 0, depth: depth + 1, ..inherited };
         let target = match &region.kind {
-            Kind::Container(children) => {
+            RegionKind::Container(children) => {
                 return self.visit_container(id, children, below);
             }
-            Kind::Alias { target, offset } => {
+            RegionKind::Alias { target, offset } => {
                 return self
                     .visit(*target, Inherited { base: base - i128::from(*offset), ..below });
             }
-            Kind::Ram(block) => SectionTarget::Ram(block.clone()),
-            Kind::RomDevice { block, registers, direct: true } => {
+            RegionKind::Ram(block) => SectionTarget::Ram(block.clone()),
+            RegionKind::RomDevice { block, registers, direct: true } => {
                 SectionTarget::RomDevice { block: block.clone(), registers: registers.clone() }
             }
-            Kind::RomDevice { registers, .. } | Kind::Mmio(registers) => {
+            RegionKind::RomDevice { registers, .. } | RegionKind::Mmio(registers) => {
                 SectionTarget::Mmio(registers.clone())
             }
-            Kind::Iommu(iommu) => SectionTarget::Iommu(iommu.clone()),
-            Kind::Reservation => SectionTarget::Reserved,
+            RegionKind::Iommu(iommu) => SectionTarget::Iommu(iommu.clone()),
+            RegionKind::Reservation => SectionTarget::Reserved,
         };
         let (log, readonly) = match &target {
             SectionTarget::Ram(block) => (self.log_of(block), readonly),

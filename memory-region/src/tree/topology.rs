@@ -13,7 +13,7 @@ use crate::error::MapError;
 use crate::region_id::RegionId;
 
 #[derive(Clone)]
-pub(crate) enum Kind {
+pub(crate) enum RegionKind {
     /// In the reverse of the order in which they answer.
     Container(Vec<Placement>),
     Ram(Arc<RamBlock>),
@@ -53,7 +53,7 @@ pub(crate) struct Region {
     pub(crate) enabled: bool,
     /// Whether guests cannot write the memory that is shown through this region.
     pub(crate) readonly: bool,
-    pub(crate) kind: Kind,
+    pub(crate) kind: RegionKind,
     /// The clients that log this region in particular.
     pub(crate) log: ClientSet,
     pub(crate) parent: Option<RegionId>,
@@ -63,7 +63,7 @@ impl Region {
     /// The block, if the region has one.
     pub(crate) fn block(&self) -> Option<&Arc<RamBlock>> {
         match &self.kind {
-            Kind::Ram(block) | Kind::RomDevice { block, .. } => Some(block),
+            RegionKind::Ram(block) | RegionKind::RomDevice { block, .. } => Some(block),
             _ => None,
         }
     }
@@ -71,7 +71,9 @@ impl Region {
     /// The device's registers, if the region has some.
     pub(crate) fn registers_mut(&mut self) -> Option<&mut Arc<DeviceRegion>> {
         match &mut self.kind {
-            Kind::Mmio(registers) | Kind::RomDevice { registers, .. } => Some(registers),
+            RegionKind::Mmio(registers) | RegionKind::RomDevice { registers, .. } => {
+                Some(registers)
+            }
             _ => None,
         }
     }
@@ -147,7 +149,12 @@ impl Topology {
         self.get(id).map_or_else(|_| format!("region {}", id.0), |region| region.name.to_string())
     }
 
-    pub(crate) fn add(&mut self, name: &str, size: u128, kind: Kind) -> Result<RegionId, MapError> {
+    pub(crate) fn add(
+        &mut self,
+        name: &str,
+        size: u128,
+        kind: RegionKind,
+    ) -> Result<RegionId, MapError> {
         check_size(name, size)?;
         let id = RegionId::fresh();
         let region = Region {
@@ -159,7 +166,7 @@ impl Topology {
             log: ClientSet::EMPTY,
             parent: None,
         };
-        if let Kind::Alias { target, .. } = region.kind {
+        if let RegionKind::Alias { target, .. } = region.kind {
             self.aliases.insert((target, id));
         }
         if let Some(block) = region.block() {
@@ -171,7 +178,7 @@ impl Topology {
 
     pub(crate) fn remove(&mut self, id: RegionId) {
         let Some(region) = self.regions.remove(&id) else { return };
-        if let Kind::Alias { target, .. } = region.kind {
+        if let RegionKind::Alias { target, .. } = region.kind {
             self.aliases.remove(&(target, id));
         }
         let id = region.block().map_or("", |block| block.id());
@@ -223,7 +230,7 @@ impl Topology {
         aliases.filter_map(|(_, alias)| {
             let region = self.regions.get(alias)?;
             match region.kind {
-                Kind::Alias { offset, .. } => Some((&**region, offset)),
+                RegionKind::Alias { offset, .. } => Some((&**region, offset)),
                 _ => None,
             }
         })
@@ -232,7 +239,7 @@ impl Topology {
     /// The children of a container; none of another region.
     pub(crate) fn children(&self, id: RegionId) -> Result<&[Placement], MapError> {
         match &self.get(id)?.kind {
-            Kind::Container(children) => Ok(children),
+            RegionKind::Container(children) => Ok(children),
             _ => Ok(&[]),
         }
     }
@@ -269,10 +276,10 @@ impl Topology {
                 return true;
             }
             match self.regions.get(&id).map(|region| &region.kind) {
-                Some(Kind::Container(children)) => {
+                Some(RegionKind::Container(children)) => {
                     down.open.extend(children.iter().map(|place| place.child));
                 }
-                Some(Kind::Alias { target, .. }) => down.open.push(*target),
+                Some(RegionKind::Alias { target, .. }) => down.open.push(*target),
                 _ => {}
             }
             let Some(id) = up.next() else { return false };

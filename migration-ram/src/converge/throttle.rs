@@ -45,13 +45,13 @@ pub struct Throttle {
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<ThrottleState>,
     /// Signalled when the percentage changes, or the thread is to end.
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct ThrottleState {
     percent: u8,
     ending: bool,
     /// The sum of the pauses that have ended.
@@ -127,7 +127,7 @@ impl fmt::Debug for Throttle {
     }
 }
 
-impl State {
+impl ThrottleState {
     /// How long the vCPUs are to be paused after they ran for `time`.
     fn due(&self, time: Duration) -> Duration {
         time * u32::from(self.percent) / u32::from(100 - self.percent)
@@ -139,7 +139,7 @@ impl State {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ThrottleState> {
         // Nothing that can panic runs between two writes.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -182,7 +182,7 @@ impl Shared {
         let begin = Instant::now();
         let mut state = self.lock();
         state.stopped_since = Some(begin);
-        let due = |state: &State| state.due(ran).saturating_sub(credit);
+        let due = |state: &ThrottleState| state.due(ran).saturating_sub(credit);
         state = self.wait(state, begin, |state| (!state.is_off()).then(|| due(state)));
         let due = state.due(ran);
         drop(state);
@@ -197,10 +197,10 @@ impl Shared {
     /// Waits until the time that `until` returns has passed since `start`, or it returns `None`.
     fn wait<'a>(
         &self,
-        mut state: MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, ThrottleState>,
         start: Instant,
-        until: impl Fn(&State) -> Option<Duration>,
-    ) -> MutexGuard<'a, State> {
+        until: impl Fn(&ThrottleState) -> Option<Duration>,
+    ) -> MutexGuard<'a, ThrottleState> {
         while let Some(time) = until(&state) {
             let left = time.saturating_sub(start.elapsed());
             if left.is_zero() {

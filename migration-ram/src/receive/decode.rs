@@ -9,7 +9,7 @@ use crate::error::ReceiveError;
 use crate::receive::blocks::Block;
 #[cfg(feature = "zstd")]
 use crate::receive::zstd::Zstd;
-use crate::wire::multifd::{Compression, Part};
+use crate::wire::multifd::{CompressedPart, Compression};
 use crate::wire::reader::StreamReader;
 
 /// Decodes pages one by one, in a buffer of its own.
@@ -23,13 +23,13 @@ pub(super) struct Decoder {
 
 /// A page of a block, and the offset of its encoded form in the stream (`at`).
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct EncodedPage<'a> {
     pub(super) at: u64,
     pub(super) block: &'a Block,
     pub(super) offset: u64,
 }
 
-impl Place<'_> {
+impl EncodedPage<'_> {
     fn malformed(&self, what: &'static str) -> ReceiveError {
         let (at, id, offset) = (self.at, self.block.id.to_string(), self.offset);
         ReceiveError::Encoding { at, what, id, offset }
@@ -52,7 +52,7 @@ impl Decoder {
     }
 
     /// Applies an XBZRLE delta to a page.
-    pub(super) fn delta(&mut self, to: Place<'_>, delta: &[u8]) -> Result<(), ReceiveError> {
+    pub(super) fn delta(&mut self, to: EncodedPage<'_>, delta: &[u8]) -> Result<(), ReceiveError> {
         let page = self.page();
         let page = &mut self.page[page];
         to.block.get(to.offset, page)?;
@@ -61,7 +61,7 @@ impl Decoder {
     }
 
     /// Decompresses a page that is a complete zlib stream.
-    pub(super) fn zlib(&mut self, to: Place<'_>, data: &[u8]) -> Result<(), ReceiveError> {
+    pub(super) fn zlib(&mut self, to: EncodedPage<'_>, data: &[u8]) -> Result<(), ReceiveError> {
         self.inflate.reset(true);
         let status = self.inflate.decompress(data, &mut self.page, FlushDecompress::Finish);
         let lengths = (self.inflate.total_in(), self.inflate.total_out());
@@ -79,17 +79,17 @@ impl Decoder {
     pub(super) fn part(
         &mut self,
         stream: &mut StreamReader<'_>,
-        part: Part,
+        part: CompressedPart,
         block: &Block,
         offsets: &[u64],
     ) -> Result<(), ReceiveError> {
-        let Part { compression, len } = part;
+        let CompressedPart { compression, len } = part;
         let end = stream.at() + u64::from(len);
         let page = self.page();
         for offset in offsets.iter().copied() {
             let mut left = page.clone();
             while !left.is_empty() {
-                let to = Place { at: stream.at(), block, offset };
+                let to = EncodedPage { at: stream.at(), block, offset };
                 let came = self.some(stream, compression, end, left.clone(), to)?;
                 left.start += came.ok_or_else(|| to.malformed(compression.data()))?;
             }
@@ -97,7 +97,11 @@ impl Decoder {
         }
         // The rest may hold markers of the compressed format, but not a byte of another page.
         loop {
-            let to = Place { at: stream.at(), block, offset: offsets.last().copied().unwrap_or(0) };
+            let to = EncodedPage {
+                at: stream.at(),
+                block,
+                offset: offsets.last().copied().unwrap_or(0),
+            };
             match self.some(stream, compression, end, 0..1, to)? {
                 Some(0) => {}
                 None if stream.at() == end => return Ok(()),
@@ -114,7 +118,7 @@ impl Decoder {
         compression: Compression,
         end: u64,
         part: Range<usize>,
-        to: Place<'_>,
+        to: EncodedPage<'_>,
     ) -> Result<Option<usize>, ReceiveError> {
         let input = stream.some(end - stream.at(), "a compressed page")?;
         let out = &mut self.page[part];
@@ -293,8 +297,8 @@ mod tests {
                 let part = source.part(&plain);
                 let offsets: Vec<_> = packet.iter().map(|(page, ..)| (page * PAGE) as u64)
                     .collect();
-                parts.push(
-                    (Part { compression, len: u32::try_from(part.len()).unwrap() }, offsets));
+                let len = u32::try_from(part.len()).unwrap();
+                parts.push((CompressedPart { compression, len }, offsets));
                 bytes.extend(part);
             }
             let mut input = Pieces(&bytes, piece);
@@ -322,20 +326,20 @@ mod tests {
             ] {
                 let mut input = &bytes[..];
                 let mut stream = StreamReader::untimed(&mut input);
-                let part = Part { compression, len: u32::try_from(len).unwrap() };
+                let part = CompressedPart { compression, len: u32::try_from(len).unwrap() };
                 let result = decoder().part(&mut stream, part, &block, offsets);
                 assert!(matches!(result, Err(ReceiveError::Encoding { .. })), "{what}: {result:?}");
             }
             let mut input = &bytes[..9];
             let mut stream = StreamReader::untimed(&mut input);
-            let part = Part { compression, len: 20 };
+            let part = CompressedPart { compression, len: 20 };
             let result = decoder().part(&mut stream, part, &block, &[0, 4096]);
             assert!(matches!(result, Err(ReceiveError::Truncated { at: 9, .. })), "{result:?}");
             // Bytes that are not compressed data.
             for bytes in [[0x55; 64], [0; 64]] {
                 let mut input = &bytes[..];
                 let mut stream = StreamReader::untimed(&mut input);
-                let part = Part { compression, len: 64 };
+                let part = CompressedPart { compression, len: 64 };
                 let result = decoder().part(&mut stream, part, &block, &[0]);
                 assert!(matches!(result, Err(ReceiveError::Encoding { .. })), "{result:?}");
             }
@@ -354,7 +358,7 @@ mod tests {
             let mut input = &bytes[..];
             let mut stream = StreamReader::untimed(&mut input);
             let len = u32::try_from(bytes.len()).unwrap();
-            let part = Part { compression: Compression::Zlib, len };
+            let part = CompressedPart { compression: Compression::Zlib, len };
             let result = decoder().part(&mut stream, part, &block, &[0]);
             assert_eq!(result.is_ok(), fits, "{result:?}");
         }
@@ -374,8 +378,10 @@ mod tests {
             let bytes = std::mem::take(encoder.get_mut());
             let mut input = &bytes[..];
             let mut stream = StreamReader::untimed(&mut input);
-            let part =
-                Part { compression: Compression::Zstd, len: u32::try_from(bytes.len()).unwrap() };
+            let part = CompressedPart {
+                compression: Compression::Zstd,
+                len: u32::try_from(bytes.len()).unwrap(),
+            };
             let result = decoder().part(&mut stream, part, &block, &[0]);
             assert_eq!(result.is_ok(), fits, "{log}: {result:?}");
         }
@@ -384,7 +390,7 @@ mod tests {
     #[test]
     fn a_compressed_page_is_one_page_and_no_more() {
         let (memory, block) = block();
-        let place = Place { at: 0, block: &block, offset: 4096 };
+        let place = EncodedPage { at: 0, block: &block, offset: 4096 };
         let zlib = |len: usize| {
             let mut bytes = Vec::with_capacity(3 * PAGE);
             let mut compress = Compress::new(flate2::Compression::fast(), true);

@@ -18,7 +18,7 @@ use crate::wire::reader::StreamReader;
 use crate::wire::transport::ShutdownHandle;
 
 #[derive(Default)]
-struct State {
+struct PacketState {
     /// Connections that wait at the next sync.
     waiting: usize,
     /// Syncs that all connections have passed.
@@ -39,7 +39,7 @@ pub(super) struct Shared<'a> {
     /// Set before the first sync; no page precedes that.
     pub(super) page: OnceLock<PageSize>,
     channels: usize,
-    state: Mutex<State>,
+    state: Mutex<PacketState>,
     changed: Condvar,
     /// Shut down the main stream's connection, and those of the channels.
     main_end: Option<ShutdownHandle>,
@@ -60,7 +60,7 @@ impl<'a> Shared<'a> {
         Self { blocks, page, channels, state, changed, main_end, channel_ends, clock }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PacketState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,9 +91,9 @@ impl<'a> Shared<'a> {
 
     fn wait(
         &self,
-        mut state: MutexGuard<'_, State>,
+        mut state: MutexGuard<'_, PacketState>,
         at: u64,
-        in_vain: impl Fn(&State) -> bool,
+        in_vain: impl Fn(&PacketState) -> bool,
     ) -> Result<(), ReceiveError> {
         state.waiting += 1;
         let this = state.syncs;
@@ -103,7 +103,7 @@ impl<'a> Shared<'a> {
             self.changed.notify_all();
             return Ok(());
         }
-        let waits = |state: &mut State| state.syncs == this && !in_vain(state);
+        let waits = |state: &mut PacketState| state.syncs == this && !in_vain(state);
         let state = self.changed.wait_while(state, waits);
         let state = state.unwrap_or_else(PoisonError::into_inner);
         if state.syncs != this {

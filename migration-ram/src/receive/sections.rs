@@ -21,7 +21,7 @@ mod devices;
 mod records;
 
 /// A device's state that was received, with its version.
-pub(super) type State = (Arc<dyn Device>, u32, Vec<u8>);
+pub(super) type DeviceState = (Arc<dyn Device>, u32, Vec<u8>);
 
 /// The receiver's settings for the parser.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +61,7 @@ pub(super) struct Sections<'p, 's, 'a> {
     sync_at: SyncAt,
     /// Whether RAM's last section was received.
     complete: bool,
-    states: Vec<State>,
+    states: Vec<DeviceState>,
     /// Unknown iterable sections that have not ended: their indices in `received`, by number.
     unknown: HashMap<u32, usize>,
     kept: Kept,
@@ -102,7 +102,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
     pub(super) fn run(
         mut self,
         answers: &mut Answers<'_>,
-    ) -> Result<(Received, Vec<State>), ReceiveError> {
+    ) -> Result<(Received, Vec<DeviceState>), ReceiveError> {
         let (at, what) = (self.stream.at(), "the version");
         let found = self.stream.u32(what)?;
         self.stream.expect(what, found.into(), VERSION.into(), at)?;
@@ -140,7 +140,7 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         Ok(self.finish())
     }
 
-    fn finish(mut self) -> (Received, Vec<State>) {
+    fn finish(mut self) -> (Received, Vec<DeviceState>) {
         let blocks = self.shared.blocks.info();
         self.received.page_size = self.page.bytes();
         self.received.pages = blocks.iter().map(|block| block.pages).sum();

@@ -22,7 +22,7 @@ struct Batch {
 }
 
 #[derive(Default)]
-struct State {
+struct ChannelState {
     queue: VecDeque<Batch>,
     /// Channels that are sending something.
     busy: usize,
@@ -38,7 +38,7 @@ struct State {
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<ChannelState>,
     /// Signalled when there is a task for a channel.
     work: Condvar,
     /// Signalled when a channel has done a task, or failed.
@@ -47,7 +47,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ChannelState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -123,10 +123,10 @@ impl Channels {
     /// Waits while `not_yet` is true; returns the first error of a channel.
     fn wait<'a>(
         &'a self,
-        state: MutexGuard<'a, State>,
-        mut not_yet: impl FnMut(&State) -> bool,
-    ) -> Result<MutexGuard<'a, State>, SendError> {
-        let wait = |state: &mut State| state.failed.is_none() && not_yet(state);
+        state: MutexGuard<'a, ChannelState>,
+        mut not_yet: impl FnMut(&ChannelState) -> bool,
+    ) -> Result<MutexGuard<'a, ChannelState>, SendError> {
+        let wait = |state: &mut ChannelState| state.failed.is_none() && not_yet(state);
         let state = self.shared.done.wait_while(state, wait);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         match state.failed.take() {
@@ -205,8 +205,9 @@ impl Channel<'_> {
     }
 
     fn next(&self) -> Option<Task> {
-        let idle =
-            |state: &mut State| state.queue.is_empty() && !state.sync[self.number] && !state.over;
+        let idle = |state: &mut ChannelState| {
+            state.queue.is_empty() && !state.sync[self.number] && !state.over
+        };
         let state = self.shared.work.wait_while(self.shared.lock(), idle);
         let mut state = state.unwrap_or_else(PoisonError::into_inner);
         if state.over {

@@ -26,7 +26,7 @@ use crate::send::rate_limit::RateLimit;
 use crate::send::return_path::wait_for_the_end;
 use crate::send::settings::Precopy;
 use crate::send::throttling::Throttler;
-use crate::status::progress::{Progress, State};
+use crate::status::progress::{MigrationStatus, Progress};
 use crate::status::stats::{DowntimeParts, Laps, MigrationStats, RoundStats, rate};
 use crate::wire::format::*;
 use crate::wire::transport::ReadTransport;
@@ -128,7 +128,7 @@ impl<'a> Sending<'a> {
         encode_first(&mut self.stream, RAM_SECTION + 1 + devices, sections);
         self.block_list(blocks)?;
         self.progress.setup_time = self.begin.elapsed();
-        self.progress.state = State::Active;
+        self.progress.state = MigrationStatus::Active;
         self.rounds()?;
         self.stats.throttle = self.progress.throttle;
         self.stats.dirty_limit = self.progress.dirty_limit;
@@ -140,7 +140,7 @@ impl<'a> Sending<'a> {
         self.throttler.before_pause();
         let paused = pause().map_err(SendError::Pause)?;
         parts.pause = laps.lap();
-        self.progress.state = State::Device;
+        self.progress.state = MigrationStatus::Device;
         // The last sync: nothing writes guest memory any more.
         self.precopy.memory.sync_all_dirty_logs()?;
         self.progress.syncs += 1;
@@ -165,7 +165,7 @@ impl<'a> Sending<'a> {
         self.stats.total_time = self.begin.elapsed();
         self.progress.downtime = self.stats.downtime;
         self.progress.downtime_bytes = self.stats.bytes - sent;
-        self.progress.state = State::Completed;
+        self.progress.state = MigrationStatus::Completed;
         self.end_round(round);
         Ok(Migrated { stats: std::mem::take(&mut self.stats), paused })
     }
@@ -287,7 +287,7 @@ impl<'a> Sending<'a> {
         self.sync_time = begin.elapsed();
         self.progress.syncs += 1;
         self.dirtied += new;
-        if self.progress.state == State::Active {
+        if self.progress.state == MigrationStatus::Active {
             self.progress.dirty_rate = rate(new, self.synced - since);
             self.adjust_throttler(new)?;
         }
@@ -342,7 +342,7 @@ impl<'a> Sending<'a> {
         self.progress.remaining = self.pages.remaining();
         self.progress.transferred = self.transferred();
         self.progress.channel_bytes = self.channels.as_ref().map_or(0, Channels::sent);
-        let is_over = self.progress.state == State::Completed;
+        let is_over = self.progress.state == MigrationStatus::Completed;
         self.progress.expected_downtime = self.expected_downtime().filter(|_| !is_over);
         (self.observe)(&self.progress);
         self.reported = Instant::now();

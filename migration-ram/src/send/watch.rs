@@ -12,7 +12,7 @@ use ram_block::{SendList, TransferError};
 use crate::error::SendError;
 use crate::wire::transport::{ShutdownHandle, WriteTransport};
 
-struct State {
+struct TransferState {
     /// The connections of the transfers under way.
     under_way: Vec<usize>,
     /// When the last transfer was completed, or the first of those under way began.
@@ -26,18 +26,18 @@ struct State {
 pub(super) struct Watch {
     idle: Option<Duration>,
     hang_ups: Vec<ShutdownHandle>,
-    state: Mutex<State>,
+    state: Mutex<TransferState>,
     changed: Condvar,
 }
 
 impl Watch {
     pub(super) fn new(idle: Option<Duration>, hang_ups: Vec<ShutdownHandle>) -> Self {
         let (under_way, since) = (Vec::new(), Instant::now());
-        let state = Mutex::new(State { under_way, since, expired: None, over: false });
+        let state = Mutex::new(TransferState { under_way, since, expired: None, over: false });
         Self { idle, hang_ups, state, changed: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TransferState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -10,7 +10,7 @@ use crate::status::stats::RoundStats;
 /// The state of a migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum MigrationStatus {
     /// It is being set up.
     #[default]
     Setup,
@@ -27,7 +27,7 @@ pub enum State {
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     /// The state.
-    pub state: State,
+    pub state: MigrationStatus,
     /// The round that just ended, if one did.
     pub round_ended: Option<RoundStats>,
     /// Rounds that ended.
@@ -91,7 +91,7 @@ impl Progress {
             status: self.state,
             total_time: millis(self.elapsed),
             setup_time: millis(self.setup_time),
-            downtime: (self.state == State::Completed).then(|| millis(self.downtime)),
+            downtime: (self.state == MigrationStatus::Completed).then(|| millis(self.downtime)),
             expected_downtime: self.expected_downtime.map(millis),
             cpu_throttle_percentage: (self.throttle > 0).then_some(self.throttle),
             ram: QueryMigrateRam {
@@ -124,7 +124,7 @@ impl Progress {
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)] // QEMU's names
 pub struct QueryMigrate {
-    pub status: State,
+    pub status: MigrationStatus,
     pub total_time: u64,
     pub setup_time: u64,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -100,10 +100,10 @@ const SLICE: Duration = Duration::from_millis(100);
 /// Measures the receiver's deadlines; all connections of a migration share one.
 pub(crate) struct Clock {
     deadlines: Deadlines,
-    state: Mutex<State>,
+    state: Mutex<ClockState>,
 }
 
-struct State {
+struct ClockState {
     /// Whether the handshake is still under way.
     begins: bool,
     /// When the handshake began, or the last progress was made.
@@ -123,11 +123,11 @@ impl Default for Clock {
 
 impl Clock {
     pub(crate) fn new(deadlines: Deadlines) -> Self {
-        let state = State { begins: true, since: Instant::now(), bytes: 0, over: false };
+        let state = ClockState { begins: true, since: Instant::now(), bytes: 0, over: false };
         Self { deadlines, state: Mutex::new(state) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ClockState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

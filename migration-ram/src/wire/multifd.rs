@@ -73,7 +73,7 @@ impl Compression {
 
 /// A packet's part of its channel's compressed stream.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Part {
+pub(crate) struct CompressedPart {
     pub(crate) compression: Compression,
     /// In bytes.
     pub(crate) len: u32,
@@ -89,7 +89,7 @@ pub(crate) struct Packet {
     /// Offsets of zero pages.
     pub(crate) zero_pages: Vec<u64>,
     /// The compressed part that holds the contents, if they are compressed.
-    pub(crate) compressed: Option<Part>,
+    pub(crate) compressed: Option<CompressedPart>,
 }
 
 impl Packet {
@@ -155,7 +155,8 @@ impl Packet {
         number.copy_from_slice(&head[24..32]);
         Ok(Some(Self {
             flags,
-            compressed: compression.map(|compression| Part { compression, len: word(20) }),
+            compressed: compression
+                .map(|compression| CompressedPart { compression, len: word(20) }),
             number: u64::from_be_bytes(number),
             block,
             pages: (0..pages).map(offset).collect(),

@@ -10,42 +10,42 @@ use crate::block::ram_block::RamBlock;
 use crate::io::copy::{BUFFER, copy_in};
 use crate::io::error::TransferError;
 use crate::io::segments::{Memory, Piece, Pieces};
-use crate::io::vectored::{Stream, Target, UIO_MAXIOV};
+use crate::io::vectored::{IoSliceMut, Stream, UIO_MAXIOV};
 use crate::page::index;
 
 /// A piece to be filled, without the part that was filled already.
-enum Place<'a> {
+enum ReceivePiece<'a> {
     Bytes(&'a mut [u8]),
     Memory(Memory<'a>),
 }
 
-impl<'a> From<Memory<'a>> for Place<'a> {
+impl<'a> From<Memory<'a>> for ReceivePiece<'a> {
     fn from(memory: Memory<'a>) -> Self {
-        Place::Memory(memory)
+        ReceivePiece::Memory(memory)
     }
 }
 
-impl<'a> Piece<'a> for Place<'a> {
+impl<'a> Piece<'a> for ReceivePiece<'a> {
     fn len(&self) -> u64 {
         match self {
-            Place::Bytes(bytes) => bytes.len() as u64,
-            Place::Memory(memory) => memory.range.end - memory.range.start,
+            ReceivePiece::Bytes(bytes) => bytes.len() as u64,
+            ReceivePiece::Memory(memory) => memory.range.end - memory.range.start,
         }
     }
 
     fn cut(&mut self, count: u64) {
         match self {
-            Place::Bytes(bytes) => *bytes = &mut std::mem::take(bytes)[index(count)..],
-            Place::Memory(memory) => memory.range.start += count,
+            ReceivePiece::Bytes(bytes) => *bytes = &mut std::mem::take(bytes)[index(count)..],
+            ReceivePiece::Memory(memory) => memory.range.start += count,
         }
     }
 
     fn memory(&self) -> Option<&Memory<'a>> {
-        if let Place::Memory(memory) = self { Some(memory) } else { None }
+        if let ReceivePiece::Memory(memory) = self { Some(memory) } else { None }
     }
 
     fn memory_mut(&mut self) -> Option<&mut Memory<'a>> {
-        if let Place::Memory(memory) = self { Some(memory) } else { None }
+        if let ReceivePiece::Memory(memory) = self { Some(memory) } else { None }
     }
 }
 
@@ -57,7 +57,7 @@ impl<'a> Piece<'a> for Place<'a> {
 /// lifetime see [`reuse`](Self::reuse). There is an example at [`SendList`](crate::SendList).
 #[derive(Default)]
 pub struct ReceiveList<'a> {
-    places: Pieces<Place<'a>>,
+    places: Pieces<ReceivePiece<'a>>,
     /// Bytes that came from a `Read` and are not distributed yet.
     buffer: Vec<u8>,
 }
@@ -81,7 +81,7 @@ impl<'a> ReceiveList<'a> {
 
     /// Adds bytes.
     pub fn push_bytes(&mut self, bytes: &'a mut [u8]) {
-        self.places.push(Place::Bytes(bytes));
+        self.places.push(ReceivePiece::Bytes(bytes));
     }
 
     /// Adds the bytes `range` of a block. Extends the place before, if they follow it.
@@ -112,10 +112,12 @@ impl<'a> ReceiveList<'a> {
         self.places.rest().len()
     }
 
-    fn targets(&mut self) -> impl Iterator<Item = Target<'_>> {
+    fn targets(&mut self) -> impl Iterator<Item = IoSliceMut<'_>> {
         self.places.rest_mut().iter_mut().map(|place| match place {
-            Place::Bytes(bytes) => Target::bytes(bytes),
-            Place::Memory(memory) => Target::memory(&memory.block.reserved(memory.range.clone())),
+            ReceivePiece::Bytes(bytes) => IoSliceMut::bytes(bytes),
+            ReceivePiece::Memory(memory) => {
+                IoSliceMut::memory(&memory.block.reserved(memory.range.clone()))
+            }
         })
     }
 
@@ -228,8 +230,8 @@ impl<'a> ReceiveList<'a> {
         while let (Some(place), false) = (self.places.rest_mut().first_mut(), bytes.is_empty()) {
             let (some, rest) = bytes.split_at(bytes.len().min(index(place.len())));
             match place {
-                Place::Bytes(target) => target[..some.len()].copy_from_slice(some),
-                Place::Memory(Memory { block, range }) => {
+                ReceivePiece::Bytes(target) => target[..some.len()].copy_from_slice(some),
+                ReceivePiece::Memory(Memory { block, range }) => {
                     if let Err(offset) = copy_in(block, range.start, some) {
                         let (id, count) = (block.id().to_owned(), offset - range.start);
                         self.places.advance(count);
@@ -269,7 +271,7 @@ enum Reach {
 /// Places of a call that are not marked yet. Dropping it marks the rest of them, also if a hook
 /// that is called for a write panics.
 struct Marks<'b, 'a> {
-    places: std::slice::Iter<'b, Place<'a>>,
+    places: std::slice::Iter<'b, ReceivePiece<'a>>,
     /// The most places that the call was given.
     left: usize,
     reach: Reach,
@@ -289,7 +291,7 @@ impl Marks<'_, '_> {
                     written
                 }
             };
-            if let Place::Memory(Memory { block, range }) = place {
+            if let ReceivePiece::Memory(Memory { block, range }) = place {
                 let written = if block.may_vanish() { len } else { written };
                 block.dirty().mark(range.start, written);
             }

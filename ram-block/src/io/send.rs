@@ -10,46 +10,46 @@ use crate::block::ram_block::RamBlock;
 use crate::io::copy::{BUFFER, copy_out};
 use crate::io::error::TransferError;
 use crate::io::segments::{Memory, Piece, Pieces};
-use crate::io::vectored::{Source, Stream};
+use crate::io::vectored::{IoSlice, Stream};
 use crate::page::index;
 
 /// A piece to be written, without the part that was written already.
-enum Part<'a> {
+enum SendPiece<'a> {
     Bytes(&'a [u8]),
     /// A range of the list's own bytes.
     Copied(Range<usize>),
     Memory(Memory<'a>),
 }
 
-impl<'a> From<Memory<'a>> for Part<'a> {
+impl<'a> From<Memory<'a>> for SendPiece<'a> {
     fn from(memory: Memory<'a>) -> Self {
-        Part::Memory(memory)
+        SendPiece::Memory(memory)
     }
 }
 
-impl<'a> Piece<'a> for Part<'a> {
+impl<'a> Piece<'a> for SendPiece<'a> {
     fn len(&self) -> u64 {
         match self {
-            Part::Bytes(bytes) => bytes.len() as u64,
-            Part::Copied(range) => range.len() as u64,
-            Part::Memory(memory) => memory.range.end - memory.range.start,
+            SendPiece::Bytes(bytes) => bytes.len() as u64,
+            SendPiece::Copied(range) => range.len() as u64,
+            SendPiece::Memory(memory) => memory.range.end - memory.range.start,
         }
     }
 
     fn cut(&mut self, count: u64) {
         match self {
-            Part::Bytes(bytes) => *bytes = &bytes[index(count)..],
-            Part::Copied(range) => range.start += index(count),
-            Part::Memory(memory) => memory.range.start += count,
+            SendPiece::Bytes(bytes) => *bytes = &bytes[index(count)..],
+            SendPiece::Copied(range) => range.start += index(count),
+            SendPiece::Memory(memory) => memory.range.start += count,
         }
     }
 
     fn memory(&self) -> Option<&Memory<'a>> {
-        if let Part::Memory(memory) = self { Some(memory) } else { None }
+        if let SendPiece::Memory(memory) = self { Some(memory) } else { None }
     }
 
     fn memory_mut(&mut self) -> Option<&mut Memory<'a>> {
-        if let Part::Memory(memory) = self { Some(memory) } else { None }
+        if let SendPiece::Memory(memory) = self { Some(memory) } else { None }
     }
 }
 
@@ -90,7 +90,7 @@ impl<'a> Piece<'a> for Part<'a> {
 /// ```
 #[derive(Default)]
 pub struct SendList<'a> {
-    pieces: Pieces<Part<'a>>,
+    pieces: Pieces<SendPiece<'a>>,
     copied: Vec<u8>,
     /// The buffer for a `Write`.
     buffer: Vec<u8>,
@@ -117,7 +117,7 @@ impl<'a> SendList<'a> {
 
     /// Adds bytes.
     pub fn push_bytes(&mut self, bytes: &'a [u8]) {
-        self.pieces.push(Part::Bytes(bytes));
+        self.pieces.push(SendPiece::Bytes(bytes));
     }
 
     /// Adds a copy of bytes: headers. Copies that follow each other are one piece.
@@ -125,12 +125,12 @@ impl<'a> SendList<'a> {
         let start = self.copied.len();
         self.copied.extend_from_slice(bytes);
         let joined = self.pieces.grow_last(|last| {
-            let Part::Copied(last) = last else { return None };
+            let SendPiece::Copied(last) = last else { return None };
             last.end += bytes.len();
             Some(bytes.len() as u64)
         });
         if !joined {
-            self.pieces.push(Part::Copied(start..self.copied.len()));
+            self.pieces.push(SendPiece::Copied(start..self.copied.len()));
         }
     }
 
@@ -175,11 +175,13 @@ impl<'a> SendList<'a> {
         }
     }
 
-    fn sources(&self) -> impl Iterator<Item = Source<'_>> {
+    fn sources(&self) -> impl Iterator<Item = IoSlice<'_>> {
         self.pieces.rest().iter().map(|piece| match piece {
-            Part::Bytes(bytes) => Source::bytes(bytes),
-            Part::Copied(range) => Source::bytes(&self.copied[range.clone()]),
-            Part::Memory(memory) => Source::memory(&memory.block.reserved(memory.range.clone())),
+            SendPiece::Bytes(bytes) => IoSlice::bytes(bytes),
+            SendPiece::Copied(range) => IoSlice::bytes(&self.copied[range.clone()]),
+            SendPiece::Memory(memory) => {
+                IoSlice::memory(&memory.block.reserved(memory.range.clone()))
+            }
         })
     }
 
@@ -225,7 +227,7 @@ impl<'a> SendList<'a> {
         let mut result = Ok(());
         while result.is_ok() && !self.is_empty() {
             result = match self.pieces.rest().first() {
-                Some(Part::Bytes(bytes)) if bytes.len() >= BUFFER => {
+                Some(SendPiece::Bytes(bytes)) if bytes.len() >= BUFFER => {
                     let bytes = *bytes;
                     self.write_some(out, bytes, &mut done)
                 }
@@ -251,11 +253,11 @@ impl<'a> SendList<'a> {
             let start = buffer.len();
             let some = (BUFFER - start).min(index(piece.len()));
             match piece {
-                Part::Bytes(bytes) => buffer.extend_from_slice(&bytes[..some]),
-                Part::Copied(range) => {
+                SendPiece::Bytes(bytes) => buffer.extend_from_slice(&bytes[..some]),
+                SendPiece::Copied(range) => {
                     buffer.extend_from_slice(&self.copied[range.clone()][..some])
                 }
-                Part::Memory(Memory { block, range }) => {
+                SendPiece::Memory(Memory { block, range }) => {
                     buffer.resize(start + some, 0);
                     if let Err(offset) = copy_out(block, range.start, &mut buffer[start..]) {
                         buffer.truncate(start + index(offset - range.start));

@@ -19,9 +19,9 @@ pub(super) const UIO_MAXIOV: usize = 1024;
 /// Memory that may be read until `'a` ends.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub(super) struct Source<'a>(libc::iovec, PhantomData<&'a [u8]>);
+pub(super) struct IoSlice<'a>(libc::iovec, PhantomData<&'a [u8]>);
 
-impl<'a> Source<'a> {
+impl<'a> IoSlice<'a> {
     pub(super) fn bytes(bytes: &'a [u8]) -> Self {
         let base = bytes.as_ptr().cast_mut().cast();
         Self(libc::iovec { iov_base: base, iov_len: bytes.len() }, PhantomData)
@@ -35,9 +35,9 @@ impl<'a> Source<'a> {
 
 /// Memory that may be written until `'a` ends.
 #[repr(transparent)]
-pub(super) struct Target<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
+pub(super) struct IoSliceMut<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
 
-impl<'a> Target<'a> {
+impl<'a> IoSliceMut<'a> {
     pub(super) fn bytes(bytes: &'a mut [u8]) -> Self {
         let base = bytes.as_mut_ptr().cast();
         Self(libc::iovec { iov_base: base, iov_len: bytes.len() }, PhantomData)
@@ -129,7 +129,7 @@ impl<'fd> Stream<'fd> {
     /// Writes some of the pieces, in order; a broken socket raises no signal.
     pub(super) fn write<'a>(
         &mut self,
-        pieces: impl Iterator<Item = Source<'a>>,
+        pieces: impl Iterator<Item = IoSlice<'a>>,
     ) -> io::Result<usize> {
         let mut batch = Batch::new();
         batch.fill(pieces);
@@ -147,7 +147,7 @@ impl<'fd> Stream<'fd> {
     /// Fills the beginning of the pieces, in order, with what there is.
     pub(super) fn read<'a>(
         &mut self,
-        pieces: impl Iterator<Item = Target<'a>>,
+        pieces: impl Iterator<Item = IoSliceMut<'a>>,
     ) -> io::Result<usize> {
         let mut batch = Batch::new();
         batch.fill(pieces);
@@ -157,7 +157,7 @@ impl<'fd> Stream<'fd> {
             // SAFETY: the message names the first `count` of the batch's pieces, which were
             // written, and each is memory that may be written as long as `'a` lasts.
             |fd| unsafe { libc::recvmsg(fd, &raw mut message, 0) },
-            // SAFETY: as above. `Target` is an `iovec`.
+            // SAFETY: as above. `IoSliceMut` is an `iovec`.
             |fd| unsafe { libc::readv(fd, first, count) },
         )
     }
@@ -192,7 +192,7 @@ impl<'fd> Stream<'fd> {
 /// would kill it. Returns how many bytes were copied, all before the first that is gone; `None` if
 /// the kernel refuses the call.
 pub(super) fn copy_out(memory: &VolatileSlice<'_>, buffer: &mut [u8]) -> Option<usize> {
-    let (remote, local, process) = (Source::memory(memory), Target::bytes(buffer), own_id());
+    let (remote, local, process) = (IoSlice::memory(memory), IoSliceMut::bytes(buffer), own_id());
     // SAFETY: one piece that may be read and one that may be written, both until the call
     // returns. The process is this one.
     copied(unsafe {
@@ -202,7 +202,7 @@ pub(super) fn copy_out(memory: &VolatileSlice<'_>, buffer: &mut [u8]) -> Option<
 
 /// As [`copy_out`], into guest memory.
 pub(super) fn copy_in(bytes: &[u8], memory: &VolatileSlice<'_>) -> Option<usize> {
-    let (local, remote, process) = (Source::bytes(bytes), Target::memory(memory), own_id());
+    let (local, remote, process) = (IoSlice::bytes(bytes), IoSliceMut::memory(memory), own_id());
     // SAFETY: one piece that may be read and one that may be written, both until the call
     // returns. The process is this one.
     copied(unsafe {

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{OnceLock, PoisonError};
 
-use crate::sys::mapping::{HUGE, HugePages, Kind, Mapping, check};
+use crate::sys::mapping::{HUGE, HugePages, Mapping, MappingKind, check};
 
 /// `MADV_DONTNEED` for memory that may be locked, since Linux 5.18 (`madvise(2)`).
 const MADV_DONTNEED_LOCKED: libc::c_int = 24;
@@ -63,10 +63,10 @@ impl Mapping {
             check(unsafe { libc::fallocate(file.as_raw_fd(), mode, from, count) })
         };
         match &self.kind {
-            Kind::Anonymous => self.drop_or_zero(bytes),
-            Kind::Memory(file) => punch(file, bytes.start as u64),
-            Kind::Shared(file, base) => punch(file, base + bytes.start as u64),
-            Kind::Private(holes) => {
+            MappingKind::Anonymous => self.drop_or_zero(bytes),
+            MappingKind::Memory(file) => punch(file, bytes.start as u64),
+            MappingKind::Shared(file, base) => punch(file, base + bytes.start as u64),
+            MappingKind::Private(holes) => {
                 let mut holes = holes.lock().unwrap_or_else(PoisonError::into_inner);
                 let may_map = !holes.contains(&bytes)
                     && holes.has_room(&bytes)
@@ -86,7 +86,7 @@ impl Mapping {
                     if is_hole { self.drop_or_zero(part) } else { self.zero(part) }
                 })
             }
-            Kind::Borrowed(_) => Err(io::ErrorKind::Unsupported.into()),
+            MappingKind::Borrowed(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

@@ -53,7 +53,7 @@ pub(crate) fn prefer_huge_pages(words: &mut [u64]) {
 
 /// What backs a mapping.
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(super) enum MappingKind {
     Anonymous,
     /// A memory file of our own.
     Memory(File),
@@ -85,7 +85,7 @@ pub(crate) enum Data<'a> {
 pub(crate) struct Mapping {
     pub(super) start: NonNull<u8>,
     pub(super) len: usize,
-    pub(super) kind: Kind,
+    pub(super) kind: MappingKind,
     pub(super) huge: HugePages,
     /// To query the mapping's pages; opened on first use.
     pagemap: OnceLock<Option<Pagemap>>,
@@ -119,13 +119,13 @@ fn memory_file(len: usize, flags: libc::c_uint) -> io::Result<File> {
 impl Mapping {
     /// Private, zero, not yet populated memory of `len` bytes (non-zero).
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
-        Self::map(len, Kind::Anonymous, HugePages::Default)
+        Self::map(len, MappingKind::Anonymous, HugePages::Default)
     }
 
     /// As [`anonymous`](Self::anonymous), with the requested huge pages if there are such.
     pub(crate) fn anonymous_of(len: usize, huge: HugePages) -> io::Result<Self> {
-        from_the_pool(len, huge, || Self::map(len, Kind::Anonymous, HugePages::Pool))
-            .unwrap_or_else(|| Self::map(len, Kind::Anonymous, or_transparent(huge)))
+        from_the_pool(len, huge, || Self::map(len, MappingKind::Anonymous, HugePages::Pool))
+            .unwrap_or_else(|| Self::map(len, MappingKind::Anonymous, or_transparent(huge)))
     }
 
     /// Memory of `len` bytes (non-zero) in a memory file, which another process can
@@ -133,17 +133,17 @@ impl Mapping {
     pub(crate) fn memfd(len: usize, huge: HugePages) -> io::Result<Self> {
         let pool = || {
             let file = memory_file(len, libc::MFD_HUGETLB | libc::MFD_HUGE_2MB)?;
-            Self::map(len, Kind::Memory(file), HugePages::Pool)
+            Self::map(len, MappingKind::Memory(file), HugePages::Pool)
         };
         from_the_pool(len, huge, pool).unwrap_or_else(|| {
             let file = memory_file(len, 0)?;
-            Self::map(len, Kind::Memory(file), or_transparent(huge))
+            Self::map(len, MappingKind::Memory(file), or_transparent(huge))
         })
     }
 
     /// `len` bytes of `file` from `offset` on, page-aligned; writes go to the file.
     pub(crate) fn file(file: File, offset: u64, len: usize, huge: HugePages) -> io::Result<Self> {
-        Self::map(len, Kind::Shared(file, offset), or_transparent(huge))
+        Self::map(len, MappingKind::Shared(file, offset), or_transparent(huge))
     }
 
     /// As [`file`](Self::file), but writes stay out of the file.
@@ -157,7 +157,7 @@ impl Mapping {
             len,
             file.as_raw_fd(),
             offset,
-            Kind::Private(Mutex::default()),
+            MappingKind::Private(Mutex::default()),
             or_transparent(huge),
         )
     }
@@ -174,18 +174,18 @@ impl Mapping {
         len: usize,
         owner: Box<dyn Any + Send + Sync>,
     ) -> Self {
-        Self::new(start, len, Kind::Borrowed(owner), HugePages::Default)
+        Self::new(start, len, MappingKind::Borrowed(owner), HugePages::Default)
     }
 
-    fn new(start: NonNull<u8>, len: usize, kind: Kind, huge: HugePages) -> Self {
+    fn new(start: NonNull<u8>, len: usize, kind: MappingKind, huge: HugePages) -> Self {
         let (pagemap, own_file) = (OnceLock::new(), OnceLock::new());
         Self { start, len, kind, huge, pagemap, own_file }
     }
 
-    fn map(len: usize, kind: Kind, huge: HugePages) -> io::Result<Self> {
+    fn map(len: usize, kind: MappingKind, huge: HugePages) -> io::Result<Self> {
         let (fd, offset) = match &kind {
-            Kind::Memory(file) => (file.as_raw_fd(), 0),
-            Kind::Shared(file, offset) => (file.as_raw_fd(), *offset),
+            MappingKind::Memory(file) => (file.as_raw_fd(), 0),
+            MappingKind::Shared(file, offset) => (file.as_raw_fd(), *offset),
             _ => (-1, 0),
         };
         Self::map_fd(len, fd, offset, kind, huge)
@@ -195,18 +195,18 @@ impl Mapping {
         len: usize,
         fd: libc::c_int,
         offset: u64,
-        kind: Kind,
+        kind: MappingKind,
         huge: HugePages,
     ) -> io::Result<Self> {
         let offset = libc::off_t::try_from(offset)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let mut flags = match kind {
-            Kind::Memory(_) | Kind::Shared(..) => libc::MAP_SHARED,
-            Kind::Private(_) => libc::MAP_PRIVATE,
+            MappingKind::Memory(_) | MappingKind::Shared(..) => libc::MAP_SHARED,
+            MappingKind::Private(_) => libc::MAP_PRIVATE,
             _ => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         };
         match (huge, &kind) {
-            (HugePages::Pool, Kind::Anonymous) => {
+            (HugePages::Pool, MappingKind::Anonymous) => {
                 flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
             }
             // Reserved, so that a guest's access finds the page.
@@ -273,10 +273,10 @@ impl Mapping {
                 .ok()
         };
         let (file, offset) = match &self.kind {
-            Kind::Anonymous => return pagemap.map_or(Data::Unknown, Data::Pages),
-            Kind::Memory(file) => (file, 0),
-            Kind::Shared(file, offset) => (file, *offset),
-            Kind::Private(_) | Kind::Borrowed(_) => return Data::Unknown,
+            MappingKind::Anonymous => return pagemap.map_or(Data::Unknown, Data::Pages),
+            MappingKind::Memory(file) => (file, 0),
+            MappingKind::Shared(file, offset) => (file, *offset),
+            MappingKind::Private(_) | MappingKind::Borrowed(_) => return Data::Unknown,
         };
         let open = || Some(file).filter(|file| pagemap::knows_its_data(file)).and_then(reopen);
         match self.own_file.get_or_init(open) {
@@ -287,13 +287,13 @@ impl Mapping {
 
     /// Whether memory of the mapping can vanish: a file that is not ours can be truncated.
     pub(crate) fn may_vanish(&self) -> bool {
-        matches!(self.kind, Kind::Shared(..) | Kind::Private(_))
+        matches!(self.kind, MappingKind::Shared(..) | MappingKind::Private(_))
     }
 
     /// The file that the memory is shared through.
     pub(crate) fn shared_file(&self) -> Option<&File> {
         match &self.kind {
-            Kind::Memory(file) | Kind::Shared(file, _) => Some(file),
+            MappingKind::Memory(file) | MappingKind::Shared(file, _) => Some(file),
             _ => None,
         }
     }
@@ -301,7 +301,7 @@ impl Mapping {
     /// Where in its file the memory begins, in bytes.
     pub(crate) fn file_offset(&self) -> u64 {
         match &self.kind {
-            Kind::Shared(_, offset) => *offset,
+            MappingKind::Shared(_, offset) => *offset,
             _ => 0,
         }
     }
@@ -377,7 +377,7 @@ impl Reservation {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if matches!(self.kind, Kind::Borrowed(_)) {
+        if matches!(self.kind, MappingKind::Borrowed(_)) {
             return;
         }
         // SAFETY: by the type's invariant this is exactly our mapping, and slices of

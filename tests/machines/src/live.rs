@@ -36,7 +36,7 @@ pub struct Shape {
 
 /// What a processor is doing.
 #[derive(Debug, Default)]
-enum Slot {
+enum VcpuSlot {
     Running(VcpuThread),
     Stopped(Vcpu),
     /// It could not be had back.
@@ -44,7 +44,7 @@ enum Slot {
     Gone,
 }
 
-type Slots = Mutex<Vec<Slot>>;
+type Slots = Mutex<Vec<VcpuSlot>>;
 
 /// The machine.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ pub struct Live {
 #[derive(Debug)]
 pub struct Stopped(Arc<Slots>);
 
-fn lock(slots: &Slots) -> MutexGuard<'_, Vec<Slot>> {
+fn lock(slots: &Slots) -> MutexGuard<'_, Vec<VcpuSlot>> {
     slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -95,7 +95,7 @@ impl Live {
         board.memory.add_listener(&board.space, vm.clone())?;
         let buses = || Buses { memory: board.space.clone(), ports: board.ports.clone() };
         let vcpus = [vm.create_vcpu(0, buses())?, vm.create_vcpu(1, buses())?];
-        let slots = Arc::new(Mutex::new(vcpus.map(Slot::Stopped).into()));
+        let slots = Arc::new(Mutex::new(vcpus.map(VcpuSlot::Stopped).into()));
         Ok(Self { board, beats, vm, slots })
     }
 
@@ -106,7 +106,7 @@ impl Live {
         let end = BEAT_DATA + shape.working_set / PAGE * PAGE;
         let arguments = [BEAT_DATA, end, u64::from(HeartbeatPort::PORT), PAGE, PAGES_A_BEAT];
         let mut slots = lock(&self.slots);
-        if let [Slot::Stopped(draws), Slot::Stopped(beats)] = slots.as_mut_slice() {
+        if let [VcpuSlot::Stopped(draws), VcpuSlot::Stopped(beats)] = slots.as_mut_slice() {
             guest::boot_at(
                 beats,
                 ram,
@@ -141,8 +141,8 @@ impl Live {
         }
         for slot in slots.iter_mut() {
             match std::mem::take(slot) {
-                Slot::Running(thread) => match thread.stop() {
-                    Ok((vcpu, _)) => *slot = Slot::Stopped(vcpu),
+                VcpuSlot::Running(thread) => match thread.stop() {
+                    Ok((vcpu, _)) => *slot = VcpuSlot::Stopped(vcpu),
                     Err(error) => {
                         drop(slots);
                         return Err(error.into());
@@ -186,11 +186,11 @@ impl Live {
             let vcpu = FnDevice::new(
                 "vcpu",
                 move || match &lock(&save)[id] {
-                    Slot::Stopped(vcpu) => Ok(serde_json::to_vec(&vcpu.save()?)?),
+                    VcpuSlot::Stopped(vcpu) => Ok(serde_json::to_vec(&vcpu.save()?)?),
                     _ => Err("the processor runs".into()),
                 },
                 move |_, state| match &mut lock(&restore)[id] {
-                    Slot::Stopped(vcpu) => {
+                    VcpuSlot::Stopped(vcpu) => {
                         let state: VcpuState = serde_json::from_slice(state)?;
                         Ok(vcpu.restore(&state)?)
                     }
@@ -252,9 +252,9 @@ impl Live {
     }
 }
 
-fn running(slot: &Slot) -> Option<&VcpuThread> {
+fn running(slot: &VcpuSlot) -> Option<&VcpuThread> {
     match slot {
-        Slot::Running(thread) => Some(thread),
+        VcpuSlot::Running(thread) => Some(thread),
         _ => None,
     }
 }
@@ -262,7 +262,7 @@ fn running(slot: &Slot) -> Option<&VcpuThread> {
 fn start(slots: &Slots) -> Result<(), AnyError> {
     for (id, slot) in lock(slots).iter_mut().enumerate() {
         match std::mem::take(slot) {
-            Slot::Stopped(vcpu) => *slot = Slot::Running(vcpu.spawn(&format!("vcpu{id}"))?),
+            VcpuSlot::Stopped(vcpu) => *slot = VcpuSlot::Running(vcpu.spawn(&format!("vcpu{id}"))?),
             other => *slot = other,
         }
     }

@@ -1,8 +1,8 @@
 //! A connection to a viewer, and the state of its pending updates.
 //!
 //! Two threads serve it. The [`reader`](super::reader) receives messages: it changes the
-//! [`State`] and forwards input. The [`writer`](super::writer) sends the updates that the state
-//! asks for. So a viewer that does not read blocks only its own writer.
+//! [`ClientState`] and forwards input. The [`writer`](super::writer) sends the updates that the
+//! state asks for. So a viewer that does not read blocks only its own writer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -23,7 +23,7 @@ pub(super) struct Request {
 
 /// What is pending for a viewer; of bounded size, even if the viewer is slow.
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct ClientState {
     pub(super) closed: bool,
     pub(super) format: Option<PixelFormat>,
     pub(super) abilities: Abilities,
@@ -44,7 +44,7 @@ pub(super) struct State {
     pub(super) forced: Region,
 }
 
-impl State {
+impl ClientState {
     /// Whether there is something to send to a viewer whose picture covers `view`.
     pub(super) fn is_ready(&mut self, view: &Rect) -> bool {
         self.changed = self.changed.take(view);
@@ -79,7 +79,7 @@ pub(super) struct Client {
     pub(super) stream: Stream,
     /// Whether it has completed the handshake.
     watches: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<ClientState>,
     wake: Condvar,
 }
 
@@ -100,14 +100,18 @@ impl Client {
 
     /// Changes the state and wakes the writer. The lock is never held while a thread waits for the
     /// network.
-    pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut ClientState)) {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_one();
     }
 
     /// Waits until there is something to send to a viewer whose picture covers `view`, and takes
     /// it; `None` if the connection has ended.
-    pub(super) fn wait<T>(&self, view: &Rect, take: impl FnOnce(&mut State) -> T) -> Option<T> {
+    pub(super) fn wait<T>(
+        &self,
+        view: &Rect,
+        take: impl FnOnce(&mut ClientState) -> T,
+    ) -> Option<T> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while !state.closed && !state.is_ready(view) {
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);

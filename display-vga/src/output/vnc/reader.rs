@@ -6,7 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::output::input::InputEvent;
-use crate::output::vnc::client::{Client, Request, State};
+use crate::output::vnc::client::{Client, ClientState, Request};
 use crate::output::vnc::event::VncEvent;
 use crate::output::vnc::frame::Frame;
 use crate::output::vnc::handshake::{HandshakeError, greet, server_init};
@@ -88,7 +88,7 @@ fn talk(hub: &Arc<Shared>, viewer: &Arc<Client>, held: &mut Held) -> Result<(), 
 }
 
 /// Applies a message to the state of updates.
-fn apply(state: &mut State, message: Message) {
+fn apply(state: &mut ClientState, message: Message) {
     match message {
         Message::SetPixelFormat(format) => {
             state.tell_colours = format.colour_map().is_some();

@@ -8,7 +8,7 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use crate::output::vnc::client::{Client, Request, State};
+use crate::output::vnc::client::{Client, ClientState, Request};
 use crate::output::vnc::encode::encoder::{Encoder, pieces};
 use crate::output::vnc::format::PixelFormat;
 use crate::output::vnc::frame::Frame;
@@ -42,7 +42,7 @@ struct Work {
 }
 
 impl Work {
-    fn take(state: &mut State) -> Self {
+    fn take(state: &mut ClientState) -> Self {
         let request = state.request.take();
         let asked = request.is_some();
         let area = request.map_or(Rect { x: 0, y: 0, width: 0, height: 0 }, |it| it.area);

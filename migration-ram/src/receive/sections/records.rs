@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::ReceiveError;
 use crate::receive::blocks::Block;
-use crate::receive::decode::{Decoder, Place};
+use crate::receive::decode::{Decoder, EncodedPage};
 use crate::receive::sections::{Sections, SyncAt};
 use crate::wire::format::*;
 
@@ -103,7 +103,7 @@ impl Sections<'_, '_, '_> {
         offset: u64,
         (len, most): (u64, u64),
         what: &'static str,
-        decode: fn(&mut Decoder, Place<'_>, &[u8]) -> Result<(), ReceiveError>,
+        decode: fn(&mut Decoder, EncodedPage<'_>, &[u8]) -> Result<(), ReceiveError>,
     ) -> Result<(), ReceiveError> {
         let at = self.stream.at();
         if len > most {
@@ -111,7 +111,7 @@ impl Sections<'_, '_, '_> {
         }
         let decoder = self.decoder.get_or_insert_with(|| Decoder::new(self.page));
         let len = usize::try_from(len).unwrap_or(0);
-        decode(decoder, Place { at, block, offset }, self.stream.need(len, what)?)?;
+        decode(decoder, EncodedPage { at, block, offset }, self.stream.need(len, what)?)?;
         self.stream.consume(len);
         if let Some(memory) = block.memory() {
             self.ahead.received(memory, offset..offset + self.page.bytes(), self.page);
