@@ -133,7 +133,7 @@ fn what_leads_nowhere_says_so() {
     let error = device.read(0x5200, &mut data).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "Access of 8 bytes at 0x5200: \"pages\" leads nowhere from 0x200"
+        "Access of 8 bytes at 0x5200: \"pages\" has no translation of 0x200"
     );
     assert_eq!(*table.faults.lock().unwrap(), [(0x200, false)]);
     // It is known by its kind, and is no memory.

@@ -410,7 +410,7 @@ fn an_eventfd_that_is_no_doorbell_is_refused() {
         map.transaction(|map| map.add_ioeventfd(region, event(0, 3, None)))
             .unwrap_err()
             .to_string(),
-        "No eventfd for writes of 3 bytes at 0x0 of \"device\": no write has this size"
+        "No ioeventfd for writes of 3 bytes at 0x0 of \"device\": no write has this size"
     );
 }
 
