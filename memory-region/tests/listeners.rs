@@ -40,8 +40,8 @@ impl Notes {
 }
 
 fn shape(change: &ViewChange) -> String {
-    let ViewChange { removed, added, log_changed: relogged, .. } = change;
-    format!(" -{} +{} ~{}", removed.len(), added.len(), relogged.len())
+    let ViewChange { removed, added, log_changed, .. } = change;
+    format!(" -{} +{} ~{}", removed.len(), added.len(), log_changed.len())
 }
 
 impl MemoryListener for Notes {

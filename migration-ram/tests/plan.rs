@@ -31,16 +31,16 @@ fn any_plan() -> impl Strategy<Value = MigrationPlan> {
         (Some(AutoConverge { initial, increment, max }), None)
     });
     let limit = (1u8..=99, 1u64..1 << 30)
-        .prop_map(|(percent, least)| (None, Some(DirtyLimit { percent, floor: least })));
+        .prop_map(|(percent, floor)| (None, Some(DirtyLimit { percent, floor })));
     let slowing = prop_oneof![Just((None, None)), throttle, limit];
     let numbers = (30u32..45, 0.0f64..=1.0, 20u32..36, 0u64..5000, 0u32..60);
     (numbers, slowing).prop_flat_map(|(numbers, (throttle, dirty_limit))| {
         let (size, filled, bandwidth, downtime, max_rounds) = numbers;
         let ram = 1 << size;
-        prop::collection::vec(any_set(ram), 0..4).prop_map(move |writes| MigrationPlan {
+        prop::collection::vec(any_set(ram), 0..4).prop_map(move |working_sets| MigrationPlan {
             ram,
             nonzero_bytes: times(ram, filled),
-            working_sets: writes,
+            working_sets,
             bandwidth: 1 << bandwidth,
             downtime: Duration::from_millis(downtime),
             max_rounds,

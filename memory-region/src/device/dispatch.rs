@@ -46,9 +46,9 @@ impl Clone for DeviceRegion {
 
 impl fmt::Debug for DeviceRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registers")
+        f.debug_struct("DeviceRegion")
             .field("access", &self.access)
-            .field("event_fds", &self.ioeventfds)
+            .field("ioeventfds", &self.ioeventfds)
             .field("coalesced", &self.coalesced)
             .finish_non_exhaustive()
     }
@@ -63,8 +63,8 @@ impl DeviceRegion {
                 return Err(MapError::AccessSizes { name: name.to_owned(), min, max });
             }
         }
-        let (event_fds, coalesced) = (Vec::new(), Vec::new());
-        Ok(Self { device, access, ioeventfds: event_fds, coalesced, reentered: Arc::default() })
+        let (ioeventfds, coalesced) = (Vec::new(), Vec::new());
+        Ok(Self { device, access, ioeventfds, coalesced, reentered: Arc::default() })
     }
 
     /// The device.

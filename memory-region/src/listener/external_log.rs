@@ -114,8 +114,8 @@ impl<S: ExternalDirtyLog> MemoryListener for ExternalDirtyLogListener<S> {
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
         let TrackedRam { ram, words } = &mut *self.lock();
-        let relogged = change.log_changed.iter().map(|change| &change.section);
-        for section in change.removed.iter().chain(relogged) {
+        let log_changed = change.log_changed.iter().map(|change| &change.section);
+        for section in change.removed.iter().chain(log_changed) {
             if ram.contains_key(&section.start) {
                 self.collect(ram, words, section)?;
             }

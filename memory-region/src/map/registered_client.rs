@@ -26,7 +26,7 @@ impl RegisteredClient {
 
 impl fmt::Debug for RegisteredClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("MapClient").field(&self.client).finish()
+        f.debug_tuple("RegisteredClient").field(&self.client).finish()
     }
 }
 

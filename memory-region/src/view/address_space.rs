@@ -115,7 +115,11 @@ impl Bus for AddressSpace {
         translations: usize,
         data: &mut [u8],
     ) -> Result<(), AccessError> {
-        access::read_from(&self.view(), Access { address, len: data.len(), translations }, data)
+        access::read_from(
+            &self.view.load(),
+            Access { address, len: data.len(), translations },
+            data,
+        )
     }
 
     fn write_translated(
@@ -124,7 +128,7 @@ impl Bus for AddressSpace {
         translations: usize,
         data: &[u8],
     ) -> Result<(), AccessError> {
-        access::write_to(&self.view(), Access { address, len: data.len(), translations }, data)
+        access::write_to(&self.view.load(), Access { address, len: data.len(), translations }, data)
     }
 }
 

@@ -23,8 +23,8 @@ pub struct FlatView {
 impl FlatView {
     pub(crate) fn new(sections: Vec<Section>) -> Self {
         debug_assert!(sections.windows(2).all(|pair| pair[0].last < pair[1].start));
-        let mut event_fds: Vec<_> = sections.iter().flat_map(Section::ioeventfds).collect();
-        event_fds.sort_unstable();
+        let mut ioeventfds: Vec<_> = sections.iter().flat_map(Section::ioeventfds).collect();
+        ioeventfds.sort_unstable();
         let mut coalesced: Vec<_> = sections.iter().flat_map(Section::coalesced).collect();
         coalesced.sort_unstable();
         debug_assert!(coalesced.windows(2).all(|pair| pair[0].last < pair[1].start));
@@ -32,7 +32,7 @@ impl FlatView {
             look_up: LookUp::new(sections.iter().map(|section| section.last).collect()),
             ram: OnceLock::new(),
             sections: sections.into_boxed_slice(),
-            ioeventfds: event_fds,
+            ioeventfds,
             coalesced,
         }
     }

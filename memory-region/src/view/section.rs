@@ -160,8 +160,8 @@ impl Section {
 
     /// The eventfds that writes to it signal, at their addresses.
     pub(crate) fn ioeventfds(&self) -> impl Iterator<Item = IoEventFd> {
-        let registers = self.device().into_iter();
-        registers.flat_map(|registers| registers.ioeventfds()).filter_map(|event| {
+        let device = self.device().into_iter();
+        device.flat_map(|device| device.ioeventfds()).filter_map(|event| {
             let end = event.address + u64::from(event.size.max(1) - 1);
             self.address_of(end)?;
             Some(IoEventFd { address: self.address_of(event.address)?, ..event })
@@ -170,8 +170,8 @@ impl Section {
 
     /// Its ranges whose writes an accelerator may coalesce, at their addresses.
     pub(crate) fn coalesced(&self) -> impl Iterator<Item = CoalescedRange> {
-        let registers = self.device().into_iter();
-        registers.flat_map(|registers| registers.coalesced()).filter_map(|range| {
+        let device = self.device().into_iter();
+        device.flat_map(|device| device.coalesced()).filter_map(|range| {
             let first = range.start.max(self.offset);
             let last = (range.end - 1).min(self.offset.saturating_add(self.last - self.start));
             let (first, last) = (first <= last).then_some((first, last))?;

@@ -105,8 +105,8 @@ mod tests {
 
     #[test]
     fn limits_that_lead_nowhere_are_refused() {
-        for (percent, least) in [(0, 1), (100, 1), (50, 0)] {
-            let settings = DirtyLimit { percent, floor: least };
+        for (percent, floor) in [(0, 1), (100, 1), (50, 0)] {
+            let settings = DirtyLimit { percent, floor };
             assert_eq!(settings.begin().unwrap_err(), DirtyLimitError { settings });
         }
         assert!(DirtyLimit { percent: 99, floor: 1 }.begin().is_ok());

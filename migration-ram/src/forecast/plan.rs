@@ -117,12 +117,12 @@ impl MigrationPlan {
     /// limit.
     pub fn new(ram: u64, bandwidth: u64) -> Self {
         let downtime = Duration::from_millis(300);
-        let (filled, writes) = (ram, Vec::new());
+        let (nonzero_bytes, working_sets) = (ram, Vec::new());
         let (throttle, dirty_limit) = (None, None);
         Self {
             ram,
-            nonzero_bytes: filled,
-            working_sets: writes,
+            nonzero_bytes,
+            working_sets,
             bandwidth,
             downtime,
             max_rounds: 30,
@@ -145,17 +145,17 @@ impl MigrationPlan {
     /// ```
     pub fn measured(report: &DirtyRateReport, bandwidth: u64) -> Self {
         let sets = report.blocks.iter().map(|block| WorkingSet::fit(&block.curve, block.len));
-        let writes = sets.filter(|set| set.rate > 0).collect();
-        Self { working_sets: writes, ..Self::new(report.len, bandwidth) }
+        let working_sets = sets.filter(|set| set.rate > 0).collect();
+        Self { working_sets, ..Self::new(report.len, bandwidth) }
     }
 
     fn check(&self) -> Result<(), PlanError> {
-        let &Self { ram, nonzero_bytes: filled, .. } = self;
+        let &Self { ram, nonzero_bytes, .. } = self;
         let within = |what, found: u128| match found > ram.into() {
             true => Err(PlanError::NotInRam { what, found, ram }),
             false => Ok(()),
         };
-        within("What is filled", filled.into())?;
+        within("What is filled", nonzero_bytes.into())?;
         within("What is written", self.working_sets.iter().map(|set| u128::from(set.bytes)).sum())?;
         if self.bandwidth == 0 {
             return Err(PlanError::NoBandwidth { ram });
@@ -190,7 +190,7 @@ impl MigrationPlan {
             fits = simulation.fits();
         }
         let last = simulation.last();
-        let (left, downtime) = (simulation.left(), last.time);
+        let (remaining, downtime) = (simulation.left(), last.time);
         let ahead = MAX_ROUNDS - self.max_rounds;
         let outcome = if fits {
             Outcome::Converges
@@ -206,7 +206,7 @@ impl MigrationPlan {
             bytes: rounds.iter().fold(0, |sum, round| round.bytes.saturating_add(sum)),
             total_time: duration(seconds),
             downtime,
-            remaining: left,
+            remaining,
             rounds,
             outcome,
         })
@@ -354,8 +354,8 @@ impl fmt::Display for Outcome {
         match self {
             Self::Converges => write!(f, "converges"),
             Self::TooFewRounds { needed } => write!(f, "converges in {needed} rounds only"),
-            Self::DirtiesTooFast { remaining: left, downtime } => {
-                write!(f, "dirties too fast: {left} bytes are left each time, {downtime:.1?}")
+            Self::DirtiesTooFast { remaining, downtime } => {
+                write!(f, "dirties too fast: {remaining} bytes are left each time, {downtime:.1?}")
             }
         }
     }

@@ -53,9 +53,8 @@ fn measure(
     share: Share,
 ) -> Option<Value> {
     let client = DirtyClient::MIGRATION;
-    let ring_staleness = Duration::MAX; // the guest stands still when it is looked at
-    let mut config =
-        KvmConfig { tracking, pml_flush_interval: ring_staleness, ..KvmConfig::default() };
+    let pml_flush_interval = Duration::MAX; // the guest stands still when it is looked at
+    let mut config = KvmConfig { tracking, pml_flush_interval, ..KvmConfig::default() };
     if let Some(gib) = options.slot_gib {
         config.max_slot_bytes = if gib == 0 { u64::MAX } else { gib << 30 };
     }

@@ -47,11 +47,9 @@ pub fn table(budget: &mut Budget) -> Vec<Value> {
 
 fn measure(entries: u32, pages: u64, every: Option<Duration>) -> Option<Value> {
     let tracking = DirtyTracking::Ring { entries };
-    let ring_staleness = Duration::MAX;
-    let machine = Machine::new(
-        1,
-        KvmConfig { tracking, pml_flush_interval: ring_staleness, ..KvmConfig::default() },
-    )?;
+    let pml_flush_interval = Duration::MAX;
+    let machine =
+        Machine::new(1, KvmConfig { tracking, pml_flush_interval, ..KvmConfig::default() })?;
     let page = machine.block.page_size().bytes();
     machine.memory.set_log(machine.ram, DirtyClient::MIGRATION, true).unwrap();
     let arguments = [ram_at(0), ram_at(pages * page), page, DATA];
@@ -96,7 +94,7 @@ fn measure(entries: u32, pages: u64, every: Option<Duration>) -> Option<Value> {
     );
     Some(json!({
         "entries": entries, "pages": pages, "reaper": name, "pages_per_second": rate,
-        "full_per_second": full_rate, "stood_still": still / time, "losses": after.ring_overruns,
+        "full_per_second": full_rate, "blocked": still / time, "ring_overruns": after.ring_overruns,
         "passes": beat() - first,
     }))
 }

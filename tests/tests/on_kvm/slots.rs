@@ -20,8 +20,8 @@ pub const TESTS: &[Test] = &[
     ("a_guest_runs_on_while_its_code_is_remapped", a_guest_runs_on_while_its_code_is_remapped),
 ];
 
-fn slot(guest: u64, size: u64) -> SlotInfo {
-    SlotInfo { guest_phys_addr: guest, size, readonly: false, logged: false }
+fn slot(guest_phys_addr: u64, size: u64) -> SlotInfo {
+    SlotInfo { guest_phys_addr, size, readonly: false, logged: false }
 }
 
 fn slots_follow_the_flat_view() {
