@@ -495,8 +495,6 @@ fn there_is_room_for_so_many() {
     let stage = Stage::with(|server| server.max_viewers(2));
     let address = stage.address();
     let first = stage.viewer();
-    // The server notes the end of a handshake after the viewer has it: it, too, would make room.
-    stage.wait_viewers(1);
     // A viewer that sends nothing is closed for a new one.
     let mut silent = TcpStream::connect(address).unwrap();
     let mut greeting = [0; 12];
@@ -513,6 +511,20 @@ fn there_is_room_for_so_many() {
     let _third = stage.viewer();
     stage.wait_viewers(2);
     drop(second);
+}
+
+#[test]
+fn who_was_let_in_is_not_closed_for_a_newcomer() {
+    for _ in 0..100 {
+        let stage = Stage::with(|server| server.max_viewers(1));
+        let mut viewer = stage.viewer();
+        // Comes at the moment at which the first one has read ServerInit.
+        let mut late = TcpStream::connect(stage.address()).unwrap();
+        late.set_read_timeout(Some(patience())).unwrap();
+        assert_eq!(late.read(&mut [0]).unwrap_or(0), 0, "nobody is let in");
+        viewer.request(false, viewer.all());
+        viewer.update();
+    }
 }
 
 #[test]

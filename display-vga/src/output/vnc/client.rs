@@ -77,7 +77,7 @@ impl ClientState {
 pub(super) struct Client {
     pub(super) id: u64,
     pub(super) stream: Stream,
-    /// Whether it has completed the handshake.
+    /// Whether it has completed the handshake up to and including ClientInit.
     watches: AtomicBool,
     state: Mutex<ClientState>,
     wake: Condvar,
@@ -93,7 +93,7 @@ impl Client {
         self.watches.load(Ordering::Relaxed)
     }
 
-    /// It has completed the handshake.
+    /// It has completed the handshake up to and including ClientInit.
     pub(super) fn let_in(&self) {
         self.watches.store(true, Ordering::Relaxed);
     }

@@ -61,6 +61,8 @@ fn talk(hub: &Arc<Shared>, viewer: &Arc<Client>, held: &mut Held) -> Result<(), 
     viewer.stream.prepare()?;
     let mut handshake = DeadlineStream::new(&viewer.stream, settings.handshake);
     greet(&mut handshake, settings.password.as_ref())?;
+    // Before ServerInit: whoever has received that cannot be closed in favour of a newcomer.
+    viewer.let_in();
     let (width, height) = hub.picture().size();
     let size = u16::try_from(width).ok().zip(u16::try_from(height).ok());
     handshake.write_all(&server_init(size.unwrap_or_default(), &settings.name))?;
@@ -72,7 +74,6 @@ fn talk(hub: &Arc<Shared>, viewer: &Arc<Client>, held: &mut Held) -> Result<(), 
     std::thread::Builder::new()
         .name(format!("vnc-out-{}", viewer.id))
         .spawn(move || writer::run(&writer.0, &writer.1, seen))?;
-    viewer.let_in();
     hub.tell(VncEvent::Viewers(hub.watching()));
 
     let mut stream = BufReader::new(&viewer.stream);
