@@ -72,6 +72,7 @@
 mod device;
 mod draw;
 mod font;
+mod locks;
 mod modes;
 mod output;
 mod picture;

@@ -53,7 +53,7 @@ pub struct KvmConfig {
     /// display, which begin with all of memory anyway. If false, the first harvest gives exactly
     /// what was written since the log was switched on, as with the bitmap and the ring: for a
     /// checkpoint that was taken just then. KVM write-protects all pages of a slot when its log
-    /// starts, before `set_log` returns: that costs time that grows with the slot's mapped
+    /// starts, before `claim_log` returns: that costs time that grows with the slot's mapped
     /// memory, and a fault at the first write of each page.
     pub initially_set: bool,
     /// At most so many memory slots, however many KVM has.

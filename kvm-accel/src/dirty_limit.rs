@@ -7,7 +7,7 @@
 //! its `run` return.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use ram_block::PageSize;
 
 use crate::exclusion::gate::Gate;
 use crate::exclusion::kick::VcpuShared;
+use crate::locks::{lock, unpoisoned};
 use crate::machine::Machine;
 
 /// How often rings are polled.
@@ -153,20 +154,16 @@ impl LimitState {
 }
 
 impl DirtyLimit {
-    fn lock(&self) -> MutexGuard<'_, LimitState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a new vCPU, with the number of its ring.
     pub(crate) fn add(&self, vcpu: &Arc<VcpuShared>, ring: usize) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.remove_dropped();
         let (vcpu, bucket) = (Arc::downgrade(vcpu), Bucket::new(Instant::now(), 0));
         state.vcpus.push(Limited { vcpu, ring, bucket, out: None });
     }
 
     pub(crate) fn get(&self) -> Option<u64> {
-        self.lock().limit
+        lock(&self.state).limit
     }
 
     /// Limits what each vCPU of `machine` dirties to so many bytes per second from now on.
@@ -175,7 +172,7 @@ impl DirtyLimit {
         machine: &Arc<Machine>,
         limit: Option<u64>,
     ) -> io::Result<()> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if limit.is_some() && !state.has_thread {
             let (this, machine) = (self.clone(), Arc::downgrade(machine));
             Builder::new().name("dirty limit".to_owned()).spawn(move || this.enforce(&machine))?;
@@ -195,16 +192,15 @@ impl DirtyLimit {
 
     /// Enforces the limit until it is removed, or the machine is dropped.
     fn enforce(&self, machine: &Weak<Machine>) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while let (Some(limit), Some(machine)) = (state.limit, machine.upgrade()) {
             let next = state.poll(limit, machine.gate(), |ring| machine.ring_seen(ring));
             // This may drop the machine's last reference: not under the lock.
             drop(state);
             drop(machine);
-            state = self.lock();
+            state = lock(&self.state);
             if state.limit.is_some() {
-                let waited = self.changed.wait_timeout(state, next);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state = unpoisoned(self.changed.wait_timeout(state, next)).0;
             }
         }
         state.has_thread = false;
@@ -212,7 +208,7 @@ impl DirtyLimit {
 
     /// Time that vCPUs were throttled, summed over vCPUs, up to now.
     pub(crate) fn waited(&self) -> Duration {
-        let state = self.lock();
+        let state = lock(&self.state);
         let out = state.vcpus.iter().filter_map(|limited| limited.out);
         state.waited + out.map(|since| since.elapsed()).sum::<Duration>()
     }

@@ -41,10 +41,10 @@
 //! memory.add_listener(&ports, vm.pio_listener())?;
 //! let vcpu = vm.create_vcpu(0, Buses { memory: system, ports })?;
 //! // ... set registers through vcpu.fd() ...
-//! memory.set_log(ram, DirtyClient::VGA, true)?;
+//! let mut log = memory.claim_log(ram, DirtyClient::VGA)?;
 //! let guest = vcpu.spawn("vcpu0")?;
 //!
-//! let harvest = memory.snapshot_and_clear(ram, DirtyClient::VGA, 0..64 << 20)?;
+//! let harvest = log.snapshot_and_clear(0..64 << 20)?;
 //! println!("{} pages written", harvest.count());
 //! harvest.commit();
 //!
@@ -73,6 +73,7 @@ mod dirty_limit;
 mod dirty_ring;
 mod error;
 mod exclusion;
+mod locks;
 mod machine;
 mod slots;
 mod stats;

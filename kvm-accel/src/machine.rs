@@ -3,7 +3,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -18,6 +18,7 @@ use crate::error::KvmError;
 use crate::exclusion::gate::Gate;
 use crate::exclusion::gated_vm::GatedVm;
 use crate::exclusion::kick::VcpuShared;
+use crate::locks::{lock, unpoisoned};
 use crate::slots::commit;
 use crate::slots::table::{SlotInfo, Slots};
 use crate::stats::DirtyLogStats;
@@ -63,10 +64,6 @@ impl Machine {
         &self.chosen
     }
 
-    fn lock(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
@@ -82,7 +79,7 @@ impl Machine {
         let mut ring = RingOfVcpu::default();
         if let DirtyTracking::Ring { entries } = self.chosen.tracking {
             let entries = MappedEntries::new(vcpu, entries)?;
-            ring = self.lock().rings.add(entries);
+            ring = lock(&self.slots).rings.add(entries);
         }
         self.gate.add(shared);
         Ok(ring)
@@ -125,12 +122,12 @@ impl Machine {
     /// Handles the exit of a vCPU whose dirty ring is full; `moves` is the ring's count of moves
     /// from before the guest was entered.
     pub(crate) fn ring_full(&self, ring: &RingOfVcpu, moves: u64) -> Result<(), KvmError> {
-        self.lock().ring_full(&self.calls(), ring, moves)
+        lock(&self.slots).ring_full(&self.calls(), ring, moves)
     }
 
     /// How many entries KVM has pushed to the ring of this number so far.
     pub(crate) fn ring_seen(&self, ring: usize) -> u64 {
-        self.lock().rings.seen(ring)
+        lock(&self.slots).rings.seen(ring)
     }
 
     /// With rings, forces an exit on each vCPU so that the CPU flushes its PML buffer into the
@@ -139,7 +136,7 @@ impl Machine {
         if !matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
             return;
         }
-        let mut last_flush = self.last_flush.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_flush = lock(&self.last_flush);
         if last_flush.is_none_or(|last_flush| last_flush.elapsed() >= self.pml_flush_interval) {
             self.gate.exclude(|| ());
             *last_flush = Some(Instant::now());
@@ -148,16 +145,16 @@ impl Machine {
 
     fn sync_section(&self, at: u64) -> Result<(), KvmError> {
         if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) {
-            return self.lock().harvest(&self.calls(), at);
+            return lock(&self.slots).harvest(&self.calls(), at);
         }
         // One lock for each slot, so that other threads can take it in between.
-        let slots = self.lock().slots_of(at);
-        (0..slots).try_for_each(|n| self.lock().harvest_slot(&self.calls(), at, n))
+        let slots = lock(&self.slots).slots_of(at);
+        (0..slots).try_for_each(|n| lock(&self.slots).harvest_slot(&self.calls(), at, n))
     }
 
     /// Makes KVM's slots, ioeventfds and coalesced zones those of the changed view of memory.
     pub(crate) fn commit(&self, change: &ViewChange) -> Result<(), KvmError> {
-        let slots = || self.lock().commit(&self.calls(), change);
+        let slots = || lock(&self.slots).commit(&self.calls(), change);
         self.follow(Bus::Memory, change, slots)
     }
 
@@ -177,33 +174,32 @@ impl Machine {
     pub(crate) fn sync_all(&self) -> Result<(), KvmError> {
         self.flush_pml();
         if matches!(self.chosen.tracking, DirtyTracking::Ring { .. }) && !self.chosen.with_bitmap {
-            self.lock().take_rings(&self.calls())?;
+            lock(&self.slots).take_rings(&self.calls())?;
             return Ok(());
         }
-        let sections = self.lock().sections();
+        let sections = lock(&self.slots).sections();
         sections.into_iter().try_for_each(|at| self.sync_section(at))
     }
 
     /// Re-arms the pages of the section at `at` that were reported (KVM_CLEAR_DIRTY_LOG).
     pub(crate) fn clear(&self, at: u64, bytes: &Range<u64>) -> Result<(), KvmError> {
-        self.lock().clear(&self.calls(), at, bytes)
+        lock(&self.slots).clear(&self.calls(), at, bytes)
     }
 
     /// What tracking has cost so far, without the time of the dirty limit.
     pub(crate) fn dirty_log_stats(&self) -> DirtyLogStats {
         let (kicks, blocked) = self.gate.cost();
-        DirtyLogStats { kicks, blocked, ..self.lock().stats }
+        DirtyLogStats { kicks, blocked, ..lock(&self.slots).stats }
     }
 
     /// The memory slots, in the order of their addresses.
     pub(crate) fn slots(&self) -> Vec<SlotInfo> {
-        self.lock().list()
+        lock(&self.slots).list()
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let slots = self.slots.get_mut().unwrap_or_else(PoisonError::into_inner);
-        slots.remove_all(&self.fd);
+        unpoisoned(self.slots.get_mut()).remove_all(&self.fd);
     }
 }

@@ -10,7 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 
 use crate::config::{DirtyTracking, KvmConfig};
-use crate::error::{KvmError, io_error};
+use crate::error::KvmError;
 use crate::sys::dirty_gfn::Entry;
 
 /// How written pages are tracked, and why so.
@@ -38,7 +38,7 @@ impl fmt::Display for DirtyTrackingMode {
 fn enable(vm: &VmFd, cap: u32, argument: u64) -> Result<(), std::io::Error> {
     let mut request = kvm_enable_cap { cap, ..kvm_enable_cap::default() };
     request.args[0] = argument;
-    vm.enable_cap(&request).map_err(io_error)
+    vm.enable_cap(&request).map_err(Into::into)
 }
 
 /// What KVM answers about a capability: 0 if it does not have it.

@@ -12,7 +12,7 @@ use ram_block::PageSize;
 use crate::bus::buses::Buses;
 use crate::config::{DirtyTracking, KvmConfig};
 use crate::dirty_limit::DirtyLimit;
-use crate::error::{KvmError, io_error};
+use crate::error::KvmError;
 use crate::exclusion::gate::PauseGuard;
 use crate::exclusion::kick::VcpuShared;
 use crate::machine::Machine;
@@ -126,7 +126,7 @@ impl KvmVm {
     /// [`KvmError::CreateVcpu`], [`KvmError::Signal`].
     pub fn create_vcpu(self: &Arc<Self>, id: u64, buses: Buses) -> Result<Vcpu, KvmError> {
         let fd = self.machine.fd().create_vcpu(id);
-        let fd = fd.map_err(|error| KvmError::CreateVcpu { id, source: io_error(error) })?;
+        let fd = fd.map_err(|error| KvmError::CreateVcpu { id, source: error.into() })?;
         let shared = VcpuShared::new(id, &fd)?;
         let ring = self.machine.add(&fd, &shared, &buses);
         let ring = ring.map_err(|source| KvmError::CreateVcpu { id, source })?;

@@ -111,18 +111,17 @@ pub enum MapError {
         size: u128,
     },
     /// Only RAM has a dirty log.
-    #[error("Client {client} cannot log \"{name}\", which is no RAM")]
-    NotRam { name: String, client: DirtyClient },
+    #[error("\"{client}\" cannot log \"{name}\", which is no RAM")]
+    NotRam { name: String, client: String },
     /// The region has no memory of its own.
     #[error("\"{name}\" is no RAM and has no block")]
     NoBlock { name: String },
-    /// The log is claimed: only the claim harvests it and switches it off, as two harvesters would
-    /// take each other's bits.
-    #[error("Client {client}'s log of {what} is already claimed")]
-    Claimed { client: DirtyClient, what: String },
-    /// The claim of a log does not have these bits.
-    #[error("The claim of client {client}'s log does not have {what}")]
-    NotClaimed { client: DirtyClient, what: String },
+    /// The log, or a part of it, is claimed already: two harvesters would take each other's bits.
+    #[error("The {client} log of {what} is claimed by \"{by}\" already")]
+    Claimed { client: DirtyClient, what: String, by: String },
+    /// The log has no bits of this block, perhaps because the block has left the map.
+    #[error("The {client} log does not have block \"{block}\"")]
+    NotLogged { client: DirtyClient, block: String },
     /// A listener cannot follow the change.
     #[error("Listener \"{listener}\" refuses the new map of \"{space}\"")]
     Refused {

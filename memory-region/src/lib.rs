@@ -41,9 +41,9 @@
 //! })?;
 //! let space = memory.address_space("memory", system)?;
 //!
-//! memory.set_log(vram, DirtyClient::VGA, true)?;
+//! let mut log = memory.claim_log(vram, DirtyClient::VGA)?;
 //! space.write(0xa0010, &[7])?;
-//! let harvest = memory.snapshot_and_clear(vram, DirtyClient::VGA, 0..0x20000)?;
+//! let harvest = log.snapshot_and_clear(0..0x20000)?;
 //! assert_eq!(harvest.pages().collect::<Vec<_>>(), [0]);
 //! harvest.commit();
 //! # Ok(())
@@ -67,10 +67,9 @@ pub use error::{AccessError, ListenerError, MapError};
 pub use listener::change::{GlobalLogChange, ListDiff, LogChange, MemoryListener, ViewChange};
 pub use listener::external_log::{ExternalDirtyLog, ExternalDirtyLogListener};
 pub use listener::vhost_log::VhostLog;
-pub use map::log_claim::LogClaim;
+pub use map::log_claim::{GlobalLogClaim, LogClaim};
 pub use map::memory_map::MemoryMap;
 pub use map::mtree::{FlatViews, Mtree};
-pub use map::registered_client::RegisteredClient;
 /// The crates whose types appear in this one's.
 pub use ram_block;
 pub use region_id::RegionId;

@@ -1,19 +1,28 @@
-//! Nobody takes the bits of a log that is claimed, whichever way it is tried.
+//! A client's log is on as long as its claim exists, and nobody else takes its bits, whichever way
+//! it is tried.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use memory_region::{LogClaim, MapError, MemoryMap, RegionId};
-use ram_block::{ClientSet, DirtyClient, DirtyError, DirtySnapshot, RamBlock};
+use memory_region::{
+    GlobalLogClaim, ListenerError, LogClaim, MapError, MemoryListener, MemoryMap, RegionId,
+    Section, ViewChange,
+};
+use ram_block::{Claimant, ClientSet, DirtyClient, DirtyError, PageSet, RamBlock};
 
 const VGA: DirtyClient = DirtyClient::VGA;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 const LEN: u64 = 1 << 20;
 
+fn block(id: &str) -> Arc<RamBlock> {
+    RamBlock::anonymous(id, LEN).unwrap()
+}
+
 fn map_with(ids: &[&str]) -> (Arc<MemoryMap>, Vec<(RegionId, Arc<RamBlock>)>) {
     let map = MemoryMap::new();
     let ram = ids.iter().map(|id| {
-        let block = RamBlock::anonymous(id, LEN).unwrap();
+        let block = block(id);
         (map.transaction(|map| map.ram(id, block.clone())).unwrap(), block)
     });
     let ram = ram.collect();
@@ -24,100 +33,122 @@ fn is_claimed<T: std::fmt::Debug>(result: Result<T, MapError>) -> bool {
     matches!(result, Err(MapError::Claimed { .. }))
 }
 
-/// Every way to take `client`'s bits of a block, or to drop them, without the claim.
+/// Every way to get at `client`'s bits of a block beside the claim.
 fn is_kept(map: &Arc<MemoryMap>, region: RegionId, block: &Arc<RamBlock>, client: DirtyClient) {
-    let all = 0..block.pages();
-    assert!(is_claimed(map.snapshot_and_clear(region, client, 0..LEN)));
-    let buffer = DirtySnapshot::default();
-    assert!(is_claimed(map.snapshot_and_clear_into(region, client, 0..LEN, buffer)));
     assert!(is_claimed(map.claim_log(region, client)));
+    assert!(is_claimed(map.claim_log(region, Claimant::named(client, "another"))));
     assert!(is_claimed(map.claim_global_log(client)));
-    let (dirty, mut words) = (block.dirty(), vec![0; 64]);
-    let refused = DirtyError::Claimed { client };
-    assert_eq!(dirty.snapshot_and_clear(client, all.clone()).unwrap_err(), refused);
-    assert_eq!(dirty.move_into(client, all.clone(), &mut words).unwrap_err(), refused);
-    let visit = |_| ControlFlow::<()>::Continue(());
-    assert_eq!(dirty.visit_runs(client, all, 0, visit).unwrap_err(), refused);
-    assert_eq!(dirty.disable(client).unwrap_err(), refused);
-    assert_eq!(dirty.claim(client).unwrap_err(), refused);
-    // Through another map that shows the block; a log of its own does no harm.
+    let refused = block.dirty().claim(client).unwrap_err();
+    assert!(matches!(refused, DirtyError::Claimed { client: of, .. } if of == client));
+    // Through another map that shows the block, and leaves again.
     let other = MemoryMap::new();
     let shown = other.transaction(|map| map.ram("shown", block.clone())).unwrap();
-    other.set_log(shown, client, true).unwrap();
-    assert!(is_claimed(other.snapshot_and_clear(shown, client, 0..LEN)));
     assert!(is_claimed(other.claim_log(shown, client)));
     assert!(is_claimed(other.claim_global_log(client)));
-    other.set_log(shown, client, false).unwrap();
-    other.set_global_log(client, true).unwrap();
+    let theirs = other.claim_log(shown, "theirs").unwrap();
     other.transaction(|map| map.remove(shown)).unwrap();
-    assert!(dirty.enabled().contains(client));
+    drop(theirs);
+    assert!(block.dirty().enabled().contains(client));
 }
 
-fn taken(log: &LogClaim, region: RegionId) -> Vec<u64> {
-    log.snapshot_and_clear(region, 0..LEN).unwrap().commit().pages().collect()
+fn taken(log: &mut LogClaim) -> Vec<u64> {
+    log.snapshot_and_clear(0..LEN).unwrap().commit().pages().collect()
+}
+
+fn taken_of(log: &mut GlobalLogClaim, block: &Arc<RamBlock>) -> Vec<u64> {
+    log.snapshot_and_clear(block, 0..LEN).unwrap().commit().pages().collect()
+}
+
+fn enabled(block: &Arc<RamBlock>) -> ClientSet {
+    block.dirty().enabled()
 }
 
 #[test]
-fn a_claimed_log_is_taken_through_the_claim_alone() {
+fn a_log_is_taken_through_its_claim_alone() {
     let (map, ram) = map_with(&["ram"]);
     let (region, block) = &ram[0];
-    // As one who harvests without a claim does.
-    map.set_log(*region, VGA, true).unwrap();
-    let log = map.claim_log(*region, VGA).unwrap();
-    assert_eq!(log.client(), VGA);
+    let mut log = map.claim_log(*region, VGA).unwrap();
+    assert_eq!((log.client(), log.block().id()), (VGA, "ram"));
     block.write(0x5000, &[1]).unwrap();
     is_kept(&map, *region, block, VGA);
-    assert!(is_claimed(map.set_log(*region, VGA, false)));
-    let refused = map.snapshot_and_clear(*region, VGA, 0..LEN).unwrap_err();
-    assert_eq!(refused.to_string(), "Client vga's log of \"ram\" is already claimed");
-    assert_eq!(taken(&log, *region), [5]);
-
+    let refused = map.claim_log(*region, VGA).unwrap_err();
+    assert_eq!(refused.to_string(), "The vga log of \"ram\" is claimed by \"vga\" already");
+    assert_eq!(taken(&mut log), [5]);
     block.write(0x6000, &[1]).unwrap();
-    drop(log.snapshot_and_clear(*region, 0..LEN).unwrap()); // given back
-    let mut words = vec![0; 4];
-    assert_eq!(log.move_into(block, 0..block.pages(), &mut words).unwrap(), 1);
+    drop(log.snapshot_and_clear(0..LEN).unwrap()); // given back
+    assert_eq!(log.visit_runs(0, ControlFlow::Break).unwrap().break_value(), Some(6..7));
     block.write(0x7000, &[1]).unwrap();
-    let visited = log.visit_runs(block, 0..block.pages(), 0, ControlFlow::Break).unwrap();
-    assert_eq!(visited.break_value(), Some(7..8));
+    let mut pages = PageSet::new(block.pages()).unwrap();
+    assert_eq!(log.move_to(&mut pages).unwrap(), 1);
+    log.clear(0x7000..0x8000).unwrap();
+    assert!(pages.contains(7));
 
     // Other clients go on as before.
-    map.set_log(*region, MIGRATION, true).unwrap();
+    let mut other = map.claim_log(*region, MIGRATION).unwrap();
     block.write(0, &[1]).unwrap();
-    assert!(map.snapshot_and_clear(*region, MIGRATION, 0..LEN).unwrap().commit().is_dirty(0));
-    map.set_log(*region, MIGRATION, false).unwrap();
+    assert_eq!(taken(&mut other), [0]);
+    assert_eq!(enabled(block), ClientSet::EMPTY.with(VGA).with(MIGRATION));
+    drop(other);
+    assert_eq!(taken(&mut log), [0]);
     drop(log);
-    assert_eq!(block.dirty().enabled(), ClientSet::EMPTY);
-    map.set_log(*region, VGA, true).unwrap();
-    map.snapshot_and_clear(*region, VGA, 0..LEN).unwrap().commit();
-    map.set_log(*region, VGA, false).unwrap();
+    assert_eq!(enabled(block), ClientSet::EMPTY);
+    assert_eq!(taken(&mut map.claim_log(*region, VGA).unwrap()), [0; 0]);
+}
+
+/// The bits are the block's: a claim of another region of it, or of all RAM, would take the same
+/// ones.
+#[test]
+fn claims_of_the_same_bits_meet() {
+    let (map, ram) = map_with(&["ram", "stranger"]);
+    let (region, stranger) = (ram[0].0, ram[1].0);
+    let again = map.transaction(|map| map.ram("again", ram[0].1.clone())).unwrap();
+    let claim = map.claim_log(region, VGA).unwrap();
+    assert!(is_claimed(map.claim_log(again, VGA)));
+    assert!(is_claimed(map.claim_global_log(VGA)));
+    drop(map.claim_log(again, MIGRATION).unwrap());
+    let beside = map.claim_log(stranger, VGA).unwrap();
+    drop(claim);
+    assert!(is_claimed(map.claim_global_log(VGA)));
+    drop(beside);
+    let all = map.claim_global_log(VGA).unwrap();
+    assert!(is_claimed(map.claim_log(stranger, VGA)));
+    drop(all);
+    // A log whose region is gone is in nobody's way.
+    let gone = map.claim_log(again, VGA).unwrap();
+    map.transaction(|map| map.remove(again)).unwrap();
+    let all = map.claim_global_log(VGA).unwrap();
+    drop(gone);
+    assert!(ram.iter().all(|(_, block)| enabled(block).contains(VGA)));
+    drop(all);
 }
 
 /// Blocks that are there, that come, and that come again.
 #[test]
 fn a_claim_of_all_ram_has_the_blocks_that_come() {
     let (map, ram) = map_with(&["ram"]);
-    let log = map.claim_global_log(MIGRATION).unwrap();
-    let late = RamBlock::anonymous("late", LEN).unwrap();
+    let mut log = map.claim_global_log(MIGRATION).unwrap();
+    let late = block("late");
+    late.write(0, &[1]).unwrap();
     let shown = map.transaction(|map| map.ram("late", late.clone())).unwrap();
+    let all = (0..late.pages()).collect::<Vec<_>>();
+    assert_eq!(taken_of(&mut log, &late), all, "it has seen none of them");
     for (region, block) in ram.iter().chain([&(shown, late.clone())]) {
         block.write(0x5000, &[1]).unwrap();
         is_kept(&map, *region, block, MIGRATION);
-        assert!(is_claimed(map.set_global_log(MIGRATION, false)));
-        assert!(taken(&log, *region).contains(&5));
+        assert_eq!(taken_of(&mut log, block), [5]);
     }
-    // A region's own log may go on and off: the log of all RAM stays.
-    map.set_log(shown, MIGRATION, true).unwrap();
-    map.set_log(shown, MIGRATION, false).unwrap();
-    assert!(late.dirty().enabled().contains(MIGRATION));
+    // A region's own log may come and go.
+    drop(map.claim_log(shown, VGA).unwrap());
+    assert_eq!(enabled(&late), ClientSet::EMPTY.with(MIGRATION));
 
     map.transaction(|map| map.remove(shown)).unwrap();
-    assert!(!late.dirty().is_claimed(MIGRATION) && late.dirty().enabled().is_empty());
-    let gone = log.move_into(&late, 0..1, &mut [0]);
-    assert!(matches!(gone, Err(MapError::NotClaimed { .. })), "{gone:?}");
+    assert_eq!(enabled(&late), ClientSet::EMPTY);
+    let gone = log.move_into(&late, &mut [0; 4]);
+    assert!(matches!(gone, Err(MapError::NotLogged { .. })), "{gone:?}");
     map.transaction(|map| map.ram("late", late.clone())).unwrap();
-    assert!(late.dirty().is_claimed(MIGRATION));
+    assert_eq!(taken_of(&mut log, &late), all);
     drop(log);
-    assert!(!late.dirty().is_claimed(MIGRATION) && late.dirty().enabled().is_empty());
+    assert_eq!(enabled(&late), ClientSet::EMPTY);
 }
 
 /// A log that another has claimed, at the block or in another map, is refused as a whole,
@@ -127,51 +158,164 @@ fn a_claim_that_meets_another_leaves_everything_as_it_was() {
     let (map, ram) = map_with(&["a", "b"]);
     let theirs = ram[1].1.dirty().claim(MIGRATION).unwrap();
     let refused = map.claim_global_log(MIGRATION).unwrap_err();
-    assert_eq!(refused.to_string(), "Client migration's log of block \"b\" is already claimed");
-    assert!(!ram[0].1.dirty().is_claimed(MIGRATION) && ram[0].1.dirty().enabled().is_empty());
-    let log = map.claim_log(ram[0].0, MIGRATION).unwrap();
-    let other = log.snapshot_and_clear(ram[1].0, 0..LEN).unwrap_err();
-    assert!(matches!(other, MapError::NotClaimed { .. }), "{other}");
-    drop((theirs, log));
+    assert_eq!(
+        refused.to_string(),
+        "The migration log of block \"b\" is claimed by \"migration\" already"
+    );
+    assert_eq!(enabled(&ram[0].1), ClientSet::EMPTY);
+    drop(map.claim_log(ram[0].0, MIGRATION).unwrap());
+    drop(theirs);
 
-    // A block that is claimed elsewhere does not join a claimed log of all RAM.
+    // A block that is claimed elsewhere does not join a log of all RAM.
     let log = map.claim_global_log(MIGRATION).unwrap();
-    let late = RamBlock::anonymous("late", LEN).unwrap();
+    let late = block("late");
     let theirs = late.dirty().claim(MIGRATION).unwrap();
     assert!(is_claimed(map.transaction(|map| map.ram("late", late.clone()))));
-    assert!(late.dirty().enabled().is_empty());
+    late.write(0, &[1]).unwrap();
+    assert!(theirs.snapshot_and_clear(0..1).unwrap().is_dirty(0), "theirs goes on");
     drop(theirs);
     map.transaction(|map| map.ram("late", late.clone())).unwrap();
     drop(log);
 }
 
-/// The claim of a client that is registered, which ends with it.
+/// A name gets the first number that nobody has, here or at the blocks.
 #[test]
-fn a_registered_clients_log_is_claimed_as_well() {
-    let (map, ram) = map_with(&["ram"]);
-    let (region, block) = &ram[0];
-    let client = map.register_client("mine").unwrap();
-    let log = map.claim_global_log(client.client()).unwrap();
-    block.write(0x5000, &[1]).unwrap();
-    is_kept_of_registered(&map, *region, block, client.client());
-    assert_eq!(taken(&log, *region), [5]);
-    let number = client.client();
-    drop(client);
-    assert!(!block.dirty().is_claimed(number));
-    assert!(log.snapshot_and_clear(*region, 0..LEN).is_err());
-    drop(log);
-    drop(map.register_client("next").unwrap());
+fn a_name_gets_a_number_that_is_free_in_all_its_blocks() {
+    let (map, ram) = map_with(&["one", "other"]);
+    let theirs = ram[1].1.dirty().claim("theirs").unwrap();
+    let of_one = map.claim_log(ram[0].0, "of one").unwrap();
+    assert_eq!(of_one.client(), theirs.client(), "numbers are the block's");
+    let mut mine = map.claim_global_log("mine").unwrap();
+    assert_ne!(mine.client(), theirs.client());
+    is_kept(&map, ram[0].0, &ram[0].1, mine.client());
+    let late = block("late");
+    map.transaction(|map| map.ram("late", late.clone())).unwrap();
+    for block in [&ram[0].1, &ram[1].1, &late] {
+        let _ = taken_of(&mut mine, block);
+        block.write(0x5000, &[1]).unwrap();
+        assert_eq!(taken_of(&mut mine, block), [5]);
+    }
+    // Names are for errors, and need not differ; there are five numbers.
+    let more: Vec<_> = (0..3).map(|_| map.claim_global_log("mine").unwrap()).collect();
+    let refused = map.claim_global_log("more").unwrap_err();
+    assert!(matches!(refused, MapError::Dirty(DirtyError::TooManyClients { .. })), "{refused}");
+    drop(more);
+    let number = mine.client();
+    drop(mine);
+    assert!([&ram[0].1, &ram[1].1, &late].iter().all(|block| !enabled(block).contains(number)));
+    assert_eq!(map.claim_global_log("next").unwrap().client(), number);
 }
 
-fn is_kept_of_registered(
-    map: &Arc<MemoryMap>,
-    region: RegionId,
-    block: &Arc<RamBlock>,
-    client: DirtyClient,
-) {
-    assert!(is_claimed(map.snapshot_and_clear(region, client, 0..LEN)));
-    assert!(is_claimed(map.claim_log(region, client)));
-    let refused = DirtyError::Claimed { client };
-    assert_eq!(block.dirty().snapshot_and_clear(client, 0..1).unwrap_err(), refused);
-    assert_eq!(block.dirty().disable(client).unwrap_err(), refused);
+#[test]
+fn who_cannot_log_is_refused_at_once() {
+    let (map, ram) = map_with(&["ram"]);
+    let inverse = |error: &MapError| matches!(error, MapError::Dirty(DirtyError::CodeClient));
+    assert!(inverse(&map.claim_global_log(DirtyClient::CODE).unwrap_err()));
+    assert!(inverse(&map.claim_log(ram[0].0, DirtyClient::CODE).unwrap_err()));
+    assert!(inverse(&MemoryMap::new().claim_global_log(DirtyClient::CODE).unwrap_err()));
+    let container = map.transaction(|map| map.container("root", 1 << 32)).unwrap();
+    let refused = map.claim_log(container, "mine").unwrap_err();
+    assert_eq!(refused.to_string(), "\"mine\" cannot log \"root\", which is no RAM");
+}
+
+/// A claim that outlives its region takes nothing from the next of its number.
+#[test]
+fn a_claim_whose_region_is_gone_has_no_bits() {
+    let (map, ram) = map_with(&["ram"]);
+    let (region, block) = &ram[0];
+    let mut stale = map.claim_log(*region, VGA).unwrap();
+    map.transaction(|map| map.remove(*region)).unwrap();
+    assert_eq!(enabled(block), ClientSet::EMPTY);
+    let again = map.transaction(|map| map.ram("ram", block.clone())).unwrap();
+    let mut log = map.claim_log(again, VGA).unwrap();
+    block.write(0, &[1]).unwrap();
+    let gone = stale.snapshot_and_clear(0..LEN);
+    assert!(matches!(gone, Err(MapError::NotLogged { .. })), "{gone:?}");
+    drop(stale);
+    assert_eq!(taken(&mut log), [0]);
+}
+
+/// Clears nothing, or stops no log, while it is told so.
+#[derive(Default)]
+struct Stubborn {
+    clears: AtomicBool,
+    stops: AtomicBool,
+}
+
+impl MemoryListener for Stubborn {
+    fn name(&self) -> &str {
+        "stubborn"
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        let stops = change.global_log.is_some_and(|log| log.new.is_empty());
+        if stops && self.stops.load(Ordering::Relaxed) { Err("no".into()) } else { Ok(()) }
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(())
+    }
+
+    fn log_clear(&self, _: &Section, bytes: Range<u64>) -> Result<(), ListenerError> {
+        let refused = self.clears.load(Ordering::Relaxed) && bytes.start >= 0x8000;
+        if refused { Err("no".into()) } else { Ok(()) }
+    }
+}
+
+fn with_listener(map: &Arc<MemoryMap>, ram: RegionId) -> Arc<Stubborn> {
+    let root = map.transaction(|map| {
+        let root = map.container("root", 1 << 32)?;
+        map.add_subregion(root, 0, ram)?;
+        Ok(root)
+    });
+    let stubborn = Arc::new(Stubborn::default());
+    let space = map.address_space("memory", root.unwrap()).unwrap();
+    map.add_listener(&space, stubborn.clone()).unwrap();
+    stubborn
+}
+
+/// Pages that cannot be re-armed were not dealt with: a later write to them would not be reported.
+#[test]
+fn a_harvest_that_cannot_rearm_its_pages_gives_them_back() {
+    let (map, ram) = map_with(&["ram"]);
+    let (region, block) = &ram[0];
+    let stubborn = with_listener(&map, *region);
+    let mut log = map.claim_global_log(MIGRATION).unwrap();
+    let page = block.page_size().bytes();
+    let pages = [1, 0x8000 / page, 0x8000 / page + 4];
+    pages.iter().for_each(|n| block.write(n * page, &[1]).unwrap());
+    stubborn.clears.store(true, Ordering::Relaxed);
+    let mut visited = Vec::new();
+    let mut visit = |log: &mut GlobalLogClaim| {
+        log.visit_runs(block, 0, |run| {
+            visited.push(run.start);
+            ControlFlow::<()>::Continue(())
+        })
+    };
+    assert!(matches!(visit(&mut log), Err(MapError::Sync { .. })));
+    assert!(matches!(log.snapshot_and_clear(block, 0x8000..LEN), Err(MapError::Sync { .. })));
+    stubborn.clears.store(false, Ordering::Relaxed);
+    let _ = visit(&mut log).unwrap();
+    assert_eq!(visited, pages);
+}
+
+/// Its client stays taken, as the log goes on; the next change tries again.
+#[test]
+fn a_log_that_a_listener_does_not_stop_is_stopped_later() {
+    let (map, ram) = map_with(&["ram"]);
+    let stubborn = with_listener(&map, ram[0].0);
+    let log = map.claim_global_log(MIGRATION).unwrap();
+    stubborn.stops.store(true, Ordering::Relaxed);
+    drop(log);
+    assert_eq!(enabled(&ram[0].1), ClientSet::EMPTY.with(MIGRATION));
+    assert!(is_claimed(map.claim_global_log(MIGRATION)));
+    stubborn.stops.store(false, Ordering::Relaxed);
+    map.transaction(|_| Ok(())).unwrap();
+    assert_eq!(enabled(&ram[0].1), ClientSet::EMPTY);
+    // A claim tries again, too.
+    let log = map.claim_global_log(MIGRATION).unwrap();
+    stubborn.stops.store(true, Ordering::Relaxed);
+    drop(log);
+    stubborn.stops.store(false, Ordering::Relaxed);
+    drop(map.claim_global_log(MIGRATION).unwrap());
 }

@@ -147,10 +147,10 @@ fn a_read_only_window_on_ram_that_is_written_elsewhere() {
             map.set_readonly(window, true)?;
             map.add_subregion(bus.root, 0, region)?;
             map.add_subregion_overlap(bus.root, 0x8000_0000, window, 1)?;
-            map.set_global_log(MIGRATION, true)?;
             Ok((window, region))
         })
         .unwrap();
+    let mut log = bus.map.claim_log(shown, MIGRATION).unwrap();
     let at = 0x8000_0010;
     let refused = bus.space.write(at, &[1]).unwrap_err();
     assert!(matches!(&refused, AccessError::ReadOnly { name, .. } if name == "ram"), "{refused}");
@@ -170,7 +170,7 @@ fn a_read_only_window_on_ram_that_is_written_elsewhere() {
     bus.map.transaction(|map| map.set_readonly(bus.root, true)).unwrap();
     assert!(bus.space.write(0xc_0010, &[1]).is_err());
     bus.map.transaction(|map| map.set_readonly(bus.root, false)).unwrap();
-    let harvest = bus.map.snapshot_and_clear(shown, MIGRATION, 0..1 << 20).unwrap().commit();
+    let harvest = log.snapshot_and_clear(0..1 << 20).unwrap().commit();
     assert_eq!(harvest.pages().collect::<Vec<_>>(), [ram.page_size().page_of(0xc_0010)]);
 }
 
@@ -202,9 +202,9 @@ fn a_rom_device_is_read_directly_or_asked_and_written_always() {
     let section = view.section_at(0x1004).unwrap();
     assert!(section.readonly() && section.ram().is_some() && section.device().is_some());
     // The device's own stores are logged, whoever answers reads.
-    bus.map.set_global_log(MIGRATION, true).unwrap();
+    let mut log = bus.map.claim_log(region, MIGRATION).unwrap();
     flash.write(0x8000, &[1]).unwrap();
-    let harvest = bus.map.snapshot_and_clear(region, MIGRATION, 0..1 << 20).unwrap().commit();
+    let harvest = log.snapshot_and_clear(0..1 << 20).unwrap().commit();
     assert_eq!(harvest.count(), 1);
     let refused = bus.map.transaction(|map| map.set_romd(bus.root, true)).unwrap_err();
     assert_eq!(refused.to_string(), "\"root\" is no ROM device");
@@ -275,10 +275,10 @@ fn vm_memory_sees_the_ram_of_the_view() {
             map.add_subregion(bus.root, 0, low)?;
             map.add_subregion(bus.root, 1 << 20, part)?;
             map.add_subregion(bus.root, u64::MAX - 0x1_ffff, top)?;
-            map.set_global_log(MIGRATION, true)?;
             Ok(())
         })
         .unwrap();
+    let mut log = bus.map.claim_global_log(MIGRATION).unwrap();
     bus.device(0x20_0000, 1);
     let memory = bus.space.memory();
     let text: Vec<u8> = (0..0x2000u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
@@ -289,7 +289,7 @@ fn vm_memory_sees_the_ram_of_the_view() {
     high.read(0x8000, &mut back).unwrap();
     assert_eq!(back, text[0x1000..]);
     for (block, pages) in [(&low, [0xf_f000]), (&high, [0x8000])] {
-        let dirty = block.dirty().snapshot_and_clear(MIGRATION, 0..block.pages()).unwrap().commit();
+        let dirty = log.snapshot_and_clear(block, 0..block.len()).unwrap().commit();
         let pages = pages.map(|byte| block.page_size().page_of(byte));
         assert_eq!(dirty.pages().collect::<Vec<_>>(), pages, "{}", block.id());
     }

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, OnceLock};
 
 use memory_region::{
-    AccessError, AddressSpace, Iommu, ListenerError, MemoryListener, MemoryMap, Section,
-    Translation, ViewChange,
+    AccessError, AddressSpace, GlobalLogClaim, Iommu, ListenerError, MemoryListener, MemoryMap,
+    Section, Translation, ViewChange,
 };
 use proptest::prelude::*;
 use ram_block::vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
@@ -41,6 +41,7 @@ impl Iommu for Table {
 struct Bus {
     map: Arc<MemoryMap>,
     ram: Arc<RamBlock>,
+    log: GlobalLogClaim,
     table: Arc<Table>,
     device: Arc<AddressSpace>,
 }
@@ -59,14 +60,14 @@ fn bus(at: u64) -> Bus {
             let device = map.container("device", 1 << 64)?;
             let pages = map.iommu("pages", u128::from(PAGE) * PAGES as u128, table.clone())?;
             map.add_subregion(device, at, pages)?;
-            map.set_global_log(DirtyClient::MIGRATION, true)?;
             Ok((system, device))
         })
         .unwrap();
+    let log = map.claim_global_log(DirtyClient::MIGRATION).unwrap();
     let system = map.address_space("system", system).unwrap();
     assert!(table.space.set(system).is_ok());
     let device = map.address_space("device", device).unwrap();
-    Bus { map, ram, table, device }
+    Bus { map, ram, log, table, device }
 }
 
 proptest! {
@@ -82,14 +83,14 @@ proptest! {
         top in any::<bool>(),
     ) {
         let base = if top { u64::MAX - (PAGE * PAGES as u64 - 1) } else { 0x5000 };
-        let Bus { map: _map, ram, table, device } = bus(base);
+        let Bus { map: _map, ram, mut log, table, device } = bus(base);
         for (entry, page) in table.pages.lock().unwrap().iter_mut().zip(&pages) {
             *entry = page.map(|(to, writable)| (0x10_0000 + to * PAGE, writable));
         }
         let before: Vec<u8> = (0..LEN).map(|at| at.to_le_bytes()[0] ^ at.to_le_bytes()[1])
             .collect();
         ram.write(0, &before).unwrap();
-        ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..ram.pages()).unwrap().commit();
+        log.snapshot_and_clear(&ram, 0..LEN).unwrap().commit();
         let place = |n: usize| {
             let at = start + n as u64;
             let page = pages.get(usize::try_from(at / PAGE).unwrap()).copied().flatten();
@@ -117,7 +118,7 @@ proptest! {
         let mut after = vec![0; expected.len()];
         ram.read(0, &mut after).unwrap();
         prop_assert!(after == expected);
-        let found = ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..ram.pages()).unwrap()
+        let found = log.snapshot_and_clear(&ram, 0..LEN).unwrap()
             .commit();
         prop_assert!((0..ram.pages()).all(|page| found.is_dirty(page) == dirty.contains(&page)));
         // A fault is for a page, not for each byte of it.

@@ -12,6 +12,11 @@ use ram_block::{ClientSet, DirtyClient, RamBlock};
 const VGA: DirtyClient = DirtyClient::VGA;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
 
+/// The first client that is not built in.
+fn first() -> DirtyClient {
+    DirtyClient::dynamic().next().unwrap()
+}
+
 type Journal = Arc<Mutex<Vec<String>>>;
 
 /// Notes what it is told in a journal that it shares with others.
@@ -182,17 +187,17 @@ fn a_refusal_takes_everybody_back() {
 fn global_logs_are_told_with_their_reasons_also_to_the_late() {
     let bus = Bus::new();
     let early = bus.listener("early", 0);
-    bus.map.set_log(bus.ram, VGA, true).unwrap();
+    let log = bus.map.claim_log(bus.ram, "first").unwrap();
+    assert_eq!(log.client(), first());
     bus.journal();
     let commits = || {
         let journal = bus.journal();
         journal.into_iter().filter(|line| line.contains("commit")).collect::<Vec<_>>()
     };
-    bus.map.set_global_log(MIGRATION, true).unwrap();
+    let migration = bus.map.claim_global_log(MIGRATION).unwrap();
     assert_eq!(commits(), ["early commit -0 +0 ~1 none>migration"]);
-    // A second reason, which the section has already: only the reasons change.
-    bus.map.set_global_log(VGA, true).unwrap();
-    assert_eq!(commits(), ["early commit -0 +0 ~0 migration>vga|migration"]);
+    let vga = bus.map.claim_global_log(VGA).unwrap();
+    assert_eq!(commits(), ["early commit -0 +0 ~1 migration>vga|migration"]);
     let late = bus.listener("late", 0);
     assert_eq!(commits(), ["late commit -0 +1 ~0 none>vga|migration"]);
     let late: Arc<dyn MemoryListener> = late;
@@ -200,18 +205,19 @@ fn global_logs_are_told_with_their_reasons_also_to_the_late() {
     assert_eq!(commits(), ["late commit -1 +0 ~0 vga|migration>none"]);
     // A refusal leaves the reasons as they were.
     *early.refuses.lock().unwrap() = Some("commit");
-    assert!(bus.map.set_global_log(MIGRATION, false).is_err());
+    drop(migration);
     *early.refuses.lock().unwrap() = None;
-    assert_eq!(bus.block.dirty().enabled(), ClientSet::EMPTY.with(VGA).with(MIGRATION));
+    let all = ClientSet::EMPTY.with(VGA).with(MIGRATION).with(first());
+    assert_eq!(bus.block.dirty().enabled(), all);
     commits();
-    bus.map
-        .transaction(|map| {
-            map.set_global_log(MIGRATION, false)?;
-            map.set_global_log(VGA, false)?;
-            Ok(())
-        })
-        .unwrap();
-    assert_eq!(commits(), ["early commit -0 +0 ~1 vga|migration>none"]);
+    // The next change tries again what was refused.
+    drop(vga);
+    assert_eq!(
+        commits(),
+        ["early commit -0 +0 ~1 vga|migration>migration", "early commit -0 +0 ~1 migration>none"]
+    );
+    assert_eq!(bus.block.dirty().enabled(), ClientSet::EMPTY.with(first()));
+    drop(log);
 }
 
 #[test]
@@ -226,10 +232,10 @@ fn everything_is_synced_at_once_by_those_who_can() {
     bus.map.add_listener(&bus.space, Arc::new(ring)).unwrap();
     let hole = bus.map.transaction(|map| {
         let hole = map.reservation("hole", 0x1000)?;
-        map.add_subregion_overlap(bus.root, 0x8000, hole, 1)?;
-        map.set_log(bus.ram, VGA, true)
+        map.add_subregion_overlap(bus.root, 0x8000, hole, 1)
     });
     hole.unwrap();
+    let _log = bus.map.claim_log(bus.ram, VGA).unwrap();
     bus.journal();
     bus.map.sync_all_dirty_logs().unwrap();
     assert_eq!(
@@ -254,11 +260,9 @@ fn who_is_about_to_read_pages_says_so() {
     window.unwrap();
     let listener = bus.listener("kvm", 0);
     bus.journal();
-    let clear = |bytes| bus.map.log_clear(&bus.block, bytes);
-    clear(0..0x1000).unwrap();
-    assert_eq!(bus.journal(), [""; 0], "what is not logged is not watched");
-    bus.map.set_log(bus.ram, MIGRATION, true).unwrap();
+    let mut log = bus.map.claim_global_log(MIGRATION).unwrap();
     bus.journal();
+    let mut clear = |bytes| log.clear(&bus.block, bytes);
     clear(0x3_f000..0x4_2000).unwrap();
     clear(0x10_0000..0x20_0000).unwrap();
     clear(5..5).unwrap();
@@ -306,7 +310,7 @@ impl MemoryListener for Syncs {
 fn what_is_coming_is_synced_too() {
     for all in [false, true] {
         let bus = Bus::new();
-        bus.map.set_log(bus.ram, VGA, true).unwrap();
+        let _log = bus.map.claim_log(bus.ram, VGA).unwrap();
         let window = bus.map.transaction(|map| {
             let window = map.alias("window", bus.ram, 0x4_0000, 0x1_0000)?;
             map.add_subregion(bus.root, 0x100_0000, window)?;

@@ -6,10 +6,10 @@ mod deadline;
 use std::sync::{Arc, Mutex};
 
 use memory_region::{
-    AccessError, AddressSpace, ListenerError, MapError, MemoryListener, MemoryMap, MmioDevice,
-    RegionId, Section, ViewChange,
+    AccessError, AddressSpace, ListenerError, LogClaim, MapError, MemoryListener, MemoryMap,
+    MmioDevice, RegionId, Section, Transaction, ViewChange,
 };
-use ram_block::{ClientSet, DirtyClient, RamBlock};
+use ram_block::{ClientSet, DirtyClient, DirtySnapshot, RamBlock};
 
 const VGA: DirtyClient = DirtyClient::VGA;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
@@ -196,7 +196,7 @@ fn impossible_maps_are_refused_by_name() {
         map.transaction(|map| map.ram("again", block("ram"))),
         Err(MapError::DuplicateBlock { .. })
     ));
-    assert!(matches!(map.set_log(small, VGA, true), Err(MapError::NotRam { .. })));
+    assert!(matches!(map.claim_log(small, VGA), Err(MapError::NotRam { .. })));
     let stranger = map.transaction(|map| map.container("gone", 1)).unwrap();
     map.transaction(|map| map.remove(stranger)).unwrap();
     assert!(matches!(map.address_space("s", stranger), Err(MapError::UnknownRegion { .. })));
@@ -273,7 +273,7 @@ fn map_with_ram() -> (Arc<MemoryMap>, Arc<RamBlock>, RegionId, RegionId, Arc<Add
 
 #[test]
 fn a_refused_commit_leaves_everything_as_it_was() {
-    let (map, ram, root, region, space) = map_with_ram();
+    let (map, ram, root, _, space) = map_with_ram();
     let (roomy, tight) = (Slots::new("roomy", 100), Slots::new("tight", 2));
     map.add_listener(&space, roomy.clone()).unwrap();
     map.add_listener(&space, tight.clone()).unwrap();
@@ -283,8 +283,7 @@ fn a_refused_commit_leaves_everything_as_it_was() {
     // A hole in the middle makes three sections of one.
     let refused = map.transaction(|map| {
         let hole = map.mmio("hole", 0x1000, Arc::new(Recorder::default()))?;
-        map.add_subregion_overlap(root, 0x8000, hole, 1)?;
-        map.set_log(region, VGA, true)
+        map.add_subregion_overlap(root, 0x8000, hole, 1)
     });
     let refused = refused.unwrap_err();
     assert_eq!(refused.to_string(), "Listener \"tight\" refuses the new map of \"memory\"");
@@ -304,7 +303,21 @@ fn a_refused_commit_leaves_everything_as_it_was() {
         ]
     );
     assert_eq!(space.view().sections().len(), 1);
-    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY);
+
+    // Nor does RAM that was to join a log of all RAM log.
+    let log = map.claim_global_log(MIGRATION).unwrap();
+    let joins = block("joins");
+    let refused = map.transaction(|map| {
+        let joins = map.ram("joins", joins.clone())?;
+        map.add_subregion(root, 1 << 20, joins)?;
+        let hole = map.mmio("hole", 0x1000, Arc::new(Recorder::default()))?;
+        map.add_subregion_overlap(root, 0x8000, hole, 1)
+    });
+    assert!(matches!(refused, Err(MapError::Refused { .. })));
+    assert_eq!(joins.dirty().enabled(), ClientSet::EMPTY);
+    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY.with(MIGRATION));
+    drop(log);
+    (roomy.log(), tight.log());
 
     // The region that the refused transaction made is not there either.
     map.transaction(|map| {
@@ -319,38 +332,43 @@ fn a_refused_commit_leaves_everything_as_it_was() {
     assert!(!map.remove_listener(&space, &listener).unwrap());
 }
 
-#[test]
-fn a_log_that_a_refusal_switches_on_again_counts_all_as_dirty() {
-    let (map, ram, root, region, space) = map_with_ram();
-    map.set_log(region, VGA, true).unwrap();
+/// A map with a log of a region that is placed nowhere, whose block is shown all the same. As the
+/// region goes, the log stops; `edit` is refused together with that.
+fn refused_with_the_end_of_a_log(
+    edit: impl FnOnce(&mut Transaction<'_>, RegionId) -> Result<(), MapError>,
+) -> (Arc<RamBlock>, DirtySnapshot) {
+    let (map, ram, root, _, space) = map_with_ram();
+    let logged = map.transaction(|map| map.ram("logged", ram.clone())).unwrap();
+    let mut log = map.claim_log(logged, VGA).unwrap();
     map.add_listener(&space, Slots::new("roomy", 10)).unwrap();
     map.add_listener(&space, Slots::new("tight", 1)).unwrap();
     let refused = map.transaction(|map| {
-        let other = map.ram("other", block("other"))?;
-        map.add_subregion(root, 1 << 20, other)?;
-        map.set_log(region, VGA, false)
+        map.remove(logged)?;
+        edit(map, root)
     });
     assert!(matches!(refused, Err(MapError::Refused { .. })));
+    let harvest = log.snapshot_and_clear(0..ram.len()).unwrap().commit();
+    (ram, harvest)
+}
+
+#[test]
+fn a_log_that_a_refusal_switches_on_again_counts_all_as_dirty() {
+    let (ram, harvest) = refused_with_the_end_of_a_log(|map, root| {
+        let other = map.ram("other", block("other"))?;
+        map.add_subregion(root, 1 << 20, other)
+    });
     // Between the two changes stores went unlogged.
-    let harvest = map.snapshot_and_clear(region, VGA, 0..ram.len()).unwrap();
-    assert_eq!(harvest.commit().count(), ram.pages());
+    assert_eq!(harvest.count(), ram.pages());
 }
 
 /// The log goes off together with a change of the geometry: the sections come without
 /// it, and what is stored before the refusal is in no log.
 #[test]
 fn a_refused_change_of_log_and_geometry_counts_all_as_dirty() {
-    let (map, ram, root, region, space) = map_with_ram();
-    map.set_log(region, VGA, true).unwrap();
-    map.add_listener(&space, Slots::new("roomy", 10)).unwrap();
-    map.add_listener(&space, Slots::new("tight", 1)).unwrap();
-    let refused = map.transaction(|map| {
+    let (ram, harvest) = refused_with_the_end_of_a_log(|map, root| {
         let hole = map.mmio("hole", 0x1000, Arc::new(Recorder::default()))?;
-        map.add_subregion_overlap(root, 0x8000, hole, 1)?;
-        map.set_log(region, VGA, false)
+        map.add_subregion_overlap(root, 0x8000, hole, 1)
     });
-    assert!(matches!(refused, Err(MapError::Refused { .. })));
-    let harvest = map.snapshot_and_clear(region, VGA, 0..ram.len()).unwrap().commit();
     let page = ram.page_size();
     let hole = page.pages_spanned(0x8000, 0x1000);
     assert!((0..ram.pages()).all(|page| harvest.is_dirty(page) || hole.contains(&page)));
@@ -358,7 +376,7 @@ fn a_refused_change_of_log_and_geometry_counts_all_as_dirty() {
 
 #[test]
 fn a_device_may_use_the_map_when_it_is_dropped() {
-    struct Leaves(Arc<MemoryMap>, RegionId);
+    struct Leaves(Arc<MemoryMap>, RegionId, Arc<Mutex<Option<LogClaim>>>);
     impl MmioDevice for Leaves {
         fn read(&self, _: u64, _: usize) -> u64 {
             0
@@ -368,11 +386,12 @@ fn a_device_may_use_the_map_when_it_is_dropped() {
     }
     impl Drop for Leaves {
         fn drop(&mut self) {
-            self.0.set_log(self.1, VGA, true).unwrap();
+            *self.2.lock().unwrap() = Some(self.0.claim_log(self.1, VGA).unwrap());
         }
     }
     let (map, ram, root, region, space) = map_with_ram();
-    let device = Arc::new(Leaves(map.clone(), region));
+    let claimed = Arc::new(Mutex::new(None));
+    let device = Arc::new(Leaves(map.clone(), region, claimed.clone()));
     let id = map
         .transaction(|map| {
             let id = map.mmio("leaves", 0x1000, device)?;
@@ -389,8 +408,8 @@ fn a_device_may_use_the_map_when_it_is_dropped() {
     assert!(ram.dirty().enabled().contains(VGA), "the device is still there");
 
     // The same with a transaction that fails.
-    map.set_log(region, VGA, false).unwrap();
-    let device = Arc::new(Leaves(map.clone(), region));
+    drop(claimed.lock().unwrap().take());
+    let device = Arc::new(Leaves(map.clone(), region, claimed.clone()));
     let refused = map.transaction(|map| {
         let id = map.mmio("leaves", 0x1000, device)?;
         map.add_subregion(root, 0, id)
@@ -411,7 +430,7 @@ fn ids_are_not_used_again_and_spaces_can_go() {
     let kept = map.transaction(|map| map.container("kept", 0x1000)).unwrap();
     assert_ne!(lost, Some(kept));
     let (other, ..) = map_with_ram();
-    assert!(matches!(other.set_log(root, VGA, true), Err(MapError::UnknownRegion { .. })));
+    assert!(matches!(other.claim_log(root, VGA), Err(MapError::UnknownRegion { .. })));
     assert!(matches!(other.remove_address_space(&space), Err(MapError::UnknownSpace { .. })));
 
     let slots = Slots::new("slots", 9);
@@ -424,52 +443,14 @@ fn ids_are_not_used_again_and_spaces_can_go() {
 }
 
 #[test]
-fn a_log_is_claimed_once() {
-    let (map, ram, _, region, _) = map_with_ram();
-    let claim = map.claim_log(region, VGA).unwrap();
-    let refused = map.claim_log(region, VGA).unwrap_err();
-    assert_eq!(refused.to_string(), "Client vga's log of \"ram\" is already claimed");
-    let all = map.claim_global_log(MIGRATION).unwrap();
-    assert!(matches!(map.claim_global_log(MIGRATION), Err(MapError::Claimed { .. })));
-    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY.with(VGA).with(MIGRATION));
-    drop(claim);
-    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY.with(MIGRATION));
-    drop(all);
-    assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY);
-    drop(map.claim_log(region, VGA).unwrap());
-}
-
-/// The bits are the block's: a claim of another region of it, or of all RAM, would take
-/// the same ones.
-#[test]
-fn claims_of_the_same_bits_meet() {
-    let (map, ram, _, region, _) = map_with_ram();
-    let (other, stranger) = map
-        .transaction(|map| Ok((map.ram("again", ram.clone())?, map.ram("stranger", block("s"))?)))
-        .unwrap();
-    let claim = map.claim_log(region, VGA).unwrap();
-    assert!(matches!(map.claim_log(other, VGA), Err(MapError::Claimed { .. })));
-    assert!(matches!(map.claim_global_log(VGA), Err(MapError::Claimed { .. })));
-    drop(map.claim_log(other, MIGRATION).unwrap());
-    let beside = map.claim_log(stranger, VGA).unwrap();
-    drop(claim);
-    assert!(matches!(map.claim_global_log(VGA), Err(MapError::Claimed { .. })));
-    drop(beside);
-    let all = map.claim_global_log(VGA).unwrap();
-    assert!(matches!(map.claim_log(stranger, VGA), Err(MapError::Claimed { .. })));
-    drop(all);
-}
-
-#[test]
 fn logging_is_told_with_the_clients_before_and_after() {
     let (map, ram, root, region, space) = map_with_ram();
     let slots = Slots::new("slots", 10);
     map.add_listener(&space, slots.clone()).unwrap();
     slots.log();
-    map.set_log(region, VGA, true).unwrap();
-    map.set_log(region, VGA, true).unwrap();
-    map.set_global_log(MIGRATION, true).unwrap();
-    map.set_log(region, VGA, false).unwrap();
+    let vga = map.claim_log(region, VGA).unwrap();
+    let _migration = map.claim_global_log(MIGRATION).unwrap();
+    drop(vga);
     assert_eq!(
         slots.log(),
         ["ram none>vga", "ram vga>vga|migration", "ram vga|migration>migration"]
@@ -497,27 +478,27 @@ fn a_snapshot_syncs_first_and_takes_one_clients_pages_of_exactly_the_range() {
             let root = map.container("root", 1 << 32)?;
             let ram = map.ram("ram", ram.clone())?;
             map.add_subregion(root, 0x3000_0000, ram)?;
-            map.set_log(ram, VGA, true)?;
-            map.set_global_log(MIGRATION, true)?;
             Ok((root, ram))
         })
         .unwrap();
+    let mut vga = map.claim_log(region, VGA).unwrap();
+    let mut migration = map.claim_global_log(MIGRATION).unwrap();
     let space = map.address_space("memory", root).unwrap();
     let slots = Slots::new("slots", 10);
     map.add_listener(&space, slots.clone()).unwrap();
     slots.dirty.lock().unwrap().extend([1, 2, 5]);
     space.write(0x3000_0000 + 3 * page, &[1]).unwrap();
 
-    let harvest = map.snapshot_and_clear(region, VGA, 2 * page..4 * page + 1).unwrap();
+    let harvest = vga.snapshot_and_clear(2 * page..4 * page + 1).unwrap();
     assert_eq!(harvest.range(), 2..5);
     assert_eq!(harvest.pages().collect::<Vec<_>>(), [2, 3]);
     harvest.commit();
-    let rest = map.snapshot_and_clear(region, VGA, 0..1 << 20).unwrap();
+    let rest = vga.snapshot_and_clear(0..1 << 20).unwrap();
     assert_eq!(rest.pages().collect::<Vec<_>>(), [1, 5]);
     drop(rest);
-    let all = ram.dirty().snapshot_and_clear(MIGRATION, 0..ram.pages()).unwrap();
+    let all = migration.snapshot_and_clear(&ram, 0..ram.len()).unwrap();
     assert_eq!(all.commit().pages().collect::<Vec<_>>(), [1, 2, 3, 5]);
-    let beyond = map.snapshot_and_clear(region, VGA, 0..(1 << 20) + 1);
+    let beyond = vga.snapshot_and_clear(0..(1 << 20) + 1);
     assert!(matches!(beyond, Err(MapError::Dirty(_))));
 }
 

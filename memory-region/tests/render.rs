@@ -291,9 +291,7 @@ fn change(
             }
             return Ok(());
         }
-        Step::Log { region, on } => {
-            return map.set_log(tree[region % count].id, DirtyClient::VGA, on);
-        }
+        Step::Log { .. } => return Ok(()), // between transactions
         Step::Gather { region, first, len } => {
             let end = (first + len).checked_mul(scale);
             let range = first * scale..end.unwrap_or(u64::MAX);
@@ -399,6 +397,7 @@ proptest! {
         map.add_listener(&space, copy.clone()).unwrap();
         let shape = Shape::Container(Vec::new());
         let mut tree = vec![Model { id: root, size: SPACE, enabled: true, readonly: false, shape }];
+        let mut logs = Vec::new();
         for steps in &transactions {
             let mut changed = tree.clone();
             let result = map.transaction(|map| {
@@ -406,6 +405,14 @@ proptest! {
             });
             if result.is_ok() {
                 tree = changed;
+            }
+            for step in steps {
+                if let Step::Log { region, on } = *step {
+                    let region = tree[region % tree.len()].id;
+                    logs.retain(|(logged, _)| *logged != region);
+                    let log = on.then(|| map.claim_log(region, DirtyClient::VGA).ok()).flatten();
+                    logs.extend(log.map(|log| (region, log)));
+                }
             }
             check(&space, &tree, &copy, scale);
         }

@@ -130,9 +130,9 @@ proptest! {
             map.add_subregion_overlap(root, 0, windows[0], 0)?;
             map.add_subregion_overlap(root, 0x2600, windows[1], 1)?;
             map.add_subregion_overlap(root, LEN + 512, windows[2], 2)?;
-            CLIENTS.iter().try_for_each(|client| map.set_global_log(*client, true))?;
             Ok((root, windows))
         }).unwrap();
+        let mut logs = CLIENTS.map(|client| map.claim_global_log(client).unwrap());
         let space = map.address_space("space", root).unwrap();
         let listener = ExternalDirtyLogListener::new(Engine::new(page));
         let engine = listener.log();
@@ -141,11 +141,11 @@ proptest! {
         // A page of the log that has other memory next to a hole may be found for what
         // came into the hole.
         let mut changed_map = false;
-        let harvest = || {
-            CLIENTS.map(|client| {
+        let mut harvest = || {
+            logs.each_mut().map(|log| {
                 let mut found = BTreeSet::new();
                 for (number, block) in blocks.iter().enumerate() {
-                    let pages = block.dirty().snapshot_and_clear(client, 0..block.pages());
+                    let pages = log.snapshot_and_clear(block, 0..block.len());
                     found.extend(pages.unwrap().commit().pages().map(|page| (number, page)));
                 }
                 found
@@ -197,20 +197,17 @@ fn a_log_that_cannot_be_read_loses_nothing() {
             let root = map.container("root", 1 << 64)?;
             let region = map.ram("ram", ram.clone())?;
             map.add_subregion(root, 0, region)?;
-            map.set_log(region, DirtyClient::VGA, true)?;
             Ok((root, region))
         })
         .unwrap();
+    let mut log = map.claim_log(region, DirtyClient::VGA).unwrap();
     let space = map.address_space("space", root).unwrap();
     let listener = ExternalDirtyLogListener::new(Engine::new(4096));
     map.add_listener(&space, listener.clone()).unwrap();
     let engine = listener.log();
     engine.write(0x5000, 1);
     *engine.broken.lock().unwrap() = true;
-    for refused in [
-        map.sync_all_dirty_logs(),
-        map.snapshot_and_clear(region, DirtyClient::VGA, 0..LEN).map(drop),
-    ] {
+    for refused in [map.sync_all_dirty_logs(), log.snapshot_and_clear(0..LEN).map(drop)] {
         let refused = refused.unwrap_err();
         assert!(matches!(&refused, MapError::Sync { listener, .. } if listener == "engine"));
         assert_eq!(
@@ -225,7 +222,7 @@ fn a_log_that_cannot_be_read_loses_nothing() {
     assert!(map.remove_listener(&space, &as_listener).is_err());
     *engine.broken.lock().unwrap() = false;
     assert!(map.remove_listener(&space, &as_listener).unwrap());
-    let harvest = ram.dirty().snapshot_and_clear(DirtyClient::VGA, 0..ram.pages()).unwrap();
+    let harvest = log.snapshot_and_clear(0..LEN).unwrap();
     let page = ram.page_size().page_of(0x5000);
     assert_eq!(harvest.commit().pages().collect::<Vec<_>>(), [page]);
 }
@@ -239,10 +236,10 @@ fn a_vhost_log_is_a_bit_for_each_4_kib_of_guest_address() {
             let root = map.container("root", 1 << 64)?;
             let region = map.ram("ram", ram.clone())?;
             map.add_subregion(root, 1 << 32, region)?;
-            map.set_log(region, DirtyClient::MIGRATION, true)?;
             Ok(root)
         })
         .unwrap();
+    let mut harvests = map.claim_global_log(DirtyClient::MIGRATION).unwrap();
     let space = map.address_space("space", root).unwrap();
     let log = VhostLog::new("net0", space.view().ram()).unwrap();
     assert!(log.block().len() * 8 >= ((1 << 32) + (8 << 20)) / 4096);
@@ -256,7 +253,7 @@ fn a_vhost_log_is_a_bit_for_each_4_kib_of_guest_address() {
         bits.as_slice().write_obj(byte | 1 << (number % 8), at).unwrap();
     }
     map.sync_all_dirty_logs().unwrap();
-    let pages = ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..ram.pages()).unwrap();
+    let pages = harvests.snapshot_and_clear(&ram, 0..ram.len()).unwrap();
     let size = ram.page_size().bytes();
     let expected: BTreeSet<u64> =
         [0u64, 7, 8, 63, 64, 2047].iter().map(|page| page * 4096 / size).collect();
@@ -276,10 +273,10 @@ fn what_is_logged_while_nobody_knows_its_map_stays_logged() {
         let root = map.container("root", 1 << 32)?;
         let ram = map.ram("ram", block.clone())?;
         map.add_subregion(root, 0, ram)?;
-        map.set_log(ram, DirtyClient::MIGRATION, true)?;
         Ok((root, ram))
     });
     let (root, ram) = placed.unwrap();
+    let _log = memory.claim_log(ram, DirtyClient::MIGRATION).unwrap();
     let space = memory.address_space("space", root).unwrap();
     let source = ExternalDirtyLogListener::new(Engine::new(4096));
     let section = space.view().section_at(0).unwrap().clone();

@@ -47,6 +47,7 @@ mod converge;
 mod devices;
 mod error;
 mod forecast;
+mod locks;
 mod pages;
 mod receive;
 mod send;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::thread::Scope;
 use std::time::Duration;
 
-use memory_region::MemoryMap;
+use memory_region::{GlobalLogClaim, MemoryMap};
 use migration_ram::{
     FnDevice, IncomingChannels, OutgoingChannels, Precopy, Progress, ReadTransport, ReceiveError,
     Received, Receiver, SendError, WriteTransport,
@@ -116,6 +116,7 @@ impl Proxy {
 struct Machine {
     memory: Arc<MemoryMap>,
     blocks: Vec<Arc<RamBlock>>,
+    _vga: GlobalLogClaim,
     numbers: Numbers,
     written: BTreeSet<u64>,
 }
@@ -137,9 +138,9 @@ impl Machine {
                     (0..page() / 8).flat_map(|_| numbers.next().to_le_bytes()).collect();
                 block.write(n * page(), &bytes).unwrap();
             }
-            block.dirty().enable(DirtyClient::VGA).unwrap();
         }
-        Self { memory, blocks, numbers, written: BTreeSet::new() }
+        let vga = memory.claim_global_log(DirtyClient::VGA).unwrap();
+        Self { memory, blocks, _vga: vga, numbers, written: BTreeSet::new() }
     }
 
     fn write(&mut self) {

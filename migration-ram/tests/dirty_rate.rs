@@ -119,7 +119,7 @@ proptest! {
         parts in prop::collection::vec(prop::collection::vec((0usize..2, 0..PAGES), 0..80), 1..6),
     ) {
         let (memory, blocks) = machine(&["a", "b"]);
-        memory.set_global_log(DirtyClient::VGA, true).unwrap();
+        let mut vga = memory.claim_global_log(DirtyClient::VGA).unwrap();
         before.iter().for_each(|(n, number)| write(&blocks[*n], *number));
         let mut rate = DirtyRate::begin(&memory).unwrap();
         let mut written = [BTreeSet::new(), BTreeSet::new()];
@@ -149,7 +149,7 @@ proptest! {
         for (n, block) in blocks.iter().enumerate() {
             let all = before.iter().filter(|(at, _)| *at == n).map(|(_, number)| *number);
             let all: BTreeSet<u64> = all.chain(written[n].iter().copied()).collect();
-            let harvest = block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..PAGES).unwrap();
+            let harvest = vga.snapshot_and_clear(block, 0..PAGES * page()).unwrap();
             prop_assert_eq!(harvest.count(), all.len() as u64);
         }
     }
@@ -173,14 +173,14 @@ fn what_a_log_begins_with_does_not_count_and_a_page_faults_once() {
 #[test]
 fn a_log_that_is_on_already_is_watched_anew() {
     let (memory, block, accelerator) = accelerated();
-    let log = memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
+    let mut log = memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
     let rate = DirtyRate::begin(&memory).unwrap();
     accelerator.write(7);
     assert_eq!(rate.finish().unwrap().working_set().pages, 1);
     assert!(accelerator.0.lock().unwrap().on);
     // The other client has the bits that the log began with.
     let mut words = vec![0; usize::try_from(PAGES.div_ceil(64)).unwrap()];
-    assert_eq!(log.move_into(&block, 0..PAGES, &mut words).unwrap(), PAGES);
+    assert_eq!(log.move_into(&block, &mut words).unwrap(), PAGES);
     drop(log);
 }
 

@@ -274,11 +274,7 @@ proptest! {
             old[block][page] = contents(page, seed);
             blocks[block].write((page * PAGE) as u64, &old[block][page]).unwrap();
         }
-        for block in &blocks {
-            block.dirty().enable(DirtyClient::VGA).unwrap();
-            let seen = block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..block.pages());
-            seen.unwrap().commit();
-        }
+        let _logs = blocks.each_ref().map(|block| block.dirty().claim(DirtyClient::VGA).unwrap());
         let received = {
             let receiver = Receiver::new(&blocks).discard_contents(fresh);
             receive(way, &stream, &sizes, receiver).unwrap()

@@ -449,7 +449,10 @@ fn a_machine_has_one_migration_at_a_time() {
         second.get_or_insert(other.map(drop));
     });
     let refused = second.unwrap().unwrap_err();
-    assert_eq!(refused.to_string(), "Client migration's log of all RAM is already claimed");
+    assert_eq!(
+        refused.to_string(),
+        "The migration log of all RAM is claimed by \"migration\" already"
+    );
     drop(first.unwrap());
 }
 

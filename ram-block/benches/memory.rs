@@ -191,15 +191,13 @@ fn lists() -> Result<(), AnyError> {
                 },
                 |socket| {
                     let mut heads = vec![[0; 8]; pages];
-                    let mut list = ReceiveList::new();
                     for batch in batches() {
-                        let mut filled = list.reuse();
+                        let mut list = ReceiveList::new();
                         for (head, n) in heads.iter_mut().zip(0..) {
-                            filled.push_bytes(head);
-                            filled.push_memory(&to, batch + n * PAGE..batch + (n + 1) * PAGE)?;
+                            list.push_bytes(head);
+                            list.push_memory(&to, batch + n * PAGE..batch + (n + 1) * PAGE)?;
                         }
-                        filled.read_exact_from_fd(socket.as_fd())?;
-                        list = filled.reuse();
+                        list.read_exact_from_fd(socket.as_fd())?;
                     }
                     Ok(())
                 },

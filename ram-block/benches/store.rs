@@ -56,7 +56,7 @@ fn stores<B: ram_block::vm_memory::bitmap::BitmapSlice>(memory: &VolatileSlice<'
 
 fn main() -> Result<(), Box<dyn Error>> {
     let vga = Row::new("VGA is on, all pages dirty", false)?;
-    vga.ram.dirty().enable(DirtyClient::VGA)?;
+    let _log = vga.ram.dirty().claim(DirtyClient::VGA)?;
     vga.ram.dirty().mark(0, vga.ram.len());
     let mut rows = [
         Row::new("nobody", false)?,

@@ -30,17 +30,17 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let ram = RamBlock::anonymous("pc.ram", 16 << 20)?;
 //! let page = ram.page_size().bytes();
-//! ram.dirty().enable(DirtyClient::VGA)?;
-//! ram.dirty().enable(DirtyClient::MIGRATION)?;
+//! let vga = ram.dirty().claim(DirtyClient::VGA)?;
+//! let migration = ram.dirty().claim(DirtyClient::MIGRATION)?;
 //!
 //! ram.write(3 * page, b"a store of the monitor marks both clients")?;
 //!
-//! let harvest = ram.dirty().snapshot_and_clear(DirtyClient::VGA, 0..ram.pages())?;
+//! let harvest = vga.snapshot_and_clear(0..ram.pages())?;
 //! assert_eq!(harvest.pages().collect::<Vec<_>>(), [3]);
 //! harvest.commit(); // drawn: the bits are not given back
 //!
 //! assert!(!ram.dirty().is_dirty(DirtyClient::VGA, 3));
-//! assert!(ram.dirty().is_dirty(DirtyClient::MIGRATION, 3));
+//! assert!(migration.snapshot_and_clear(0..ram.pages())?.is_dirty(3));
 //! # Ok(())
 //! # }
 //! ```
@@ -65,6 +65,8 @@ mod io;
 mod page;
 mod sys;
 
+pub use bitmap::bits::runs;
+pub use bitmap::page_set::PageSet;
 pub use bitmap::simd::summarize;
 pub use block::builder::RamBlockBuilder;
 pub use block::error::{MAX_ID_LEN, RamBlockError};
@@ -72,12 +74,11 @@ pub use block::ram_block::{RamBlock, RamSlice};
 pub use content::compare::difference;
 pub use content::extents::DataExtents;
 pub use dirty::claim::DirtyClaim;
-pub use dirty::client::{ClientSet, DirtyClient};
+pub use dirty::client::{Claimant, ClientSet, DirtyClient};
 pub use dirty::code_watch::{CodeWatch, WatchToken};
 pub use dirty::error::DirtyError;
 pub use dirty::harvest::Harvest;
 pub use dirty::memory::DirtyMemory;
-pub use dirty::registration::ClientRegistration;
 pub use dirty::snapshot::DirtySnapshot;
 pub use dirty::vm_memory_bitmap::DirtyBitmap;
 pub use io::error::TransferError;

@@ -98,6 +98,11 @@ impl PageSize {
         }
         first..self.page_of(offset.saturating_add(len - 1)) + 1
     }
+
+    /// The bytes of `pages`; those past the end of the 64-bit space end there.
+    pub const fn bytes_of(self, pages: &Range<u64>) -> Range<u64> {
+        pages.start.saturating_mul(self.bytes())..pages.end.saturating_mul(self.bytes())
+    }
 }
 
 /// The host's page size in bytes.

@@ -71,7 +71,7 @@ fn scattered_discards_leave_the_process_its_mappings() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     const PAGES: u64 = 20_000;
     let ram = copy(PAGES);
-    ram.dirty().enable(DirtyClient::MIGRATION).unwrap();
+    let _log = ram.dirty().claim(DirtyClient::MIGRATION).unwrap();
     let before = mappings();
     for page in (0..PAGES).step_by(2) {
         ram.write(page * page_bytes(), &[9]).unwrap();

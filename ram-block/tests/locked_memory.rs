@@ -110,12 +110,12 @@ fn use_all(name: &str, ram: &RamBlock, gives: bool) {
     let (step, max) =
         (if ram.huge_pages() == HugePages::Pool { 2 * MIB } else { page }, ram.max_len());
     let is_dirty = |offset: u64| dirty.is_dirty(client, offset / page);
-    dirty.enable(client).unwrap();
+    let log = dirty.claim(client).unwrap();
     ram.populate(0..len).unwrap();
     for offset in (0..len).step_by(usize::try_from(page).unwrap()) {
         ram.write(offset, b"RAM!").unwrap();
     }
-    dirty.snapshot_and_clear(client, 0..ram.pages()).unwrap().commit();
+    log.snapshot_and_clear(0..ram.pages()).unwrap().commit();
 
     ram.discard(step, step).unwrap();
     assert!(is_dirty(step) && !is_dirty(0), "{name}: what is discarded is dirty");
@@ -140,8 +140,8 @@ fn use_all(name: &str, ram: &RamBlock, gives: bool) {
     assert_eq!(bytes_at(ram, 0), *b"RAM!", "{name}: populated");
 
     dirty.merge(0, 64, &[2]).unwrap();
-    dirty.disable(client).unwrap();
-    dirty.enable(client).unwrap();
+    drop(log);
+    let _log = dirty.claim(client).unwrap();
     assert!(!(0..ram.pages()).any(|page| dirty.is_dirty(client, page)), "{name}: off and on");
     drop(dirty.watch_code(|_| ()).unwrap());
 }
@@ -154,13 +154,12 @@ fn bitmaps_are_given_back() {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     };
     let dirty = DirtyMemory::new(1 << 28, PageSize::new(4096).unwrap());
-    let client = dirty.register("client").unwrap();
     let before = resident();
-    dirty.enable(client.client()).unwrap();
+    let log = dirty.claim("a log").unwrap();
     dirty.mark(0, 1 << 40);
     dirty.merge(0, 1 << 28, &vec![u64::MAX - 1; 1 << 22]).unwrap();
     assert!(resident() - before > 60 * MIB, "two parts of 32 MiB");
-    drop(client);
+    drop(log);
     let kept = resident().saturating_sub(before);
     assert!(kept < 8 * MIB, "{kept} bytes are kept");
 }
@@ -238,7 +237,7 @@ fn limited() -> io::Result<()> {
     let source = std::error::Error::source(&refused).unwrap();
     assert!(source.to_string().contains("os error 11"), "{refused}: {source}");
     let dirty = DirtyMemory::new(1 << 40, PageSize::new(4096).unwrap());
-    let refused = dirty.enable(DirtyClient::VGA).unwrap_err();
+    let refused = dirty.claim(DirtyClient::VGA).unwrap_err();
     assert!(matches!(refused, DirtyError::NoMemory { .. }), "{refused}");
     assert!(dirty.enabled().is_empty(), "a client that is refused is off");
     assert!(matches!(dirty.watch_code(|_| ()), Err(DirtyError::NoMemory { .. })));

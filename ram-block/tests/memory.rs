@@ -40,13 +40,7 @@ fn a_clean_client_takes_no_memory_and_a_dropped_one_gives_it_back() {
     const TIB: u64 = 1 << 40;
     let dirty = DirtyMemory::new((16 * TIB) >> 12, PageSize::new(4096).unwrap());
     let before = resident();
-    let clients: Vec<_> = (0..3)
-        .map(|n| {
-            let client = dirty.register(&format!("client {n}")).unwrap();
-            dirty.enable(client.client()).unwrap();
-            client
-        })
-        .collect();
+    let logs: Vec<_> = (0..3).map(|_| dirty.claim("a log").unwrap()).collect();
     let clean = resident() - before;
     assert!(clean < 3 * MIB, "clean clients take {clean} bytes");
     dirty.mark(5 * TIB, TIB);
@@ -54,7 +48,7 @@ fn a_clean_client_takes_no_memory_and_a_dropped_one_gives_it_back() {
     dirty.merge(0, 1 << 28, &vec![u64::MAX - 1; 1 << 22]).unwrap();
     let dirtied = resident() - before;
     assert!(dirtied > 190 * MIB, "2 TiB dirty for three take {dirtied} bytes");
-    drop(clients);
+    drop(logs);
     let after = resident().saturating_sub(before);
     assert!(after < 8 * MIB, "dropped clients leave {after} bytes");
 }

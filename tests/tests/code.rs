@@ -71,7 +71,7 @@ fn code_that_stays_is_decoded_once_whatever_is_written_elsewhere() {
             ECALL,
         ],
     );
-    ram.dirty().enable(DirtyClient::MIGRATION).unwrap();
+    let _log = ram.dirty().claim(DirtyClient::MIGRATION).unwrap();
     let mut cpu = Cpu::caching(ram.clone(), Invalidation::Watched).unwrap();
     assert_eq!(cpu.run(u64::MAX), Stop::Call(20));
     assert_eq!(cpu.blocks_decoded(), 3);

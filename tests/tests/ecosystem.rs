@@ -5,7 +5,9 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use machines::queue::Driver;
-use memory_region::{AccessSizes, AddressSpace, MemoryMap, MmioAccess, MmioDevice, RegionId};
+use memory_region::{
+    AccessSizes, AddressSpace, GlobalLogClaim, MemoryMap, MmioAccess, MmioDevice, RegionId,
+};
 use ram_block::{DirtyClient, RamBlock};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace};
@@ -20,6 +22,7 @@ struct Board {
     root: RegionId,
     space: Arc<AddressSpace>,
     ram: Arc<RamBlock>,
+    log: GlobalLogClaim,
 }
 
 impl Board {
@@ -36,18 +39,17 @@ impl Board {
                 map.add_subregion(root, 0, low)?;
                 map.add_subregion(root, HIGH, high)?;
                 map.add_subregion(root, HIGH - MIB, rom)?;
-                map.set_global_log(DirtyClient::MIGRATION, true)?;
                 Ok(root)
             })
             .unwrap();
+        let log = memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
         let space = memory.address_space("memory", root).unwrap();
-        Self { memory, root, space, ram }
+        Self { memory, root, space, ram, log }
     }
 
     /// The pages of RAM that were written since the last look.
-    fn written(&self) -> Vec<u64> {
-        let pages = self.ram.pages();
-        let harvest = self.ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..pages);
+    fn written(&mut self) -> Vec<u64> {
+        let harvest = self.log.snapshot_and_clear(&self.ram, 0..self.ram.len());
         harvest.unwrap().commit().pages().collect()
     }
 
@@ -96,7 +98,7 @@ mod kernels {
 
     #[test]
     fn linux_loader_loads_an_elf_and_a_command_line() {
-        let board = Board::new();
+        let mut board = Board::new();
         let code = pattern(20_000);
         let memory = board.space.memory();
         let image = elf(0x10_0800, &code);
@@ -119,7 +121,7 @@ mod kernels {
 
     #[test]
     fn linux_loader_loads_a_bzimage() {
-        let board = Board::new();
+        let mut board = Board::new();
         // Linux boot protocol: a setup of two sectors, then the kernel, to be loaded high.
         let mut image = vec![0; 2 * 512];
         image[0x1f1] = 1;
@@ -141,8 +143,9 @@ mod kernels {
 
 #[test]
 fn virtio_queue_serves_a_virtqueue() {
-    let board = Board::new();
-    let mut driver = Driver::new(&board.space, 0x3_0000);
+    let mut board = Board::new();
+    let space = board.space.clone();
+    let mut driver = Driver::new(&space, 0x3_0000);
     driver.offer(HIGH + 0x5000, 9000);
     driver.offer(0x8_0100, 16);
     board.written();
@@ -232,7 +235,7 @@ impl<W: Write + Send> MmioDevice for Uart<W> {
 
 #[test]
 fn vm_superio_serves_a_serial_port() {
-    let board = Board::new();
+    let mut board = Board::new();
     let sink = InGuest { space: board.space.clone(), next: HIGH + 0x1_0000 };
     let uart = Arc::new(Uart(Mutex::new(Serial::new(NoInterrupt, sink))));
     let ports = board

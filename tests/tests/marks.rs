@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ram_block::vm_memory::bitmap::{ArcSlice, Bitmap, BitmapSlice, WithBitmapSlice};
-use ram_block::{DirtyClient, DirtyMemory, DirtySnapshot, PageSize};
+use ram_block::{Claimant, DirtyClaim, DirtyClient, DirtyMemory, PageSize};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -18,24 +18,15 @@ const MARKS: u64 = 10_000_000;
 const PAGE: u64 = 512;
 const PAGES: u64 = 1 << 17;
 
-/// A bitmap that can be marked through vm-memory and harvested.
-trait Harvested: Bitmap + Send + Sync + 'static {
-    /// How many clients it has.
-    fn clients(&self) -> usize;
-
-    /// Takes all bits of one of them; counts each page that was dirty in `found`.
-    fn harvest(self: &Arc<Self>, client: usize, found: &mut [u32]);
+/// A client that harvests.
+trait Harvests: Sync {
+    /// Takes all its bits; counts each page that was dirty in `found`.
+    fn harvest(&self, found: &mut [u32]);
 }
 
-impl Harvested for DirtyMemory {
-    fn clients(&self) -> usize {
-        self.enabled().iter().count()
-    }
-
-    fn harvest(self: &Arc<Self>, client: usize, found: &mut [u32]) {
-        let client = self.enabled().iter().nth(client).unwrap();
-        let harvest =
-            self.snapshot_and_clear_into(client, 0..PAGES, DirtySnapshot::default()).unwrap();
+impl Harvests for DirtyClaim {
+    fn harvest(&self, found: &mut [u32]) {
+        let harvest = self.snapshot_and_clear(0..PAGES).unwrap();
         for page in harvest.pages() {
             found[usize::try_from(page).unwrap()] += 1;
         }
@@ -43,14 +34,19 @@ impl Harvested for DirtyMemory {
     }
 }
 
-/// Runs marks against harvests; returns how many of `marks`, times the clients, were never
-/// harvested. `passed` is called after each pass.
-fn lost<B: Harvested>(bitmap: Arc<B>, marks: u64, mut passed: impl FnMut()) -> u64
+/// Runs marks through vm-memory against harvests of each client; returns how many of `marks`,
+/// times the clients, were never harvested. `passed` is called after each pass.
+fn lost<B: Bitmap + Send + Sync + 'static>(
+    bitmap: Arc<B>,
+    clients: &[impl Harvests],
+    marks: u64,
+    mut passed: impl FnMut(),
+) -> u64
 where
     ArcSlice<B>: BitmapSlice,
 {
     let size = usize::try_from(PAGES * PAGE).unwrap();
-    let region = MmapRegionBuilder::new_with_bitmap(size, ArcSlice::new(bitmap.clone(), 0))
+    let region = MmapRegionBuilder::new_with_bitmap(size, ArcSlice::new(bitmap, 0))
         .with_mmap_prot(3) // readable and writable
         .with_mmap_flags(0x22) // private, anonymous
         .build()
@@ -60,7 +56,7 @@ where
     let mut lost = 0;
     let mut marked = 0;
     while marked < marks {
-        let mut found = vec![vec![0; usize::try_from(PAGES).unwrap()]; bitmap.clients()];
+        let mut found = vec![vec![0; usize::try_from(PAGES).unwrap()]; clients.len()];
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let writers: Vec<_> = (0..THREADS)
@@ -77,8 +73,8 @@ where
                 let mut last = false;
                 while !last {
                     last = done.load(Ordering::Acquire);
-                    for (client, found) in found.iter_mut().enumerate() {
-                        bitmap.harvest(client, found);
+                    for (client, found) in clients.iter().zip(&mut found) {
+                        client.harvest(found);
                     }
                 }
                 found.concat()
@@ -95,21 +91,17 @@ where
     lost
 }
 
-/// VGA and migration first, then those that are registered at run time; and with the
-/// eighth, a translator that watches every page again before each pass.
+/// VGA and migration first, then those that are claimed by a name; and with the eighth, a
+/// translator that watches every page again before each pass.
 #[test]
 fn no_mark_is_lost_at_any_count_of_clients() {
     for count in 1..=DirtyClient::COUNT {
         let dirty = DirtyMemory::new(PAGES, PageSize::new(PAGE).unwrap());
-        dirty.enable(DirtyClient::VGA).unwrap();
-        if count > 1 {
-            dirty.enable(DirtyClient::MIGRATION).unwrap();
-        }
-        let registered: Vec<_> =
-            (2..count.min(7)).map(|n| dirty.register(&n.to_string()).unwrap()).collect();
-        for client in &registered {
-            dirty.enable(client.client()).unwrap();
-        }
+        let built_in = [DirtyClient::VGA, DirtyClient::MIGRATION].map(Claimant::from);
+        let named = (2..7).map(|n| Claimant::from(n.to_string().as_str()));
+        let claimants = built_in.into_iter().chain(named).take(count);
+        let clients: Vec<_> = claimants.map(|claimant| dirty.claim(claimant).unwrap()).collect();
+        assert_eq!(dirty.enabled().iter().count(), count.min(7));
         let reports = Arc::new(AtomicU64::new(0));
         let watch = (count == DirtyClient::COUNT).then(|| {
             let reports = reports.clone();
@@ -121,7 +113,7 @@ fn no_mark_is_lost_at_any_count_of_clients() {
             watch
         });
         let mut passes = 0;
-        let lost = lost(dirty, MARKS, || {
+        let lost = lost(dirty, &clients, MARKS, || {
             passes += 1;
             if let Some(watch) = &watch {
                 assert_eq!(reports.load(Ordering::Relaxed), passes * PAGES);
@@ -155,12 +147,8 @@ impl Bitmap for ReadThenClear {
     }
 }
 
-impl Harvested for ReadThenClear {
-    fn clients(&self) -> usize {
-        1
-    }
-
-    fn harvest(self: &Arc<Self>, _: usize, found: &mut [u32]) {
+impl Harvests for Arc<ReadThenClear> {
+    fn harvest(&self, found: &mut [u32]) {
         for (word, bits) in self.0.iter().enumerate() {
             let taken = bits.load(Ordering::Acquire);
             if taken == 0 {
@@ -181,8 +169,8 @@ impl Harvested for ReadThenClear {
 #[test]
 fn the_test_sees_a_harvest_that_is_not_atomic() {
     let words = usize::try_from(PAGES / 64).unwrap();
-    let broken = ReadThenClear((0..words).map(|_| AtomicU64::new(0)).collect());
-    let lost = lost(Arc::new(broken), MARKS, || ());
+    let broken = Arc::new(ReadThenClear((0..words).map(|_| AtomicU64::new(0)).collect()));
+    let lost = lost(broken.clone(), &[broken], MARKS, || ());
     println!("{lost} of {MARKS} marks lost");
     assert!(lost > 0);
 }

@@ -15,7 +15,7 @@ fn pc() -> Pc {
 fn the_tree_is_printed_as_it_was_built() {
     let pc = pc();
     pc.set_pam(1, Pam::ReadOnly).unwrap();
-    pc.memory.set_log(pc.vram_region, DirtyClient::VGA, true).unwrap();
+    let _log = pc.memory.claim_log(pc.vram_region, DirtyClient::VGA).unwrap();
     assert_eq!(pc.memory.mtree().to_string(), include_str!("pc_map.txt"));
 }
 
@@ -24,7 +24,7 @@ fn the_flat_view_is_printed_as_processors_see_it() {
     let pc = pc();
     pc.set_pam(1, Pam::ReadOnly).unwrap();
     pc.set_pam(2, Pam::Ram).unwrap();
-    pc.memory.set_log(pc.vram_region, DirtyClient::VGA, true).unwrap();
+    let _log = pc.memory.claim_log(pc.vram_region, DirtyClient::VGA).unwrap();
     // A bus master's space is the same; it is printed once.
     let master =
         pc.memory.transaction(|map| map.alias("bus master", pc.system, 0, 1 << 48)).unwrap();

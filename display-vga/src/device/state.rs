@@ -14,39 +14,21 @@ const VERSION: u32 = 1;
 
 /// Why a state cannot be restored; the device is unchanged.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum StateError {
     /// It is of another version.
     #[error("A state of version {found} was given, version {VERSION} is known")]
-    Version {
-        /// The version given.
-        found: u32,
-    },
+    Version { found: u32 },
     /// It does not have the length of its version.
     #[error("A state of {found} bytes was given, version {VERSION} has {expected}")]
-    Length {
-        /// Bytes given.
-        found: usize,
-        /// Bytes of this version.
-        expected: usize,
-    },
+    Length { found: usize, expected: usize },
     /// It is of a device with more or less video memory.
     #[error("The state is of a VGA with {found} bytes of video memory, this one has {vram}")]
-    VideoMemory {
-        /// Bytes of video memory in the state.
-        found: u64,
-        /// Bytes of this device.
-        vram: u64,
-    },
+    VideoMemory { found: u64, vram: u64 },
     /// A field's value is out of range.
     #[error("Field \"{field}\" of the state is {found}, at most {most} is possible")]
-    Value {
-        /// The field's name.
-        field: &'static str,
-        /// Its value.
-        found: u32,
-        /// The largest value.
-        most: u32,
-    },
+    Value { field: &'static str, found: u32, most: u32 },
 }
 
 /// Calls `each` with every field of `registers`, in the order of the format.

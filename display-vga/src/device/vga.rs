@@ -1,7 +1,7 @@
 //! The device: video memory, registers, and the low window's mapping, which follows them.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ram_block::{RamBlock, RamBlockError};
@@ -14,6 +14,7 @@ use crate::device::window::Window;
 use crate::draw::painter::Painter;
 use crate::draw::part::DrawnPart;
 use crate::font;
+use crate::locks::lock;
 use crate::modes::limits::VbeError;
 use crate::modes::linear::Linear;
 use crate::modes::mode::{Mode, ModeKind};
@@ -27,6 +28,8 @@ use crate::registers::{ports, vbe};
 
 /// Why a VGA cannot be created.
 #[derive(Debug, Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum VgaError {
     /// The size of video memory is out of range, or no multiple of 64 KiB.
     #[error(
@@ -35,10 +38,7 @@ pub enum VgaError {
         Vga::MIN_VRAM,
         Vga::MAX_VRAM
     )]
-    VideoMemory {
-        /// Bytes asked for.
-        bytes: u64,
-    },
+    VideoMemory { bytes: u64 },
     /// The block cannot be created.
     #[error("Video memory cannot be created")]
     Block(#[from] RamBlockError),
@@ -375,11 +375,6 @@ impl Vga {
 fn check_size(bytes: u64) -> Result<(), VgaError> {
     let sound = (Vga::MIN_VRAM..=Vga::MAX_VRAM).contains(&bytes) && bytes % (64 << 10) == 0;
     if sound { Ok(()) } else { Err(VgaError::VideoMemory { bytes }) }
-}
-
-/// Ignores poisoning: registers are plain numbers, and valid even if a thread panicked.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Vga {

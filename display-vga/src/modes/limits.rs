@@ -16,48 +16,31 @@ pub(crate) const LEGACY_BYTES: u64 = 256 << 10;
 
 /// A VBE mode that cannot be set.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum VbeError {
     /// A side is zero or exceeds the limit.
     #[error("{width}x{height} pixels: both sides must be from 1 to {MAX_WIDTH}x{MAX_HEIGHT}")]
-    Geometry {
-        /// Width in pixels.
-        width: u32,
-        /// Height in lines.
-        height: u32,
-    },
+    Geometry { width: u32, height: u32 },
     /// The picture would take too much of the host's memory.
     #[error("{width}x{height} pixels: at most {MAX_PIXELS} are shown")]
-    Pixels {
-        /// Width in pixels.
-        width: u32,
-        /// Height in lines.
-        height: u32,
-    },
+    Pixels { width: u32, height: u32 },
     /// The depth is not supported.
     #[error("{depth} bits per pixel were asked for; there are 4, 8, 15, 16, 24 and 32")]
-    Depth {
-        /// Bits per pixel.
-        depth: u32,
-    },
+    Depth { depth: u32 },
     /// The visible part reaches past the end of video memory.
     #[error(
         "{width}x{height} pixels from ({x}, {y}) in lines of {virtual_width} need {needed} bytes \
             of video memory, there are {vram}"
     )]
     TooLarge {
-        /// Width in pixels.
         width: u32,
-        /// Height in lines.
         height: u32,
-        /// First visible column of the virtual screen.
         x: u32,
-        /// First visible line of the virtual screen.
         y: u32,
-        /// Length of a line in pixels, the invisible part included.
+        /// In pixels, the invisible part included.
         virtual_width: u32,
-        /// Bytes up to the end of the last visible line.
         needed: u64,
-        /// Bytes of video memory.
         vram: u64,
     },
 }

@@ -63,27 +63,15 @@ impl Rect {
 
 /// Why an area cannot be read.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum SurfaceError {
     /// The area exceeds the picture.
     #[error("{area:?} was asked for, the picture has {width}x{height} pixels")]
-    Outside {
-        /// The area asked for.
-        area: Rect,
-        /// Width of the picture in pixels.
-        width: u32,
-        /// Height of the picture in lines.
-        height: u32,
-    },
+    Outside { area: Rect, width: u32, height: u32 },
     /// The buffer or the stride is too short.
     #[error("Lines of {line} bytes every {stride} bytes do not fit a buffer of {len} bytes")]
-    Buffer {
-        /// Bytes of a line of the area.
-        line: usize,
-        /// Bytes from one line to the next.
-        stride: usize,
-        /// Bytes of the buffer.
-        len: usize,
-    },
+    Buffer { line: usize, stride: usize, len: usize },
 }
 
 /// A picture of 4 bytes per pixel: blue, green, red, and one unused; lines from the top.

@@ -26,6 +26,8 @@ use crate::registers::retrace::Timing;
 
 /// Why a refresh failed. The next refresh draws its changes.
 #[derive(Debug, Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum RefreshError {
     /// The dirty log cannot be read.
     #[error("The dirty log of video memory cannot be read")]
@@ -35,12 +37,7 @@ pub enum RefreshError {
     Memory(#[from] RamBlockError),
     /// The region is not the video memory.
     #[error("The region shows block \"{found}\", the display's video memory is \"{vram}\"")]
-    WrongRegion {
-        /// The id of the region's block.
-        found: String,
-        /// The id of the video memory.
-        vram: String,
-    },
+    WrongRegion { found: String, vram: String },
 }
 
 /// The result of a refresh.
@@ -90,7 +87,6 @@ enum Drawn {
 /// screen: each of two would take dirty bits that the other one needs.
 pub struct Screen {
     vga: Arc<Vga>,
-    vram: RegionId,
     /// The claim of video memory's log: nothing else can harvest it.
     log: LogClaim,
     shares: bool,
@@ -123,7 +119,6 @@ impl Screen {
         let log = memory.claim_log(vram, DirtyClient::VGA)?;
         Ok(Self {
             vga,
-            vram,
             log,
             shares: false,
             shown: None,
@@ -232,7 +227,7 @@ impl Screen {
             Drawn::Blank | Drawn::Unknown => (true, true, true),
         };
         let buffer = std::mem::take(&mut self.buffer);
-        let harvest = self.log.snapshot_and_clear_into(self.vram, mode.bytes(), buffer)?;
+        let harvest = self.log.snapshot_and_clear_into(mode.bytes(), buffer)?;
         let synced = Instant::now();
         self.report.sync_time = synced - begin;
         self.report.lines_total = mode.height();

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::ThreadId;
 
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
@@ -17,6 +17,7 @@ use memory_region::{AccessError, AddressSpace, FlatView, Section, ViewChange};
 
 use crate::bus::buses::{Buses, log_bus_error};
 use crate::bus::coalesced_ring::{CoalescedRing, CoalescedWrite};
+use crate::locks::lock;
 
 /// The coalesced writes of a machine that its devices have not seen yet.
 #[derive(Debug, Default)]
@@ -83,10 +84,6 @@ impl Queue {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl CoalescedQueue {

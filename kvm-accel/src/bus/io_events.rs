@@ -7,7 +7,7 @@
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use memory_region::{CoalescedRange, IoEventFd, ViewChange};
 
-use crate::error::{KvmError, io_error};
+use crate::error::KvmError;
 use crate::sys::ioctl;
 
 /// Which of a machine's buses.
@@ -70,8 +70,8 @@ fn apply(vm: &VmFd, bus: Bus, step: Step<'_>) -> Result<(), KvmError> {
                 Bus::Ports => IoEventAddress::Pio(start),
             };
             let result = match u32::try_from(size) {
-                Ok(size) if on => vm.register_coalesced_mmio(place, size).map_err(io_error),
-                Ok(size) => vm.unregister_coalesced_mmio(place, size).map_err(io_error),
+                Ok(size) if on => vm.register_coalesced_mmio(place, size).map_err(Into::into),
+                Ok(size) => vm.unregister_coalesced_mmio(place, size).map_err(Into::into),
                 Err(_) => Err(std::io::ErrorKind::InvalidInput.into()),
             };
             result.map_err(|source| KvmError::CoalescedZone { start, size, source })

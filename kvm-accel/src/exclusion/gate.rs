@@ -5,15 +5,15 @@
 //! device's handler. A pause needs that no vCPU's thread *acts for the guest* either, for as long
 //! as the pause lasts (QEMU: `pause_all_vcpus`).
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::KvmError;
 use crate::exclusion::blocked_time::BlockedTime;
 use crate::exclusion::kick::VcpuShared;
 use crate::exclusion::run_state::VcpuMode;
+use crate::locks::{lock, unpoisoned};
 
 /// How long a waiter sleeps at most before it signals the vCPUs again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -37,12 +37,8 @@ struct Inner {
 }
 
 impl Gate {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn add(&self, vcpu: &Arc<VcpuShared>) {
-        let vcpus = &mut self.lock().vcpus;
+        let vcpus = &mut lock(&self.inner).vcpus;
         vcpus.retain(|vcpu| vcpu.strong_count() > 0);
         vcpus.push(Arc::downgrade(vcpu));
     }
@@ -70,7 +66,7 @@ impl Gate {
 
     /// Blocks the vCPU at `place` while `closed` returns true.
     pub(crate) fn wait_while(&self, vcpu: &VcpuShared, place: VcpuMode, closed: impl Fn() -> bool) {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         // Under the lock: a thread that holds it and sees this place sees the vCPU counted as
         // blocked, too.
         vcpu.state.leave(place);
@@ -80,26 +76,22 @@ impl Gate {
         }
         inner.blocked_time.begin();
         while closed() {
-            inner = self
-                .changed
-                .wait_timeout(inner, RETRY_INTERVAL)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            inner = unpoisoned(self.changed.wait_timeout(inner, RETRY_INTERVAL)).0;
         }
         inner.blocked_time.end();
     }
 
     /// Runs `work`, which blocks the vCPU of the calling thread.
     pub(crate) fn count_blocked<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.lock().blocked_time.begin();
+        lock(&self.inner).blocked_time.begin();
         let result = work();
-        self.lock().blocked_time.end();
+        lock(&self.inner).blocked_time.end();
         result
     }
 
     /// Makes waiting threads check their conditions again.
     pub(crate) fn wake(&self) {
-        drop(self.lock());
+        drop(lock(&self.inner));
         self.changed.notify_all();
     }
 
@@ -110,7 +102,7 @@ impl Gate {
         deadline: Option<Instant>,
     ) -> Result<(), usize> {
         fence(Ordering::SeqCst);
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         // One signal is enough: a vCPU that is not in the guest at this moment sees the request
         // before it enters. After a timeout they are signalled again, only to be robust.
         let mut interrupts = true;
@@ -135,10 +127,8 @@ impl Gate {
             if left.is_zero() {
                 return Err(running);
             }
-            let (waited, timeout) = self
-                .changed
-                .wait_timeout(inner, left.min(RETRY_INTERVAL))
-                .unwrap_or_else(PoisonError::into_inner);
+            let waited = self.changed.wait_timeout(inner, left.min(RETRY_INTERVAL));
+            let (waited, timeout) = unpoisoned(waited);
             (inner, interrupts) = (waited, timeout.timed_out());
         }
     }
@@ -146,7 +136,7 @@ impl Gate {
     /// How many signals were sent to force guests to exit, and the blocked time summed over vCPUs,
     /// up to now.
     pub(crate) fn cost(&self) -> (u64, Duration) {
-        let blocked = self.lock().blocked_time.total();
+        let blocked = lock(&self.inner).blocked_time.total();
         (self.kicks.load(Ordering::Relaxed), blocked)
     }
 
@@ -172,7 +162,7 @@ impl Gate {
 
     /// Waits at most `timeout` until every vCPU's thread is parked.
     pub(crate) fn pause(self: &Arc<Self>, timeout: Duration) -> Result<PauseGuard, KvmError> {
-        let vcpus: Vec<_> = self.lock().vcpus.iter().filter_map(Weak::upgrade).collect();
+        let vcpus: Vec<_> = lock(&self.inner).vcpus.iter().filter_map(Weak::upgrade).collect();
         if let Some(vcpu) = vcpus.iter().find(|vcpu| vcpu.is_current_thread()) {
             return Err(KvmError::PauseFromVcpu { id: vcpu.id });
         }
@@ -190,17 +180,12 @@ impl Gate {
 
 /// Holding one proves that no vCPU of the machine executes guest code or handles an exit; they run
 /// again when the last one is dropped.
+#[derive(Debug)]
 #[must_use = "the vCPUs go on when this is dropped"]
 pub struct PauseGuard(Arc<Gate>);
 
 impl Drop for PauseGuard {
     fn drop(&mut self) {
         self.0.open(&self.0.pauses);
-    }
-}
-
-impl fmt::Debug for PauseGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PauseGuard")
     }
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
@@ -12,6 +12,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::error::KvmError;
 use crate::exclusion::run_state::RunState;
+use crate::locks::lock;
 use crate::sys::mapping::VcpuMapping;
 
 /// A second mapping of the page that KVM shares with the vCPU's owner, for the one
@@ -88,7 +89,7 @@ impl VcpuShared {
 
     /// Makes the calling thread the one that a kick interrupts.
     pub(crate) fn attach_thread(&self) -> Result<(), KvmError> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = lock(&self.thread);
         if *thread != Some(current_thread()) {
             let signal = kick_signal();
             unblock_signal(signal).map_err(|error| KvmError::Signal {
@@ -101,12 +102,12 @@ impl VcpuShared {
     }
 
     pub(crate) fn detach_thread(&self) {
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.thread) = None;
     }
 
     /// Whether the calling thread is the one in `run`.
     pub(crate) fn is_current_thread(&self) -> bool {
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) == Some(current_thread())
+        *lock(&self.thread) == Some(current_thread())
     }
 
     pub(crate) fn clear_immediate_exit(&self) {
@@ -151,7 +152,7 @@ impl VcpuShared {
     /// whether a signal was sent: a guest that is out needs none.
     pub(crate) fn interrupt(&self) -> bool {
         if self.state.request_exit(|| self.set_immediate_exit()) {
-            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            let thread = lock(&self.thread);
             if let Some(thread) = *thread {
                 // SAFETY: getpid reads and writes no memory of ours.
                 let process = unsafe { libc::getpid() };

@@ -14,7 +14,7 @@ use ram_block::PageSize;
 
 use crate::dirty_ring::ring::Entries;
 use crate::error::KvmError;
-use crate::slots::bitmap::SlotBitmap;
+use crate::slots::bitmap::{SlotBitmap, index};
 use crate::slots::table::{Slot, Slots};
 use crate::sys::ioctl::SlotCalls;
 
@@ -49,8 +49,7 @@ fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
             uncleared_since: 0,
         })
     };
-    let step = usize::try_from(most).unwrap_or(usize::MAX);
-    (first..end).step_by(step).filter_map(slot).collect()
+    (first..end).step_by(index(most)).filter_map(slot).collect()
 }
 
 impl<E: Entries> Slots<E> {

@@ -23,7 +23,6 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
 use memory_region::IoEventFd;
 use ram_block::{PageSize, RamBlock};
 
-use crate::error::io_error;
 use crate::sys::dirty_gfn::Entry;
 use crate::sys::mapping::VcpuMapping;
 
@@ -151,7 +150,7 @@ impl SlotCalls for VmFd {
         // where it is as long as the block lives, and the slot table of the caller keeps
         // the block until KVM has forgotten the slot. Guests may write it at any time,
         // which RamBlock's accessors are made for.
-        unsafe { self.set_user_memory_region(memory) }.map_err(io_error)
+        unsafe { self.set_user_memory_region(memory) }.map_err(Into::into)
     }
 }
 
@@ -282,10 +281,10 @@ pub(crate) fn get_xsave(vcpu: &VcpuFd, bytes: usize) -> io::Result<Xsave> {
     let mut xsave = xsave_of(bytes)?;
     if bytes == 0 {
         // SAFETY: only the fixed part, which this call fills, is written; the length stays.
-        unsafe { xsave.as_mut_fam_struct() }.xsave = vcpu.get_xsave().map_err(io_error)?;
+        unsafe { xsave.as_mut_fam_struct() }.xsave = vcpu.get_xsave()?;
     } else {
         // SAFETY: the structure has room for as many bytes as KVM said that it writes.
-        unsafe { vcpu.get_xsave2(&mut xsave) }.map_err(io_error)?;
+        unsafe { vcpu.get_xsave2(&mut xsave) }?;
     }
     Ok(xsave)
 }
@@ -302,11 +301,11 @@ pub(crate) fn set_xsave(vcpu: &VcpuFd, bytes: usize, xsave: &Xsave) -> io::Resul
     if bytes == 0 {
         let first = &xsave.as_fam_struct_ref().xsave;
         // SAFETY: without KVM_CAP_XSAVE2 KVM reads the 4,096 bytes of this structure only.
-        return unsafe { vcpu.set_xsave(first) }.map_err(io_error);
+        return unsafe { vcpu.set_xsave(first) }.map_err(Into::into);
     }
     // SAFETY: the structure has at least as many bytes as KVM said that it reads, as was
     // just checked.
-    unsafe { vcpu.set_xsave2(xsave) }.map_err(io_error)
+    unsafe { vcpu.set_xsave2(xsave) }.map_err(Into::into)
 }
 
 /// An empty structure of at least `bytes` bytes.

@@ -1,6 +1,5 @@
 //! The ioctls of a machine that leave its slots, its logs and its vCPUs alone.
 
-use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
 
 use kvm_bindings::{
@@ -57,7 +56,7 @@ type Result<T> = std::result::Result<T, Error>;
 ///
 /// For anything else, make an ioctl on the raw descriptor in an `unsafe` block, which has to uphold
 /// these three.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct VmIoctls<'a>(&'a VmFd);
 
 /// The capabilities that decide how written pages are tracked; [`KvmConfig`](crate::KvmConfig)
@@ -223,11 +222,5 @@ impl<'a> VmIoctls<'a> {
 impl AsRawFd for VmIoctls<'_> {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
-    }
-}
-
-impl fmt::Debug for VmIoctls<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("VmIoctls").field(&self.as_raw_fd()).finish()
     }
 }

@@ -9,7 +9,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::buses::{Buses, log_bus_error};
 use crate::dirty_ring::set::RingOfVcpu;
-use crate::error::{KvmError, io_error};
+use crate::error::KvmError;
 use crate::exclusion::gate::Gate;
 use crate::exclusion::kick::VcpuShared;
 use crate::exclusion::run_state::VcpuMode;
@@ -269,7 +269,7 @@ impl Vcpu {
         let event = match exit {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
             Err(error) => {
-                return Err(KvmError::Run { id: self.shared.id, source: io_error(error) });
+                return Err(KvmError::Run { id: self.shared.id, source: error.into() });
             }
             // The guest does not see a bus error: a failed read returns all ones.
             Ok(VcpuExit::MmioRead(address, data)) => {

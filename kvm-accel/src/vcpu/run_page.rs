@@ -1,7 +1,5 @@
 //! The fields of the page shared with KVM that a vCPU's owner sets.
 
-use std::fmt;
-
 use kvm_bindings::kvm_sync_regs;
 use kvm_ioctls::{SyncReg, VcpuFd};
 
@@ -9,6 +7,7 @@ use kvm_ioctls::{SyncReg, VcpuFd};
 ///
 /// KVM's own fields (the exit reason, where the exit's data is) are left out: code that follows the
 /// pointers in them relies on that only the kernel has written them.
+#[derive(Debug)]
 pub struct RunPage<'a>(&'a mut VcpuFd);
 
 impl<'a> RunPage<'a> {
@@ -79,11 +78,5 @@ impl<'a> RunPage<'a> {
     /// The same, to be changed for the next run.
     pub fn sync_regs_mut(&mut self) -> &mut kvm_sync_regs {
         self.0.sync_regs_mut()
-    }
-}
-
-impl fmt::Debug for RunPage<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RunPage")
     }
 }

@@ -9,7 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VcpuFd};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{KvmError, io_error};
+use crate::error::KvmError;
 use crate::sys::ioctl;
 use crate::vcpu::run::Vcpu;
 
@@ -59,7 +59,7 @@ fn failed<T>(
     part: &'static str,
     result: Result<T, kvm_ioctls::Error>,
 ) -> Result<T, KvmError> {
-    result.map_err(|error| KvmError::State { id, part, source: io_error(error) })
+    result.map_err(|error| KvmError::State { id, part, source: error.into() })
 }
 
 fn impossible(id: u64, part: &'static str, why: &str) -> KvmError {

@@ -22,6 +22,7 @@ pub struct VcpuThread {
 ///
 /// Its error is [`Vcpu::run`]'s, or [`KvmError::Panicked`] after a device's panic. The vCPU can be
 /// inspected, saved or run again, as far as the failure allows it.
+#[derive(Debug)]
 pub struct VcpuThreadError {
     /// Boxed, as results with it would be large.
     vcpu: Box<Vcpu>,
@@ -43,12 +44,6 @@ impl VcpuThreadError {
 impl fmt::Display for VcpuThreadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
-    }
-}
-
-impl fmt::Debug for VcpuThreadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("VcpuThreadError").field(&self.error).finish()
     }
 }
 

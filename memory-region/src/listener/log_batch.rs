@@ -216,11 +216,11 @@ mod tests {
             let log = PageSize::new(log).unwrap();
             // Near the beginning of the space, or up to its end.
             let origin = if high { u64::MAX - (256 * unit - 1) } else { 0 };
-            let mut ram = BTreeMap::new();
+            let (mut ram, mut logs) = (BTreeMap::new(), Vec::new());
             let mut next = origin;
             for (number, (gap, offset, len)) in windows.into_iter().enumerate() {
                 let block = RamBlock::anonymous(&number.to_string(), LEN).unwrap();
-                block.dirty().enable(DirtyClient::VGA).unwrap();
+                logs.push(block.dirty().claim(DirtyClient::VGA).unwrap());
                 let Some(start) = next.checked_add(gap * unit) else { break };
                 let left = (u64::MAX - start) / unit + 1;
                 let len = len.min(left);
@@ -242,8 +242,9 @@ mod tests {
             drop(sink);
             prop_assert!(buffer.is_empty());
             for section in ram.values() {
-                let block = section.ram().unwrap();
-                let found = block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..block.pages());
+                let dirty = section.ram().unwrap().dirty();
+                let claim = logs.iter().find(|log| Arc::ptr_eq(log.dirty(), dirty)).unwrap();
+                let found = claim.snapshot_and_clear(0..dirty.pages());
                 let found: BTreeSet<u64> = found.unwrap().commit().pages().collect();
                 prop_assert_eq!(found, expected(section, log, &words), "{:?}", section);
             }
@@ -253,7 +254,7 @@ mod tests {
     #[test]
     fn pages_past_the_end_of_the_space_are_nobodys() {
         let block = RamBlock::anonymous("top", LEN).unwrap();
-        block.dirty().enable(DirtyClient::VGA).unwrap();
+        let log = block.dirty().claim(DirtyClient::VGA).unwrap();
         let page = PageSize::host();
         let start = u64::MAX - (page.bytes() - 1);
         let ram = BTreeMap::from([(start, section(&block, start, 0, page.bytes()))]);
@@ -266,7 +267,7 @@ mod tests {
         assert!(!block.dirty().is_dirty(DirtyClient::VGA, 0));
         sink.push(page.page_of(u64::MAX), u64::MAX);
         drop(sink);
-        let found = block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..block.pages()).unwrap();
+        let found = log.snapshot_and_clear(0..block.pages()).unwrap();
         assert_eq!(found.commit().pages().collect::<Vec<_>>(), [0]);
     }
 }

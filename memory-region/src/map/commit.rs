@@ -3,20 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use ram_block::{ClientSet, DirtyError};
+use ram_block::ClientSet;
 
 use crate::error::MapError;
 use crate::listener::change::{GlobalLogChange, MemoryListener, ViewChange};
 use crate::listener::diff::diff;
 use crate::listener::notify::{Notification, notify_all};
 use crate::region_id::RegionId;
-use crate::transaction::claims::{Claimed, Claims};
-use crate::transaction::client_registry::Clients;
 use crate::transaction::regions::NewObjects;
+use crate::tree::log::{Log, Logged};
 use crate::tree::render::{canonical, render};
-use crate::tree::topology::{Logged, Topology};
+use crate::tree::topology::Topology;
 use crate::view::address_space::AddressSpace;
 use crate::view::flat_view::FlatView;
 
@@ -76,23 +75,18 @@ impl MapState {
     /// The change from an empty view to that of `space`.
     pub(crate) fn all_of(&self, space: &AddressSpace) -> ViewChange {
         let mut change = diff(&FlatView::default(), &space.view());
-        change.global_log = global_change(ClientSet::EMPTY, self.topology.global_log);
+        change.global_log = global_change(ClientSet::EMPTY, self.topology.global_clients());
         change
     }
 
-    /// Commits `garbage.topology`: renders it, switches clients on, notifies listeners, publishes
-    /// the views, switches clients off. Returns the new map; on an error everything is as before.
-    pub(crate) fn commit(
-        &self,
-        clients: &mut Clients,
-        claims: &Mutex<Claims>,
-        garbage: &mut Garbage,
-    ) -> Result<Self, MapError> {
-        let claims = || claims.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Commits `garbage.topology`: renders it, starts logs, notifies listeners, publishes the
+    /// views, stops logs. Returns the new map; on an error everything is as before.
+    pub(crate) fn commit(&self, garbage: &mut Garbage) -> Result<Self, MapError> {
         let topology = &garbage.topology;
         let logged = topology.logged();
         let (before, after) = (&self.logged, &logged);
-        let global_log = global_change(self.topology.global_log, topology.global_log);
+        let global = (self.topology.global_clients(), topology.global_clients());
+        let global_log = global_change(global.0, global.1);
         let mut views = Vec::with_capacity(self.spaces.len());
         let mut notifications = Vec::new();
         for entry in &self.spaces {
@@ -107,27 +101,22 @@ impl MapState {
             }
             views.push(view.clone());
         }
-        claims().check_blocks(after)?;
         // A client is on in the block before a listener starts to log for it, and
         // off only after: no page is logged that its bitmap would not take.
-        let clients_before =
-            |block| before.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
-        let mut switched_on = Vec::new();
-        let mut switch_on = || {
-            for (block, (ram, logging)) in after {
-                let before = clients_before(block);
-                for client in logging.iter().filter(|client| !before.contains(*client)) {
-                    clients.switch_on(ram, client)?;
-                    switched_on.push((ram, client));
+        let mut started: Vec<(Arc<Log>, usize)> = Vec::new();
+        let mut start_logs = || {
+            let blocks = after.iter().filter(|(_, (_, clients))| !clients.is_empty());
+            for (at, (block, _)) in blocks {
+                let before = clients_of(before, *at);
+                let new = topology.logs_of(*at).filter(|log| !before.contains(log.client));
+                for log in new {
+                    log.start(block)?;
+                    started.push((log.clone(), *at));
                 }
             }
             Ok(())
         };
-        let result: Result<(), DirtyError> = switch_on();
-        // After the client has its number in the block, and before any write is logged for it.
-        let mut claimed = Claimed::default();
-        let mut claim = || claims().claim_blocks(after).map(|new| claimed = new);
-        let mut result = result.map_err(MapError::from).and_then(|()| claim());
+        let mut result: Result<(), MapError> = start_logs();
         if result.is_ok() {
             // As soon as the first listener has followed, guests may write through the new
             // sections: syncs have to ask for them from before that on.
@@ -138,16 +127,13 @@ impl MapState {
         }
         if let Err(error) = result {
             self.clear_pending(garbage);
-            for (ram, client) in switched_on {
-                clients.switch_off(ram, client, claims().of_client(client, ram));
-            }
-            claims().give_up(&claimed);
+            started.into_iter().for_each(|(log, block)| log.stop(block));
             return Err(error);
         }
 
         // RAM that joins while all RAM is logged: its clients have seen none of it, so all of its
         // pages are dirty for them.
-        let all_along = self.topology.global_log.intersection(topology.global_log);
+        let all_along = global.0.intersection(global.1);
         for (ram, _) in after.iter().filter(|(at, _)| !before.contains_key(*at)).map(|(_, b)| b) {
             if !all_along.is_empty() {
                 ram.dirty().mark(0, ram.len());
@@ -157,14 +143,11 @@ impl MapState {
             garbage.views.push(entry.space.publish(view));
         }
         self.clear_pending(garbage);
-        for (block, (ram, logging)) in before {
-            let still = after.get(block).map_or(ClientSet::EMPTY, |(_, clients)| *clients);
-            for client in logging.iter().filter(|client| !still.contains(*client)) {
-                clients.switch_off(ram, client, claims().of_client(client, ram));
-            }
-        }
-        if before.keys().any(|block| !after.contains_key(block)) {
-            claims().leave_blocks(after);
+        for (at, (_, clients)) in before.iter().filter(|(_, (_, clients))| !clients.is_empty()) {
+            let gone = clients.iter().filter(|client| !clients_of(after, *at).contains(*client));
+            let gone: ClientSet = gone.collect();
+            let logs = self.topology.logs_of(*at).filter(|log| gone.contains(log.client));
+            logs.for_each(|log| log.stop(*at));
         }
         let (topology, spaces) = (std::mem::take(&mut garbage.topology), self.spaces.clone());
         Ok(Self { topology, logged, spaces })
@@ -176,6 +159,10 @@ impl MapState {
         let pending = self.spaces.iter().filter_map(|entry| entry.space.set_pending(None));
         garbage.views.extend(pending);
     }
+}
+
+fn clients_of(logged: &Logged, block: usize) -> ClientSet {
+    logged.get(&block).map_or(ClientSet::EMPTY, |(_, clients)| *clients)
 }
 
 fn global_change(old: ClientSet, new: ClientSet) -> Option<GlobalLogChange> {

@@ -1,25 +1,34 @@
-//! Claims of logs: the exclusive right to harvest one.
+//! Claims of dirty logs: a client's log is on as long as its claim exists, and only the claim takes
+//! its bits.
 
+use std::fmt;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use ram_block::{DirtyClaim, DirtyClient, DirtySnapshot, Harvest, RamBlock};
+use ram_block::{Claimant, DirtyClient, DirtySnapshot, Harvest, PageSet, RamBlock};
 
 use crate::error::MapError;
-use crate::map::memory_map::{DeferredDrop, MemoryMap};
+use crate::map::memory_map::MemoryMap;
 use crate::region_id::RegionId;
-use crate::transaction::claims::Claim;
+use crate::tree::log::Log;
 
-/// A client's log, switched on and harvested through this value alone until it is dropped.
+/// The most pages that are re-armed with one call.
+const CLEAR_PAGES: u64 = 1 << 18;
+
+/// A client's dirty log of one region's memory. It is on as long as this exists, and only this
+/// takes its bits.
 ///
-/// Each client's bits can be taken once. Whoever harvests a log claims it and takes its bits
-/// through the claim. While it stands, harvests without it are errors, whichever way they take
-/// ([`MapError::Claimed`] at the map, `DirtyError::Claimed` at the block), and so are switching
-/// the log off and a second claim: by a second migration, a second screen of the same display,
-/// or another map that shows the block. A claim of all RAM has the blocks that come later, too,
-/// and ends for those that leave the map.
+/// Each bit can be taken once, so each client's log of a block has one claim, whichever region or
+/// map shows the block: a second one, by a second screen of the same display, is an error.
 ///
-/// Dropped within an update's closure or by a listener, it ends after that update.
+/// The first harvest may report pages that were not written: an accelerator may report *all* pages
+/// first, so that starting the log costs nothing, as KVM does with manual protection
+/// (KVM_DIRTY_LOG_INITIALLY_SET, the default of `kvm-accel` where KVM has it). A client that wants
+/// exactly the pages that are written from now on needs `KvmConfig::initially_set` to be false.
+///
+/// Dropping it stops the log; within an update's closure or by a listener, after that update; if a
+/// listener refuses, before the next change of the map or claim. To claim the same log anew, drop
+/// the former claim first.
 ///
 /// ```
 /// use memory_region::{MapError, MemoryMap};
@@ -27,159 +36,308 @@ use crate::transaction::claims::Claim;
 ///
 /// let memory = MemoryMap::new();
 /// let ram = memory.transaction(|map| map.ram("ram", RamBlock::anonymous("pc.ram", 1 << 20)?))?;
-/// let log = memory.claim_log(ram, DirtyClient::VGA)?;
+/// let mut vga = memory.claim_log(ram, DirtyClient::VGA)?;
+/// let mut reset = memory.claim_log(ram, "reset")?;
 /// memory.ram_block(ram)?.write(0x3000, b"guest")?;
-/// let refused = memory.snapshot_and_clear(ram, DirtyClient::VGA, 0..1 << 20);
-/// assert!(matches!(refused, Err(MapError::Claimed { .. })));
-/// assert!(log.snapshot_and_clear(ram, 0..1 << 20)?.commit().is_dirty(3));
+/// assert!(vga.snapshot_and_clear(0..1 << 20)?.commit().is_dirty(3));
+/// assert!(reset.snapshot_and_clear(0..1 << 20)?.commit().is_dirty(3));
+/// assert!(matches!(memory.claim_log(ram, DirtyClient::VGA), Err(MapError::Claimed { .. })));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[must_use = "the log is switched off when this is dropped"]
-#[derive(Debug)]
+#[must_use = "the log is stopped when this is dropped"]
 pub struct LogClaim {
-    map: Arc<MemoryMap>,
-    claim: Claim,
+    log: GlobalLogClaim,
+    block: Arc<RamBlock>,
 }
 
-impl Drop for LogClaim {
-    fn drop(&mut self) {
-        self.map.end(DeferredDrop::Log(self.claim.clone()));
+/// A client's dirty log of all RAM, also of blocks that join the map later, all of whose pages are
+/// dirty at first. It is on as long as this exists, and only this takes its bits.
+///
+/// As a [`LogClaim`], for a client that looks at all blocks at once: it [syncs](Self::sync) them
+/// all, then takes their bits block by block. It loses the bits of blocks that leave the map.
+///
+/// ```
+/// use std::ops::ControlFlow;
+/// use memory_region::MemoryMap;
+/// use ram_block::{DirtyClient, RamBlock};
+///
+/// let memory = MemoryMap::new();
+/// memory.transaction(|map| map.ram("ram", RamBlock::anonymous("pc.ram", 1 << 20)?))?;
+/// let mut log = memory.claim_global_log(DirtyClient::MIGRATION)?;
+/// memory.ram_blocks()[0].write(0x3000, b"guest")?;
+/// log.sync()?;
+/// let mut dirty = 0;
+/// for block in memory.ram_blocks() {
+///     let _ = log.visit_runs(&block, 0, |pages| {
+///         dirty += pages.end - pages.start; // read them: they are re-armed
+///         ControlFlow::<()>::Continue(())
+///     })?;
+/// }
+/// assert_eq!(dirty, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the log is stopped when this is dropped"]
+pub struct GlobalLogClaim {
+    map: Arc<MemoryMap>,
+    log: Arc<Log>,
+}
+
+impl MemoryMap {
+    /// Claims a client's dirty log of one RAM region and starts it: everything written from the
+    /// return of this call on is logged, and only the claim takes it.
+    ///
+    /// The claimant is a [`DirtyClient`], or a name, for which the first number is chosen that is
+    /// free and not built in.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Claimed`], [`MapError::NotRam`], [`MapError::UnknownRegion`],
+    /// [`MapError::Dirty`] for the code client, for a name if no number is free, or without memory
+    /// for a bitmap, [`MapError::Refused`], [`MapError::Reentrant`].
+    pub fn claim_log(
+        self: &Arc<Self>,
+        region: RegionId,
+        claimant: impl Into<Claimant>,
+    ) -> Result<LogClaim, MapError> {
+        let log = self.start_log(Some(region), &claimant.into())?;
+        let block = self.ram_block(region)?;
+        Ok(LogClaim { log, block })
+    }
+
+    /// Claims a client's dirty log of all RAM, present and future, and starts it.
+    ///
+    /// # Errors
+    ///
+    /// As [`claim_log`](Self::claim_log).
+    pub fn claim_global_log(
+        self: &Arc<Self>,
+        claimant: impl Into<Claimant>,
+    ) -> Result<GlobalLogClaim, MapError> {
+        self.start_log(None, &claimant.into())
+    }
+
+    fn start_log(
+        self: &Arc<Self>,
+        region: Option<RegionId>,
+        claimant: &Claimant,
+    ) -> Result<GlobalLogClaim, MapError> {
+        self.stop_deferred_logs();
+        let log = self.transaction(|map| map.start_log(region, claimant))?;
+        Ok(GlobalLogClaim { map: self.clone(), log })
     }
 }
 
 impl LogClaim {
     /// The client whose log this is.
     pub fn client(&self) -> DirtyClient {
-        self.claim.client
+        self.log.client()
     }
 
-    /// As [`MemoryMap::snapshot_and_clear`], of the log that is claimed: syncs the region,
-    /// takes the client's bits of the pages that `bytes` touch, and lets listeners watch these
-    /// pages again.
+    /// The block that is logged.
+    pub fn block(&self) -> &Arc<RamBlock> {
+        &self.block
+    }
+
+    /// Syncs the block, takes the client's bits of exactly the pages that `bytes` of it span, and
+    /// re-arms the log of these pages, so that the next write to them is reported again.
+    ///
+    /// Read the pages after this call, not before: what is written later is in the next harvest.
     ///
     /// # Errors
     ///
-    /// [`MapError::NotClaimed`] if the claim has not the region's block, and as there.
-    pub fn snapshot_and_clear(
-        &self,
-        region: RegionId,
-        bytes: Range<u64>,
-    ) -> Result<Harvest, MapError> {
-        self.snapshot_and_clear_into(region, bytes, DirtySnapshot::default())
+    /// [`MapError::Sync`], [`MapError::NotLogged`] if the region was removed, and
+    /// [`MapError::Dirty`] if the block has no such pages.
+    pub fn snapshot_and_clear(&mut self, bytes: Range<u64>) -> Result<Harvest, MapError> {
+        self.snapshot_and_clear_into(bytes, DirtySnapshot::default())
     }
 
-    /// As [`snapshot_and_clear`](Self::snapshot_and_clear), with the buffer of an earlier
-    /// snapshot.
+    /// As [`snapshot_and_clear`](Self::snapshot_and_clear), with the buffer of an earlier snapshot.
     ///
     /// # Errors
     ///
     /// As [`snapshot_and_clear`](Self::snapshot_and_clear).
     pub fn snapshot_and_clear_into(
-        &self,
-        region: RegionId,
+        &mut self,
         bytes: Range<u64>,
         buffer: DirtySnapshot,
     ) -> Result<Harvest, MapError> {
-        let (name, block) = self.map.ram_of(region)?;
-        let client = self.claim.client;
-        let block = block.ok_or_else(|| MapError::NotRam { name: name.to_string(), client })?;
-        let held = self.of(&block)?;
-        self.map.harvest(&block, bytes, |pages| held.snapshot_and_clear_into(pages, buffer))
+        self.log.map.sync_block(&self.block)?;
+        self.log.take_snapshot(&self.block, bytes, buffer)
     }
 
-    /// Moves the client's bits of `pages` of a block into a bitmap of the caller's; see
-    /// [`DirtyMemory::move_into`](ram_block::DirtyMemory::move_into). Nothing is synced, and
-    /// nothing watched again: the caller does both, for all blocks at once and just before it
-    /// reads the pages.
+    /// Syncs the block, and takes the client's bits run by run, as
+    /// [`GlobalLogClaim::visit_runs`].
     ///
     /// # Errors
     ///
-    /// [`MapError::NotClaimed`] if the claim has not the block, also because that has left the
-    /// map, and [`MapError::Dirty`].
-    pub fn move_into(
-        &self,
-        block: &Arc<RamBlock>,
-        pages: Range<u64>,
-        into: &mut [u64],
-    ) -> Result<u64, MapError> {
-        Ok(self.of(block)?.move_into(pages, into)?)
-    }
-
-    /// Takes the client's bits of `pages` of a block run by run; see
-    /// [`DirtyMemory::visit_runs`](ram_block::DirtyMemory::visit_runs). Nothing is synced, and
-    /// nothing watched again, as with [`move_into`](Self::move_into).
-    ///
-    /// # Errors
-    ///
-    /// As [`move_into`](Self::move_into).
+    /// As there.
     pub fn visit_runs<B>(
-        &self,
-        block: &Arc<RamBlock>,
-        pages: Range<u64>,
+        &mut self,
         gap: u64,
         visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, MapError> {
-        Ok(self.of(block)?.visit_runs(pages, gap, visit)?)
+        self.log.map.sync_block(&self.block)?;
+        self.log.visit_runs(&self.block, gap, visit)
     }
 
-    /// What it has of a block. The map's list is locked for a moment only.
-    fn of(&self, block: &Arc<RamBlock>) -> Result<Arc<DirtyClaim>, MapError> {
-        let held = self.map.claims().of(self.claim.number, block);
-        held.ok_or_else(|| {
-            let (client, what) = (self.claim.client, format!("block \"{}\"", block.id()));
-            MapError::NotClaimed { client, what }
-        })
+    /// Syncs the block, and moves the client's bits into a set of the caller's, as
+    /// [`GlobalLogClaim::move_to`]: [`clear`](Self::clear) re-arms the pages.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`MapError::Sync`].
+    pub fn move_to(&mut self, into: &mut PageSet) -> Result<u64, MapError> {
+        self.log.map.sync_block(&self.block)?;
+        self.log.move_to(&self.block, into)
+    }
+
+    /// Re-arms the log of `bytes` whose bits were [moved](Self::move_to) before. Call it before the
+    /// pages are read.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`].
+    pub fn clear(&mut self, bytes: Range<u64>) -> Result<(), MapError> {
+        self.log.clear(&self.block, bytes)
     }
 }
 
-impl MemoryMap {
-    /// Switches on the dirty log of one RAM region for `client`, and keeps others from
-    /// harvesting it, until the claim is dropped.
+impl GlobalLogClaim {
+    /// The client whose log this is.
+    pub fn client(&self) -> DirtyClient {
+        self.log.client
+    }
+
+    /// Merges what accelerators and other listeners have logged into the blocks; as
+    /// [`MemoryMap::sync_all_dirty_logs`].
     ///
     /// # Errors
     ///
-    /// [`MapError::Claimed`], and as [`set_log`](Self::set_log).
-    pub fn claim_log(
-        self: &Arc<Self>,
-        region: RegionId,
-        client: DirtyClient,
-    ) -> Result<LogClaim, MapError> {
-        let (name, block) = self.ram_of(region)?;
-        let block = block.ok_or_else(|| MapError::NotRam { name: name.to_string(), client })?;
-        let claim = Claim { region: Some((region, block)), client, number: 0 };
-        let what = format!("\"{name}\"");
-        self.claim(claim, what, || self.set_log(region, client, true))
+    /// [`MapError::Sync`].
+    pub fn sync(&self) -> Result<(), MapError> {
+        self.map.sync_all_dirty_logs()
     }
 
-    /// Switches on the dirty log of all RAM for `client`, and keeps others from harvesting
-    /// it, until the claim is dropped.
+    /// Takes the client's bits of exactly the pages that `bytes` of a block span, after a
+    /// [`sync`](Self::sync), and re-arms the log of these pages. Read the pages after this call,
+    /// not before.
     ///
     /// # Errors
     ///
-    /// [`MapError::Claimed`], and as [`set_global_log`](Self::set_global_log).
-    pub fn claim_global_log(self: &Arc<Self>, client: DirtyClient) -> Result<LogClaim, MapError> {
-        let claim = Claim { region: None, client, number: 0 };
-        self.claim(claim, "all RAM".to_owned(), || self.set_global_log(client, true))
+    /// As [`LogClaim::snapshot_and_clear`].
+    pub fn snapshot_and_clear(
+        &mut self,
+        block: &Arc<RamBlock>,
+        bytes: Range<u64>,
+    ) -> Result<Harvest, MapError> {
+        self.take_snapshot(block, bytes, DirtySnapshot::default())
     }
 
-    fn claim(
-        self: &Arc<Self>,
-        mut claim: Claim,
-        what: String,
-        switch_on: impl FnOnce() -> Result<(), MapError>,
-    ) -> Result<LogClaim, MapError> {
-        if !self.claims().take(&mut claim) {
-            return Err(MapError::Claimed { client: claim.client, what });
-        }
-        if let Err(error) = switch_on() {
-            self.drop_claim(&claim);
-            return Err(error);
-        }
-        Ok(LogClaim { map: self.clone(), claim })
+    fn take_snapshot(
+        &self,
+        block: &Arc<RamBlock>,
+        bytes: Range<u64>,
+        buffer: DirtySnapshot,
+    ) -> Result<Harvest, MapError> {
+        let (size, len) = (block.page_size(), bytes.end.saturating_sub(bytes.start));
+        let pages = size.pages_spanned(bytes.start, len);
+        let harvest = self.log.of(block)?.snapshot_and_clear_into(pages.clone(), buffer)?;
+        // An error gives the bits back.
+        self.map.log_clear(block, size.bytes_of(&pages))?;
+        Ok(harvest)
     }
 
-    pub(crate) fn drop_claim(&self, claim: &Claim) {
-        let ended = self.claims().end(|other| other.number == claim.number);
-        drop(ended); // no longer locked
+    /// Takes the client's bits of a block run by run, after a [`sync`](Self::sync): re-arms the log
+    /// of each run of dirty pages and calls `visit`, which may read the pages. Runs with at most
+    /// `gap` clean pages between them are one. If `visit` breaks, the runs that it has not seen
+    /// stay in the log; see [`DirtyClaim::visit_runs`](ram_block::DirtyClaim::visit_runs).
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`], [`MapError::NotLogged`] if the block is not in the map. Runs that
+    /// `visit` has not seen stay in the log.
+    pub fn visit_runs<B>(
+        &mut self,
+        block: &Arc<RamBlock>,
+        gap: u64,
+        mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
+    ) -> Result<ControlFlow<B>, MapError> {
+        let claim = self.log.of(block)?;
+        let visited = claim.visit_runs(0..block.pages(), gap, |pages| {
+            if let Err(error) = self.clear_in_parts(block, &pages) {
+                // The break says that this run was dealt with.
+                claim.give_back(&pages);
+                return ControlFlow::Break(Err(error));
+            }
+            visit(pages).map_break(Ok)
+        })?;
+        match visited {
+            ControlFlow::Continue(()) => Ok(ControlFlow::Continue(())),
+            ControlFlow::Break(broken) => broken.map(ControlFlow::Break),
+        }
+    }
+
+    /// Re-arms the log of `pages` so that other threads get the accelerator's locks in between.
+    fn clear_in_parts(&self, block: &Arc<RamBlock>, pages: &Range<u64>) -> Result<(), MapError> {
+        let mut rest = pages.clone();
+        while !rest.is_empty() {
+            let part = rest.start..rest.end.min(rest.start.saturating_add(CLEAR_PAGES));
+            self.map.log_clear(block, block.page_size().bytes_of(&part))?;
+            rest.start = part.end;
+        }
+        Ok(())
+    }
+
+    /// Moves the client's bits of a block into `into`, a set of the caller's, after a
+    /// [`sync`](Self::sync); see [`DirtyClaim::move_to`](ram_block::DirtyClaim::move_to).
+    ///
+    /// It does not re-arm the log, so that a client that reads the pages much later, as a migration
+    /// does, re-arms each part just before it reads it: call [`clear`](Self::clear) then.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotLogged`] if the block is not in the map, and [`MapError::Dirty`] if `into` is
+    /// too short.
+    pub fn move_to(&mut self, block: &Arc<RamBlock>, into: &mut PageSet) -> Result<u64, MapError> {
+        Ok(self.log.of(block)?.move_to(0..block.pages(), into)?)
+    }
+
+    /// As [`move_to`](Self::move_to), into a bitmap of the caller's; see
+    /// [`DirtyClaim::move_into`](ram_block::DirtyClaim::move_into).
+    ///
+    /// # Errors
+    ///
+    /// As [`move_to`](Self::move_to).
+    pub fn move_into(&mut self, block: &Arc<RamBlock>, into: &mut [u64]) -> Result<u64, MapError> {
+        Ok(self.log.of(block)?.move_into(0..block.pages(), into)?)
+    }
+
+    /// Re-arms the log of `bytes` of a block, whose bits were [moved](Self::move_into) before: the
+    /// next write to each page is reported again. Call it before the pages are read.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Sync`].
+    pub fn clear(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
+        self.map.log_clear(block, bytes)
+    }
+}
+
+impl Drop for GlobalLogClaim {
+    fn drop(&mut self) {
+        self.map.stop_log(self.log.clone());
+    }
+}
+
+impl fmt::Debug for LogClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (client, block) = (self.client(), self.block.id());
+        f.debug_struct("LogClaim").field("client", &client).field("block", &block).finish()
+    }
+}
+
+impl fmt::Debug for GlobalLogClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GlobalLogClaim").field("client", &self.client()).finish()
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use ram_block::{DirtyClient, RamBlock};
+use ram_block::RamBlock;
 
 use crate::device::reentrancy::ReentrancyGuard;
 use crate::error::MapError;
@@ -12,9 +12,8 @@ use crate::listener::change::{MemoryListener, ViewChange};
 use crate::listener::notify::{Notification, notify_all};
 use crate::map::commit::{Garbage, MapState, SpaceEntry};
 use crate::region_id::RegionId;
-use crate::transaction::claims::{Claim, Claims};
-use crate::transaction::client_registry::Clients;
 use crate::transaction::regions::Transaction;
+use crate::tree::log::Log;
 use crate::tree::render::{canonical, render};
 use crate::view::address_space::AddressSpace;
 
@@ -33,19 +32,17 @@ pub struct MemoryMap {
     current: ArcSwap<MapState>,
     /// The update lock: whoever changes the map holds it from before the edit until after the
     /// listeners were notified.
-    clients: Mutex<Clients>,
-    /// Never locked while listeners or devices are called.
-    claims: Mutex<Claims>,
-    /// Clients and claims that were dropped by the thread that holds the update lock. Never locked
-    /// while listeners or devices are called.
-    deferred: Mutex<Vec<DeferredDrop>>,
+    update: Mutex<()>,
+    /// Logs whose claims were dropped by the thread that holds the update lock, or that a listener
+    /// would not stop. Never locked while listeners or devices are called.
+    deferred: Mutex<Vec<Arc<Log>>>,
 }
 
 /// The right to change a map.
 struct UpdateLock<'a> {
     // In this order: first others may take the lock, then this thread, then what was deferred
     // takes it again.
-    clients: MutexGuard<'a, Clients>,
+    _lock: MutexGuard<'a, ()>,
     _inside: ReentrancyGuard,
     after: DeferredDrops<'a>,
 }
@@ -61,20 +58,15 @@ impl MemoryMap {
     #[allow(clippy::new_ret_no_self)] // always shared
     pub fn new() -> Arc<Self> {
         let current = ArcSwap::from_pointee(MapState::default());
-        Arc::new(Self {
-            current,
-            clients: Mutex::default(),
-            claims: Mutex::default(),
-            deferred: Mutex::default(),
-        })
+        Arc::new(Self { current, update: Mutex::default(), deferred: Mutex::default() })
     }
 
     fn lock_for_update(&self) -> Result<UpdateLock<'_>, MapError> {
         let inside =
             ReentrancyGuard::enter(std::ptr::from_ref(self).cast()).ok_or(MapError::Reentrant)?;
         // The map changes only after everything that can fail or panic has run.
-        let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(UpdateLock { clients, _inside: inside, after: DeferredDrops::new(self) })
+        let lock = self.update.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(UpdateLock { _lock: lock, _inside: inside, after: DeferredDrops::new(self) })
     }
 
     /// The map as the last commit left it.
@@ -89,32 +81,8 @@ impl MemoryMap {
         self.current.swap(current.into())
     }
 
-    pub(crate) fn claims(&self) -> MutexGuard<'_, Claims> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn deferred(&self) -> MutexGuard<'_, Vec<DeferredDrop>> {
+    fn deferred(&self) -> MutexGuard<'_, Vec<Arc<Log>>> {
         self.deferred.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Allocates a client's number.
-    pub(crate) fn take_name(&self, name: &str) -> Result<DirtyClient, MapError> {
-        let mut lock = self.lock_for_update()?;
-        Ok(lock.clients.register(name, self.current().topology.blocks())?)
-    }
-
-    /// Switches a client off everywhere, and forgets it.
-    pub(crate) fn drop_name(&self, client: DirtyClient) -> Result<(), MapError> {
-        let (mut garbage, mut ended) = (Garbage::default(), Vec::new());
-        let forget = |map: &mut Transaction<'_>| {
-            map.forget_log(client);
-            Ok(())
-        };
-        let ((), committed) = self.transact(&mut garbage, forget, |clients| {
-            ended = self.claims().end(|claim| claim.client == client);
-            clients.forget(client);
-        })?;
-        committed
     }
 
     /// A region's name and, if it is RAM, its block.
@@ -145,33 +113,28 @@ impl MemoryMap {
         edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, MapError>,
     ) -> Result<T, MapError> {
         let mut garbage = Garbage::default();
-        let (value, committed) = self.transact(&mut garbage, edit, |_| ())?;
+        let (value, committed) = self.transact(&mut garbage, edit)?;
         committed.map(|()| value)
     }
 
-    /// Edits the tree and, if that succeeds, commits it and calls `then`, all under one update
-    /// lock. What may use the map in its `Drop` stays in `garbage` until after that.
+    /// Edits the tree and, if that succeeds, commits it, under one update lock. What may use the
+    /// map in its `Drop` stays in `garbage` until after that.
     fn transact<T>(
         &self,
         garbage: &mut Garbage,
         edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, MapError>,
-        then: impl FnOnce(&mut Clients),
     ) -> Result<(T, Result<(), MapError>), MapError> {
-        let mut lock = self.lock_for_update()?;
+        let lock = self.lock_for_update()?;
         let current = self.current();
         garbage.topology = current.topology.clone();
         let spaces = current.spaces.iter();
         let value = edit(&mut Transaction {
             topology: &mut garbage.topology,
             new_objects: &mut garbage.new_objects,
-            clients: &lock.clients,
-            claims: &self.claims,
-            ending: None,
             roots: spaces.map(|s| (s.space.root(), s.space.shared_name())).collect(),
         })?;
-        let committed = current.commit(&mut lock.clients, &self.claims, garbage).map(|committed| {
+        let committed = current.commit(garbage).map(|committed| {
             garbage.former = Some(self.publish(&lock, committed));
-            then(&mut lock.clients);
         });
         Ok((value, committed))
     }
@@ -321,54 +284,30 @@ impl fmt::Debug for MemoryMap {
     }
 }
 
-/// A client or a claim that was dropped, and whose log is to be switched off.
-pub(crate) enum DeferredDrop {
-    /// A claim to a log.
-    Log(Claim),
-    /// A client that was registered with the map.
-    Client(DirtyClient),
-}
-
-impl DeferredDrop {
-    fn end(&self, map: &MemoryMap) -> Result<(), MapError> {
-        match self {
-            Self::Client(client) => map.drop_name(*client),
-            Self::Log(claim) => {
-                // Under one lock: as soon as it is released, the client's number may be allocated
-                // to another client.
-                let switched = map.transaction(|edit| {
-                    edit.ending = Some(claim.number);
-                    match &claim.region {
-                        _ if !map.claims().has(claim) => Ok(()), // gone with its client
-                        Some((region, _)) => edit.set_log(*region, claim.client, false),
-                        None => edit.set_global_log(claim.client, false),
-                    }
-                });
-                if !matches!(switched, Err(MapError::Reentrant)) {
-                    map.drop_claim(claim);
-                }
-                switched
+impl MemoryMap {
+    /// Stops the log of a claim that was dropped; if this thread holds the update lock, once it has
+    /// released it.
+    pub(crate) fn stop_log(&self, log: Arc<Log>) {
+        let stopped = self.transaction(|map| {
+            map.stop_log(&log);
+            Ok(())
+        });
+        match stopped {
+            Ok(()) => {}
+            Err(MapError::Reentrant) => self.deferred().push(log),
+            // It goes on until it can be stopped: after the next change of the map, or before the
+            // next log starts.
+            Err(error) => {
+                log::warn!("the log of {} cannot be stopped yet: {error}", log.client);
+                self.deferred().push(log);
             }
         }
     }
 
-    fn client(&self) -> DirtyClient {
-        match self {
-            Self::Client(client) | Self::Log(Claim { client, .. }) => *client,
-        }
-    }
-}
-
-impl MemoryMap {
-    /// Switches off the log of what was dropped; if this thread holds the update lock, once it has
-    /// released it.
-    pub(crate) fn end(&self, leaving: DeferredDrop) {
-        match leaving.end(self) {
-            Ok(()) => {}
-            Err(MapError::Reentrant) => self.deferred().push(leaving),
-            // The client goes on logging, so its number stays taken.
-            Err(error) => log::warn!("{} cannot be switched off: {error}", leaving.client()),
-        }
+    /// Tries again to stop the logs that could not be stopped before.
+    pub(crate) fn stop_deferred_logs(&self) {
+        let logs = std::mem::take(&mut *self.deferred());
+        logs.into_iter().for_each(|log| self.stop_log(log));
     }
 }
 
@@ -376,7 +315,7 @@ impl MemoryMap {
 /// lock.
 pub(crate) struct DeferredDrops<'a> {
     map: &'a MemoryMap,
-    left: Vec<DeferredDrop>,
+    left: Vec<Arc<Log>>,
 }
 
 impl<'a> DeferredDrops<'a> {
@@ -393,8 +332,6 @@ impl<'a> DeferredDrops<'a> {
 
 impl Drop for DeferredDrops<'_> {
     fn drop(&mut self) {
-        for leaving in std::mem::take(&mut self.left) {
-            self.map.end(leaving);
-        }
+        std::mem::take(&mut self.left).into_iter().for_each(|log| self.map.stop_log(log));
     }
 }

@@ -6,4 +6,3 @@ pub(crate) mod dirty_log;
 pub(crate) mod log_claim;
 pub(crate) mod memory_map;
 pub(crate) mod mtree;
-pub(crate) mod registered_client;

@@ -9,6 +9,7 @@ use ram_block::ClientSet;
 use crate::map::commit::{MapState, SpaceEntry};
 use crate::map::memory_map::MemoryMap;
 use crate::region_id::RegionId;
+use crate::tree::log::{Logged, address_of};
 use crate::tree::topology::{Region, RegionKind, Topology};
 use crate::view::flat_view::FlatView;
 use crate::view::section::Section;
@@ -87,6 +88,7 @@ type Shown = (&'static str, bool);
 /// below a root of spaces, and a line or two as the target of aliases or in one.
 struct Printer<'a> {
     topology: &'a Topology,
+    logged: &'a Logged,
     kinds: HashMap<RegionId, Shown>,
     printed: HashSet<RegionId>,
     /// Targets of the aliases that were printed, to be looked at.
@@ -172,8 +174,9 @@ impl Printer<'_> {
             write!(f, "{}", region.name)?;
         }
         write!(f, " [{}]", Size(region.size))?;
-        if region.block().is_some() {
-            log(f, region.log.union(self.topology.global_log))?;
+        if let Some(block) = region.block() {
+            let logged = self.logged.get(&address_of(block));
+            log(f, logged.map_or(ClientSet::EMPTY, |(_, clients)| *clients))?;
         }
         write!(f, "{}", if region.enabled { "" } else { " [disabled]" })
     }
@@ -181,9 +184,9 @@ impl Printer<'_> {
 
 impl fmt::Display for Mtree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MapState { topology, spaces, .. } = &*self.0;
+        let MapState { topology, logged, spaces } = &*self.0;
         let (kinds, printed) = (HashMap::new(), HashSet::new());
-        let mut printer = Printer { topology, kinds, printed, aliased: BTreeSet::new() };
+        let mut printer = Printer { topology, logged, kinds, printed, aliased: BTreeSet::new() };
         // Spaces of the same root share its tree.
         let mut roots: Vec<RegionId> = Vec::new();
         let mut names: HashMap<RegionId, Vec<&str>> = HashMap::new();

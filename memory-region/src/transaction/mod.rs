@@ -1,7 +1,6 @@
-//! The edits of one transaction; the clients that are registered and the logs that are claimed.
+//! The edits of one transaction.
 
-pub(crate) mod claims;
-pub(crate) mod client_registry;
 pub(crate) mod ioeventfds;
+pub(crate) mod logs;
 pub(crate) mod regions;
 pub(crate) mod subregions;

@@ -1,17 +1,15 @@
 //! The edits of a transaction: regions made, changed and forgotten.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use ram_block::{DirtyClient, RamBlock};
+use ram_block::RamBlock;
 
 use crate::device::dispatch::DeviceRegion;
 use crate::device::iommu::Iommu;
 use crate::device::mmio::MmioDevice;
 use crate::error::MapError;
 use crate::region_id::RegionId;
-use crate::transaction::claims::Claims;
-use crate::transaction::client_registry::Clients;
 use crate::tree::topology::{RegionKind, Topology, check_size};
 
 /// The edits of one transaction; see [`MemoryMap::transaction`](crate::MemoryMap::transaction).
@@ -20,10 +18,6 @@ use crate::tree::topology::{RegionKind, Topology, check_size};
 pub struct Transaction<'a> {
     pub(crate) topology: &'a mut Topology,
     pub(crate) new_objects: &'a mut NewObjects,
-    pub(crate) clients: &'a Clients,
-    pub(crate) claims: &'a Mutex<Claims>,
-    /// The number of the claim that this transaction ends.
-    pub(crate) ending: Option<u64>,
     /// Regions that may not be removed: the roots of address spaces, with their names.
     pub(crate) roots: Vec<(RegionId, Arc<str>)>,
 }
@@ -49,7 +43,7 @@ impl Transaction<'_> {
 
     /// Memory that is read and written directly; as large as `block`.
     ///
-    /// A block logs for one map: of two that show it, the one that ends a log ends it for both.
+    /// Two maps may show one block, but each client's log of it is claimed in one of them.
     ///
     /// # Errors
     ///
@@ -224,65 +218,6 @@ impl Transaction<'_> {
         }
         self.topology.remove(id);
         Ok(())
-    }
-
-    /// Switches the dirty log of one RAM region on or off for `client`.
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::NotRam`], [`MapError::UnknownRegion`], or [`MapError::Dirty`] if the
-    /// client is registered neither with the map nor with the block,
-    /// or is [`CODE`](DirtyClient::CODE), whose bits are no log. [`MapError::Claimed`] if
-    /// a [`LogClaim`](crate::LogClaim) of the region wants the log on.
-    pub fn set_log(&mut self, id: RegionId, client: DirtyClient, on: bool) -> Result<(), MapError> {
-        let region = self.topology.get(id)?;
-        let Some(block) = region.block() else {
-            return Err(MapError::NotRam { name: region.name.to_string(), client });
-        };
-        if on {
-            self.clients.check(client, std::iter::once(block))?;
-        } else {
-            self.check_claims(Some(id), client, || format!("\"{}\"", region.name))?;
-        }
-        let region = self.topology.get_mut(id)?;
-        region.log = if on { region.log.with(client) } else { region.log.without(client) };
-        Ok(())
-    }
-
-    /// Switches the dirty log of all RAM, present and future, on or off for `client`.
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::Dirty`] and [`MapError::Claimed`], as for [`set_log`](Self::set_log).
-    pub fn set_global_log(&mut self, client: DirtyClient, on: bool) -> Result<(), MapError> {
-        let log = self.topology.global_log;
-        if on {
-            self.clients.check(client, self.topology.blocks())?;
-        } else {
-            self.check_claims(None, client, || "all RAM".to_owned())?;
-        }
-        self.topology.global_log = if on { log.with(client) } else { log.without(client) };
-        Ok(())
-    }
-
-    /// Checks that no claim, but for the one that this transaction ends, wants a log on.
-    fn check_claims(
-        &self,
-        region: Option<RegionId>,
-        client: DirtyClient,
-        what: impl FnOnce() -> String,
-    ) -> Result<(), MapError> {
-        let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-        if claims.want_log(region, client, self.ending) {
-            return Err(MapError::Claimed { client, what: what() });
-        }
-        Ok(())
-    }
-
-    /// Switches every dirty log of `client` off.
-    pub(crate) fn forget_log(&mut self, client: DirtyClient) {
-        self.topology.global_log = self.topology.global_log.without(client);
-        self.topology.forget_log(client);
     }
 }
 

@@ -22,7 +22,8 @@ use ram_block::{ClientSet, RamBlock};
 use crate::error::MapError;
 use crate::region_id::RegionId;
 use crate::tree::hulls::{AddrRange, Children, Hulls};
-use crate::tree::topology::{Logged, Placement, RegionKind, Topology, address_of};
+use crate::tree::log::{Logged, address_of};
+use crate::tree::topology::{Placement, RegionKind, Topology};
 use crate::view::flat_view::FlatView;
 use crate::view::section::{Section, SectionTarget};
 

@@ -5,12 +5,13 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ram_block::{ClientSet, DirtyClient, RamBlock};
+use ram_block::{ClientSet, RamBlock};
 
 use crate::device::dispatch::DeviceRegion;
 use crate::device::iommu::Iommu;
 use crate::error::MapError;
 use crate::region_id::RegionId;
+use crate::tree::log::{Log, Logged, address_of};
 
 #[derive(Clone)]
 pub(crate) enum RegionKind {
@@ -54,8 +55,6 @@ pub(crate) struct Region {
     /// Whether guests cannot write the memory that is shown through this region.
     pub(crate) readonly: bool,
     pub(crate) kind: RegionKind,
-    /// The clients that log this region in particular.
-    pub(crate) log: ClientSet,
     pub(crate) parent: Option<RegionId>,
 }
 
@@ -77,14 +76,6 @@ impl Region {
             _ => None,
         }
     }
-}
-
-/// The clients that log each block, by its address, which stays as it is kept here.
-pub(crate) type Logged = BTreeMap<usize, (Arc<RamBlock>, ClientSet)>;
-
-/// The address of a block.
-pub(crate) fn address_of(block: &Arc<RamBlock>) -> usize {
-    Arc::as_ptr(block).addr()
 }
 
 /// A block in the order of ids.
@@ -126,8 +117,8 @@ pub(crate) struct Topology {
     aliases: BTreeSet<(RegionId, RegionId)>,
     /// The blocks, and how many regions each has.
     blocks: BTreeMap<ById, usize>,
-    /// The clients that log all RAM.
-    pub(crate) global_log: ClientSet,
+    /// The dirty logs, in the order in which they were started.
+    pub(crate) logs: Vec<Arc<Log>>,
 }
 
 impl Topology {
@@ -157,15 +148,8 @@ impl Topology {
     ) -> Result<RegionId, MapError> {
         check_size(name, size)?;
         let id = RegionId::fresh();
-        let region = Region {
-            name: name.into(),
-            size,
-            enabled: true,
-            readonly: false,
-            kind,
-            log: ClientSet::EMPTY,
-            parent: None,
-        };
+        let region =
+            Region { name: name.into(), size, enabled: true, readonly: false, kind, parent: None };
         if let RegionKind::Alias { target, .. } = region.kind {
             self.aliases.insert((target, id));
         }
@@ -203,14 +187,6 @@ impl Topology {
     /// All regions, in the order in which they were made.
     pub(crate) fn regions(&self) -> impl Iterator<Item = (RegionId, &Region)> {
         self.regions.iter().map(|(id, region)| (*id, &**region))
-    }
-
-    /// Switches the log of each region off for `client`.
-    pub(crate) fn forget_log(&mut self, client: DirtyClient) {
-        for region in self.regions.values_mut().filter(|region| region.log.contains(client)) {
-            let region = Arc::make_mut(region);
-            region.log = region.log.without(client);
-        }
     }
 
     /// How many regions there are.
@@ -252,15 +228,35 @@ impl Topology {
     /// The clients that log each block. Several regions may show one block: a client that logs
     /// one of them needs the stores through all of them.
     pub(crate) fn logged(&self) -> Logged {
-        let mut logged = Logged::new();
-        for region in self.regions.values() {
-            if let Some(block) = region.block() {
-                let none = || (block.clone(), ClientSet::EMPTY);
-                let entry = logged.entry(address_of(block)).or_insert_with(none);
-                entry.1 = entry.1.union(region.log).union(self.global_log);
+        let all = self.global_clients();
+        let blocks = self.blocks().map(|block| (address_of(block), (block.clone(), all)));
+        let mut logged: Logged = blocks.collect();
+        for log in &self.logs {
+            let block = log.region.and_then(|region| self.block_of(region));
+            if let Some((_, clients)) = block.and_then(|block| logged.get_mut(&address_of(block))) {
+                *clients = clients.with(log.client);
             }
         }
         logged
+    }
+
+    /// The clients that log all RAM.
+    pub(crate) fn global_clients(&self) -> ClientSet {
+        let global = self.logs.iter().filter(|log| log.region.is_none());
+        global.map(|log| log.client).collect()
+    }
+
+    /// The block of a region, if that is there and has one.
+    pub(crate) fn block_of(&self, region: RegionId) -> Option<&Arc<RamBlock>> {
+        self.get(region).ok()?.block()
+    }
+
+    /// The logs of the block at this address.
+    pub(crate) fn logs_of(&self, block: usize) -> impl Iterator<Item = &Arc<Log>> {
+        self.logs.iter().filter(move |log| match log.region {
+            Some(region) => self.block_of(region).is_some_and(|own| address_of(own) == block),
+            None => true,
+        })
     }
 
     /// Whether `from` shows `target`, as a child or through an alias.

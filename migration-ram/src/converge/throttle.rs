@@ -3,11 +3,12 @@
 //! The caller sets the percentage, for example by [`AutoConverge`](crate::AutoConverge).
 
 use std::error::Error;
-use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
+
+use crate::locks::{lock, unpoisoned};
 
 /// How long the vCPUs run between two pauses: QEMU's time slice.
 const SLICE: Duration = Duration::from_millis(10);
@@ -38,19 +39,20 @@ pub(crate) const MAX_PERCENT: u8 = 99;
 /// }
 /// # Ok::<(), std::io::Error>(())
 /// ```
+#[derive(Debug)]
 pub struct Throttle {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Shared {
     state: Mutex<ThrottleState>,
     /// Signalled when the percentage changes, or the thread is to end.
     changed: Condvar,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct ThrottleState {
     percent: u8,
     ending: bool,
@@ -87,7 +89,7 @@ impl Throttle {
     /// A pause that is under way is made longer or shorter.
     pub fn set(&self, percent: u8) {
         let percent = percent.min(MAX_PERCENT);
-        let before = std::mem::replace(&mut self.shared.lock().percent, percent);
+        let before = std::mem::replace(&mut lock(&self.shared.state).percent, percent);
         if before != percent {
             log::debug!("vCPUs are paused for {percent} % of the time, {before} % before");
             self.shared.changed.notify_all();
@@ -96,34 +98,28 @@ impl Throttle {
 
     /// The percentage that was last set.
     pub fn percent(&self) -> u8 {
-        self.shared.lock().percent
+        lock(&self.shared.state).percent
     }
 
     /// For how long the vCPUs were paused so far, in all.
     pub fn stopped_time(&self) -> Duration {
-        let state = self.shared.lock();
+        let state = lock(&self.shared.state);
         state.stopped_time + state.stopped_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// How many pauses failed.
     pub fn failures(&self) -> u64 {
-        self.shared.lock().failures
+        lock(&self.shared.state).failures
     }
 }
 
 impl Drop for Throttle {
     fn drop(&mut self) {
-        self.shared.lock().ending = true;
+        lock(&self.shared.state).ending = true;
         self.shared.changed.notify_all();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             log::warn!("The throttle's thread panicked in a call of `pause`");
         }
-    }
-}
-
-impl fmt::Debug for Throttle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Throttle").field("percent", &self.percent()).finish_non_exhaustive()
     }
 }
 
@@ -139,11 +135,6 @@ impl ThrottleState {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, ThrottleState> {
-        // Nothing that can panic runs between two writes.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn run<G, E>(&self, mut pause: impl FnMut() -> Result<G, E>)
     where
         E: Into<Box<dyn Error + Send + Sync>>,
@@ -151,13 +142,13 @@ impl Shared {
         // By how much the last pauses were too long.
         let mut credit = Duration::ZERO;
         loop {
-            let mut state = self.lock();
+            let mut state = lock(&self.state);
             while state.is_off() {
                 if state.ending {
                     return;
                 }
                 credit = Duration::ZERO;
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = unpoisoned(self.changed.wait(state));
             }
             let running = Instant::now();
             state = self.wait(state, running, |state| (!state.is_off()).then_some(SLICE));
@@ -180,7 +171,7 @@ impl Shared {
     /// `credit` of earlier pauses that were too long. Returns the credit after this one.
     fn hold<G>(&self, guard: G, ran: Duration, credit: Duration) -> Duration {
         let begin = Instant::now();
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.stopped_since = Some(begin);
         let due = |state: &ThrottleState| state.due(ran).saturating_sub(credit);
         state = self.wait(state, begin, |state| (!state.is_off()).then(|| due(state)));
@@ -188,7 +179,7 @@ impl Shared {
         drop(state);
         drop(guard);
         let held = begin.elapsed();
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.stopped_since = None;
         state.stopped_time += held;
         (credit + held).saturating_sub(due).min(SLICE)
@@ -206,14 +197,13 @@ impl Shared {
             if left.is_zero() {
                 break;
             }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state = unpoisoned(self.changed.wait_timeout(state, left)).0;
         }
         state
     }
 
     fn count_failure(&self, error: Box<dyn Error + Send + Sync>) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.failures += 1;
         let first = state.failures == 1;
         drop(state);

@@ -2,12 +2,13 @@
 //! `calc-dirty-rate`).
 
 use std::fmt;
-use std::ops::{ControlFlow, Range};
+use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memory_region::{LogClaim, MapError, MemoryMap, RegisteredClient};
-use ram_block::{DirtyClient, DirtyError, RamBlock};
+use memory_region::{GlobalLogClaim, MapError, MemoryMap};
+use ram_block::{DirtyClient, DirtyError, PageSet, RamBlock};
 use thiserror::Error;
 
 use crate::forecast::report::{BlockDirtyRate, DirtyRateReport, DirtySample};
@@ -18,13 +19,13 @@ const MIN_SAMPLE_TIME: Duration = Duration::from_millis(10);
 /// The longest sleep between two calls of `wanted`.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Pages that are re-armed with one call, and the longest gap of clean pages that is re-armed
-/// with its neighbours rather than skipped.
-const CLEAR_PAGES: u64 = 1 << 18;
+/// The longest gap of clean pages that is re-armed with its neighbours rather than skipped.
 const MAX_GAP: u64 = 1 << 13;
 
 /// Why a measurement failed. Its log is off again.
 #[derive(Debug, Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum DirtyRateError {
     /// The dirty log cannot be switched on or read, or all client numbers are in use.
     #[error(transparent)]
@@ -34,23 +35,15 @@ pub enum DirtyRateError {
     Dirty(#[from] DirtyError),
     /// A block was resized or unmapped, if only for a moment.
     #[error("Block \"{block}\" was not logged all the time: it was resized or off the map")]
-    Interrupted {
-        /// The block's id.
-        block: String,
-    },
+    Interrupted { block: String },
     /// `wanted` returned false.
     #[error("The measurement of {duration:?} was cancelled after {after:?}")]
-    Cancelled {
-        /// The duration asked for.
-        duration: Duration,
-        /// The time until it was cancelled.
-        after: Duration,
-    },
+    Cancelled { duration: Duration, after: Duration },
 }
 
 /// A dirty rate measurement that is under way; dropping it cancels it.
 ///
-/// It registers a dirty log client of its own, so that a migration or another measurement at
+/// It has a dirty log client of its own, so that a migration or another measurement at
 /// the same time does not affect it, nor is affected.
 ///
 /// ```
@@ -93,19 +86,16 @@ pub enum DirtyRateError {
 /// because it lost entries (an overrun dirty ring), the result is too large. Time counts also
 /// while the machine is paused.
 pub struct DirtyRate {
-    memory: Arc<MemoryMap>,
     blocks: Vec<SampledBlock>,
     begin: Instant,
     times: Vec<Duration>,
-    /// Dropped in this order: the log is switched off before its client is removed.
-    log: LogClaim,
-    client: RegisteredClient,
+    log: GlobalLogClaim,
 }
 
 /// A block, and a bitmap of its pages that were dirtied.
 struct SampledBlock {
     block: Arc<RamBlock>,
-    pages: Vec<u64>,
+    pages: PageSet,
     count: u64,
     /// The count at each sample.
     curve: Vec<u64>,
@@ -161,17 +151,11 @@ impl DirtyRate {
     ///
     /// [`DirtyRateError::Log`], also if all client numbers are in use.
     pub fn begin(memory: &Arc<MemoryMap>) -> Result<Self, DirtyRateError> {
-        let client = register(memory)?;
-        let log = memory.claim_global_log(client.client())?;
-        let blocks = memory.ram_blocks().into_iter().map(|block| SampledBlock::new(block, &client));
-        let mut rate = Self {
-            memory: memory.clone(),
-            blocks: blocks.collect(),
-            begin: Instant::now(),
-            times: Vec::new(),
-            log,
-            client,
-        };
+        let log = memory.claim_global_log("dirty rate")?;
+        let client = log.client();
+        let blocks = memory.ram_blocks().into_iter().map(|block| SampledBlock::new(block, client));
+        let blocks = blocks.collect::<Result<_, _>>()?;
+        let mut rate = Self { blocks, begin: Instant::now(), times: Vec::new(), log };
         // First pass: a log may begin with all pages set. Re-arming them takes a while; second
         // pass: drop the pages that were written meanwhile, too.
         for _ in 0..2 {
@@ -182,33 +166,15 @@ impl DirtyRate {
     }
 
     /// Drops the dirty bits so far, and re-arms their pages.
-    fn discard_logged(&self) -> Result<(), DirtyRateError> {
-        self.memory.sync_all_dirty_logs()?;
+    fn discard_logged(&mut self) -> Result<(), DirtyRateError> {
+        self.log.sync()?;
         for seen in &self.blocks {
-            let block = &seen.block;
-            let rearm = |run: Range<u64>| self.rearm(block, run);
-            let visited = self.log.visit_runs(block, 0..block.pages(), MAX_GAP, rearm);
-            seen.check(self.client.client(), &visited)?;
-            if let ControlFlow::Break(error) = visited? {
-                return Err(error.into());
-            }
+            let drop_it = |_| ControlFlow::<()>::Continue(());
+            let visited = self.log.visit_runs(&seen.block, MAX_GAP, drop_it);
+            seen.check(self.log.client(), &visited)?;
+            let _ = visited?;
         }
         Ok(())
-    }
-
-    /// Re-arms the log of pages, in parts, so that other threads get the accelerator's locks in
-    /// between.
-    fn rearm(&self, block: &Arc<RamBlock>, run: Range<u64>) -> ControlFlow<MapError> {
-        let page = block.page_size().bytes();
-        let mut first = run.start;
-        while first < run.end {
-            let end = first.saturating_add(CLEAR_PAGES).min(run.end);
-            if let Err(error) = self.memory.log_clear(block, first * page..end * page) {
-                return ControlFlow::Break(error);
-            }
-            first = end;
-        }
-        ControlFlow::Continue(())
     }
 
     /// Harvests the pages dirtied up to now: another point of the curve.
@@ -218,8 +184,8 @@ impl DirtyRate {
     /// [`DirtyRateError`].
     pub fn sample(&mut self) -> Result<DirtySample, DirtyRateError> {
         let time = self.begin.elapsed();
-        self.memory.sync_all_dirty_logs()?;
-        self.blocks.iter_mut().try_for_each(|seen| seen.harvest(&self.log))?;
+        self.log.sync()?;
+        self.blocks.iter_mut().try_for_each(|seen| seen.harvest(&mut self.log))?;
         for seen in &mut self.blocks {
             seen.curve.push(seen.count);
         }
@@ -261,21 +227,8 @@ impl DirtyRate {
 
 impl fmt::Debug for DirtyRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let client = self.client.client();
+        let client = self.log.client();
         f.debug_struct("DirtyRate").field("client", &client).field("times", &self.times).finish()
-    }
-}
-
-/// Registers a client under the first free name: other measurements may be under way.
-fn register(memory: &Arc<MemoryMap>) -> Result<RegisteredClient, MapError> {
-    let mut n = 1;
-    loop {
-        match memory.register_client(&format!("dirty rate {n}")) {
-            Err(MapError::Dirty(DirtyError::ClientTaken { .. })) if n < DirtyClient::COUNT => {
-                n += 1;
-            }
-            result => return result,
-        }
     }
 }
 
@@ -291,15 +244,18 @@ fn sample_times(duration: Duration) -> Vec<Duration> {
 }
 
 impl SampledBlock {
-    fn new(block: Arc<RamBlock>, client: &RegisteredClient) -> Self {
+    fn new(block: Arc<RamBlock>, client: DirtyClient) -> Result<Self, DirtyRateError> {
         // Read before the length: a resize after this changes the epoch.
-        let epoch = block.dirty().epoch(client.client());
-        let words = usize::try_from(block.pages().div_ceil(64)).unwrap_or(usize::MAX);
-        Self { block, pages: vec![0; words], count: 0, curve: Vec::new(), epoch }
+        let epoch = block.dirty().epoch(client);
+        let count = block.pages();
+        let no_memory =
+            |error: io::Error| DirtyError::NoMemory { pages: count, kind: error.kind() };
+        let pages = PageSet::new(count).map_err(no_memory)?;
+        Ok(Self { block, pages, count: 0, curve: Vec::new(), epoch })
     }
 
-    fn harvest(&mut self, log: &LogClaim) -> Result<(), DirtyRateError> {
-        let moved = log.move_into(&self.block, 0..self.block.pages(), &mut self.pages);
+    fn harvest(&mut self, log: &mut GlobalLogClaim) -> Result<(), DirtyRateError> {
+        let moved = log.move_to(&self.block, &mut self.pages);
         self.check(log.client(), &moved)?;
         self.count += moved?;
         Ok(())
@@ -313,7 +269,7 @@ impl SampledBlock {
     ) -> Result<(), DirtyRateError> {
         let is_off = matches!(
             result,
-            Err(MapError::NotClaimed { .. } | MapError::Dirty(DirtyError::ClientOff { .. }))
+            Err(MapError::NotLogged { .. } | MapError::Dirty(DirtyError::ClientOff { .. }))
         );
         if is_off || self.block.dirty().epoch(client) != self.epoch {
             return Err(DirtyRateError::Interrupted { block: self.block.id().to_owned() });

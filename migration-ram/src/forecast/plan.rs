@@ -77,29 +77,18 @@ pub struct MigrationPlan {
 
 /// A [`MigrationPlan`] that contradicts itself.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum PlanError {
     /// The bandwidth is 0.
     #[error("{ram} bytes of RAM cannot be sent with no bandwidth")]
-    NoBandwidth {
-        /// RAM in bytes.
-        ram: u64,
-    },
+    NoBandwidth { ram: u64 },
     /// More bytes are said to be filled, or to be written, than there is RAM.
     #[error("{what} is {found} bytes, of {ram} bytes of RAM")]
-    NotInRam {
-        /// The name of the field.
-        what: &'static str,
-        /// Its value in bytes.
-        found: u128,
-        /// RAM in bytes.
-        ram: u64,
-    },
+    NotInRam { what: &'static str, found: u128, ram: u64 },
     /// More rounds than are simulated.
     #[error("{found} rounds are planned, {MAX_ROUNDS} are the most")]
-    Rounds {
-        /// Rounds asked for.
-        found: u32,
-    },
+    Rounds { found: u32 },
     /// The throttle's settings are out of range.
     #[error(transparent)]
     Throttle(#[from] AutoConvergeError),

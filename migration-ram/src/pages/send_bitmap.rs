@@ -1,10 +1,10 @@
 //! The send bitmap: the pages that are still to be sent (QEMU: `RAMBlock.bmap`).
 
+use std::io;
 use std::sync::Arc;
 
-use bitvec::vec::BitVec;
-use memory_region::{LogClaim, MapError};
-use ram_block::{DirtyClient, DirtyError, RamBlock};
+use memory_region::{GlobalLogClaim, MapError};
+use ram_block::{DirtyClient, DirtyError, PageSet, RamBlock};
 
 use crate::error::SendError;
 
@@ -12,24 +12,24 @@ use crate::error::SendError;
 /// and that were not sent yet.
 pub(crate) struct SendBitmap {
     pub(crate) block: Arc<RamBlock>,
-    pages: BitVec<u64>,
+    pages: PageSet,
     count: u64,
     /// The epoch of the migration's log at the start: if it changes, bits were dropped.
     epoch: u64,
 }
 
-/// Pages of one word of the bitmap.
-pub(crate) const BITS: u64 = u64::BITS as u64;
-
 impl SendBitmap {
     /// All pages of `block`: its log lacks the writes from before it was switched on.
-    pub(crate) fn all(block: Arc<RamBlock>) -> Self {
+    pub(crate) fn all(block: Arc<RamBlock>) -> Result<Self, SendError> {
         // Read before the length: a resize after this changes the epoch.
         let epoch = block.dirty().epoch(DirtyClient::MIGRATION);
         let count = block.pages();
-        let mut pages = BitVec::repeat(true, usize::try_from(count).unwrap_or(usize::MAX));
-        pages.set_uninitialized(false);
-        Self { block, pages, count, epoch }
+        let no_memory = |error: io::Error| {
+            MapError::from(DirtyError::NoMemory { pages: count, kind: error.kind() })
+        };
+        let mut pages = PageSet::new(count).map_err(no_memory)?;
+        pages.insert(0..count);
+        Ok(Self { block, pages, count, epoch })
     }
 
     /// How many pages are pending.
@@ -39,15 +39,15 @@ impl SendBitmap {
 
     /// Moves the migration's dirty bits of the block into this bitmap; returns how many pages are
     /// newly pending.
-    pub(crate) fn harvest(&mut self, log: &LogClaim) -> Result<u64, SendError> {
-        let (pages, dirty) = (0..self.block.pages(), self.block.dirty());
-        let moved = log.move_into(&self.block, pages, self.pages.as_raw_mut_slice());
+    pub(crate) fn harvest(&mut self, log: &mut GlobalLogClaim) -> Result<u64, SendError> {
+        let dirty = self.block.dirty();
+        let moved = log.move_to(&self.block, &mut self.pages);
         // The log is off, or was off and on again: the block was unmapped, if only for a
         // moment. The bits from before that are lost.
         if dirty.epoch(DirtyClient::MIGRATION) != self.epoch
             || matches!(
                 moved,
-                Err(MapError::NotClaimed { .. } | MapError::Dirty(DirtyError::ClientOff { .. }))
+                Err(MapError::NotLogged { .. } | MapError::Dirty(DirtyError::ClientOff { .. }))
             )
         {
             return Err(SendError::LogInterrupted { block: self.block.id().to_owned() });
@@ -57,12 +57,10 @@ impl SendBitmap {
         Ok(new)
     }
 
-    /// Takes the pending pages of the next word, from word `from` on, that has any: returns the
-    /// word's index and its bits. The bits are cleared before the caller reads the pages.
-    pub(crate) fn take_word(&mut self, from: usize) -> Option<(usize, u64)> {
-        let words = self.pages.as_raw_mut_slice();
-        let word = from + words.get(from..)?.iter().position(|bits| *bits != 0)?;
-        let bits = std::mem::take(&mut words[word]);
+    /// Takes the pending pages of the first word from number `from` on that has any: the word's
+    /// number and its bits. They are no longer pending before the caller reads them.
+    pub(crate) fn take_word(&mut self, from: u64) -> Option<(u64, u64)> {
+        let (word, bits) = self.pages.take_word(from)?;
         self.count -= u64::from(bits.count_ones());
         Some((word, bits))
     }
@@ -80,8 +78,8 @@ mod tests {
         let block = RamBlock::anonymous("ram", 130 * page).unwrap();
         let memory = MemoryMap::new();
         memory.transaction(|map| map.ram("ram", block.clone())).unwrap();
-        let log = memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
-        let mut pending = SendBitmap::all(block.clone());
+        let mut log = memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
+        let mut pending = SendBitmap::all(block.clone()).unwrap();
         let drain = |pending: &mut SendBitmap| {
             let mut words = Vec::new();
             while let Some(word) = pending.take_word(words.last().map_or(0, |(word, _)| word + 1)) {
@@ -93,11 +91,11 @@ mod tests {
         assert_eq!(drain(&mut pending), [(0, u64::MAX), (1, u64::MAX), (2, 3)]);
         assert_eq!(pending.count(), 0);
         block.dirty().mark(63 * page, 2 * page);
-        assert_eq!(pending.harvest(&log).unwrap(), 2);
+        assert_eq!(pending.harvest(&mut log).unwrap(), 2);
         block.dirty().mark(64 * page, 2 * page);
-        assert_eq!(pending.harvest(&log).unwrap(), 1);
+        assert_eq!(pending.harvest(&mut log).unwrap(), 1);
         assert_eq!(pending.count(), 3);
         assert_eq!(drain(&mut pending), [(0, 1 << 63), (1, 3)]);
-        assert_eq!(pending.harvest(&log).unwrap(), 0);
+        assert_eq!(pending.harvest(&mut log).unwrap(), 0);
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use ram_block::{PageSize, RamBlock};
 
 use crate::error::ReceiveError;
+use crate::locks::lock;
 use crate::pages::holes::Holes;
 use crate::receive::received::BlockInfo;
 use crate::wire::reader::StreamReader;
@@ -203,13 +204,9 @@ impl<'a> Blocks<'a> {
         Self { here: here.to_vec(), named: Mutex::default(), by: Mutex::new(by) }
     }
 
-    fn named(&self) -> MutexGuard<'_, Named> {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A block that the stream has announced or named before.
     pub(super) fn find(&self, id: &str) -> Option<Arc<Block>> {
-        self.named().find(id).cloned()
+        lock(&self.named).find(id).cloned()
     }
 
     /// The block of a record; the block list need not have announced it.
@@ -233,7 +230,7 @@ impl<'a> Blocks<'a> {
         let here = self.here.iter().find(|block| block.id() == id).cloned();
         let target = match here {
             Some(block) => BlockTarget::Memory(block),
-            None => match &mut *self.by.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => match &mut *lock(&self.by) {
                 Some(by) => by(id, len.unwrap_or(0)),
                 None => BlockTarget::Refuse,
             },
@@ -248,7 +245,7 @@ impl<'a> Blocks<'a> {
         if found != expected {
             return Err(ReceiveError::BlockLength { at, id: id.to_owned(), found, expected });
         }
-        let mut named = self.named();
+        let mut named = lock(&self.named);
         if named.blocks.len() >= MAX_BLOCKS {
             return Err(unknown());
         }
@@ -281,6 +278,6 @@ impl<'a> Blocks<'a> {
             zero_pages: block.zero_pages.load(Ordering::Relaxed),
             delta_pages: block.delta_pages.load(Ordering::Relaxed),
         };
-        self.named().blocks.iter().map(info).collect()
+        lock(&self.named).blocks.iter().map(info).collect()
     }
 }

@@ -9,6 +9,7 @@ use crate::error::ReceiveError;
 use crate::receive::blocks::Block;
 #[cfg(feature = "zstd")]
 use crate::receive::zstd::Zstd;
+use crate::wire::format::index;
 use crate::wire::multifd::{CompressedPart, Compression};
 use crate::wire::reader::StreamReader;
 
@@ -38,9 +39,8 @@ impl EncodedPage<'_> {
 
 impl Decoder {
     pub(super) fn new(page: PageSize) -> Self {
-        let bytes = usize::try_from(page.bytes()).unwrap_or(0);
         Self {
-            page: vec![0; bytes + 1],
+            page: vec![0; index(page.bytes()) + 1],
             inflate: Decompress::new(true),
             #[cfg(feature = "zstd")]
             zstd: Zstd::default(),

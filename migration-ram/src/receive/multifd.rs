@@ -4,11 +4,12 @@
 //! order the two: no connection continues after its nth sync before all connections have
 //! reached theirs, also the main stream, which carries the zero pages.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
 use ram_block::PageSize;
 
 use crate::error::ReceiveError;
+use crate::locks::{lock, unpoisoned};
 use crate::receive::blocks::{Blocks, Populated};
 use crate::receive::decode::Decoder;
 use crate::wire::deadline::Clock;
@@ -60,10 +61,6 @@ impl<'a> Shared<'a> {
         Self { blocks, page, channels, state, changed, main_end, channel_ends, clock }
     }
 
-    fn lock(&self) -> MutexGuard<'_, PacketState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn page(&self) -> PageSize {
         self.page.get().copied().unwrap_or_else(default_page_size)
     }
@@ -77,12 +74,12 @@ impl<'a> Shared<'a> {
     /// own error has the reason, or ended.
     pub(super) fn sync(&self, at: u64) -> Result<(), ReceiveError> {
         // A channel with one more sync than the stream waits until the stream ends.
-        self.wait(self.lock(), at, |state| state.over)
+        self.wait(lock(&self.state), at, |state| state.over)
     }
 
     /// As `sync`, for the stream; `last` if no page follows.
     pub(super) fn sync_all(&self, at: u64, last: bool) -> Result<(), ReceiveError> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         // Set before the channels continue: it tells them that they may end.
         state.complete |= last;
         // A channel that has ended never reaches this sync: do not wait for it.
@@ -104,8 +101,7 @@ impl<'a> Shared<'a> {
             return Ok(());
         }
         let waits = |state: &mut PacketState| state.syncs == this && !in_vain(state);
-        let state = self.changed.wait_while(state, waits);
-        let state = state.unwrap_or_else(PoisonError::into_inner);
+        let state = unpoisoned(self.changed.wait_while(state, waits));
         if state.syncs != this {
             return Ok(());
         }
@@ -115,7 +111,7 @@ impl<'a> Shared<'a> {
     /// Fails the migration; the first error counts. Shuts all connections down: their peers may
     /// never send what they wait for.
     fn fail(&self, error: ReceiveError) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if !state.over {
             state.failed = Some(error);
             state.over = true;
@@ -127,7 +123,7 @@ impl<'a> Shared<'a> {
 
     /// Ends the channels: the result no longer depends on their input.
     fn stop(&self) {
-        self.lock().over = true;
+        lock(&self.state).over = true;
         self.changed.notify_all();
         // Ends the waits of connections that cannot be shut down.
         self.clock.end();
@@ -152,14 +148,14 @@ impl<'a> Shared<'a> {
 
     /// The result, after all threads have ended: the bytes of the channels, or the first error.
     pub(super) fn result(&self) -> Result<u64, ReceiveError> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.failed.take().map_or(Ok(state.bytes), Err)
     }
 
     /// Receives a channel's packets, up to its end.
     pub(super) fn channel(&self, mut stream: StreamReader<'_>) {
         let result = self.packets(&mut stream);
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.bytes += stream.at();
         state.ended += 1;
         let early = !state.complete && !state.over;
@@ -231,7 +227,7 @@ mod tests {
         std::thread::scope(|scope| {
             let stream = scope.spawn(|| shared.sync_all(7, last).unwrap_err());
             let deadline = Instant::now() + crate::test_deadline::seconds(30);
-            while shared.lock().waiting == 0 {
+            while lock(&shared.state).waiting == 0 {
                 assert!(Instant::now() < deadline, "the stream does not come to its sync");
                 std::thread::yield_now();
             }
@@ -263,7 +259,7 @@ mod tests {
                 scope.spawn(|| shared.sync(0).unwrap());
                 shared.sync_all(0, true).unwrap();
             });
-            assert!(shared.lock().complete);
+            assert!(lock(&shared.state).complete);
         });
         assert!(matches!(error, ReceiveError::Truncated { at: 7, .. }), "{error}");
     }

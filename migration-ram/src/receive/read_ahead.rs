@@ -20,6 +20,7 @@ use ram_block::{PageSize, RamBlock, ReceiveList};
 
 use crate::error::ReceiveError;
 use crate::pages::holes::Holes;
+use crate::wire::format::index;
 use crate::wire::reader::{BUFFER, StreamReader};
 
 /// Bytes of a record's head.
@@ -51,15 +52,14 @@ impl ReadAhead {
     /// Records pages that were received from the stream.
     pub(super) fn received(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>, page: PageSize) {
         let pages = self.pages_of(block, page);
-        let index = |bytes: u64| usize::try_from(page.count(bytes)).unwrap_or(usize::MAX);
-        pages[index(bytes.start)..index(bytes.end)].fill(true);
+        pages[index(page.count(bytes.start))..index(page.count(bytes.end))].fill(true);
     }
 
     fn pages_of(&mut self, block: &Arc<RamBlock>, page: PageSize) -> &mut BitVec<u64> {
         let known = self.received.iter().position(|(known, _)| Arc::ptr_eq(known, block));
         let known = known.unwrap_or_else(|| {
-            let pages = usize::try_from(page.count(block.len())).unwrap_or(usize::MAX);
-            self.received.push((block.clone(), BitVec::repeat(false, pages)));
+            let pages = BitVec::repeat(false, index(page.count(block.len())));
+            self.received.push((block.clone(), pages));
             self.received.len() - 1
         });
         &mut self.received[known].1
@@ -97,7 +97,7 @@ impl ReadAhead {
                 let run = Run { block, offset: start, page: page.bytes(), pages, flags };
                 let (read, goes_on) = run.read(stream)?;
                 self.take_back(block, &run, read)?;
-                self.run_length += usize::try_from(read - 1).unwrap_or(0);
+                self.run_length += index(read - 1);
                 if read < pages {
                     // The guess was wrong: read no pages ahead before a new run shows.
                     self.run_length = 0;
@@ -114,8 +114,7 @@ impl ReadAhead {
 
     /// How many pages from `start` on can be read ahead.
     fn free(&mut self, block: &Arc<RamBlock>, start: u64, page: PageSize) -> usize {
-        let wanted =
-            self.run_length.min(BUFFER / usize::try_from(page.bytes() + HEAD).unwrap_or(1) - 1);
+        let wanted = self.run_length.min(BUFFER / index(page.bytes() + HEAD) - 1);
         if wanted == 0 || start >= block.len() {
             return 0;
         }
@@ -125,15 +124,19 @@ impl ReadAhead {
             true => block.len(),
             false => self.contents.next(block, start, page.bytes()).start,
         };
-        let room = page.count(end.saturating_sub(start));
-        let most = wanted.min(usize::try_from(room).unwrap_or(wanted));
-        let first = usize::try_from(page.count(start)).unwrap_or(usize::MAX);
+        let most = wanted.min(index(page.count(end.saturating_sub(start))));
+        let first = index(page.count(start));
         let pages = self.pages_of(block, page);
         pages[first..(first + most).min(pages.len())].leading_zeros()
     }
 
     /// Discards or zeroes the pages that were overwritten by a wrong guess.
-    fn take_back(&self, block: &RamBlock, run: &Run<'_>, read: u64) -> Result<(), ReceiveError> {
+    fn take_back(
+        &self,
+        block: &Arc<RamBlock>,
+        run: &Run<'_>,
+        read: u64,
+    ) -> Result<(), ReceiveError> {
         let wrong = run.offset + read * run.page..run.offset + run.pages * run.page;
         if wrong.is_empty() {
             return Ok(());
@@ -153,7 +156,7 @@ impl ReadAhead {
 /// The head after the last page is read with them: reading it later would read the bytes after
 /// it into the buffer, too.
 struct Run<'a> {
-    block: &'a RamBlock,
+    block: &'a Arc<RamBlock>,
     offset: u64,
     page: u64,
     pages: u64,
@@ -168,11 +171,11 @@ impl Run<'_> {
     fn read(&self, stream: &mut StreamReader<'_>) -> Result<(u64, bool), ReceiveError> {
         let step = self.page + HEAD;
         let all = self.pages * step;
-        let mut heads = vec![Head::default(); usize::try_from(self.pages).unwrap_or(0)];
+        let mut heads = vec![Head::default(); index(self.pages)];
         let (mut done, mut checked) = (stream.take_buffered(self.block, self.offset)?, 1);
         while done < all {
             let mut list = ReceiveList::new();
-            let first = usize::try_from(done / step).unwrap_or(0);
+            let first = index(done / step);
             for (n, head) in (0..self.pages).zip(&mut heads).skip(first) {
                 // After its page: the head of the next one.
                 let from = done.saturating_sub(n * step);
@@ -180,14 +183,14 @@ impl Run<'_> {
                 if from < self.page {
                     list.push_memory(self.block, data + from..data + self.page)?;
                 }
-                let from = usize::try_from(from.saturating_sub(self.page)).unwrap_or(0);
+                let from = index(from.saturating_sub(self.page));
                 list.push_bytes(&mut head[from..]);
             }
             let got = stream.receive_list(&mut list, "a page")?;
             drop(list);
             done += got;
             while checked <= self.pages && done >= checked * step {
-                let head = &heads[usize::try_from(checked - 1).unwrap_or(0)];
+                let head = &heads[index(checked - 1)];
                 if !self.is_next(checked, *head) {
                     self.unread(stream, &heads, checked, done)?;
                     return Ok((checked, false));
@@ -216,15 +219,15 @@ impl Run<'_> {
         let step = self.page + HEAD;
         let start = first * step - HEAD;
         stream.advance(start);
-        let mut left = usize::try_from(done - start).unwrap_or(0);
-        for (n, head) in (first..).zip(&heads[usize::try_from(first - 1).unwrap_or(0)..]) {
+        let mut left = index(done - start);
+        for (n, head) in (first..).zip(&heads[index(first - 1)..]) {
             let part = left.min(head.len());
             stream.put_back(&head[..part]);
             left -= part;
             if left == 0 {
                 break;
             }
-            let part = left.min(usize::try_from(self.page).unwrap_or(0));
+            let part = left.min(index(self.page));
             stream.put_back_memory(self.block, self.offset + n * self.page, part)?;
             left -= part;
         }

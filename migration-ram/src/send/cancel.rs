@@ -1,8 +1,9 @@
 //! Cancels a migration.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::error::SendError;
+use crate::locks::lock;
 use crate::wire::transport::ShutdownHandle;
 
 /// Cancels a migration from another thread, or from its observer.
@@ -26,23 +27,19 @@ impl Cancel {
     /// Its sockets are shut down, so that it does not wait for a receiver that stopped reading;
     /// with other transports it ends when the transfer under way does.
     pub fn cancel(&self) {
-        let mut asked = self.lock();
+        let mut asked = lock(&self.0);
         asked.end = true;
         asked.hang_ups.iter().for_each(ShutdownHandle::hang_up);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Asked> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A migration begins; `hang_ups` are its connections.
     pub(crate) fn begin(&self, hang_ups: Vec<ShutdownHandle>) {
-        self.lock().hang_ups = hang_ups;
+        lock(&self.0).hang_ups = hang_ups;
     }
 
     /// A migration is over. If it failed and was cancelled, the error is `Cancelled`.
     pub(crate) fn end<T>(&self, result: Result<T, SendError>) -> Result<T, SendError> {
-        let mut asked = self.lock();
+        let mut asked = lock(&self.0);
         asked.hang_ups.clear();
         // Reset in any case: a request that came too late must not cancel the next migration.
         let cancelled = std::mem::take(&mut asked.end);
@@ -57,6 +54,6 @@ impl Cancel {
 
     /// An error if `cancel` was called.
     pub(crate) fn check(&self) -> Result<(), SendError> {
-        if self.lock().end { Err(SendError::Cancelled) } else { Ok(()) }
+        if lock(&self.0).end { Err(SendError::Cancelled) } else { Ok(()) }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use memory_region::LogClaim;
+use memory_region::GlobalLogClaim;
 use ram_block::DirtyClient;
 
 use crate::devices::device::DeviceError;
@@ -43,7 +43,7 @@ impl Precopy {
         // The log is on before the first page is read: pages written from now on are sent again.
         // Dropping the claim switches it off, on errors too. Claim before `cancel.begin`: if
         // another migration is under way, the claim fails and its `cancel` is left alone.
-        let logging = self.memory.claim_global_log(DirtyClient::MIGRATION)?;
+        let mut logging = self.memory.claim_global_log(DirtyClient::MIGRATION)?;
         let channel_ends: Vec<_> = channels.iter().filter_map(|to| to.hang_up()).collect();
         let back_end = back.as_ref().and_then(|back| back.hang_up());
         let ends = main.hang_up().into_iter().chain(back_end).chain(channel_ends.iter().cloned());
@@ -63,7 +63,7 @@ impl Precopy {
             let _over = watch.until_dropped();
             scope.spawn(|| watch.run());
             let (main, observe) = (&mut main, &mut observe);
-            self.send(begin, &logging, main, channels, channel_ends, back, pause, observe)
+            self.send(begin, &mut logging, main, channels, channel_ends, back, pause, observe)
         });
         drop(logging);
         self.cancel.end(migrated.map_err(|error| watch.explain(error)))
@@ -73,7 +73,7 @@ impl Precopy {
     fn send<P>(
         &self,
         begin: Instant,
-        log: &LogClaim,
+        log: &mut GlobalLogClaim,
         main: &mut dyn WriteTransport,
         channels: Vec<&mut dyn WriteTransport>,
         channel_ends: Vec<ShutdownHandle>,

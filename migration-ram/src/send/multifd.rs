@@ -6,12 +6,13 @@
 //! from a channel only after it has received what all channels sent before the sync.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::Scope;
 
 use ram_block::{RamBlock, SendList};
 
 use crate::error::SendError;
+use crate::locks::{lock, unpoisoned};
 use crate::wire::multifd::{PACKET_PAGES, Packet, SYNC, hello};
 use crate::wire::transport::{ShutdownHandle, WriteTransport};
 
@@ -46,12 +47,6 @@ struct Shared {
     hang_ups: Vec<ShutdownHandle>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, ChannelState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The channels of a migration.
 pub(crate) struct Channels {
     shared: Arc<Shared>,
@@ -68,13 +63,13 @@ impl Channels {
         page: u64,
     ) -> Self {
         let shared = Arc::new(Shared { hang_ups, ..Shared::default() });
-        shared.lock().sync = vec![false; outputs.len()];
+        lock(&shared.state).sync = vec![false; outputs.len()];
         for (number, output) in outputs.into_iter().enumerate() {
             let shared = shared.clone();
             scope.spawn(move || {
                 let mut channel = Channel { shared: &shared, number, output, page };
                 if let Err(error) = channel.run() {
-                    shared.lock().failed.get_or_insert(error);
+                    lock(&shared.state).failed.get_or_insert(error);
                 }
                 shared.done.notify_all();
             });
@@ -84,7 +79,7 @@ impl Channels {
 
     /// Bytes sent on all channels so far.
     pub(crate) fn sent(&self) -> u64 {
-        self.shared.lock().sent
+        lock(&self.shared.state).sent
     }
 
     /// Adds a page to the next packet, and queues that when it is full; waits while the queue is
@@ -101,7 +96,7 @@ impl Channels {
 
     fn queue_batch(&mut self) -> Result<(), SendError> {
         let Some(batch) = self.next.take() else { return Ok(()) };
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         let room = 2 * state.sync.len();
         state = self.wait(state, |state| state.queue.len() >= room)?;
         state.queue.push_back(batch);
@@ -113,7 +108,7 @@ impl Channels {
     /// Sends all queued pages, then a sync on each channel.
     pub(crate) fn sync(&mut self) -> Result<(), SendError> {
         self.queue_batch()?;
-        let state = self.shared.lock();
+        let state = lock(&self.shared.state);
         let mut state = self.wait(state, |state| !state.queue.is_empty() || state.busy > 0)?;
         state.sync.fill(true);
         self.shared.work.notify_all();
@@ -127,8 +122,7 @@ impl Channels {
         mut not_yet: impl FnMut(&ChannelState) -> bool,
     ) -> Result<MutexGuard<'a, ChannelState>, SendError> {
         let wait = |state: &mut ChannelState| state.failed.is_none() && not_yet(state);
-        let state = self.shared.done.wait_while(state, wait);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let mut state = unpoisoned(self.shared.done.wait_while(state, wait));
         match state.failed.take() {
             // The error is returned once; later calls fail with `ChannelsClosed`.
             Some(error) => {
@@ -144,7 +138,7 @@ impl Channels {
 
 impl Drop for Channels {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         state.over = true;
         let busy = state.busy > 0 || state.begun < state.sync.len();
         drop(state);
@@ -174,7 +168,7 @@ impl Channel<'_> {
         let mut list = SendList::new();
         list.push_bytes(&hello);
         self.send(list)?;
-        self.shared.lock().begun += 1;
+        lock(&self.shared.state).begun += 1;
         while let Some(task) = self.next() {
             let (block, pages, flags, number) = match task {
                 Task::Pages(batch, number) => (Some(batch.block), batch.pages, 0, number),
@@ -193,7 +187,7 @@ impl Channel<'_> {
                 }
             }
             self.send(list)?;
-            let mut state = self.shared.lock();
+            let mut state = lock(&self.shared.state);
             state.busy -= 1;
             if flags == SYNC {
                 state.sync[self.number] = false;
@@ -208,8 +202,8 @@ impl Channel<'_> {
         let idle = |state: &mut ChannelState| {
             state.queue.is_empty() && !state.sync[self.number] && !state.over
         };
-        let state = self.shared.work.wait_while(self.shared.lock(), idle);
-        let mut state = state.unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.shared.state);
+        let mut state = unpoisoned(self.shared.work.wait_while(state, idle));
         if state.over {
             return None;
         }
@@ -225,7 +219,7 @@ impl Channel<'_> {
     fn send(&mut self, mut list: SendList<'_>) -> Result<(), SendError> {
         let len = list.len();
         let sent = self.output.send(&mut list);
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         match sent {
             Ok(()) => state.sent += len,
             Err(error) => {

@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use memory_region::{LogClaim, MemoryMap};
+use memory_region::GlobalLogClaim;
 use ram_block::{PageSize, RamBlock};
 
 use crate::error::SendError;
 use crate::pages::holes::Holes;
-use crate::pages::send_bitmap::{BITS, SendBitmap};
+use crate::pages::send_bitmap::SendBitmap;
 use crate::send::multifd::Channels;
 use crate::status::stats::RoundStats;
 use crate::wire::format::*;
@@ -16,6 +16,8 @@ use crate::wire::writer::SendStream;
 
 /// Bytes that are re-armed with one call (KVM_CLEAR_DIRTY_LOG): fewer would cost hardly less.
 const CLEAR_BYTES: u64 = 32 << 20;
+/// Pages of a word of the send bitmap.
+const BITS: u64 = u64::BITS as u64;
 /// Bytes of pages after which `part` returns, so that the caller can sync and report.
 const BATCH_BYTES: u64 = 1 << 20;
 /// Bytes of a block that one lookup of holes covers at most.
@@ -23,14 +25,13 @@ const WINDOW: u64 = 4 << 30;
 
 /// A walk over all pending pages.
 pub(crate) struct Pages<'a> {
-    memory: &'a MemoryMap,
-    log: &'a LogClaim,
+    log: &'a mut GlobalLogClaim,
     pending: Vec<SendBitmap>,
     size: PageSize,
     /// Bytes of the stream's pages.
     page: u64,
     /// The block that is being walked, and the next word of its bitmap.
-    cursor: (usize, usize),
+    cursor: (usize, u64),
     /// Up to this offset in bytes, the walked block's pages are re-armed, or the machine is paused
     /// and no longer writes them.
     rearmed: u64,
@@ -42,22 +43,20 @@ pub(crate) struct Pages<'a> {
 impl<'a> Pages<'a> {
     /// All pages of `blocks`; later writes are in `log`.
     pub(crate) fn all(
-        memory: &'a MemoryMap,
-        log: &'a LogClaim,
+        log: &'a mut GlobalLogClaim,
         blocks: &[Arc<RamBlock>],
         page: PageSize,
-    ) -> Self {
-        Self {
-            memory,
+    ) -> Result<Self, SendError> {
+        Ok(Self {
             log,
-            pending: blocks.iter().cloned().map(SendBitmap::all).collect(),
+            pending: blocks.iter().cloned().map(SendBitmap::all).collect::<Result<_, _>>()?,
             size: page,
             page: page.bytes(),
             cursor: (0, 0),
             rearmed: 0,
             contents: Holes::new(WINDOW),
             last_block: None,
-        }
+        })
     }
 
     /// Bytes of all pending pages.
@@ -65,9 +64,10 @@ impl<'a> Pages<'a> {
         self.pending.iter().map(|pending| pending.count() * pending.block.page_size().bytes()).sum()
     }
 
-    /// Moves the migration's dirty bits into the send bitmaps, after a sync; returns how many
-    /// pages of the stream are newly pending.
+    /// Syncs the log and moves its bits into the send bitmaps; returns how many pages of the stream
+    /// are newly pending.
     pub(crate) fn harvest(&mut self) -> Result<u64, SendError> {
+        self.log.sync()?;
         // A cached hole may have been filled since; its bit is in the send bitmap now.
         self.contents.clear();
         let mut new = 0;
@@ -106,17 +106,17 @@ impl<'a> Pages<'a> {
             self.cursor.1 = word + 1;
             let block = pending.block.clone();
             let size = block.page_size().bytes();
-            let first = word as u64 * BITS * size;
+            let first = word * BITS * size;
             if first >= self.rearmed {
                 self.rearmed = block.len();
                 if !last {
                     let end = (first - first % CLEAR_BYTES).saturating_add(CLEAR_BYTES);
                     self.rearmed = end.min(block.len());
-                    self.memory.log_clear(&block, first..self.rearmed)?;
+                    self.log.clear(&block, first..self.rearmed)?;
                 }
             }
-            for run in runs(bits) {
-                let bytes = first + run.start * size..first + run.end * size;
+            for pages in ram_block::runs(std::iter::once((word, bits))) {
+                let bytes = block.page_size().bytes_of(&pages);
                 self.run(stream, channels, &block, bytes, stats)?;
             }
             if stream.is_full() || normal(stats) >= enough {
@@ -157,7 +157,7 @@ impl<'a> Pages<'a> {
                     channels.page(block, offset)?;
                 } else {
                     self.record(stream, block, offset, RAM_SAVE_FLAG_PAGE);
-                    stream.guest_memory(block, offset..offset + self.page);
+                    stream.guest_memory(block, offset..offset + self.page)?;
                 }
             }
             at += count * self.page;
@@ -202,36 +202,6 @@ impl<'a> Pages<'a> {
             stream.u64(offset | flag);
             stream.name(block.id());
             self.last_block = Some(block.clone());
-        }
-    }
-}
-
-/// The runs of ones of a word, as ranges of bits.
-fn runs(mut bits: u64) -> impl Iterator<Item = Range<u64>> {
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        if bits == 0 {
-            return None;
-        }
-        let start = from + bits.trailing_zeros();
-        let len = (bits >> bits.trailing_zeros()).trailing_ones();
-        from = start + len;
-        bits = bits.checked_shr(bits.trailing_zeros() + len).unwrap_or(0);
-        Some(u64::from(start)..u64::from(from))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_word_is_made_of_its_runs() {
-        for bits in [0, 1, 1 << 63, u64::MAX, 0b1011_0111, 0xff00_ff00_0000_00ff, u64::MAX << 1] {
-            let all: Vec<_> = runs(bits).collect();
-            let sum = all.iter().flat_map(Clone::clone).fold(0, |sum, bit| sum | 1u64 << bit);
-            assert_eq!(sum, bits);
-            assert!(all.windows(2).all(|pair| pair[0].end < pair[1].start), "{all:?}");
         }
     }
 }

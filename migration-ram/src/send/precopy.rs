@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memory_region::LogClaim;
+use memory_region::GlobalLogClaim;
 use ram_block::RamBlock;
 
 use crate::converge::trend::is_too_much;
@@ -80,7 +80,7 @@ impl<'a> Sending<'a> {
         begin: Instant,
         stream: SendStream<'a>,
         channels: Option<Channels>,
-        log: &'a LogClaim,
+        log: &'a mut GlobalLogClaim,
         blocks: &[Arc<RamBlock>],
         observe: &'a mut dyn FnMut(&Progress),
     ) -> Result<Self, SendError> {
@@ -88,7 +88,7 @@ impl<'a> Sending<'a> {
             precopy,
             stream,
             channels,
-            pages: Pages::all(&precopy.memory, log, blocks, precopy.page),
+            pages: Pages::all(log, blocks, precopy.page)?,
             rate_limit: RateLimit::new(precopy.bandwidth),
             observe,
             progress: Progress {
@@ -142,9 +142,8 @@ impl<'a> Sending<'a> {
         parts.pause = laps.lap();
         self.progress.state = MigrationStatus::Device;
         // The last sync: nothing writes guest memory any more.
-        self.precopy.memory.sync_all_dirty_logs()?;
-        self.progress.syncs += 1;
         self.pages.harvest()?;
+        self.progress.syncs += 1;
         self.check_blocks(blocks)?;
         parts.sync = laps.lap();
         let mut round = self.round(true)?;
@@ -281,7 +280,6 @@ impl<'a> Sending<'a> {
     fn sync(&mut self) -> Result<(), SendError> {
         self.precopy.cancel.check()?;
         let (begin, since) = (Instant::now(), self.synced);
-        self.precopy.memory.sync_all_dirty_logs()?;
         let new = self.pages.harvest()?;
         self.synced = Instant::now();
         self.sync_time = begin.elapsed();

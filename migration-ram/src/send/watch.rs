@@ -4,12 +4,13 @@
 //! sent all of a list. So a thread watches the transfers, and shuts all connections down if none
 //! was completed for too long.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use ram_block::{SendList, TransferError};
 
 use crate::error::SendError;
+use crate::locks::{lock, unpoisoned};
 use crate::wire::transport::{ShutdownHandle, WriteTransport};
 
 struct TransferState {
@@ -37,13 +38,9 @@ impl Watch {
         Self { idle, hang_ups, state, changed: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, TransferState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A transfer over this connection begins.
     fn begin(&self, connection: usize) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if state.under_way.is_empty() {
             state.since = Instant::now();
             // The watching thread sleeps as long as nothing is under way.
@@ -54,7 +51,7 @@ impl Watch {
 
     /// A transfer over this connection has ended, with or without an error.
     fn end(&self, connection: usize) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if let Some(place) = state.under_way.iter().position(|other| *other == connection) {
             state.under_way.remove(place);
         }
@@ -64,7 +61,7 @@ impl Watch {
     /// Watches until the migration is over.
     pub(super) fn run(&self) {
         let Some(idle) = self.idle else { return };
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while !state.over {
             let waited = state.since.elapsed();
             let first = state.under_way.first().copied();
@@ -78,8 +75,7 @@ impl Watch {
                 Some(_) => idle - waited,
                 None => Duration::MAX,
             };
-            let waiting = self.changed.wait_timeout(state, wait);
-            state = waiting.unwrap_or_else(PoisonError::into_inner).0;
+            state = unpoisoned(self.changed.wait_timeout(state, wait)).0;
         }
     }
 
@@ -88,7 +84,7 @@ impl Watch {
         struct Over<'a>(&'a Watch);
         impl Drop for Over<'_> {
             fn drop(&mut self) {
-                self.0.lock().over = true;
+                lock(&self.0.state).over = true;
                 self.0.changed.notify_all();
             }
         }
@@ -97,7 +93,7 @@ impl Watch {
 
     /// Replaces a connection's error by `TimedOut` if this watch has shut the connections down.
     pub(super) fn explain(&self, error: SendError) -> SendError {
-        let Some((connection, waited)) = self.lock().expired else { return error };
+        let Some((connection, waited)) = lock(&self.state).expired else { return error };
         let sent = match error {
             SendError::Write { sent, .. } | SendError::Channel { sent, .. } => sent,
             other => return other,

@@ -76,13 +76,6 @@ impl Progress {
         u8::try_from(done / u128::from(self.total.max(1))).unwrap_or(100)
     }
 
-    /// The time to send the pending pages, if no more are dirtied.
-    pub fn time_left(&self) -> Option<Duration> {
-        #[allow(clippy::cast_precision_loss)] // an estimate
-        let seconds = self.remaining as f64 / self.bandwidth;
-        Duration::try_from_secs_f64(seconds).ok()
-    }
-
     /// The progress in the fields of QEMU's `query-migrate`, to be serialized.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // rates fit
     pub fn query_migrate(&self) -> QueryMigrate {

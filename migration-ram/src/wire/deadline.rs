@@ -1,7 +1,9 @@
 //! How long one side of a migration waits for the other.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::locks::lock;
 
 /// The fewest bytes that reset the idle deadline: a page. So a peer that sends one byte a second
 /// expires as one that sends nothing.
@@ -127,19 +129,15 @@ impl Clock {
         Self { deadlines, state: Mutex::new(state) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, ClockState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The handshake is over: from now on the idle deadline applies.
     pub(crate) fn begun(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         (state.begins, state.since, state.bytes) = (false, Instant::now(), 0);
     }
 
     /// Some connection has received `bytes` bytes.
     pub(crate) fn received(&self, bytes: usize) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.bytes = state.bytes.saturating_add(bytes as u64);
         if state.bytes >= MIN_PROGRESS && !state.begins {
             (state.since, state.bytes) = (Instant::now(), 0);
@@ -148,12 +146,12 @@ impl Clock {
 
     /// The migration is over: all connections stop waiting.
     pub(crate) fn end(&self) {
-        self.lock().over = true;
+        lock(&self.state).over = true;
     }
 
     /// How long a connection is to wait before it calls this again.
     pub(crate) fn next(&self) -> Wait {
-        let state = self.lock();
+        let state = lock(&self.state);
         let Deadlines { handshake, idle, .. } = self.deadlines;
         let limit = if state.begins { handshake } else { idle };
         let waited = state.since.elapsed();

@@ -61,6 +61,13 @@ pub(crate) fn default_page_size() -> PageSize {
     }
 }
 
+/// A number of bytes or pages as a `usize`; lossless, as hosts are 64-bit (`ram-block` refuses
+/// others).
+#[allow(clippy::cast_possible_truncation)]
+pub(crate) const fn index(value: u64) -> usize {
+    value as usize
+}
+
 // Commands, and the messages of the return path.
 pub(crate) const MIG_CMD_OPEN_RETURN_PATH: u16 = 1;
 pub(crate) const MIG_CMD_PING: u16 = 2;

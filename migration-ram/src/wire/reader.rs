@@ -8,6 +8,7 @@ use ram_block::{RamBlock, ReceiveList};
 
 use crate::error::ReceiveError;
 use crate::wire::deadline::{Clock, Wait};
+use crate::wire::format::index;
 use crate::wire::transport::{ReadTransport, ShutdownHandle};
 
 /// The size of the read buffer, in bytes.
@@ -101,7 +102,7 @@ impl<'a> StreamReader<'a> {
         if most > 0 && self.is_at_end(what)? {
             return Err(ReceiveError::Truncated { at: self.at, what });
         }
-        let len = usize::try_from(most).unwrap_or(usize::MAX).min(self.filled.len());
+        let len = index(most).min(self.filled.len());
         Ok(&self.buffered()[..len])
     }
 
@@ -127,11 +128,11 @@ impl<'a> StreamReader<'a> {
     /// Fills `bytes` of a block: from the buffer, then straight from the input.
     pub(crate) fn guest_memory(
         &mut self,
-        block: &RamBlock,
+        block: &Arc<RamBlock>,
         bytes: Range<u64>,
         what: &'static str,
     ) -> Result<(), ReceiveError> {
-        let buffered = self.filled.len().min(usize::try_from(bytes.end - bytes.start).unwrap_or(0));
+        let buffered = self.filled.len().min(index(bytes.end - bytes.start));
         block.write(bytes.start, &self.buffered()[..buffered])?;
         self.consume(buffered);
         let mut left = bytes.start + buffered as u64..bytes.end;
@@ -148,7 +149,7 @@ impl<'a> StreamReader<'a> {
             let direct = got.min(left.end - left.start);
             left.start += direct;
             self.at += direct;
-            self.filled.end = usize::try_from(got - direct).unwrap_or(0);
+            self.filled.end = index(got - direct);
         }
         Ok(())
     }
@@ -156,7 +157,7 @@ impl<'a> StreamReader<'a> {
     /// Writes all buffered bytes, less than a page, to `offset` of a block; returns how many.
     pub(crate) fn take_buffered(
         &mut self,
-        block: &RamBlock,
+        block: &Arc<RamBlock>,
         offset: u64,
     ) -> Result<u64, ReceiveError> {
         block.write(offset, self.buffered())?;
@@ -204,14 +205,14 @@ impl<'a> StreamReader<'a> {
     /// packet's pages are read straight into guest memory, too.
     pub(crate) fn guest_pages(
         &mut self,
-        block: &RamBlock,
+        block: &Arc<RamBlock>,
         offsets: &[u64],
         page: u64,
         what: &'static str,
     ) -> Result<(), ReceiveError> {
         let mut list = ReceiveList::new();
         for offset in offsets {
-            let buffered = self.filled.len().min(usize::try_from(page).unwrap_or(0));
+            let buffered = self.filled.len().min(index(page));
             block.write(*offset, &self.buffered()[..buffered])?;
             self.consume(buffered);
             list.push_memory(block, offset + buffered as u64..offset + page)?;
@@ -236,7 +237,7 @@ impl<'a> StreamReader<'a> {
     /// Appends `len` bytes of a block, which were read into it, to the buffer.
     pub(crate) fn put_back_memory(
         &mut self,
-        block: &RamBlock,
+        block: &Arc<RamBlock>,
         offset: u64,
         len: usize,
     ) -> Result<(), ReceiveError> {

@@ -37,20 +37,16 @@ pub enum Address {
 
 /// A string that is not an [`Address`].
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum AddressError {
     /// It is neither `HOST:PORT` nor `unix:PATH`.
     #[error("{text:?} is neither HOST:PORT nor unix:PATH")]
-    Form {
-        /// The text.
-        text: String,
-    },
+    Form { text: String },
     /// It has a control character: printed as a line, or on a terminal, it would look like another
     /// address.
     #[error("{text:?} has a control character, which an address cannot have")]
-    ControlCharacter {
-        /// The text.
-        text: String,
-    },
+    ControlCharacter { text: String },
 }
 
 impl FromStr for Address {
@@ -87,35 +83,18 @@ impl fmt::Display for Address {
 
 /// Why a connection cannot be made or accepted.
 #[derive(Debug, Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum SocketError {
     /// Connecting failed until the deadline.
     #[error("Cannot connect to {address}, {waited:.1?} after the first try")]
-    Connect {
-        /// The address.
-        address: Address,
-        /// The time since the first attempt.
-        waited: Duration,
-        /// The error of the last attempt.
-        #[source]
-        source: io::Error,
-    },
+    Connect { address: Address, waited: Duration, source: io::Error },
     /// Listening failed.
     #[error("Cannot listen at {address}")]
-    Listen {
-        /// The address.
-        address: Address,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    Listen { address: Address, source: io::Error },
     /// No connection was made until the deadline.
     #[error("Waited {waited:.1?} for a connection at {address}")]
-    NobodyCame {
-        /// The address.
-        address: Address,
-        /// How long it waited.
-        waited: Duration,
-    },
+    NobodyCame { address: Address, waited: Duration },
     /// A connection cannot be accepted, or a socket option cannot be set.
     #[error("A connection cannot be used")]
     Unusable(#[from] io::Error),

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ram_block::{PageSize, RamBlock, SendList};
+use ram_block::{PageSize, RamBlock, RamBlockError, SendList};
 
 use crate::error::SendError;
 use crate::wire::format::*;
@@ -13,21 +13,13 @@ use crate::wire::transport::WriteTransport;
 /// pages leave the CPU's cache before the receiver reads them.
 const FLUSH_MEMORY: u64 = 1 << 18;
 /// Bytes of encoded fields after which the stream is flushed.
-const FLUSH_OWN: usize = 1 << 18;
-
-/// Guest memory that follows the first `after` bytes of encoded fields.
-struct Piece {
-    after: usize,
-    block: Arc<RamBlock>,
-    bytes: Range<u64>,
-}
+const FLUSH_OWN: u64 = 1 << 18;
 
 /// A stream that is written to a transport; its last part is buffered.
 pub(crate) struct SendStream<'a> {
     out: &'a mut dyn WriteTransport,
-    own: Vec<u8>,
-    pieces: Vec<Piece>,
-    /// Bytes of guest memory in `pieces`.
+    list: SendList<'static>,
+    /// Bytes of guest memory in `list`.
     memory: u64,
     /// Bytes written to `out`.
     sent: u64,
@@ -35,21 +27,20 @@ pub(crate) struct SendStream<'a> {
 
 impl<'a> SendStream<'a> {
     pub(crate) fn new(out: &'a mut dyn WriteTransport) -> Self {
-        let own = Vec::with_capacity(FLUSH_OWN + (1 << 16));
-        Self { out, own, pieces: Vec::new(), memory: 0, sent: 0 }
+        Self { out, list: SendList::new(), memory: 0, sent: 0 }
     }
 
     /// Bytes of the stream so far, flushed or not.
     pub(crate) fn position(&self) -> u64 {
-        self.sent + self.memory + self.own.len() as u64
+        self.sent + self.list.len()
     }
 
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        self.own.extend_from_slice(bytes);
+        self.list.push_copied(bytes);
     }
 
     pub(crate) fn u8(&mut self, value: u8) {
-        self.own.push(value);
+        self.bytes(&[value]);
     }
 
     pub(crate) fn u16(&mut self, value: u16) {
@@ -73,44 +64,38 @@ impl<'a> SendStream<'a> {
     /// Records of `count` zero pages of `page` bytes from `offset` on, of the same block as
     /// the record before.
     pub(crate) fn zero_records(&mut self, offset: u64, count: usize, page: u64) {
-        let start = self.own.len();
-        self.own.resize(start + count * ZERO_RECORD, 0);
         let mut word = offset | RAM_SAVE_FLAG_ZERO | RAM_SAVE_FLAG_CONTINUE;
-        for record in self.own[start..].chunks_exact_mut(ZERO_RECORD) {
+        for record in self.list.push_zeros(count * ZERO_RECORD).chunks_exact_mut(ZERO_RECORD) {
             record[..8].copy_from_slice(&word.to_be_bytes());
             word += page;
         }
     }
 
-    /// Guest memory, read when it is flushed. The range must lie in the block.
-    pub(crate) fn guest_memory(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>) {
+    /// Guest memory, read when it is flushed.
+    pub(crate) fn guest_memory(
+        &mut self,
+        block: &Arc<RamBlock>,
+        bytes: Range<u64>,
+    ) -> Result<(), RamBlockError> {
         self.memory += bytes.end - bytes.start;
-        self.pieces.push(Piece { after: self.own.len(), block: block.clone(), bytes });
+        self.list.push_memory(block, bytes)
     }
 
     /// Whether enough is buffered to be flushed.
     pub(crate) fn is_full(&self) -> bool {
-        self.memory >= FLUSH_MEMORY || self.own.len() >= FLUSH_OWN
+        self.memory >= FLUSH_MEMORY || self.list.len() - self.memory >= FLUSH_OWN
     }
 
     /// Writes the buffered part to the transport.
     pub(crate) fn flush(&mut self) -> Result<(), SendError> {
-        let mut list = SendList::new();
-        let mut from = 0;
-        for piece in &self.pieces {
-            list.push_bytes(&self.own[from..piece.after]);
-            list.push_memory(&piece.block, piece.bytes.clone())?;
-            from = piece.after;
-        }
-        list.push_bytes(&self.own[from..]);
-        self.out.send(&mut list).map_err(|error| SendError::Write {
+        let sent = self.list.len();
+        self.out.send(&mut self.list).map_err(|error| SendError::Write {
             sent: self.sent + error.done(),
             source: error.into(),
         })?;
-        self.sent = self.position();
+        self.sent += sent;
         self.memory = 0;
-        self.own.clear();
-        self.pieces.clear();
+        self.list.clear(); // whatever the transport left in it
         Ok(())
     }
 

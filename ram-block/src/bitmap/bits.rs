@@ -39,6 +39,41 @@ pub(crate) fn bits_of(word: u64, bits: u64) -> impl Iterator<Item = u64> {
         .map(move |bits| word * BITS + u64::from(bits.trailing_zeros()))
 }
 
+/// The runs of neighbouring pages in a bitmap's words, in ascending order. `words` gives the words
+/// that may be non-zero in ascending order, each with its number: word n has the pages from 64 n
+/// on, the lowest bit for the lowest page.
+///
+/// ```
+/// let words = [(0, 1 << 63), (1, 0b1011), (5, 0)];
+/// assert!(ram_block::runs(words.into_iter()).eq([63..66, 67..68]));
+/// ```
+pub fn runs(words: impl Iterator<Item = (u64, u64)>) -> impl Iterator<Item = Range<u64>> {
+    let mut words = words.filter(|(_, bits)| *bits != 0).peekable();
+    let mut current: Option<(u64, u64)> = None;
+    std::iter::from_fn(move || {
+        let (word, bits) = current.take().or_else(|| words.next())?;
+        let first = bits.trailing_zeros();
+        let ones = (!(bits >> first)).trailing_zeros();
+        let start = word * BITS + u64::from(first);
+        let mut end = start + u64::from(ones);
+        let mut rest =
+            if first + ones == u64::BITS { 0 } else { bits >> (first + ones) << (first + ones) };
+        let mut at = word;
+        // A run that reaches the end of its word may go on in the next.
+        while end == (at + 1) * BITS {
+            let Some((next, bits)) = words.next_if(|(next, _)| *next == at + 1) else { break };
+            let ones = (!bits).trailing_zeros();
+            end += u64::from(ones);
+            rest = if ones == u64::BITS { 0 } else { bits >> ones << ones };
+            at = next;
+        }
+        if rest != 0 {
+            current = Some((at, rest));
+        }
+        Some(start..end)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,8 @@
 //! - `bits`: which bits of which words a range of pages is
 //! - `word`: a word that is atomic, or a model checker's, and arrays of words
 //! - `atomic`: the bitmap that any thread marks
-//! - `locked`: the bitmap that only the synchronizer writes, under a lock
+//! - `page_set`: a set of pages that one thread at a time writes: what is merged, under a lock, and
+//!   consumers' own
 //! - `shifted`: a bitmap that is merged at any offset
 //! - `simd`: the loops over many words, compiled for wider registers too
 //!
@@ -11,7 +12,7 @@
 
 pub(crate) mod atomic;
 pub(crate) mod bits;
-pub(crate) mod locked;
+pub(crate) mod page_set;
 pub(crate) mod shifted;
 pub(crate) mod simd;
 pub(crate) mod word;

@@ -313,15 +313,15 @@ pub(crate) mod tests {
         for (kind, ram) in each_kind(&file) {
             let (page, pages) = (page(), LEN / page());
             let client = DirtyClient::MIGRATION;
+            ram.discard(0, LEN).unwrap();
+            let late = ram.slice(LEN - 4, 4).unwrap();
+            let log = ram.dirty().claim(client).unwrap();
             let dirty = || {
                 let found: Vec<_> =
                     (0..ram.pages()).filter(|page| ram.dirty().is_dirty(client, *page)).collect();
-                ram.dirty().snapshot_and_clear(client, 0..ram.pages()).unwrap().commit();
+                log.snapshot_and_clear(0..ram.pages()).unwrap().commit();
                 found
             };
-            ram.discard(0, LEN).unwrap();
-            let late = ram.slice(LEN - 4, 4).unwrap();
-            ram.dirty().enable(client).unwrap();
             assert_eq!((ram.len(), ram.max_len()), (LEN, 2 * LEN), "{kind}");
             for at in [0, 5 * page, 6 * page, LEN - 4] {
                 ram.write(at, b"RAM!").unwrap();

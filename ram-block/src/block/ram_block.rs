@@ -302,7 +302,7 @@ impl RamBlock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dirty::client::DirtyClient;
+    use crate::dirty::client::{Claimant, DirtyClient};
     use vm_memory::Bytes;
 
     #[test]
@@ -344,8 +344,8 @@ mod tests {
             [RamBlock::anonymous("a", 1 << 20).unwrap(), RamBlock::memfd("m", 1 << 20).unwrap()]
         {
             let page = ram.page_size().bytes();
-            ram.dirty().enable(DirtyClient::VGA).unwrap();
-            ram.dirty().enable(DirtyClient::MIGRATION).unwrap();
+            let claim = |client| ram.dirty().claim(client).unwrap();
+            let _logs = [DirtyClient::VGA, DirtyClient::MIGRATION].map(claim);
             let slice = ram.slice(3 * page, 2 * page).unwrap();
             slice.write_obj(0x1122_3344u32, index(page) - 2).unwrap();
             let _: u64 = slice.read_obj(0).unwrap();
@@ -363,22 +363,20 @@ mod tests {
     fn a_block_of_16_tib_with_three_clients_costs_what_is_dirty() {
         use std::ops::ControlFlow;
         let ram = RamBlock::anonymous("huge", 16 << 40).unwrap();
-        let reset = ram.dirty().register("reset").unwrap();
-        let clients = [DirtyClient::VGA, DirtyClient::MIGRATION, reset.client()];
-        clients.into_iter().for_each(|client| ram.dirty().enable(client).unwrap());
+        let [vga, migration] = [DirtyClient::VGA, DirtyClient::MIGRATION];
+        let clients: [Claimant; 3] = [vga.into(), migration.into(), "reset".into()];
+        let logs = clients.map(|client| ram.dirty().claim(client).unwrap());
         let (page, last) = (ram.page_size().bytes(), ram.pages() - 1);
         ram.write(last * page, b"at the end").unwrap();
         ram.dirty().merge(last / 2, 2, &[0b11]).unwrap();
         ram.dirty().mark(0, 1);
-        for client in clients {
+        for log in logs {
             let mut runs = Vec::new();
-            let _ = ram
-                .dirty()
-                .visit_runs(client, 0..ram.pages(), 0, |run| {
-                    runs.push(run);
-                    ControlFlow::<()>::Continue(())
-                })
-                .unwrap();
+            let note = |run| {
+                runs.push(run);
+                ControlFlow::<()>::Continue(())
+            };
+            let _ = log.visit_runs(0..ram.pages(), 0, note).unwrap();
             assert_eq!(runs, [0..1, last / 2..last / 2 + 2, last..last + 1]);
         }
     }

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 /// A consumer of dirty pages, with a bitmap of its own.
 ///
-/// The three built-in clients keep QEMU's numbers; the others are allocated by
-/// [`DirtyMemory::register`](crate::DirtyMemory::register), and are valid as long as that
-/// registration lives.
+/// The three built-in clients keep QEMU's numbers; the others are free for whoever claims one
+/// ([`DirtyMemory::claim`](crate::DirtyMemory::claim)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DirtyClient(u8);
 
@@ -29,7 +28,7 @@ impl DirtyClient {
         (0..8).map(Self)
     }
 
-    /// The clients that are allocated at run time, in the order of their numbers.
+    /// The clients that are not built in, in the order of their numbers.
     pub fn dynamic() -> impl Iterator<Item = Self> {
         (3..8).map(Self)
     }
@@ -63,13 +62,58 @@ impl fmt::Display for DirtyClient {
     }
 }
 
-/// The names of the clients that are registered.
-pub(super) type Names = [Option<Arc<str>>; DirtyClient::COUNT];
-
-/// The name of `client`, if it is built in or registered.
-pub(super) fn name_of(names: &Names, client: DirtyClient) -> Option<&str> {
-    client.built_in_name().or(names[client.index()].as_deref())
+/// Who claims a client's log: a client by its number, or a name, for which any number will do that
+/// is free.
+///
+/// ```
+/// use ram_block::{Claimant, DirtyClient};
+///
+/// let migration: Claimant = DirtyClient::MIGRATION.into();
+/// let checkpoint: Claimant = "checkpoint".into();
+/// assert_eq!((migration.name(), migration.client()), ("migration", Some(DirtyClient::MIGRATION)));
+/// assert_eq!((checkpoint.name(), checkpoint.client()), ("checkpoint", None));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimant {
+    client: Option<DirtyClient>,
+    name: Arc<str>,
 }
+
+impl Claimant {
+    /// `client`, under a name of the caller's, which errors show.
+    pub fn named(client: DirtyClient, name: &str) -> Self {
+        Self { client: Some(client), name: name.into() }
+    }
+
+    /// The client, or `None` if any number will do.
+    pub fn client(&self) -> Option<DirtyClient> {
+        self.client
+    }
+
+    /// The name that errors show.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+}
+
+impl From<DirtyClient> for Claimant {
+    fn from(client: DirtyClient) -> Self {
+        Self::named(client, &client.to_string())
+    }
+}
+
+impl From<&str> for Claimant {
+    fn from(name: &str) -> Self {
+        Self { client: None, name: name.into() }
+    }
+}
+
+/// The names under which clients are claimed.
+pub(super) type Claims = [Option<Arc<str>>; DirtyClient::COUNT];
 
 /// A set of clients: those that log a piece of memory, for example.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]

@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use crate::dirty::enable::reserve;
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
+use crate::dirty::switch::reserve;
 use crate::dirty::watched::in_a_hook;
 
 /// Returned by [`CodeWatch::watch`]: by this a translator checks the code that it has read since;

@@ -30,7 +30,7 @@ pub enum DirtyError {
         needed: u64,
     },
     /// The code client is not switched on and off and has no harvest: it watches pages.
-    #[error("Client code has no dirty log: its pages are watched by watch_code")]
+    #[error("The code client has no dirty log: its pages are watched by watch_code")]
     CodeClient,
     /// The block has a code watch already.
     #[error("The code of this block is watched already")]
@@ -38,27 +38,11 @@ pub enum DirtyError {
     /// The hook of a code watch asked for pages to be watched.
     #[error("Pages cannot be watched from within the hook that reports one")]
     CalledFromHook,
-    /// The client is not registered, or no longer.
-    #[error("{client} is not registered here")]
-    Unregistered {
-        /// The client asked for.
-        client: DirtyClient,
-    },
-    /// All numbers are in use.
-    #[error("No client is left for \"{name}\": all {} are in use", DirtyClient::COUNT)]
+    /// All numbers that are not built in are claimed.
+    #[error("No client is left for \"{name}\": all that are not built in are claimed")]
     TooManyClients {
-        /// The name of the client that was to be registered.
+        /// The name of the claimant.
         name: String,
-    },
-    /// The number or the name belongs to another client.
-    #[error("\"{name}\" cannot be {client}, which is \"{taken}\"")]
-    ClientTaken {
-        /// The name of the client that was to be registered.
-        name: String,
-        /// The client that has the number or the name.
-        client: DirtyClient,
-        /// Its name.
-        taken: String,
     },
     /// The operating system has no addresses for a bitmap, or the process may not lock as much
     /// (`RLIMIT_MEMLOCK`, after `mlockall`).
@@ -69,15 +53,16 @@ pub enum DirtyError {
         /// The error of the operating system.
         kind: io::ErrorKind,
     },
-    /// The client's bits are claimed: only the claim can take them, or drop them by switching the
-    /// client off.
-    #[error("Client {client}'s bits are claimed, and only the claim can take them")]
+    /// The client's log is claimed already.
+    #[error("The {client} log is claimed by \"{by}\" already")]
     Claimed {
         /// The client asked for.
         client: DirtyClient,
+        /// The name of the claimant that has it.
+        by: String,
     },
-    /// The client is off, so there is nothing to harvest.
-    #[error("Client {client} is off, only {enabled} log here")]
+    /// The claim has ended, so there is nothing to harvest.
+    #[error("The claim of the {client} log has ended; logs that are on: {enabled}")]
     ClientOff {
         /// The client asked for.
         client: DirtyClient,

@@ -6,7 +6,8 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crate::bitmap::bits::{BITS, GRANULE};
-use crate::bitmap::locked::LockedBitmap;
+use crate::bitmap::page_set::PageSet;
+use crate::dirty::claim::DirtyClaim;
 use crate::dirty::client::{ClientSet, DirtyClient};
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
@@ -31,15 +32,6 @@ pub struct Harvest {
 }
 
 impl Harvest {
-    fn new(
-        owner: Arc<DirtyMemory>,
-        client: DirtyClient,
-        disable_count: u64,
-        snapshot: DirtySnapshot,
-    ) -> Self {
-        Self { owner: Some(owner), client, disable_count, snapshot }
-    }
-
     /// Declares the pages dealt with; returns the snapshot, whose buffer the next
     /// harvest can reuse.
     pub fn commit(mut self) -> DirtySnapshot {
@@ -73,69 +65,114 @@ impl fmt::Debug for Harvest {
     }
 }
 
-impl DirtyMemory {
-    /// Takes the bits of exactly `pages` from `client`'s bitmap.
+impl DirtyClaim {
+    /// Takes the client's bits of exactly `pages`.
     ///
     /// # Errors
     ///
     /// As [`snapshot_and_clear_into`](Self::snapshot_and_clear_into).
-    pub fn snapshot_and_clear(
-        self: &Arc<Self>,
-        client: DirtyClient,
-        pages: Range<u64>,
-    ) -> Result<Harvest, DirtyError> {
-        self.snapshot_and_clear_into(client, pages, DirtySnapshot::default())
+    pub fn snapshot_and_clear(&self, pages: Range<u64>) -> Result<Harvest, DirtyError> {
+        self.snapshot_and_clear_into(pages, DirtySnapshot::default())
     }
 
-    /// Takes the bits of exactly `pages` from `client`'s bitmap, using the buffer of
-    /// an earlier snapshot: allocates only if that is too small.
+    /// Takes the client's bits of exactly `pages`, using the buffer of an earlier snapshot:
+    /// allocates only if that is too small.
     ///
     /// # Errors
     ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages, [`DirtyError::Claimed`],
-    /// and [`DirtyError::ClientOff`], also if the client was switched off meanwhile.
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, and [`DirtyError::ClientOff`] if
+    /// the claim has [ended](Self::end).
     pub fn snapshot_and_clear_into(
-        self: &Arc<Self>,
-        client: DirtyClient,
-        pages: Range<u64>,
-        buffer: DirtySnapshot,
-    ) -> Result<Harvest, DirtyError> {
-        let _unclaimed = self.unclaimed(client)?;
-        self.take_snapshot(client, self.disable_count(client), pages, buffer)
-    }
-
-    /// The caller has the right to take the client's bits, and made sure of that after it read
-    /// `disable_count`, the count of the client's switches off.
-    pub(super) fn take_snapshot(
-        self: &Arc<Self>,
-        client: DirtyClient,
-        disable_count: u64,
+        &self,
         pages: Range<u64>,
         mut buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
-        self.check_on(client, &pages)?;
+        self.check(&pages)?;
         buffer.reset(pages.clone());
-        self.take_words(client, &pages, |word, bits| buffer.put(word, bits));
-        self.check_still_on(client, disable_count, &pages)?;
-        Ok(Harvest::new(self.clone(), client, disable_count, buffer))
+        self.dirty.take_words(self.client, &pages, |word, bits| buffer.put(word, bits));
+        self.check_still_on(&pages)?;
+        let Self { dirty, client, disable_count } = self;
+        Ok(Harvest {
+            owner: Some(dirty.clone()),
+            client: *client,
+            disable_count: *disable_count,
+            snapshot: buffer,
+        })
     }
 
-    /// Whether `client` was on all the time since `disable_count` was read. If not, some of the
-    /// bits that were taken from `pages` meanwhile may belong to a new client of the same number:
-    /// all of `pages` are marked for it.
-    pub(crate) fn check_still_on(
-        &self,
-        client: DirtyClient,
-        disable_count: u64,
-        pages: &Range<u64>,
-    ) -> Result<(), DirtyError> {
-        if self.disable_count(client) == disable_count {
+    /// Moves the client's bits of exactly `pages` into `into`, a bitmap of the whole block that its
+    /// consumer keeps for itself. Returns how many bits of `into` are new.
+    ///
+    /// Word n of `into` has the pages from 64 n on, the least significant bit the lowest page. The
+    /// bits are the consumer's from then on: nothing gives them back. Costs as much as is dirty,
+    /// and allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, [`DirtyError::ShortBitmap`] if
+    /// `into` is too short for them, and [`DirtyError::ClientOff`] if the claim has ended.
+    pub fn move_into(&self, pages: Range<u64>, into: &mut [u64]) -> Result<u64, DirtyError> {
+        self.check(&pages)?;
+        let needed = pages.end.div_ceil(BITS);
+        if (into.len() as u64) < needed {
+            return Err(DirtyError::ShortBitmap { words: into.len(), pages: pages.end, needed });
+        }
+        let mut new = 0;
+        self.dirty.each_granule(self.client, &pages, |bulk, granule| {
+            new += bulk.move_into(granule, 0, into, |_, _| ());
+        });
+        self.dirty.take_marked(self.client, &pages, |word, bits| {
+            let slot = &mut into[index(word)];
+            new += u64::from((bits & !*slot).count_ones());
+            *slot |= bits;
+        });
+        self.check_still_on(&pages)?;
+        Ok(new)
+    }
+
+    /// Moves the client's bits of exactly `pages` into a set of the consumer's; returns how many
+    /// pages are new there. As [`move_into`](Self::move_into), but costs and takes memory for what
+    /// is dirty only, however many pages there are.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, or `into` no room for them, and
+    /// [`DirtyError::ClientOff`] if the claim has ended.
+    pub fn move_to(&self, pages: Range<u64>, into: &mut PageSet) -> Result<u64, DirtyError> {
+        self.check(&pages)?;
+        self.dirty.check(&pages, into.room())?;
+        let mut new = 0;
+        self.dirty.each_granule(self.client, &pages, |bulk, granule| {
+            new += bulk.move_to(granule, into);
+        });
+        let marked = |word, bits| new += into.insert_word(word, bits);
+        self.dirty.take_marked(self.client, &pages, marked);
+        self.check_still_on(&pages)?;
+        Ok(new)
+    }
+
+    /// Checks that the claim has not ended and that the block has `pages`.
+    pub(super) fn check(&self, pages: &Range<u64>) -> Result<(), DirtyError> {
+        let Self { dirty, client, disable_count } = self;
+        dirty.check(pages, dirty.pages())?;
+        if dirty.disable_count(*client) == *disable_count {
             return Ok(());
         }
-        self.mark_range(ClientSet::EMPTY.with(client), pages);
-        Err(DirtyError::ClientOff { client, enabled: self.enabled() })
+        Err(DirtyError::ClientOff { client: *client, enabled: dirty.enabled() })
     }
 
+    /// Checks that the claim did not end while bits of `pages` were taken. If it did, some of them
+    /// may belong to the next client of its number: all of `pages` are marked for that one.
+    pub(super) fn check_still_on(&self, pages: &Range<u64>) -> Result<(), DirtyError> {
+        let still_on = self.check(&(0..0));
+        if still_on.is_err() {
+            self.dirty.mark_range(ClientSet::EMPTY.with(self.client), pages);
+        }
+        still_on
+    }
+}
+
+impl DirtyMemory {
     /// Returns the bits of a harvest to the client they came from, unless it was
     /// switched off since.
     fn restore(&self, client: DirtyClient, disable_count: u64, snapshot: &DirtySnapshot) {
@@ -179,7 +216,7 @@ impl DirtyMemory {
         &self,
         client: DirtyClient,
         pages: &Range<u64>,
-        mut each: impl FnMut(&mut LockedBitmap, &Range<u64>),
+        mut each: impl FnMut(&mut PageSet, &Range<u64>),
     ) {
         let mut rest = pages.clone();
         loop {
@@ -189,55 +226,6 @@ impl DirtyMemory {
             each(bulk, &granule);
             rest.start = granule.end;
         }
-    }
-
-    /// Moves the bits of exactly `pages` from `client`'s bitmap into `into`, a bitmap of
-    /// the whole block that its consumer keeps for itself. Returns how many bits of
-    /// `into` are new.
-    ///
-    /// Word n of `into` has the pages from 64 n on, the least significant bit the lowest page. The
-    /// bits are the consumer's from then on: nothing gives them back. Costs as much as is dirty,
-    /// and allocates nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages, [`DirtyError::ShortBitmap`] if
-    /// `into` is too short for them, [`DirtyError::ClientOff`] and [`DirtyError::Claimed`].
-    pub fn move_into(
-        &self,
-        client: DirtyClient,
-        pages: Range<u64>,
-        into: &mut [u64],
-    ) -> Result<u64, DirtyError> {
-        let _unclaimed = self.unclaimed(client)?;
-        self.move_bits(client, self.disable_count(client), pages, into)
-    }
-
-    /// The caller has the right to take the client's bits, as for
-    /// [`take_snapshot`](Self::take_snapshot).
-    pub(super) fn move_bits(
-        &self,
-        client: DirtyClient,
-        disable_count: u64,
-        pages: Range<u64>,
-        into: &mut [u64],
-    ) -> Result<u64, DirtyError> {
-        self.check_on(client, &pages)?;
-        let needed = pages.end.div_ceil(BITS);
-        if (into.len() as u64) < needed {
-            return Err(DirtyError::ShortBitmap { words: into.len(), pages: pages.end, needed });
-        }
-        let mut new = 0;
-        self.each_granule(client, &pages, |bulk, granule| {
-            new += bulk.move_into(granule, 0, into, |_, _| ());
-        });
-        self.take_marked(client, &pages, |word, bits| {
-            let slot = &mut into[index(word)];
-            new += u64::from((bits & !*slot).count_ones());
-            *slot |= bits;
-        });
-        self.check_still_on(client, disable_count, &pages)?;
-        Ok(new)
     }
 
     /// Takes the bits that marks have set: those of the atomic part.

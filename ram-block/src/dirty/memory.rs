@@ -7,17 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::bitmap::atomic::Bitmap;
 use crate::bitmap::bits::BITS;
-use crate::bitmap::locked::LockedBitmap;
+use crate::bitmap::page_set::PageSet;
 use crate::bitmap::shifted::Shifted;
-use crate::dirty::client::{ClientSet, DirtyClient, Names};
+use crate::dirty::client::{Claims, ClientSet, DirtyClient};
 use crate::dirty::error::DirtyError;
-use crate::dirty::takers::{Takers, Unclaimed};
 use crate::dirty::watched::Watched;
 use crate::page::PageSize;
 use crate::sys::membarrier;
 
 /// The locked part of each client that is on.
-pub(super) type BulkParts = [Option<LockedBitmap>; DirtyClient::COUNT];
+pub(super) type BulkParts = [Option<PageSet>; DirtyClient::COUNT];
 
 /// Set in `enabled` where writers must fence for themselves; see `membarrier`.
 pub(super) const WRITERS_FENCE: u64 = 1 << 63;
@@ -26,9 +25,8 @@ pub(super) const WRITERS_FENCE: u64 = 1 << 63;
 ///
 /// All methods may be called from any thread at any time. A mark that has returned is in the next
 /// harvest of every client that was on when the mark began, or in one that was running at the time.
-/// Two harvests of one client at the same time split its bits in an unspecified way; usually a
-/// client has one harvester, which [claims](Self::claim) its bits to make sure of that. Page 0 is
-/// bit 0 of word 0, so blocks never share a word.
+/// A client is on as long as its log is [claimed](Self::claim), and only the claim harvests it.
+/// Page 0 is bit 0 of word 0, so blocks never share a word.
 ///
 /// As vm-memory's `Bitmap` it marks whatever is written through a slice that carries it. Writes
 /// through raw pointers are not marked: after a write through `get_host_address`,
@@ -42,15 +40,11 @@ pub struct DirtyMemory {
     /// The mask of clients that are on, and [`WRITERS_FENCE`]. The code client is in it
     /// while a page is watched.
     pub(super) enabled: AtomicU64,
-    /// The names of registered clients. Held while a client is switched on or off, so that a switch
+    /// Who claimed each client's log. Held while a client is switched on or off, so that a switch
     /// off never drops the bits of a client that another thread has switched on again.
-    names: Mutex<Names>,
-    /// The right to take each client's bits.
-    pub(super) takers: [Takers; DirtyClient::COUNT],
-    /// How many claims were requested.
-    pub(super) claims: AtomicU64,
+    claims: Mutex<Claims>,
     /// How often each client was switched off.
-    pub(super) epochs: [AtomicU64; DirtyClient::COUNT],
+    pub(super) disable_counts: [AtomicU64; DirtyClient::COUNT],
     /// How often any client was switched on.
     pub(super) switch_ons: AtomicU64,
     /// How often the length was changed.
@@ -84,10 +78,8 @@ impl DirtyMemory {
             pages: AtomicU64::new(pages),
             room,
             enabled: AtomicU64::new(fence),
-            names: Mutex::default(),
-            takers: std::array::from_fn(|_| Takers::default()),
-            claims: AtomicU64::new(0),
-            epochs: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
+            claims: Mutex::default(),
+            disable_counts: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
             switch_ons: AtomicU64::new(0),
             resizes: AtomicU64::new(0),
             bulk: Mutex::default(),
@@ -127,9 +119,9 @@ impl DirtyMemory {
         &self.code
     }
 
-    pub(super) fn lock_names(&self) -> MutexGuard<'_, Names> {
+    pub(super) fn lock_claims(&self) -> MutexGuard<'_, Claims> {
         // Nothing that can panic runs between two writes.
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lock_bulk(&self) -> MutexGuard<'_, BulkParts> {
@@ -247,43 +239,7 @@ impl DirtyMemory {
 
     /// How often `client` was switched off.
     pub(crate) fn disable_count(&self, client: DirtyClient) -> u64 {
-        self.epochs[client.index()].load(Ordering::Acquire)
-    }
-
-    /// Whether the bits of `client` are claimed: only the claim can take them.
-    pub fn is_claimed(&self, client: DirtyClient) -> bool {
-        self.takers[client.index()].is_claimed()
-    }
-
-    /// Begins a harvest without a claim.
-    pub(super) fn unclaimed(&self, client: DirtyClient) -> Result<Unclaimed<'_>, DirtyError> {
-        self.takers[client.index()].admit().ok_or(DirtyError::Claimed { client })
-    }
-
-    /// Ends a claim whose client is unregistered.
-    pub(super) fn end_claim(&self, client: DirtyClient) {
-        self.takers[client.index()].end();
-        // After that, and also for a client that is off: a thread that saw the claim valid has read
-        // an earlier count.
-        self.epochs[client.index()].fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Checks that `client` is on and that the block has `pages`.
-    pub(crate) fn check_on(
-        &self,
-        client: DirtyClient,
-        pages: &Range<u64>,
-    ) -> Result<(), DirtyError> {
-        if client == DirtyClient::CODE {
-            return Err(DirtyError::CodeClient);
-        }
-        self.check(pages, self.pages())?;
-        let enabled = self.enabled();
-        if enabled.contains(client) {
-            Ok(())
-        } else {
-            Err(DirtyError::ClientOff { client, enabled })
-        }
+        self.disable_counts[client.index()].load(Ordering::Acquire)
     }
 
     /// Checks that `pages` are among the first `count`.

@@ -89,7 +89,7 @@ impl DirtyMemory {
                     let (found, ones) = simd::scan(words);
                     nonzero[index(chunk - granule)] = found;
                     set += ones;
-                    // All pages of the chunk: one bit is enough, see `LockedBitmap`.
+                    // All pages of the chunk: one bit is enough, see `PageSet`.
                     if ones == CHUNK as u64 * BITS {
                         full |= 1 << (chunk - granule);
                     } else {

@@ -9,7 +9,7 @@ use loom::sync::{Arc, Mutex};
 use loom::thread;
 
 use crate::bitmap::atomic::Bitmap;
-use crate::bitmap::locked::LockedBitmap;
+use crate::bitmap::page_set::PageSet;
 
 fn model(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -81,7 +81,7 @@ fn the_model_sees_a_late_reset() {
 /// The two parts of a client's bitmap.
 struct Parts {
     marked: Bitmap<AtomicU64>,
-    bulk: Mutex<LockedBitmap>,
+    bulk: Mutex<PageSet>,
 }
 
 impl Parts {
@@ -102,7 +102,7 @@ impl Parts {
 fn a_merge_and_a_mark_of_one_word(take: fn(&Parts) -> u64) {
     let parts = Arc::new(Parts {
         marked: Bitmap::new(64).unwrap(),
-        bulk: Mutex::new(LockedBitmap::new(64).unwrap()),
+        bulk: Mutex::new(PageSet::new(64).unwrap()),
     });
     let merger = {
         let parts = parts.clone();

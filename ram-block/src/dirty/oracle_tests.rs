@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use crate::bitmap::bits::GRANULE;
+use crate::dirty::claim::DirtyClaim;
 use crate::dirty::client::{ClientSet, DirtyClient};
 use crate::dirty::code_watch::CodeWatch;
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
-use crate::dirty::registration::ClientRegistration;
 use crate::page::{PageSize, index};
 
 const PAGE: u64 = 4096;
@@ -34,8 +34,9 @@ enum Step {
         pages: Range<u64>,
         stop: usize,
     },
-    Switch(usize, bool),
-    Register(bool),
+    Claim(usize),
+    ClaimByName,
+    End(usize),
     Watch(Range<u64>),
     Unwatch(Range<u64>),
     Resize(u64),
@@ -60,8 +61,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (client.clone(), pages()).prop_map(|(client, pages)| Step::MoveInto(client, pages)),
         2 => (client.clone(), pages(), 0..5usize)
             .prop_map(|(client, pages, stop)| Step::Runs { client, pages, stop }),
-        3 => (client, prop::bool::weighted(0.8)).prop_map(|(client, on)| Step::Switch(client, on)),
-        2 => prop::bool::weighted(0.7).prop_map(Step::Register),
+        3 => client.clone().prop_map(Step::Claim),
+        1 => Just(Step::ClaimByName),
+        1 => client.prop_map(Step::End),
         2 => pages().prop_map(Step::Watch),
         1 => pages().prop_map(Step::Unwatch),
         1 => prop_oneof![Just(ROOM), 1..ROOM].prop_map(Step::Resize),
@@ -103,7 +105,7 @@ impl Oracle {
 struct Bench {
     memory: Arc<DirtyMemory>,
     oracle: Oracle,
-    registered: Vec<ClientRegistration>,
+    claims: [Option<DirtyClaim>; DirtyClient::COUNT],
     watch: CodeWatch,
     reported: Arc<Mutex<Vec<u64>>>,
 }
@@ -115,7 +117,7 @@ impl Bench {
         let told = reported.clone();
         let watch = memory.watch_code(move |page| told.lock().unwrap().push(page)).unwrap();
         let oracle = Oracle { pages: ROOM - 1000, ..Oracle::default() };
-        Self { memory, oracle, registered: Vec::new(), watch, reported }
+        Self { memory, oracle, claims: Default::default(), watch, reported }
     }
 
     fn client(number: usize) -> DirtyClient {
@@ -123,7 +125,7 @@ impl Bench {
     }
 
     fn run(&mut self, step: Step) -> Result<(), TestCaseError> {
-        let Self { memory, oracle, registered, watch, .. } = self;
+        let Self { memory, oracle, claims, watch, .. } = self;
         match step {
             Step::Mark(pages) => {
                 memory.mark(pages.start * PAGE, (pages.end - pages.start) * PAGE);
@@ -142,7 +144,8 @@ impl Bench {
                 oracle.mark(set.into_iter().map(|n| first + n));
             }
             Step::Snapshot { client, pages, commit } => {
-                let harvest = memory.snapshot_and_clear(Self::client(client), pages.clone());
+                let Some(claim) = &claims[client] else { return Ok(()) };
+                let harvest = claim.snapshot_and_clear(pages.clone());
                 let expected = oracle.inside(client, &pages);
                 prop_assert_eq!(harvest.is_ok(), expected.is_some(), "{:?}", harvest);
                 if let (Ok(harvest), Some(expected)) = (harvest, expected) {
@@ -154,8 +157,9 @@ impl Bench {
                 }
             }
             Step::MoveInto(client, pages) => {
+                let Some(claim) = &claims[client] else { return Ok(()) };
                 let mut private = vec![0u64; index(ROOM.div_ceil(64))];
-                let new = memory.move_into(Self::client(client), pages.clone(), &mut private);
+                let new = claim.move_into(pages.clone(), &mut private);
                 let expected = oracle.inside(client, &pages);
                 prop_assert_eq!(new.ok(), expected.as_ref().map(|pages| pages.len() as u64));
                 let found = |page: &u64| private[index(page / 64)] >> (page % 64) & 1 != 0;
@@ -163,9 +167,10 @@ impl Bench {
                 oracle.take(client, &expected.unwrap_or_default());
             }
             Step::Runs { client, pages, stop } => {
+                let Some(claim) = &claims[client] else { return Ok(()) };
                 let mut seen = BTreeSet::new();
                 let mut left = stop;
-                let flow = memory.visit_runs(Self::client(client), pages.clone(), 0, |run| {
+                let flow = claim.visit_runs(pages.clone(), 0, |run| {
                     seen.extend(run);
                     left = left.wrapping_sub(1);
                     if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -179,44 +184,35 @@ impl Bench {
                 }
                 oracle.take(client, &seen);
             }
-            Step::Switch(number, true) => {
+            Step::Claim(number) => {
                 let client = Self::client(number);
-                let expected = match number {
-                    1 => Err(DirtyError::CodeClient),
-                    0 | 2 => Ok(()),
-                    _ if registered.iter().any(|other| other.client() == client) => Ok(()),
-                    _ => Err(DirtyError::Unregistered { client }),
+                let claimed = memory.claim(client);
+                if number == 1 {
+                    prop_assert_eq!(claimed.unwrap_err(), DirtyError::CodeClient);
+                } else if oracle.dirty[number].is_some() {
+                    let refused = claimed.unwrap_err();
+                    let is_right =
+                        matches!(refused, DirtyError::Claimed { client: c, .. } if c == client);
+                    prop_assert!(is_right, "{}", refused);
+                } else {
+                    (claims[number], oracle.dirty[number]) =
+                        (Some(claimed.unwrap()), Some(BTreeSet::new()));
+                }
+            }
+            Step::ClaimByName => {
+                let free = (3..DirtyClient::COUNT).find(|number| oracle.dirty[*number].is_none());
+                let claimed = memory.claim("by name");
+                let Some(number) = free else {
+                    let name = "by name".to_owned();
+                    prop_assert_eq!(claimed.unwrap_err(), DirtyError::TooManyClients { name });
+                    return Ok(());
                 };
-                prop_assert_eq!(memory.enable(client), expected.clone());
-                if expected.is_ok() {
-                    oracle.dirty[number].get_or_insert_default();
-                }
+                let claim = claimed.unwrap();
+                prop_assert_eq!(claim.client(), Self::client(number));
+                (claims[number], oracle.dirty[number]) = (Some(claim), Some(BTreeSet::new()));
             }
-            Step::Switch(number, false) => {
-                let client = Self::client(number);
-                let is_code = client == DirtyClient::CODE;
-                let expected = if is_code { Err(DirtyError::CodeClient) } else { Ok(()) };
-                prop_assert_eq!(memory.disable(client), expected);
-                oracle.dirty[number] = None;
-            }
-            Step::Register(true) => {
-                let name = format!("client of {}", registered.len());
-                match memory.register(&name) {
-                    Ok(registration) => registered.push(registration),
-                    Err(DirtyError::TooManyClients { .. }) => {
-                        prop_assert_eq!(registered.len(), 5);
-                    }
-                    // The names count up, and an earlier one may be left.
-                    Err(error) => {
-                        prop_assert!(matches!(error, DirtyError::ClientTaken { .. }), "{}", error)
-                    }
-                }
-            }
-            Step::Register(false) => {
-                if !registered.is_empty() {
-                    let gone = registered.remove(0);
-                    oracle.dirty[gone.client().index()] = None;
-                }
+            Step::End(number) => {
+                (claims[number], oracle.dirty[number]) = (None, None);
             }
             Step::Watch(pages) => {
                 let watched = watch.watch(pages.clone());

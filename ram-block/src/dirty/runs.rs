@@ -3,6 +3,7 @@
 use std::ops::{ControlFlow, Range};
 
 use crate::bitmap::bits::{BITS, GRANULE, bits_of, mask_within, words_of};
+use crate::dirty::claim::DirtyClaim;
 use crate::dirty::client::DirtyClient;
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
@@ -155,10 +156,10 @@ impl Taken<'_> {
     }
 }
 
-impl DirtyMemory {
-    /// Takes the bits of `pages` from `client`'s bitmap, run by run: calls `visit` for
-    /// each run of dirty pages, in ascending order. Runs with at most `gap` clean pages
-    /// between them are one, clean pages included.
+impl DirtyClaim {
+    /// Takes the client's bits of `pages`, run by run: calls `visit` for each run of dirty pages,
+    /// in ascending order. Runs with at most `gap` clean pages between them are one, clean pages
+    /// included.
     ///
     /// A run's bits are dropped when `visit` has returned for it. If `visit` breaks or panics, the
     /// runs that it has not seen stay in the bitmap, and after a panic also the run that it was
@@ -170,13 +171,13 @@ impl DirtyMemory {
     /// use ram_block::{DirtyClient, RamBlock};
     ///
     /// let ram = RamBlock::anonymous("ram", 16 << 20)?;
-    /// let (page, client) = (ram.page_size().bytes(), DirtyClient::MIGRATION);
-    /// ram.dirty().enable(client)?;
+    /// let page = ram.page_size().bytes();
+    /// let log = ram.dirty().claim(DirtyClient::MIGRATION)?;
     /// for number in [3, 4, 6, 20] {
     ///     ram.dirty().mark(number * page, 1);
     /// }
     /// let mut runs = Vec::new();
-    /// let _ = ram.dirty().visit_runs(client, 0..ram.pages(), 1, |run| {
+    /// let _ = log.visit_runs(0..ram.pages(), 1, |run| {
     ///     runs.push(run);
     ///     ControlFlow::<()>::Continue(())
     /// })?;
@@ -186,32 +187,18 @@ impl DirtyMemory {
     ///
     /// # Errors
     ///
-    /// [`DirtyError::OutOfRange`] if the block has no such pages, [`DirtyError::ClientOff`]
-    /// and [`DirtyError::Claimed`].
+    /// [`DirtyError::OutOfRange`] if the block has no such pages, and [`DirtyError::ClientOff`] if
+    /// the claim has [ended](Self::end).
     pub fn visit_runs<B>(
         &self,
-        client: DirtyClient,
-        pages: Range<u64>,
-        gap: u64,
-        visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
-    ) -> Result<ControlFlow<B>, DirtyError> {
-        let _unclaimed = self.unclaimed(client)?;
-        self.take_runs(client, self.disable_count(client), pages, gap, visit)
-    }
-
-    /// The caller has the right to take the client's bits, and made sure of that after it read
-    /// `disable_count`, the count of the client's switches off.
-    pub(crate) fn take_runs<B>(
-        &self,
-        client: DirtyClient,
-        disable_count: u64,
         pages: Range<u64>,
         gap: u64,
         mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
-        self.check_on(client, &pages)?;
+        self.check(&pages)?;
+        let (dirty, client) = (&*self.dirty, self.client);
         let mut taken = Taken {
-            dirty: self,
+            dirty,
             client,
             base: 0,
             summary: [0; 64],
@@ -220,11 +207,11 @@ impl DirtyMemory {
             from: 0,
         };
         let mut rest = pages;
-        while let Some(granule) = self.dirty_granule(client, &rest) {
+        while let Some(granule) = dirty.dirty_granule(client, &rest) {
             rest.start = granule.end;
             taken.take(&granule);
             // If not, what was taken is given back to the client that has the number now.
-            self.check_still_on(client, disable_count, &granule)?;
+            self.check_still_on(&granule)?;
             if let ControlFlow::Break(value) = taken.visit_words(gap, &mut visit) {
                 return Ok(ControlFlow::Break(value));
             }
@@ -237,18 +224,16 @@ impl DirtyMemory {
 mod tests {
     use std::collections::BTreeSet;
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::Arc;
 
     use super::*;
     use crate::page::PageSize;
     use proptest::prelude::*;
 
-    const CLIENT: DirtyClient = DirtyClient::MIGRATION;
     const PAGES: u64 = 2 * GRANULE + 1000;
 
-    fn dirty(marks: &[(u64, u64, bool)]) -> (Arc<DirtyMemory>, BTreeSet<u64>) {
+    fn dirty(marks: &[(u64, u64, bool)]) -> (DirtyClaim, BTreeSet<u64>) {
         let dirty = DirtyMemory::new(PAGES, PageSize::new(4096).unwrap());
-        dirty.enable(CLIENT).unwrap();
+        let log = dirty.claim(DirtyClient::MIGRATION).unwrap();
         let mut pages = BTreeSet::new();
         for &(start, len, merge) in marks {
             let len = len.min(PAGES - start);
@@ -260,12 +245,12 @@ mod tests {
             }
             pages.extend(start..start + len);
         }
-        (dirty, pages)
+        (log, pages)
     }
 
-    fn left(dirty: &DirtyMemory) -> BTreeSet<u64> {
+    fn left(log: &DirtyClaim) -> BTreeSet<u64> {
         let mut words = vec![0u64; index(PAGES.div_ceil(64))];
-        dirty.move_into(CLIENT, 0..PAGES, &mut words).unwrap();
+        log.move_into(0..PAGES, &mut words).unwrap();
         (0..PAGES).filter(|page| words[index(page / 64)] >> (page % 64) & 1 != 0).collect()
     }
 
@@ -285,7 +270,7 @@ mod tests {
             stop in prop::option::of(0..12usize),
             panics in any::<bool>(),
         ) {
-            let (dirty, pages) = dirty(&marks);
+            let (log, pages) = dirty(&marks);
             let range = a.min(b)..a.max(b);
             let mut expected: Vec<Range<u64>> = Vec::new();
             for page in pages.range(range.clone()) {
@@ -296,7 +281,7 @@ mod tests {
             }
             let mut seen: Vec<Range<u64>> = Vec::new();
             let result = catch_unwind(AssertUnwindSafe(|| {
-                dirty.visit_runs(CLIENT, range.clone(), gap, |run| {
+                log.visit_runs(range.clone(), gap, |run| {
                     if panics && stop == Some(seen.len()) {
                         std::panic::resume_unwind(Box::new("stopped"));
                     }
@@ -312,7 +297,7 @@ mod tests {
             let unseen: BTreeSet<u64> =
                 pages.into_iter().filter(|page| !seen.iter().any(|run| run.contains(page)))
                     .collect();
-            let left = left(&dirty);
+            let left = left(&log);
             prop_assert!(left.is_superset(&unseen), "pages are lost");
             // A run that was given back may bring the clean pages in its gaps along.
             let extra = left.difference(&unseen).count() as u64;

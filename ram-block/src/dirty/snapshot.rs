@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::bitmap::bits::{BITS, bits_of, mask_within, words_of};
+use crate::bitmap::bits::{BITS, bits_of, mask_within, runs, words_of};
 use crate::page::index;
 
 /// The pages of a range that were dirty when one client's bits were taken.
@@ -96,42 +96,16 @@ impl DirtySnapshot {
     /// # use ram_block::{DirtyClient, RamBlock};
     /// let ram = RamBlock::anonymous("ram", 16 << 20)?;
     /// let page = ram.page_size().bytes();
-    /// ram.dirty().enable(DirtyClient::MIGRATION);
+    /// let log = ram.dirty().claim(DirtyClient::MIGRATION)?;
     /// ram.dirty().mark(2 * page, 3 * page);
     /// ram.dirty().mark(9 * page, 1);
-    /// let harvest = ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..ram.pages())?;
+    /// let harvest = log.snapshot_and_clear(0..ram.pages())?;
     /// assert_eq!(harvest.runs().collect::<Vec<_>>(), [2..5, 9..10]);
     /// # harvest.commit();
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        let mut words = self.block_words().peekable();
-        let mut current: Option<(u64, u64)> = None;
-        std::iter::from_fn(move || {
-            let (word, bits) = current.take().or_else(|| words.next())?;
-            let first = bits.trailing_zeros();
-            let ones = (!(bits >> first)).trailing_zeros();
-            let start = word * BITS + u64::from(first);
-            let mut end = start + u64::from(ones);
-            let mut rest = if first + ones == u64::BITS {
-                0
-            } else {
-                bits >> (first + ones) << (first + ones)
-            };
-            let mut at = word;
-            // A run that reaches the end of its word may go on in the next.
-            while end == (at + 1) * BITS {
-                let Some((next, bits)) = words.next_if(|(next, _)| *next == at + 1) else { break };
-                let ones = (!bits).trailing_zeros();
-                end += u64::from(ones);
-                rest = if ones == u64::BITS { 0 } else { bits >> ones << ones };
-                at = next;
-            }
-            if rest != 0 {
-                current = Some((at, rest));
-            }
-            Some(start..end)
-        })
+        runs(self.block_words())
     }
 }
 

@@ -1,13 +1,13 @@
 //! Marks, merges and harvests of one block.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use crate::bitmap::bits::GRANULE;
-use crate::dirty::client::{ClientSet, DirtyClient};
+use crate::dirty::claim::DirtyClaim;
+use crate::dirty::client::{Claimant, ClientSet, DirtyClient};
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
-use crate::dirty::registration::ClientRegistration;
 use crate::dirty::snapshot::DirtySnapshot;
 use crate::page::PageSize;
 
@@ -18,8 +18,8 @@ fn memory(pages: u64) -> Arc<DirtyMemory> {
     DirtyMemory::new(pages, PageSize::new(4096).unwrap())
 }
 
-fn take(memory: &Arc<DirtyMemory>, client: DirtyClient, pages: Range<u64>) -> Vec<u64> {
-    let harvest = memory.snapshot_and_clear(client, pages).unwrap();
+fn take(log: &DirtyClaim, pages: Range<u64>) -> Vec<u64> {
+    let harvest = log.snapshot_and_clear(pages).unwrap();
     let pages = harvest.pages().collect();
     harvest.commit();
     pages
@@ -28,61 +28,58 @@ fn take(memory: &Arc<DirtyMemory>, client: DirtyClient, pages: Range<u64>) -> Ve
 #[test]
 fn a_harvest_takes_one_clients_bits_only() {
     let memory = memory(200);
-    memory.enable(VGA).unwrap();
-    memory.enable(MIGRATION).unwrap();
+    let (vga, migration) = (memory.claim(VGA).unwrap(), memory.claim(MIGRATION).unwrap());
     memory.mark(70 * 4096 - 1, 2);
-    assert_eq!(take(&memory, VGA, 0..200), [69, 70]);
-    assert_eq!(take(&memory, VGA, 0..200), [0; 0]);
-    assert_eq!(take(&memory, MIGRATION, 70..200), [70]);
-    assert_eq!(take(&memory, MIGRATION, 0..200), [69]);
+    assert_eq!(take(&vga, 0..200), [69, 70]);
+    assert_eq!(take(&vga, 0..200), [0; 0]);
+    assert_eq!(take(&migration, 70..200), [70]);
+    assert_eq!(take(&migration, 0..200), [69]);
     assert!(!memory.is_dirty(DirtyClient::CODE, 70));
 }
 
 #[test]
-fn a_client_that_is_off_holds_nothing_and_cannot_be_harvested() {
+fn a_client_that_is_off_holds_nothing() {
     let memory = memory(64);
     memory.mark(0, 4096);
-    memory.enable(MIGRATION).unwrap();
+    let migration = memory.claim(MIGRATION).unwrap();
     memory.mark(4096, 1);
     assert!(!memory.is_dirty(VGA, 1));
-    let refused = memory.snapshot_and_clear(VGA, 0..64).unwrap_err();
-    let enabled = ClientSet::EMPTY.with(MIGRATION);
-    assert_eq!(refused, DirtyError::ClientOff { client: VGA, enabled });
-    assert_eq!(take(&memory, MIGRATION, 0..64), [1]);
+    assert_eq!(memory.enabled(), ClientSet::EMPTY.with(MIGRATION));
+    assert_eq!(take(&migration, 0..64), [1]);
 }
 
 #[test]
-fn switching_off_drops_the_bits() {
+fn a_claim_that_ends_drops_its_bits() {
     let memory = memory(64);
-    memory.enable(VGA).unwrap();
+    let vga = memory.claim(VGA).unwrap();
     memory.mark(0, 1);
-    memory.disable(VGA).unwrap();
-    memory.enable(VGA).unwrap();
-    assert_eq!(take(&memory, VGA, 0..64), [0; 0]);
+    drop(vga);
+    assert!(memory.enabled().is_empty() && !memory.is_dirty(VGA, 0));
+    assert_eq!(take(&memory.claim(VGA).unwrap(), 0..64), [0; 0]);
 }
 
 #[test]
 fn a_harvest_without_commit_gives_its_bits_back() {
     let memory = memory(300);
-    memory.enable(VGA).unwrap();
+    let vga = memory.claim(VGA).unwrap();
     memory.mark(5 * 4096, 290 * 4096);
-    let harvest = memory.snapshot_and_clear(VGA, 10..20).unwrap();
+    let harvest = vga.snapshot_and_clear(10..20).unwrap();
     assert!(!memory.is_dirty(VGA, 10));
     drop(harvest);
-    assert_eq!(take(&memory, VGA, 0..300), (5..295).collect::<Vec<_>>());
+    assert_eq!(take(&vga, 0..300), (5..295).collect::<Vec<_>>());
 }
 
 #[test]
 fn what_lies_outside_the_block_is_ignored_by_marks_and_refused_by_merges() {
     let memory = memory(10);
-    memory.enable(VGA).unwrap();
+    let vga = memory.claim(VGA).unwrap();
     memory.mark(9 * 4096, u64::MAX);
     memory.mark(10 * 4096, 1);
     memory.mark(u64::MAX, 1);
-    assert_eq!(take(&memory, VGA, 0..10), [9]);
+    assert_eq!(take(&vga, 0..10), [9]);
     let out = DirtyError::OutOfRange { start: 9, end: 11, pages: 10 };
     assert_eq!(memory.merge(9, 2, &[3]), Err(out.clone()));
-    assert_eq!(memory.snapshot_and_clear(VGA, 9..11).unwrap_err(), out);
+    assert_eq!(vga.snapshot_and_clear(9..11).unwrap_err(), out);
     let overflow = memory.merge(u64::MAX, 2, &[3]).unwrap_err();
     assert!(matches!(overflow, DirtyError::OutOfRange { .. }));
     let short = DirtyError::ShortBitmap { words: 0, pages: 10, needed: 1 };
@@ -92,13 +89,12 @@ fn what_lies_outside_the_block_is_ignored_by_marks_and_refused_by_merges() {
 #[test]
 fn a_merge_reaches_every_client_that_is_on() {
     let memory = memory(1000);
-    memory.enable(VGA).unwrap();
-    let third = memory.register("third").unwrap();
-    memory.enable(third.client()).unwrap();
+    let vga = memory.claim(VGA).unwrap();
+    let third = memory.claim("third").unwrap();
     let words = [1 << 63, 0b101];
     assert_eq!(memory.merge(37, 66, &words), Ok(2)); // bit 66 is past the count
-    for client in [VGA, third.client()] {
-        assert_eq!(take(&memory, client, 0..1000), [37 + 63, 37 + 64]);
+    for log in [vga, third] {
+        assert_eq!(take(&log, 0..1000), [37 + 63, 37 + 64]);
     }
 }
 
@@ -107,32 +103,32 @@ fn where_membarrier_is_refused_marks_fence_for_themselves() {
     let memory = DirtyMemory::with_fence(100, 100, PageSize::new(4096).unwrap(), true);
     memory.mark(0, 4096);
     assert!(memory.enabled().is_empty());
-    memory.enable(VGA).unwrap();
+    let vga = memory.claim(VGA).unwrap();
     memory.mark(5 * 4096, 1);
     memory.merge(60, 10, &[0b11]).unwrap();
-    assert_eq!(take(&memory, VGA, 0..100), [5, 60, 61]);
-    memory.disable(VGA).unwrap();
+    assert_eq!(take(&vga, 0..100), [5, 60, 61]);
+    drop(vga);
     memory.mark(5 * 4096, 1);
-    memory.enable(VGA).unwrap();
-    assert_eq!(take(&memory, VGA, 0..100), [0; 0]);
+    let vga = memory.claim(VGA).unwrap();
+    assert_eq!(take(&vga, 0..100), [0; 0]);
 }
 
 #[test]
 fn listed_pages_are_marked_and_strangers_ignored() {
     let memory = memory(100);
-    memory.enable(VGA).unwrap();
+    let vga = memory.claim(VGA).unwrap();
     assert_eq!(memory.mark_pages(&[99, 3, 3, 100, u64::MAX]), 3);
-    assert_eq!(take(&memory, VGA, 0..100), [3, 99]);
+    assert_eq!(take(&vga, 0..100), [3, 99]);
 }
 
 #[test]
 fn a_snapshot_buffer_is_reused() {
     let memory = memory(6400);
-    memory.enable(VGA).unwrap();
+    let vga = memory.claim(VGA).unwrap();
     let mut buffer = DirtySnapshot::default();
     for round in 0..3 {
         memory.mark(round * 4096, 1);
-        let harvest = memory.snapshot_and_clear_into(VGA, 0..6400, buffer).unwrap();
+        let harvest = vga.snapshot_and_clear_into(0..6400, buffer).unwrap();
         assert_eq!(harvest.pages().collect::<Vec<_>>(), [round]);
         let words = harvest.as_words().as_ptr();
         buffer = harvest.commit();
@@ -141,91 +137,88 @@ fn a_snapshot_buffer_is_reused() {
 }
 
 #[test]
-fn clients_are_registered_by_name_and_number() {
+fn a_log_is_claimed_once_by_number_or_by_name() {
     let memory = memory(64);
-    let taken = |name: &str, client, taken: &str| {
-        let (name, taken) = (name.to_owned(), taken.to_owned());
-        DirtyError::ClientTaken { name, client, taken }
-    };
-    let mut clients: Vec<_> =
-        (0..5).map(|n| memory.register(&format!("client {n}")).unwrap()).collect();
-    assert!(clients.iter().map(ClientRegistration::client).eq(DirtyClient::dynamic()));
-    let refused = memory.register("sixth").unwrap_err();
+    let claimed = |client: DirtyClient, by: &str| DirtyError::Claimed { client, by: by.to_owned() };
+    let mut logs: Vec<_> = (0..5).map(|n| memory.claim(&*format!("log {n}")).unwrap()).collect();
+    assert!(logs.iter().map(DirtyClaim::client).eq(DirtyClient::dynamic()));
+    let refused = memory.claim("sixth").unwrap_err();
     assert_eq!(refused, DirtyError::TooManyClients { name: "sixth".to_owned() });
-    let fourth = clients.remove(3).client();
-    assert_eq!(memory.client_name(fourth), None);
-    assert_eq!(memory.enable(fourth), Err(DirtyError::Unregistered { client: fourth }));
-    let refused = memory.register("vga").unwrap_err();
-    assert_eq!(refused, taken("vga", VGA, "vga"));
-    let refused = memory.register("client 0").unwrap_err();
-    assert_eq!(refused, taken("client 0", clients[0].client(), "client 0"));
-    let refused = memory.register_as(MIGRATION, "mine").unwrap_err();
-    assert_eq!(refused, taken("mine", MIGRATION, "migration"));
-    let again = memory.register_as(fourth, "again").unwrap();
-    assert_eq!(memory.client_name(again.client()).as_deref(), Some("again"));
-    assert_eq!(memory.enable(DirtyClient::CODE), Err(DirtyError::CodeClient));
-    let refused = memory.snapshot_and_clear(DirtyClient::CODE, 0..64).unwrap_err();
-    assert_eq!(refused, DirtyError::CodeClient);
+    let (fourth, fifth) = (logs.remove(3).client(), logs[3].client());
+    assert_eq!(memory.claim(fifth).unwrap_err(), claimed(fifth, "log 4"));
+    let again = memory.claim(Claimant::named(fourth, "again")).unwrap();
+    assert_eq!(memory.claim(fourth).unwrap_err(), claimed(fourth, "again"));
+    let _migration = memory.claim(MIGRATION).unwrap();
+    assert_eq!(memory.claim(MIGRATION).unwrap_err(), claimed(MIGRATION, "migration"));
+    assert_eq!(memory.claim(DirtyClient::CODE).unwrap_err(), DirtyError::CodeClient);
+    // It ends once, whoever has the number then.
+    again.end();
+    let next = memory.claim(fourth).unwrap();
+    again.end();
+    drop(again);
+    assert!(memory.enabled().contains(fourth));
+    drop(next);
+    assert!(!memory.enabled().contains(fourth));
 }
 
+/// While a claim exists nothing else can end it or take its bits, so a claim that has ended has no
+/// bits to lose: those of the next client of its number are not its.
 #[test]
-fn a_harvest_of_a_client_that_is_gone_gives_nothing_to_the_next() {
+fn a_claim_that_has_ended_takes_nothing_from_the_next() {
     let memory = memory(64);
-    let first = memory.register("first").unwrap();
-    memory.enable(first.client()).unwrap();
+    let first = memory.claim("first").unwrap();
     memory.mark(0, 4096);
-    let harvest = memory.snapshot_and_clear(first.client(), 0..64).unwrap();
-    drop(first);
-    let second = memory.register("second").unwrap();
-    memory.enable(second.client()).unwrap();
+    let harvest = first.snapshot_and_clear(0..64).unwrap();
+    first.end();
+    let second = memory.claim("second").unwrap();
+    assert_eq!(second.client(), first.client());
     drop(harvest);
-    assert_eq!(take(&memory, second.client(), 0..64), [0; 0]);
+    assert_eq!(take(&second, 0..64), [0; 0]);
+    memory.mark(4096, 1);
+    let gone = |error| matches!(error, DirtyError::ClientOff { .. });
+    assert!(gone(first.snapshot_and_clear(0..64).unwrap_err()));
+    assert!(gone(first.move_into(0..64, &mut [0]).unwrap_err()));
+    let visited = first.visit_runs(0..64, 0, |_| ControlFlow::<()>::Continue(()));
+    assert!(gone(visited.unwrap_err()));
+    assert_eq!(take(&second, 0..64), [1]);
 }
 
 /// Bits that a harvest of a number's former client takes go to the client that has it now.
 #[test]
-fn a_harvest_that_a_switch_overtakes_takes_nothing_from_the_next() {
-    use std::ops::ControlFlow;
+fn a_harvest_that_the_end_of_its_claim_overtakes_gives_back_what_it_took() {
     let memory = memory(3 * GRANULE);
-    let first = memory.register("first").unwrap();
-    let client = first.client();
-    memory.enable(client).unwrap();
+    let first = memory.claim("first").unwrap();
     let late = 2 * GRANULE + 5;
     memory.mark_pages(&[1, 3, late]);
 
-    let (mut first, mut second) = (Some(first), None);
+    let mut second = None;
     let mut seen = Vec::new();
-    let flow = memory.visit_runs(client, 0..memory.pages(), 0, |run| {
+    let flow = first.visit_runs(0..memory.pages(), 0, |run| {
         seen.push(run);
-        if first.take().is_some() {
-            let next = memory.register("second").unwrap();
-            assert_eq!(next.client(), client);
-            memory.enable(client).unwrap();
+        if second.is_none() {
+            first.end();
+            second = Some(memory.claim(first.client()).unwrap());
             memory.mark_pages(&[late]);
-            second = Some(next);
         }
         ControlFlow::<()>::Continue(())
     });
     assert!(matches!(flow, Err(DirtyError::ClientOff { .. })));
     assert!(seen.iter().all(|run| run.end <= 4), "{seen:?}");
-    assert!(take(&memory, client, 0..memory.pages()).contains(&late));
+    assert!(take(&second.unwrap(), 0..memory.pages()).contains(&late));
 
-    // The same of the other harvests, whose switch comes in the middle of their work.
-    let disable_count = memory.disable_count(client);
-    drop(second.take());
-    let third = memory.register("third").unwrap();
-    memory.enable(client).unwrap();
+    // The same of the other harvests, whose claim ends in the middle of their work.
+    let third = memory.claim(first.client()).unwrap();
     memory.mark_pages(&[late]);
-    memory.take_words(client, &(0..memory.pages()), |_, _| ());
-    let overtaken = memory.check_still_on(client, disable_count, &(late..late + 1));
+    memory.take_words(first.client(), &(0..memory.pages()), |_, _| ());
+    let overtaken = first.check_still_on(&(late..late + 1));
     assert!(matches!(overtaken, Err(DirtyError::ClientOff { .. })));
-    assert_eq!(take(&memory, third.client(), 0..memory.pages()), [late]);
+    assert_eq!(take(&third, 0..memory.pages()), [late]);
 }
 
 #[test]
 fn a_client_whose_bitmap_has_no_addresses_is_refused() {
     let memory = memory(1 << 56);
-    let refused = memory.enable(VGA).unwrap_err();
+    let refused = memory.claim(VGA).unwrap_err();
     assert!(matches!(refused, DirtyError::NoMemory { pages, .. } if pages == 1 << 56), "{refused}");
     assert!(memory.enabled().is_empty());
     assert!(matches!(memory.watch_code(|_| ()), Err(DirtyError::NoMemory { .. })));

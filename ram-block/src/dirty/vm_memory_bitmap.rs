@@ -43,10 +43,10 @@ impl Bitmap for DirtyMemory {
 /// let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 1 << 20)];
 /// let memory = GuestMemoryMmap::<DirtyBitmap>::from_ranges(&ranges)?;
 /// let region = memory.find_region(GuestAddress(1 << 32)).unwrap().get_mmap();
-/// region.bitmap().enable(DirtyClient::MIGRATION)?;
+/// let log = region.bitmap().claim(DirtyClient::MIGRATION)?;
 ///
 /// memory.write_obj(7u32, GuestAddress((1 << 32) + 0x3000))?;
-/// assert!(region.bitmap().is_dirty(DirtyClient::MIGRATION, 3));
+/// assert!(log.snapshot_and_clear(0..region.bitmap().pages())?.commit().is_dirty(3));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]

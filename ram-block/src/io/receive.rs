@@ -4,60 +4,35 @@ use std::fmt;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use crate::block::error::RamBlockError;
 use crate::block::ram_block::RamBlock;
 use crate::io::copy::{BUFFER, copy_in};
 use crate::io::error::TransferError;
-use crate::io::segments::{Memory, Piece, Pieces};
+use crate::io::segments::{Bytes, Segment, Segments};
 use crate::io::vectored::{IoSliceMut, Stream, UIO_MAXIOV};
 use crate::page::index;
 
-/// A piece to be filled, without the part that was filled already.
-enum ReceivePiece<'a> {
-    Bytes(&'a mut [u8]),
-    Memory(Memory<'a>),
-}
-
-impl<'a> From<Memory<'a>> for ReceivePiece<'a> {
-    fn from(memory: Memory<'a>) -> Self {
-        ReceivePiece::Memory(memory)
-    }
-}
-
-impl<'a> Piece<'a> for ReceivePiece<'a> {
+impl Bytes for &mut [u8] {
     fn len(&self) -> u64 {
-        match self {
-            ReceivePiece::Bytes(bytes) => bytes.len() as u64,
-            ReceivePiece::Memory(memory) => memory.range.end - memory.range.start,
-        }
+        <[u8]>::len(self) as u64
     }
 
     fn cut(&mut self, count: u64) {
-        match self {
-            ReceivePiece::Bytes(bytes) => *bytes = &mut std::mem::take(bytes)[index(count)..],
-            ReceivePiece::Memory(memory) => memory.range.start += count,
-        }
-    }
-
-    fn memory(&self) -> Option<&Memory<'a>> {
-        if let ReceivePiece::Memory(memory) = self { Some(memory) } else { None }
-    }
-
-    fn memory_mut(&mut self) -> Option<&mut Memory<'a>> {
-        if let ReceivePiece::Memory(memory) = self { Some(memory) } else { None }
+        *self = &mut std::mem::take(self)[index(count)..];
     }
 }
 
-/// Places to be filled in order: bytes, and ranges of guest memory, whose pages are marked
+/// Segments to be filled in order: bytes, and ranges of guest memory, whose pages are marked
 /// for every client that is on as they are filled.
 ///
 /// What has been filled is removed from the list, so that the next call continues behind it; a list
-/// that is filled entirely is empty, and can be used again without allocating. For bytes of another
-/// lifetime see [`reuse`](Self::reuse). There is an example at [`SendList`](crate::SendList).
+/// that is filled entirely is empty, and can be used again without allocating. There is an example
+/// at [`SendList`](crate::SendList).
 #[derive(Default)]
 pub struct ReceiveList<'a> {
-    places: Pieces<ReceivePiece<'a>>,
+    segments: Segments<&'a mut [u8]>,
     /// Bytes that came from a `Read` and are not distributed yet.
     buffer: Vec<u8>,
 }
@@ -68,38 +43,32 @@ impl<'a> ReceiveList<'a> {
         Self::default()
     }
 
-    /// The list, emptied, for places of another lifetime; what it has allocated is kept.
-    pub fn reuse<'b>(self) -> ReceiveList<'b> {
-        let Self { places, buffer } = self;
-        ReceiveList { places: places.reuse(), buffer }
-    }
-
     /// Removes everything; what the list has allocated is kept.
     pub fn clear(&mut self) {
-        self.places.clear();
+        self.segments.clear();
     }
 
     /// Adds bytes.
     pub fn push_bytes(&mut self, bytes: &'a mut [u8]) {
-        self.places.push(ReceivePiece::Bytes(bytes));
+        self.segments.push_bytes(bytes);
     }
 
-    /// Adds the bytes `range` of a block. Extends the place before, if they follow it.
+    /// Adds the bytes `range` of a block. Extends the segment before, if they follow it.
     ///
     /// # Errors
     ///
     /// [`RamBlockError::OutOfBounds`]; nothing is added then.
     pub fn push_memory(
         &mut self,
-        block: &'a RamBlock,
+        block: &Arc<RamBlock>,
         range: Range<u64>,
     ) -> Result<(), RamBlockError> {
-        self.places.push_memory(block, range)
+        self.segments.push_memory(block, range)
     }
 
     /// Bytes that are not filled yet.
     pub fn len(&self) -> u64 {
-        self.places.len()
+        self.segments.len()
     }
 
     /// Whether all is filled.
@@ -107,17 +76,15 @@ impl<'a> ReceiveList<'a> {
         self.len() == 0
     }
 
-    /// Places that are not filled yet, the first perhaps in part.
-    pub fn pieces(&self) -> usize {
-        self.places.rest().len()
+    /// Segments that are not filled yet, the first perhaps in part.
+    pub fn segments(&self) -> usize {
+        self.segments.rest().len()
     }
 
     fn targets(&mut self) -> impl Iterator<Item = IoSliceMut<'_>> {
-        self.places.rest_mut().iter_mut().map(|place| match place {
-            ReceivePiece::Bytes(bytes) => IoSliceMut::bytes(bytes),
-            ReceivePiece::Memory(memory) => {
-                IoSliceMut::memory(&memory.block.reserved(memory.range.clone()))
-            }
+        self.segments.rest_mut().iter_mut().map(|segment| match segment {
+            Segment::Bytes(bytes) => IoSliceMut::bytes(bytes),
+            Segment::Memory { block, range } => IoSliceMut::memory(&block.reserved(range.clone())),
         })
     }
 
@@ -132,9 +99,9 @@ impl<'a> ReceiveList<'a> {
             Ok(_) if stream.is_direct() => Reach::Everywhere,
             Ok(count) => Reach::Exactly(*count as u64),
         };
-        Marks { places: self.places.rest().iter(), left: UIO_MAXIOV, reach }.mark();
+        Marks { segments: self.segments.rest().iter(), left: UIO_MAXIOV, reach }.mark();
         if let Ok(count) = result {
-            self.places.advance(count as u64);
+            self.segments.advance(count as u64);
         }
         result
     }
@@ -153,7 +120,7 @@ impl<'a> ReceiveList<'a> {
             return Ok(0);
         }
         let result = self.read_some(&mut Stream::new(fd));
-        result.map_err(|source| self.places.failure(0, source))
+        result.map_err(|source| self.segments.failure(0, source))
     }
 
     /// Reads from a socket, a pipe or a file, straight into guest memory, until everything is
@@ -161,8 +128,8 @@ impl<'a> ReceiveList<'a> {
     ///
     /// # Errors
     ///
-    /// [`TransferError`], with the number of bytes that were read; places that were not filled stay
-    /// in the list.
+    /// [`TransferError`], with the number of bytes that were read; segments that were not filled
+    /// stay in the list.
     pub fn read_exact_from_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), TransferError> {
         let mut stream = Stream::new(fd);
         let mut done = 0;
@@ -173,7 +140,7 @@ impl<'a> ReceiveList<'a> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream
                     .wait(libc::POLLIN)
                     .map_err(|source| TransferError::Io { done, source })?,
-                Err(error) => return Err(self.places.failure(done, error)),
+                Err(error) => return Err(self.segments.failure(done, error)),
             }
         }
         Ok(())
@@ -225,16 +192,16 @@ impl<'a> ReceiveList<'a> {
         result
     }
 
-    /// Copies `bytes` to the first places.
+    /// Copies `bytes` to the first segments.
     fn distribute(&mut self, mut bytes: &[u8], done: &mut u64) -> Result<(), TransferError> {
-        while let (Some(place), false) = (self.places.rest_mut().first_mut(), bytes.is_empty()) {
-            let (some, rest) = bytes.split_at(bytes.len().min(index(place.len())));
-            match place {
-                ReceivePiece::Bytes(target) => target[..some.len()].copy_from_slice(some),
-                ReceivePiece::Memory(Memory { block, range }) => {
+        while let (Some(first), false) = (self.segments.rest_mut().first_mut(), bytes.is_empty()) {
+            let (some, rest) = bytes.split_at(bytes.len().min(index(first.len())));
+            match first {
+                Segment::Bytes(target) => target[..some.len()].copy_from_slice(some),
+                Segment::Memory { block, range } => {
                     if let Err(offset) = copy_in(block, range.start, some) {
                         let (id, count) = (block.id().to_owned(), offset - range.start);
-                        self.places.advance(count);
+                        self.segments.advance(count);
                         *done += count;
                         return Err(TransferError::MemoryGone { done: *done, id, offset });
                     }
@@ -242,7 +209,7 @@ impl<'a> ReceiveList<'a> {
             }
             bytes = rest;
             *done += some.len() as u64;
-            self.places.advance(some.len() as u64);
+            self.segments.advance(some.len() as u64);
         }
         Ok(())
     }
@@ -252,12 +219,12 @@ impl fmt::Debug for ReceiveList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReceiveList")
             .field("len", &self.len())
-            .field("pieces", &self.pieces())
+            .field("segments", &self.segments())
             .finish()
     }
 }
 
-/// How far into its places a call may have written.
+/// How far into its segments a call may have written.
 #[derive(Clone, Copy)]
 enum Reach {
     /// So many bytes. In memory that may vanish perhaps more: if the next byte could not be
@@ -268,20 +235,20 @@ enum Reach {
     Everywhere,
 }
 
-/// Places of a call that are not marked yet. Dropping it marks the rest of them, also if a hook
+/// Segments of a call that are not marked yet. Dropping it marks the rest of them, also if a hook
 /// that is called for a write panics.
 struct Marks<'b, 'a> {
-    places: std::slice::Iter<'b, ReceivePiece<'a>>,
-    /// The most places that the call was given.
+    segments: std::slice::Iter<'b, Segment<&'a mut [u8]>>,
+    /// The most segments that the call was given.
     left: usize,
     reach: Reach,
 }
 
 impl Marks<'_, '_> {
     fn mark(&mut self) {
-        while let (Some(place), 1..) = (self.places.next(), self.left) {
+        while let (Some(segment), 1..) = (self.segments.next(), self.left) {
             self.left -= 1;
-            let len = place.len();
+            let len = segment.len();
             let written = match &mut self.reach {
                 Reach::Nowhere => return,
                 Reach::Everywhere => len,
@@ -291,7 +258,7 @@ impl Marks<'_, '_> {
                     written
                 }
             };
-            if let ReceivePiece::Memory(Memory { block, range }) = place {
+            if let Segment::Memory { block, range } = segment {
                 let written = if block.may_vanish() { len } else { written };
                 block.dirty().mark(range.start, written);
             }

@@ -1,8 +1,8 @@
-//! A queue of pieces, consumed from its front byte by byte.
+//! A list of segments, consumed from its front byte by byte: of bytes, and of guest memory.
 
 use std::io;
 use std::ops::Range;
-use std::ptr;
+use std::sync::Arc;
 
 use crate::block::error::RamBlockError;
 use crate::block::ram_block::RamBlock;
@@ -10,66 +10,75 @@ use crate::io::copy::copy_out;
 use crate::io::error::TransferError;
 use crate::io::vectored::UIO_MAXIOV;
 
-/// Bytes of a block.
-pub(super) struct Memory<'a> {
-    pub(super) block: &'a RamBlock,
-    pub(super) range: Range<u64>,
+/// A segment, without the part that was dealt with already. `B` is the bytes: to be written, or to
+/// be filled.
+pub(super) enum Segment<B> {
+    Bytes(B),
+    Memory { block: Arc<RamBlock>, range: Range<u64> },
 }
 
-impl Memory<'_> {
-    /// The first byte whose memory is gone, if any.
-    fn first_gone(&self) -> Option<u64> {
-        if !self.block.may_vanish() {
+/// Bytes that are consumed from their front.
+pub(super) trait Bytes {
+    fn len(&self) -> u64;
+
+    /// Removes the first `count` bytes, of at least as many.
+    fn cut(&mut self, count: u64);
+}
+
+impl<B: Bytes> Segment<B> {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Memory { range, .. } => range.end - range.start,
+        }
+    }
+
+    fn cut(&mut self, count: u64) {
+        match self {
+            Self::Bytes(bytes) => bytes.cut(count),
+            Self::Memory { range, .. } => range.start += count,
+        }
+    }
+
+    /// If it is memory, and some of it is gone: the block's id, and the offset of the first byte.
+    fn first_gone(&self) -> Option<(String, u64)> {
+        let Self::Memory { block, range } = self else { return None };
+        if !block.may_vanish() {
             return None;
         }
-        let Range { start, end } = self.range;
-        let page = self.block.page_size();
-        let mut firsts =
-            page.pages_spanned(start, end - start).map(|n| (n * page.bytes()).max(start));
-        firsts.find(|at| copy_out(self.block, *at, &mut [0]).is_err())
+        let page = block.page_size();
+        let pages = page.pages_spanned(range.start, range.end - range.start);
+        let mut firsts = pages.map(|n| (n * page.bytes()).max(range.start));
+        let gone = firsts.find(|at| copy_out(block, *at, &mut [0]).is_err())?;
+        Some((block.id().to_owned(), gone))
     }
 }
 
-pub(super) trait Piece<'a>: From<Memory<'a>> {
-    fn len(&self) -> u64;
-
-    /// Removes the first `count` bytes; the piece has at least as many.
-    fn cut(&mut self, count: u64);
-
-    fn memory(&self) -> Option<&Memory<'a>>;
-    fn memory_mut(&mut self) -> Option<&mut Memory<'a>>;
-}
-
-/// Pieces in order. None of the remaining ones is empty.
-pub(super) struct Pieces<P> {
-    list: Vec<P>,
-    /// The first remaining piece.
+/// Segments in order. None of the remaining ones is empty.
+pub(super) struct Segments<B> {
+    list: Vec<Segment<B>>,
+    /// The first remaining segment.
     next: usize,
     /// Remaining bytes.
     len: u64,
 }
 
-impl<P> Default for Pieces<P> {
+impl<B> Default for Segments<B> {
     fn default() -> Self {
         Self { list: Vec::new(), next: 0, len: 0 }
     }
 }
 
-impl<P> Pieces<P> {
+impl<B: Bytes> Segments<B> {
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    #[cfg(test)]
-    pub(super) fn capacity(&self) -> usize {
-        self.list.capacity()
-    }
-
-    pub(super) fn rest(&self) -> &[P] {
+    pub(super) fn rest(&self) -> &[Segment<B>] {
         &self.list[self.next..]
     }
 
-    pub(super) fn rest_mut(&mut self) -> &mut [P] {
+    pub(super) fn rest_mut(&mut self) -> &mut [Segment<B>] {
         &mut self.list[self.next..]
     }
 
@@ -78,46 +87,43 @@ impl<P> Pieces<P> {
         (self.next, self.len) = (0, 0);
     }
 
-    /// Keeps the allocation, for other pieces.
-    pub(super) fn reuse<Q>(mut self) -> Pieces<Q> {
-        self.list.clear();
-        // No element is left. The standard library keeps the allocation.
-        Pieces { list: self.list.into_iter().map_while(|_| None).collect(), next: 0, len: 0 }
-    }
-}
-
-impl<'a, P: Piece<'a>> Pieces<P> {
-    /// Adds a piece.
-    pub(super) fn push(&mut self, piece: P) {
-        if piece.len() > 0 {
-            self.len += piece.len();
-            self.list.push(piece);
+    fn push(&mut self, segment: Segment<B>) {
+        if segment.len() > 0 {
+            self.len += segment.len();
+            self.list.push(segment);
         }
     }
 
-    /// Extends the last remaining piece by what `grow` returns.
-    pub(super) fn grow_last(&mut self, grow: impl FnOnce(&mut P) -> Option<u64>) -> bool {
-        let grown = self.list.last_mut().and_then(grow);
-        self.len += grown.unwrap_or(0);
-        grown.is_some()
+    /// Adds bytes.
+    pub(super) fn push_bytes(&mut self, bytes: B) {
+        self.push(Segment::Bytes(bytes));
     }
 
-    /// Adds bytes of a block; extends the last piece if they follow it.
+    /// Extends the last remaining segment, if it is bytes and `grow` does so; returns whether it
+    /// does.
+    pub(super) fn grow_bytes(&mut self, grow: impl FnOnce(&mut B) -> bool) -> bool {
+        let Some(Segment::Bytes(last)) = self.list.last_mut() else { return false };
+        let before = last.len();
+        let grown = grow(last);
+        self.len += last.len() - before;
+        grown
+    }
+
+    /// Adds bytes of a block; extends the last segment if they follow it.
     pub(super) fn push_memory(
         &mut self,
-        block: &'a RamBlock,
-        range: Range<u64>,
+        block: &Arc<RamBlock>,
+        bytes: Range<u64>,
     ) -> Result<(), RamBlockError> {
-        block.check_range(&range)?;
-        let joined = self.grow_last(|last| {
-            let last = last.memory_mut()?;
-            (ptr::eq(last.block, block) && last.range.end == range.start).then(|| {
-                last.range.end = range.end;
-                range.end - range.start
-            })
-        });
-        if !joined {
-            self.push(Memory { block, range }.into());
+        block.check_range(&bytes)?;
+        match self.list.last_mut() {
+            Some(Segment::Memory { block: last, range })
+                if Arc::ptr_eq(last, block) && range.end == bytes.start =>
+            {
+                range.end = bytes.end;
+                self.len += bytes.end - bytes.start;
+            }
+            _ => self.push(Segment::Memory { block: block.clone(), range: bytes }),
         }
         Ok(())
     }
@@ -125,11 +131,11 @@ impl<'a, P: Piece<'a>> Pieces<P> {
     /// Removes the first `count` bytes.
     pub(super) fn advance(&mut self, mut count: u64) {
         self.len -= count;
-        while let Some(piece) = self.list.get_mut(self.next) {
-            let some = piece.len().min(count);
-            piece.cut(some);
+        while let Some(segment) = self.list.get_mut(self.next) {
+            let some = segment.len().min(count);
+            segment.cut(some);
             count -= some;
-            if piece.len() > 0 {
+            if segment.len() > 0 {
                 return;
             }
             self.next += 1;
@@ -137,14 +143,12 @@ impl<'a, P: Piece<'a>> Pieces<P> {
         self.clear();
     }
 
-    /// The error of a call on these pieces that failed with `source`.
+    /// The error of a call on these segments that failed with `source`.
     pub(super) fn failure(&self, done: u64, source: io::Error) -> TransferError {
         if source.raw_os_error() == Some(libc::EFAULT) {
-            for memory in self.rest().iter().take(UIO_MAXIOV).filter_map(Piece::memory) {
-                if let Some(offset) = memory.first_gone() {
-                    let id = memory.block.id().to_owned();
-                    return TransferError::MemoryGone { done, id, offset };
-                }
+            let gone = self.rest().iter().take(UIO_MAXIOV).find_map(Segment::first_gone);
+            if let Some((id, offset)) = gone {
+                return TransferError::MemoryGone { done, id, offset };
             }
         }
         TransferError::Io { done, source }

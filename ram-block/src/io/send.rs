@@ -4,61 +4,53 @@ use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use crate::block::error::RamBlockError;
 use crate::block::ram_block::RamBlock;
 use crate::io::copy::{BUFFER, copy_out};
 use crate::io::error::TransferError;
-use crate::io::segments::{Memory, Piece, Pieces};
+use crate::io::segments::{Bytes, Segment, Segments};
 use crate::io::vectored::{IoSlice, Stream};
 use crate::page::index;
 
-/// A piece to be written, without the part that was written already.
-enum SendPiece<'a> {
-    Bytes(&'a [u8]),
+/// Bytes to be written.
+enum Source<'a> {
+    Lent(&'a [u8]),
     /// A range of the list's own bytes.
     Copied(Range<usize>),
-    Memory(Memory<'a>),
 }
 
-impl<'a> From<Memory<'a>> for SendPiece<'a> {
-    fn from(memory: Memory<'a>) -> Self {
-        SendPiece::Memory(memory)
+impl Source<'_> {
+    fn of<'b>(&'b self, copied: &'b [u8]) -> &'b [u8] {
+        match self {
+            Self::Lent(bytes) => bytes,
+            Self::Copied(range) => &copied[range.clone()],
+        }
     }
 }
 
-impl<'a> Piece<'a> for SendPiece<'a> {
+impl Bytes for Source<'_> {
     fn len(&self) -> u64 {
         match self {
-            SendPiece::Bytes(bytes) => bytes.len() as u64,
-            SendPiece::Copied(range) => range.len() as u64,
-            SendPiece::Memory(memory) => memory.range.end - memory.range.start,
+            Self::Lent(bytes) => bytes.len() as u64,
+            Self::Copied(range) => range.len() as u64,
         }
     }
 
     fn cut(&mut self, count: u64) {
         match self {
-            SendPiece::Bytes(bytes) => *bytes = &bytes[index(count)..],
-            SendPiece::Copied(range) => range.start += index(count),
-            SendPiece::Memory(memory) => memory.range.start += count,
+            Self::Lent(bytes) => *bytes = &bytes[index(count)..],
+            Self::Copied(range) => range.start += index(count),
         }
-    }
-
-    fn memory(&self) -> Option<&Memory<'a>> {
-        if let SendPiece::Memory(memory) = self { Some(memory) } else { None }
-    }
-
-    fn memory_mut(&mut self) -> Option<&mut Memory<'a>> {
-        if let SendPiece::Memory(memory) = self { Some(memory) } else { None }
     }
 }
 
-/// Pieces to be written in order: bytes, and ranges of guest memory, which are read when
+/// Segments to be written in order: bytes, and ranges of guest memory, which are read when
 /// they are written, not before.
 ///
 /// What has been written is removed from the list, so that after an error it holds the rest; a list
-/// that is written entirely is empty, and can be used again without allocating. For bytes of
-/// another lifetime see [`reuse`](Self::reuse).
+/// that is written entirely is empty, and can be used again without allocating.
 ///
 /// ```
 /// use std::os::fd::AsFd;
@@ -90,7 +82,7 @@ impl<'a> Piece<'a> for SendPiece<'a> {
 /// ```
 #[derive(Default)]
 pub struct SendList<'a> {
-    pieces: Pieces<SendPiece<'a>>,
+    segments: Segments<Source<'a>>,
     copied: Vec<u8>,
     /// The buffer for a `Write`.
     buffer: Vec<u8>,
@@ -102,54 +94,64 @@ impl<'a> SendList<'a> {
         Self::default()
     }
 
-    /// The list, emptied, for pieces of another lifetime; what it has allocated is kept.
-    pub fn reuse<'b>(mut self) -> SendList<'b> {
-        self.clear();
-        let Self { pieces, copied, buffer } = self;
-        SendList { pieces: pieces.reuse(), copied, buffer }
-    }
-
     /// Removes everything; what the list has allocated is kept.
     pub fn clear(&mut self) {
-        self.pieces.clear();
+        self.segments.clear();
         self.copied.clear();
     }
 
     /// Adds bytes.
     pub fn push_bytes(&mut self, bytes: &'a [u8]) {
-        self.pieces.push(SendPiece::Bytes(bytes));
+        self.segments.push_bytes(Source::Lent(bytes));
     }
 
-    /// Adds a copy of bytes: headers. Copies that follow each other are one piece.
+    /// Adds a copy of bytes: headers. Copies that follow each other are one segment.
+    #[inline]
     pub fn push_copied(&mut self, bytes: &[u8]) {
-        let start = self.copied.len();
         self.copied.extend_from_slice(bytes);
-        let joined = self.pieces.grow_last(|last| {
-            let SendPiece::Copied(last) = last else { return None };
-            last.end += bytes.len();
-            Some(bytes.len() as u64)
+        self.join_copied(bytes.len());
+    }
+
+    /// Adds `len` bytes of the list's own, and lends them to be filled in; they are zero at first.
+    pub fn push_zeros(&mut self, len: usize) -> &mut [u8] {
+        let start = self.copied.len();
+        self.copied.resize(start + len, 0);
+        self.join_copied(len);
+        &mut self.copied[start..]
+    }
+
+    /// Adds the last `len` of the list's own bytes.
+    #[inline]
+    fn join_copied(&mut self, len: usize) {
+        let end = self.copied.len();
+        let joined = self.segments.grow_bytes(|last| match last {
+            Source::Copied(range) if range.end + len == end => {
+                range.end = end;
+                true
+            }
+            _ => false,
         });
         if !joined {
-            self.pieces.push(SendPiece::Copied(start..self.copied.len()));
+            self.segments.push_bytes(Source::Copied(end - len..end));
         }
     }
 
-    /// Adds the bytes `range` of a block. Extends the piece before, if they follow it.
+    /// Adds the bytes `range` of a block. Extends the segment before, if they follow it.
     ///
     /// # Errors
     ///
     /// [`RamBlockError::OutOfBounds`]; nothing is added then.
     pub fn push_memory(
         &mut self,
-        block: &'a RamBlock,
+        block: &Arc<RamBlock>,
         range: Range<u64>,
     ) -> Result<(), RamBlockError> {
-        self.pieces.push_memory(block, range)
+        self.segments.push_memory(block, range)
     }
 
     /// Bytes that are not written yet.
     pub fn len(&self) -> u64 {
-        self.pieces.len()
+        self.segments.len()
     }
 
     /// Whether all is written.
@@ -157,31 +159,23 @@ impl<'a> SendList<'a> {
         self.len() == 0
     }
 
-    /// Pieces that are not written yet, the first perhaps in part.
-    pub fn pieces(&self) -> usize {
-        self.pieces.rest().len()
-    }
-
-    #[cfg(test)]
-    pub(super) fn capacity(&self) -> usize {
-        self.pieces.capacity()
+    /// Segments that are not written yet, the first perhaps in part.
+    pub fn segments(&self) -> usize {
+        self.segments.rest().len()
     }
 
     /// Removes the first `count` bytes, which were written.
     fn advance(&mut self, count: u64) {
-        self.pieces.advance(count);
+        self.segments.advance(count);
         if self.is_empty() {
             self.clear();
         }
     }
 
     fn sources(&self) -> impl Iterator<Item = IoSlice<'_>> {
-        self.pieces.rest().iter().map(|piece| match piece {
-            SendPiece::Bytes(bytes) => IoSlice::bytes(bytes),
-            SendPiece::Copied(range) => IoSlice::bytes(&self.copied[range.clone()]),
-            SendPiece::Memory(memory) => {
-                IoSlice::memory(&memory.block.reserved(memory.range.clone()))
-            }
+        self.segments.rest().iter().map(|segment| match segment {
+            Segment::Bytes(source) => IoSlice::bytes(source.of(&self.copied)),
+            Segment::Memory { block, range } => IoSlice::memory(&block.reserved(range.clone())),
         })
     }
 
@@ -208,7 +202,7 @@ impl<'a> SendList<'a> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream
                     .wait(libc::POLLOUT)
                     .map_err(|source| TransferError::Io { done, source })?,
-                Err(error) => return Err(self.pieces.failure(done, error)),
+                Err(error) => return Err(self.segments.failure(done, error)),
             }
         }
         Ok(())
@@ -226,8 +220,8 @@ impl<'a> SendList<'a> {
         let mut done = 0;
         let mut result = Ok(());
         while result.is_ok() && !self.is_empty() {
-            result = match self.pieces.rest().first() {
-                Some(SendPiece::Bytes(bytes)) if bytes.len() >= BUFFER => {
+            result = match self.segments.rest().first() {
+                Some(Segment::Bytes(Source::Lent(bytes))) if bytes.len() >= BUFFER => {
                     let bytes = *bytes;
                     self.write_some(out, bytes, &mut done)
                 }
@@ -249,15 +243,14 @@ impl<'a> SendList<'a> {
     /// returns the id of its block and the offset.
     fn gather(&self, buffer: &mut Vec<u8>) -> Result<(), (String, u64)> {
         buffer.clear();
-        for piece in self.pieces.rest() {
+        for segment in self.segments.rest() {
             let start = buffer.len();
-            let some = (BUFFER - start).min(index(piece.len()));
-            match piece {
-                SendPiece::Bytes(bytes) => buffer.extend_from_slice(&bytes[..some]),
-                SendPiece::Copied(range) => {
-                    buffer.extend_from_slice(&self.copied[range.clone()][..some])
+            let some = (BUFFER - start).min(index(segment.len()));
+            match segment {
+                Segment::Bytes(source) => {
+                    buffer.extend_from_slice(&source.of(&self.copied)[..some]);
                 }
-                SendPiece::Memory(Memory { block, range }) => {
+                Segment::Memory { block, range } => {
                     buffer.resize(start + some, 0);
                     if let Err(offset) = copy_out(block, range.start, &mut buffer[start..]) {
                         buffer.truncate(start + index(offset - range.start));
@@ -302,7 +295,7 @@ impl fmt::Debug for SendList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SendList")
             .field("len", &self.len())
-            .field("pieces", &self.pieces())
+            .field("segments", &self.segments())
             .finish()
     }
 }

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use bitvec::prelude::{BitVec, Lsb0};
 use integration_tests::bench::{Budget, Share, left_out};
 use kvm_accel::{DirtyTracking, KvmConfig};
-use ram_block::{DirtyClient, DirtySnapshot};
+use ram_block::DirtyClient;
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, Times};
@@ -35,34 +36,33 @@ pub fn rows(options: &Options) -> usize {
 }
 
 fn measure(count: u64, chunk: u64, rounds: usize, share: Share) -> Option<Value> {
-    let client = DirtyClient::MIGRATION;
     let page = ram_block::PageSize::host().bytes();
     let clear_chunk_bytes = chunk * 64 * page;
     let tracking = DirtyTracking::ManualProtect;
     let mut machine =
         Machine::new(1, KvmConfig { tracking, clear_chunk_bytes, ..KvmConfig::default() })?;
     let memory = machine.memory.clone();
-    memory.set_log(machine.ram, client, true).unwrap();
-    let mut snapshot = DirtySnapshot::default();
+    let mut log = memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
+    let mut pages =
+        BitVec::<u64, Lsb0>::repeat(false, usize::try_from(machine.block.pages()).unwrap());
     let (mut times, mut calls) = (Times::default(), 0);
     let mut round = 0;
     while round < 2 || share.goes_on(round - 2, rounds, Instant::now()) {
         machine.write(count, 1 << 30);
         let still = machine.vm.pause(Duration::from_secs(5)).unwrap();
         memory.sync_dirty_log(machine.ram).unwrap();
-        let harvest = machine.block.dirty();
-        let pages = 0..machine.block.pages();
-        snapshot = harvest.snapshot_and_clear_into(client, pages, snapshot).unwrap().commit();
+        pages.fill(false);
+        log.move_into(&machine.block, pages.as_raw_mut_slice()).unwrap();
         let before = machine.stats();
         let mut one = Times::default();
         one.time(|| {
             let mut watched = 0;
-            for number in snapshot.pages() {
-                let at = number * page;
+            for number in pages.iter_ones() {
+                let at = number as u64 * page;
                 if at >= watched {
                     let start = at / clear_chunk_bytes * clear_chunk_bytes;
                     watched = start + clear_chunk_bytes;
-                    memory.log_clear(&machine.block, start..watched).unwrap();
+                    log.clear(&machine.block, start..watched).unwrap();
                 }
             }
         });

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use integration_tests::bench::{Budget, Share, left_out};
 use kvm_accel::{DirtyLogStats, DirtyTracking, KvmConfig};
-use ram_block::{DirtyClient, DirtySnapshot};
+use ram_block::DirtyClient;
 use serde_json::{Value, json};
 
 use crate::machine::{Machine, Times, VIDEO};
@@ -62,16 +62,15 @@ fn measure(
     let [mut start, mut sync, mut calls, mut clear] = [(); 4].map(|()| Times::default());
     let [mut video, mut first] = [(); 2].map(|()| Times::default());
     let memory = machine.memory.clone();
-    memory.set_log(machine.video, DirtyClient::VGA, true).unwrap();
+    let mut vga = memory.claim_log(machine.video, DirtyClient::VGA).unwrap();
     let mut starts = 0;
     while share.goes_on(starts, options.rounds.min(10), Instant::now()) {
         starts += 1;
-        start.time(|| memory.set_log(machine.ram, client, true).unwrap());
-        memory.set_log(machine.ram, client, false).unwrap();
+        drop(start.time(|| memory.claim_log(machine.ram, client).unwrap()));
     }
-    memory.set_log(machine.ram, client, true).unwrap();
-    let mut snapshot = DirtySnapshot::default();
-    let pages = 0..machine.block.pages();
+    // Of all RAM, as only such a log is harvested and cleared in two steps.
+    let mut log = memory.claim_global_log(client).unwrap();
+    let mut pages = vec![0; usize::try_from(machine.block.pages().div_ceil(64)).unwrap()];
     // The first rounds fill the guest's memory and take what a log starts with.
     let mut round = 0;
     while round < 2 || share.goes_on(round - 2, options.rounds, Instant::now()) {
@@ -81,11 +80,10 @@ fn measure(
         let mut one = Times::default();
         one.time(|| memory.sync_dirty_log(machine.ram).unwrap());
         let after = machine.stats();
-        let harvest = machine.block.dirty();
-        let harvest = harvest.snapshot_and_clear_into(client, pages.clone(), snapshot).unwrap();
-        snapshot = harvest.commit();
+        pages.fill(0);
+        let found = log.move_into(&machine.block, &mut pages).unwrap();
         let mut two = Times::default();
-        two.time(|| memory.log_clear(&machine.block, 0..machine.block.len()).unwrap());
+        two.time(|| log.clear(&machine.block, 0..machine.block.len()).unwrap());
         let mut three = Times::default();
         three.time(|| memory.sync_dirty_log(machine.video).unwrap());
         let mut four = Times::default();
@@ -93,9 +91,8 @@ fn measure(
             (0..IN_A_ROW).for_each(|_| memory.sync_dirty_log(machine.video).unwrap());
         });
         drop(still);
-        memory.snapshot_and_clear(machine.video, DirtyClient::VGA, 0..VIDEO).unwrap().commit();
+        vga.snapshot_and_clear(0..VIDEO).unwrap().commit();
         if round >= 2 {
-            let found = snapshot.count();
             assert!(found >= count, "{found} of {count} pages were found");
             sync.extend(one);
             clear.extend(two);

@@ -16,7 +16,7 @@ const RAM: u64 = 1 << 30;
 /// Where the guest is told how many pages to write, in the first page of its data.
 const LIST: u64 = DATA + 0x1000;
 
-/// RAM and video memory that are logged, and a guest whose own memory is not.
+/// RAM and video memory that are logged, and a guest with a little memory of its own.
 pub struct Machine {
     pub memory: Arc<MemoryMap>,
     pub ram: RegionId,

@@ -51,7 +51,7 @@ fn measure(entries: u32, pages: u64, every: Option<Duration>) -> Option<Value> {
     let machine =
         Machine::new(1, KvmConfig { tracking, pml_flush_interval, ..KvmConfig::default() })?;
     let page = machine.block.page_size().bytes();
-    machine.memory.set_log(machine.ram, DirtyClient::MIGRATION, true).unwrap();
+    let _log = machine.memory.claim_log(machine.ram, DirtyClient::MIGRATION).unwrap();
     let arguments = [ram_at(0), ram_at(pages * page), page, DATA];
     let guest = machine.start(0, &programs::increment_pages(), &arguments);
     let beat = || machine.word(DATA);

@@ -112,7 +112,7 @@ fn pieces(
     })
 }
 
-fn copy_out(sockets: Vec<Socket>, block: &RamBlock, bytes: u64) -> Result<Duration, AnyError> {
+fn copy_out(sockets: Vec<Socket>, block: &Arc<RamBlock>, bytes: u64) -> Result<Duration, AnyError> {
     let (begin, count) = (Instant::now(), sockets.len());
     in_threads(sockets, |number, mut socket| {
         let mut list = SendList::new();
@@ -129,7 +129,7 @@ fn copy_out(sockets: Vec<Socket>, block: &RamBlock, bytes: u64) -> Result<Durati
     Ok(begin.elapsed())
 }
 
-fn copy_in(sockets: Vec<Socket>, block: &RamBlock, bytes: u64) -> Result<(), AnyError> {
+fn copy_in(sockets: Vec<Socket>, block: &Arc<RamBlock>, bytes: u64) -> Result<(), AnyError> {
     let count = sockets.len();
     in_threads(sockets, |number, mut socket| {
         let mut list = ReceiveList::new();

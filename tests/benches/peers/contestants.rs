@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bitvec::prelude::{BitVec, Lsb0};
-use ram_block::{ClientRegistration, DirtyClient, DirtyMemory, PageSize};
+use ram_block::{Claimant, DirtyClaim, DirtyClient, DirtyMemory, PageSize};
 use roaring::RoaringBitmap;
 
 use crate::source::PAGE;
@@ -28,8 +28,7 @@ pub trait Contestant {
 /// This crate.
 pub struct Ours {
     dirty: Arc<DirtyMemory>,
-    clients: [DirtyClient; 3],
-    _third: ClientRegistration,
+    clients: [DirtyClaim; 3],
     private: Vec<u64>,
     scratch: Vec<u64>,
 }
@@ -37,11 +36,11 @@ pub struct Ours {
 impl Ours {
     pub fn new(pages: u64) -> Self {
         let dirty = DirtyMemory::new(pages, PageSize::new(PAGE).unwrap());
-        let third = dirty.register("third").unwrap();
-        let clients = [DirtyClient::VGA, third.client(), DirtyClient::MIGRATION];
-        clients.iter().for_each(|client| dirty.enable(*client).unwrap());
+        let claimants: [Claimant; 3] =
+            [DirtyClient::VGA.into(), "third".into(), DirtyClient::MIGRATION.into()];
+        let clients = claimants.map(|claimant| dirty.claim(claimant).unwrap());
         let words = usize::try_from(pages / 64).unwrap();
-        Self { dirty, clients, _third: third, private: vec![0; words], scratch: vec![0; words] }
+        Self { dirty, clients, private: vec![0; words], scratch: vec![0; words] }
     }
 }
 
@@ -52,7 +51,7 @@ impl Contestant for Ours {
 
     fn harvest(&mut self) -> u64 {
         let pages = 0..self.dirty.pages();
-        self.dirty.move_into(self.clients[2], pages, &mut self.private).unwrap()
+        self.clients[2].move_into(pages, &mut self.private).unwrap()
     }
 
     fn runs(&mut self) -> u64 {
@@ -62,14 +61,14 @@ impl Contestant for Ours {
             ControlFlow::<()>::Continue(())
         };
         let pages = 0..self.dirty.pages();
-        let _ = self.dirty.visit_runs(self.clients[2], pages, 0, visit).unwrap();
+        let _ = self.clients[2].visit_runs(pages, 0, visit).unwrap();
         found
     }
 
     fn clean(&mut self) {
         self.private.fill(0);
-        for client in self.clients {
-            self.dirty.move_into(client, 0..self.dirty.pages(), &mut self.scratch).unwrap();
+        for client in &self.clients {
+            client.move_into(0..self.dirty.pages(), &mut self.scratch).unwrap();
         }
     }
 }

@@ -247,28 +247,28 @@ fn against_vm_memory(rounds: usize) -> Vec<Value> {
     };
     let both = |gib: u64| {
         let dirty = DirtyMemory::new(pages_of(gib), PageSize::new(PAGE).unwrap());
-        dirty.enable(CLIENT).unwrap();
+        let log = dirty.claim(CLIENT).unwrap();
         let len = usize::try_from(gib << 30).unwrap();
-        (dirty, AtomicBitmap::new(len, NonZeroUsize::new(4096).unwrap()), len)
+        (log, AtomicBitmap::new(len, NonZeroUsize::new(4096).unwrap()), len)
     };
 
-    let (dirty, peer, len) = both(1);
+    let (log, peer, len) = both(1);
     let (mut ours, mut theirs) = <(Times, Times)>::default();
     let mut private = vec![0; usize::try_from(pages_of(1) / 64).unwrap()];
     for _ in 0..rounds.max(200) {
-        ours.time(|| dirty.mark(0, 1 << 30));
-        assert_eq!(dirty.move_into(CLIENT, 0..pages_of(1), &mut private), Ok(pages_of(1)));
+        ours.time(|| log.dirty().mark(0, 1 << 30));
+        assert_eq!(log.move_into(0..pages_of(1), &mut private), Ok(pages_of(1)));
         private.fill(0);
         theirs.time(|| peer.mark_dirty(0, len));
         peer.reset();
     }
     let mark = print("mark 1 GiB", &ours, &theirs);
 
-    let (dirty, peer, _) = both(64);
+    let (log, peer, _) = both(64);
     let (mut ours, mut theirs) = <(Times, Times)>::default();
     let mut private = vec![0; usize::try_from(pages_of(64) / 64).unwrap()];
     for _ in 0..rounds {
-        ours.time(|| dirty.move_into(CLIENT, 0..pages_of(64), &mut private).unwrap());
+        ours.time(|| log.move_into(0..pages_of(64), &mut private).unwrap());
         theirs.time(|| peer.get_and_reset());
     }
     vec![mark, print("harvest clean 64 GiB", &ours, &theirs)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use machines::link::{Address, Link, Listener};
 use memory_region::MemoryMap;
 use migration_ram::{DeviceError, FnDevice, Precopy, Progress, Receiver};
-use ram_block::{DirtyClient, PageSize, RamBlock};
+use ram_block::{DirtyClaim, DirtyClient, PageSize, RamBlock};
 
 /// The variable that says which side a process is, its seed, and how many channels there are.
 pub(crate) const SIDE: &str = "SIDE_OF_A_MIGRATION";
@@ -71,6 +71,8 @@ pub(crate) fn run(side: &str) -> ExitCode {
 struct Source {
     memory: Arc<MemoryMap>,
     blocks: Vec<Arc<RamBlock>>,
+    /// Of a display, which watches the blocks all the time.
+    _vga: Vec<DirtyClaim>,
     numbers: Numbers,
     written: BTreeSet<u64>,
 }
@@ -88,9 +90,10 @@ impl Source {
                     (0..page() / 8).flat_map(|_| numbers.next().to_le_bytes()).collect();
                 block.write(n * page(), &bytes).unwrap();
             }
-            block.dirty().enable(DirtyClient::VGA).unwrap();
         }
-        Self { memory, blocks, numbers, written: BTreeSet::new() }
+        let vga = |block: &Arc<RamBlock>| block.dirty().claim(DirtyClient::VGA).unwrap();
+        let vga = blocks.iter().map(vga).collect();
+        Self { memory, blocks, _vga: vga, numbers, written: BTreeSet::new() }
     }
 
     /// Writes a page that has contents: so each machine's stream is as long as the others'.

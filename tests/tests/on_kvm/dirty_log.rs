@@ -6,7 +6,9 @@ use std::time::Instant;
 use integration_tests::harness::Test;
 use kvm_accel::{DirtyTracking, KvmVm, PauseGuard, VcpuThread};
 use machines::guest::{DATA, programs};
-use memory_region::{ListenerError, MemoryListener, MemoryMap, RegionId, Section, ViewChange};
+use memory_region::{
+    GlobalLogClaim, ListenerError, LogClaim, MemoryListener, RegionId, Section, ViewChange,
+};
 use ram_block::{DirtyClient, RamBlock};
 
 use super::machine::{Machine, seconds, wait_until};
@@ -46,11 +48,9 @@ fn dirty(block: &RamBlock, client: DirtyClient) -> Vec<u64> {
     (0..block.pages()).filter(|page| block.dirty().is_dirty(client, *page)).collect()
 }
 
-fn take(machine: &Machine, client: DirtyClient, block: &Arc<RamBlock>) -> Vec<u64> {
-    machine.memory.sync_all_dirty_logs().unwrap();
-    let harvest = block.dirty().snapshot_and_clear(client, 0..block.pages()).unwrap();
-    machine.memory.log_clear(block, 0..block.len()).unwrap();
-    harvest.commit().pages().collect()
+fn take(log: &mut GlobalLogClaim, block: &Arc<RamBlock>) -> Vec<u64> {
+    log.sync().unwrap();
+    log.snapshot_and_clear(block, 0..block.len()).unwrap().commit().pages().collect()
 }
 
 /// Whether a log that starts has all pages, and reports bring them until they are cleared.
@@ -61,11 +61,11 @@ fn starts_with_all(machine: &Machine) -> bool {
 fn a_guests_pages_reach_every_client_that_is_on() {
     let machine = Machine::new(16 << 20);
     let page = machine.block.page_size().bytes();
-    machine.memory.set_log(machine.ram, VGA, true).unwrap();
-    machine.memory.set_global_log(MIGRATION, true).unwrap();
+    let mut vga = machine.memory.claim_log(machine.ram, VGA).unwrap();
+    let mut migration = machine.memory.claim_global_log(MIGRATION).unwrap();
     machine.store(1, &[]); // what booting writes, and the page tables' own bits
-    take(&machine, VGA, &machine.block);
-    take(&machine, MIGRATION, &machine.block);
+    vga.snapshot_and_clear(0..16 << 20).unwrap().commit();
+    take(&mut migration, &machine.block);
 
     let pages = [1000, 1001, 1063, 1064, 2047, 4095];
     machine.store(7, &pages.map(|number| number * page + number));
@@ -83,7 +83,7 @@ fn a_guests_pages_reach_every_client_that_is_on() {
         assert_eq!(byte, [7]);
     }
 
-    let seen = machine.memory.snapshot_and_clear(machine.ram, VGA, 0..16 << 20).unwrap().commit();
+    let seen = vga.snapshot_and_clear(0..16 << 20).unwrap().commit();
     assert!(pages.iter().all(|page| seen.is_dirty(*page)));
     assert_eq!(dirty(&machine.block, VGA), [0; 0]);
     assert!(pages.iter().all(|page| machine.block.dirty().is_dirty(MIGRATION, *page)));
@@ -94,8 +94,7 @@ fn a_slot_may_begin_at_any_page_of_its_block() {
     let odd = RamBlock::anonymous("odd", 256 * machine.block.page_size().bytes()).unwrap();
     let page = odd.page_size().bytes();
     let region = machine.memory.transaction(|map| map.ram("odd", odd.clone())).unwrap();
-    machine.memory.set_log(region, VGA, true).unwrap();
-    machine.memory.set_log(region, MIGRATION, true).unwrap();
+    let mut logs = [VGA, MIGRATION].map(|client| machine.memory.claim_log(region, client).unwrap());
     let guest = 0x4000_0000;
     for first in 0..64 {
         let window = machine
@@ -120,8 +119,10 @@ fn a_slot_may_begin_at_any_page_of_its_block() {
             })
             .unwrap();
         let expected = pages.map(|number| first + number);
-        for client in [VGA, MIGRATION] {
-            let harvest = odd.dirty().snapshot_and_clear(client, 0..odd.pages()).unwrap();
+        for log in &mut logs {
+            let client = log.client();
+            // No slot shows the block: there is nothing to sync any more.
+            let harvest = log.snapshot_and_clear(0..odd.len()).unwrap();
             let found: Vec<_> = harvest.commit().pages().collect();
             if starts_with_all(&machine) {
                 // The slot is new each time.
@@ -149,33 +150,31 @@ fn stores_through_every_region_of_a_block_are_logged() {
             Ok(first)
         })
         .unwrap();
-    machine.memory.set_log(region, VGA, true).unwrap();
-    machine.memory.snapshot_and_clear(region, VGA, 0..block.len()).unwrap().commit();
+    let mut log = machine.memory.claim_log(region, VGA).unwrap();
+    log.snapshot_and_clear(0..block.len()).unwrap().commit();
     machine.store(1, &[one + 3 * page, other + 5 * page]);
     machine.space.write(other + 7 * page, &[1]).unwrap();
-    let harvest = machine.memory.snapshot_and_clear(region, VGA, 0..block.len()).unwrap();
+    let harvest = log.snapshot_and_clear(0..block.len()).unwrap();
     assert_eq!(harvest.commit().pages().collect::<Vec<_>>(), [3, 5, 7]);
 }
 
 /// A copy of memory that is kept up to date by one client's harvests alone.
 struct Mirror {
-    client: DirtyClient,
+    log: LogClaim,
     bytes: Vec<u8>,
 }
 
 impl Mirror {
-    fn new(client: DirtyClient, block: &RamBlock) -> Self {
-        let mut bytes = vec![0; usize::try_from(block.len()).unwrap()];
-        block.read(0, &mut bytes).unwrap();
-        Self { client, bytes }
+    fn new(machine: &Machine) -> Self {
+        let log = machine.memory.claim_log(machine.ram, MIGRATION).unwrap();
+        let mut bytes = vec![0; usize::try_from(machine.block.len()).unwrap()];
+        machine.block.read(0, &mut bytes).unwrap();
+        Self { log, bytes }
     }
 
     fn update(&mut self, machine: &Machine) {
         let page = machine.block.page_size().bytes();
-        machine.memory.sync_dirty_log(machine.ram).unwrap();
-        let pages = 0..machine.block.pages();
-        let harvest = machine.block.dirty().snapshot_and_clear(self.client, pages).unwrap();
-        machine.memory.log_clear(&machine.block, 0..machine.block.len()).unwrap();
+        let harvest = self.log.snapshot_and_clear(0..machine.block.len()).unwrap();
         for run in harvest.commit().runs() {
             let bytes = usize::try_from(run.start * page).unwrap()
                 ..usize::try_from(run.end * page).unwrap();
@@ -197,8 +196,7 @@ fn nothing_is_lost_while_slots_and_logs_come_and_go() {
     let machine = Machine::new(16 << 20);
     let page = machine.block.page_size().bytes();
     let (start, end, beat) = (DATA + 16 * page, DATA + 1500 * page, DATA);
-    machine.memory.set_log(machine.ram, MIGRATION, true).unwrap();
-    let mut mirror = Mirror::new(MIGRATION, &machine.block);
+    let mut mirror = Mirror::new(&machine);
     let window = machine
         .memory
         .transaction(|map| {
@@ -224,11 +222,11 @@ fn nothing_is_lost_while_slots_and_logs_come_and_go() {
             break;
         }
         assert!(Instant::now() < limit, "the guest made no pass in {round} rounds");
-        machine.memory.set_log(machine.ram, VGA, round % 2 == 0).unwrap();
+        let claim = || machine.memory.claim_log(machine.ram, VGA).unwrap();
+        let mut vga = (round % 2 == 0).then(claim);
         machine.memory.transaction(|map| map.set_enabled(window, round % 3 == 0)).unwrap();
-        if round % 2 == 0 {
-            let harvest = machine.memory.snapshot_and_clear(machine.ram, VGA, 0..16 << 20);
-            harvest.unwrap().commit();
+        if let Some(vga) = &mut vga {
+            vga.snapshot_and_clear(0..16 << 20).unwrap().commit();
         }
         if round % 5 == 0 {
             mirror.update(&machine);
@@ -248,33 +246,30 @@ fn a_second_clear_takes_nothing_of_what_was_written_since_the_first() {
     let page = machine.block.page_size().bytes();
     let (address, number) = (DATA + 1000 * page, (DATA + 1000 * page) / page);
     let memory = &machine.memory;
-    memory.set_log(machine.ram, VGA, true).unwrap();
-    memory.set_global_log(MIGRATION, true).unwrap();
+    let [mut vga, mut migration] =
+        [VGA, MIGRATION].map(|client| memory.claim_global_log(client).unwrap());
     machine.store(1, &[address]);
-    for client in [VGA, MIGRATION] {
-        take(&machine, client, &machine.block);
+    for log in [&mut vga, &mut migration] {
+        take(log, &machine.block);
     }
     let read = || {
         let mut byte = [0];
         machine.block.read(address, &mut byte).unwrap();
         byte[0]
     };
-    let clear = || memory.log_clear(&machine.block, address..address + page).unwrap();
-    let take = |client| {
-        let harvest = machine.block.dirty().snapshot_and_clear(client, number..number + 1);
+    let take_and_clear = |log: &mut GlobalLogClaim| {
+        let harvest = log.snapshot_and_clear(&machine.block, address..address + page);
         harvest.unwrap().commit().is_dirty(number)
     };
 
     machine.store(2, &[address]); // P1
     memory.sync_all_dirty_logs().unwrap(); // both have the bit
-    assert!(take(MIGRATION));
-    clear();
+    assert!(take_and_clear(&mut migration));
     assert_eq!(read(), 2, "P1 is sent");
     machine.store(3, &[address]); // P2
-    assert!(take(VGA), "the bit of P1");
-    clear(); // by VGA, which has not synced since
+    assert!(take_and_clear(&mut vga), "the bit of P1"); // VGA has not synced since
     memory.sync_all_dirty_logs().unwrap();
-    assert!(take(MIGRATION), "P2 is lost");
+    assert!(take_and_clear(&mut migration), "P2 is lost");
     assert_eq!(read(), 3);
 }
 
@@ -286,13 +281,10 @@ fn the_mirror_sees_bits_that_one_client_eats() {
         return; // nobody's sync eats anything: see the test of two clients that clear
     }
     let page = machine.block.page_size().bytes();
-    machine.memory.set_log(machine.ram, MIGRATION, true).unwrap();
-    let mut mirror = Mirror::new(MIGRATION, &machine.block);
+    let mut mirror = Mirror::new(&machine);
     machine.store(5, &[DATA + 1000 * page]);
     // A sync whose bits reach one client only: the migration's are taken and dropped.
-    machine.memory.sync_dirty_log(machine.ram).unwrap();
-    let taken = machine.block.dirty().snapshot_and_clear(MIGRATION, 0..machine.block.pages());
-    taken.unwrap().commit();
+    mirror.log.snapshot_and_clear(0..machine.block.len()).unwrap().commit();
     mirror.update(&machine);
     assert!(mirror.first_difference(&machine.block).is_some());
 }
@@ -333,17 +325,16 @@ struct ShownTwice {
 
 /// What can be done with it from the middle of a commit, too.
 struct Shown {
-    memory: Arc<MemoryMap>,
     vm: Arc<KvmVm>,
     block: Arc<RamBlock>,
-    region: RegionId,
+    vga: Mutex<LogClaim>,
 }
 
 /// A page that the window shows.
 const IN_WINDOW: u64 = 8;
 
 impl ShownTwice {
-    fn new(clients: &[DirtyClient]) -> Self {
+    fn new() -> Self {
         let machine = Machine::new(16 << 20);
         let page = machine.block.page_size().bytes();
         let block = RamBlock::anonymous("shown twice", 64 * page).unwrap();
@@ -355,14 +346,14 @@ impl ShownTwice {
             let window = map.alias("window", other, IN_WINDOW * page, u128::from(16 * page))?;
             map.add_subregion_overlap(machine.system, guest + IN_WINDOW * page, window, 1)?;
             map.set_enabled(window, false)?;
-            clients.iter().try_for_each(|client| map.set_log(region, *client, true))?;
             Ok((region, window))
         });
         let (region, window) = placed.unwrap();
+        let vga = machine.memory.claim_log(region, VGA).unwrap().into();
         let arguments = [guest, guest + block.len(), page, DATA];
         let running = machine.start(&programs::increment_pages(), &arguments);
-        let (memory, vm) = (machine.memory.clone(), machine.vm.clone());
-        Self { machine, window, shown: Arc::new(Shown { memory, vm, block, region }), running }
+        let shown = Arc::new(Shown { vm: machine.vm.clone(), block, vga });
+        Self { machine, window, shown, running }
     }
 
     /// Enables the window, with something done when KVM has its slot and the map is not
@@ -387,9 +378,8 @@ impl Shown {
         self.vm.pause(seconds(10)).unwrap()
     }
 
-    fn take(&self, client: DirtyClient) -> Vec<u64> {
-        let all = 0..self.block.len();
-        let harvest = self.memory.snapshot_and_clear(self.region, client, all).unwrap();
+    fn take(&self) -> Vec<u64> {
+        let harvest = self.vga.lock().unwrap().snapshot_and_clear(0..self.block.len()).unwrap();
         harvest.commit().pages().collect()
     }
 
@@ -407,14 +397,14 @@ impl Shown {
 /// KVM has the slots of a map before the map is published: what a guest writes through them
 /// is in a harvest that begins after the write.
 fn what_a_guest_writes_while_a_map_comes_is_in_the_harvest_of_that_moment() {
-    let twice = ShownTwice::new(&[VGA]);
+    let twice = ShownTwice::new();
     let found = twice.show_the_window(|shown| {
         let paused = shown.pause();
-        shown.take(VGA);
+        shown.take();
         drop(paused);
         shown.wait_for_a_store();
         let _paused = shown.pause();
-        shown.take(VGA)
+        shown.take()
     });
     assert!(found.contains(&IN_WINDOW), "{found:?}");
     twice.running.stop().unwrap();
@@ -423,21 +413,22 @@ fn what_a_guest_writes_while_a_map_comes_is_in_the_harvest_of_that_moment() {
 /// What one client takes through a slot of a map that is not published is watched again before
 /// it reads the page: or another one's clear, later, takes what was written since.
 fn what_is_taken_while_a_map_comes_is_watched_again() {
-    let twice = ShownTwice::new(&[VGA, MIGRATION]);
+    let twice = ShownTwice::new();
+    let mut migration = twice.machine.memory.claim_global_log(MIGRATION).unwrap();
     let paused = twice.show_the_window(|shown| {
         shown.wait_for_a_store();
         let paused = shown.pause();
-        assert!(shown.take(VGA).contains(&IN_WINDOW));
+        assert!(shown.take().contains(&IN_WINDOW));
         drop(paused);
         shown.wait_for_a_store();
         shown.pause()
     });
     // The other one has the bit of the first store, and is about to read the page.
-    let Shown { memory, block, .. } = &*twice.shown;
-    assert!(block.dirty().is_dirty(MIGRATION, IN_WINDOW));
-    let page = block.page_size().bytes();
-    memory.log_clear(block, IN_WINDOW * page..(IN_WINDOW + 1) * page).unwrap();
-    assert!(twice.shown.take(VGA).contains(&IN_WINDOW), "the second store is lost");
+    let block = &twice.shown.block;
+    let bytes = block.page_size().bytes_of(&(IN_WINDOW..IN_WINDOW + 1));
+    let taken = migration.snapshot_and_clear(block, bytes).unwrap().commit();
+    assert!(taken.is_dirty(IN_WINDOW));
+    assert!(twice.shown.take().contains(&IN_WINDOW), "the second store is lost");
     drop(paused);
     twice.running.stop().unwrap();
 }

@@ -55,10 +55,10 @@ fn rounds_are_as_forecast_from_a_measurement() {
     (plan.working_sets, plan.max_rounds, plan.downtime) = (vec![set], 4, Duration::ZERO);
     let forecast = plan.forecast().unwrap();
     println!("{forecast}");
-    let logging = machine.memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
-    let harvest = || {
-        machine.memory.sync_all_dirty_logs().unwrap();
-        let harvest = logging.snapshot_and_clear(machine.ram, 0..machine.block.len()).unwrap();
+    let mut log = machine.memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
+    let mut harvest = || {
+        log.sync().unwrap();
+        let harvest = log.snapshot_and_clear(&machine.block, 0..machine.block.len()).unwrap();
         harvest.commit().count()
     };
     // What the log begins with.
@@ -74,6 +74,6 @@ fn rounds_are_as_forecast_from_a_measurement() {
         assert!(near(pending * page, round.dirtied, 0.15), "{pending} pages\n{forecast}");
         begin = ended;
     }
-    drop(logging);
+    drop(log);
     guest.stop().unwrap();
 }

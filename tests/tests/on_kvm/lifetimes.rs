@@ -125,15 +125,20 @@ fn a_vcpu_keeps_the_memory_of_its_guest() {
     }
 }
 
+/// A client of the block, which outlives the machine, gets what the machine logged for one of its
+/// own.
 fn a_dropped_machine_gives_its_log_to_the_block() {
     let machine = Machine::new(16 << 20);
-    machine.memory.set_log(machine.ram, DirtyClient::VGA, true).unwrap();
-    let bytes = 0..16 << 20;
-    machine.memory.snapshot_and_clear(machine.ram, DirtyClient::VGA, bytes).unwrap().commit();
+    let mut own = machine.memory.claim_log(machine.ram, "machine").unwrap();
+    let vga = machine.block.dirty().claim(DirtyClient::VGA).unwrap();
+    own.snapshot_and_clear(0..16 << 20).unwrap().commit();
+    vga.snapshot_and_clear(0..machine.block.pages()).unwrap().commit();
     let page = machine.block.page_size().page_of(8 << 20);
     machine.store(1, &[8 << 20]);
-    let block = drop_all_but_the_block(machine);
-    let snapshot = block.dirty().snapshot_and_clear(DirtyClient::VGA, page..page + 1).unwrap();
+    assert!(!machine.block.dirty().is_dirty(DirtyClient::VGA, page));
+    drop(own);
+    drop_all_but_the_block(machine);
+    let snapshot = vga.snapshot_and_clear(page..page + 1).unwrap();
     assert_eq!(snapshot.commit().count(), 1);
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use integration_tests::harness::Test;
 use kvm_accel::{DirtyTracking, KvmConfig, KvmError, PauseGuard, VcpuThread};
 use machines::guest::{DATA, TABLE_PAGES, programs};
+use memory_region::GlobalLogClaim;
 use migration_ram::{DirtyRate, Throttle};
 use ram_block::{DirtyClient, RamBlock};
 
@@ -114,15 +115,16 @@ fn a_dirty_rate_is_that_of_the_guest() {
 /// So much that a guest takes seconds to go through it.
 const RAM: u64 = 400 << 20;
 
-fn populated() -> Machine {
+/// A machine with such RAM, and the log of it.
+fn populated() -> (Machine, GlobalLogClaim) {
     // Rings alone say what is dirtied; syncs look into processors each time.
     let config = KvmConfig { pml_flush_interval: Duration::ZERO, ..KvmConfig::default() };
     let machine = Machine::with_config(RAM, config);
     for at in (0..RAM).step_by(1 << 20) {
         machine.block.write(at, &[0; 1 << 20]).unwrap();
     }
-    machine.memory.set_log(machine.ram, DirtyClient::MIGRATION, true).unwrap();
-    machine
+    let log = machine.memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
+    (machine, log)
 }
 
 /// A guest that goes through the pages from `from` to `to`, in MiB after [`DATA`].
@@ -133,15 +135,15 @@ fn sweep(machine: &Machine, from: u64, to: u64) -> VcpuThread {
 }
 
 /// Takes the dirty pages of the bytes; how many they are.
-fn take(block: &RamBlock, from: u64, to: u64) -> u64 {
-    let page = block.page_size();
-    let pages = page.page_of(DATA + (from << 20))..page.page_of(DATA + (to << 20));
-    block.dirty().snapshot_and_clear(DirtyClient::MIGRATION, pages).unwrap().commit().count()
+fn take(log: &mut GlobalLogClaim, block: &Arc<RamBlock>, from: u64, to: u64) -> u64 {
+    let bytes = DATA + (from << 20)..DATA + (to << 20);
+    log.snapshot_and_clear(block, bytes).unwrap().commit().count()
 }
 
 /// What vCPUs have dirtied since their limit was set, against what they were allowed to.
 struct Account<'a, const N: usize> {
     machine: &'a Machine,
+    log: &'a mut GlobalLogClaim,
     /// Where each vCPU stores.
     ranges: [(u64, u64); N],
     /// Bytes per second of each.
@@ -155,12 +157,16 @@ struct Account<'a, const N: usize> {
 
 impl<'a, const N: usize> Account<'a, N> {
     /// Sets the limit, with which each vCPU begins anew.
-    fn begin(machine: &'a Machine, ranges: [(u64, u64); N], limit: u64) -> Self {
+    fn begin(
+        (machine, log): (&'a Machine, &'a mut GlobalLogClaim),
+        ranges: [(u64, u64); N],
+        limit: u64,
+    ) -> Self {
         let limited = machine.vm.dirty_log_stats().throttled;
         let began = Instant::now();
         machine.vm.set_dirty_limit(Some(limit)).unwrap();
         assert_eq!(machine.vm.dirty_limit(), Some(limit));
-        let mut account = Self { machine, ranges, limit, began, limited, dirtied: [0; N] };
+        let mut account = Self { machine, log, ranges, limit, began, limited, dirtied: [0; N] };
         account.look();
         account.dirtied = [0; N]; // before there was a limit
         account
@@ -168,10 +174,10 @@ impl<'a, const N: usize> Account<'a, N> {
 
     fn look(&mut self) {
         std::thread::sleep(Duration::from_millis(20));
-        self.machine.memory.sync_all_dirty_logs().unwrap();
+        self.log.sync().unwrap();
         let page = self.machine.block.page_size().bytes();
         for (dirtied, (from, to)) in self.dirtied.iter_mut().zip(self.ranges) {
-            *dirtied += take(&self.machine.block, from, to) * page;
+            *dirtied += take(self.log, &self.machine.block, from, to) * page;
         }
     }
 
@@ -208,23 +214,23 @@ impl<'a, const N: usize> Account<'a, N> {
 
 fn a_vcpu_dirties_at_its_limit() {
     tracked_by(RING, || {
-        let machine = populated();
+        let (machine, mut log) = populated();
         let guest = sweep(&machine, 0, 350);
         for mib in [4, 16, 40] {
             let limit = mib << 20;
             let before = machine.vm.dirty_log_stats();
-            Account::begin(&machine, [(0, 350)], limit).check();
+            Account::begin((&machine, &mut log), [(0, 350)], limit).check();
             let after = machine.vm.dirty_log_stats();
             assert!(after.throttled > before.throttled, "{after:?}");
             assert!(after.blocked >= after.throttled / 2, "{after:?}");
         }
         machine.vm.set_dirty_limit(None).unwrap();
         let before = machine.vm.dirty_log_stats().throttled;
-        take(&machine.block, 0, 350);
+        take(&mut log, &machine.block, 0, 350);
         let mut dirtied = 0;
         wait_until("the guest to go on without a limit", || {
-            machine.memory.sync_all_dirty_logs().unwrap();
-            dirtied += take(&machine.block, 0, 350);
+            log.sync().unwrap();
+            dirtied += take(&mut log, &machine.block, 0, 350);
             dirtied > 10_000
         });
         assert_eq!(machine.vm.dirty_log_stats().throttled, before);
@@ -235,7 +241,7 @@ fn a_vcpu_dirties_at_its_limit() {
 
 fn each_vcpu_has_its_own_limit() {
     tracked_by(RING, || {
-        let machine = populated();
+        let (machine, mut log) = populated();
         let limit = 8 << 20;
         // Before there are vCPUs.
         machine.vm.set_dirty_limit(Some(limit)).unwrap();
@@ -243,22 +249,22 @@ fn each_vcpu_has_its_own_limit() {
         wait_until("them to be limited", || {
             machine.vm.dirty_log_stats().throttled > Duration::from_millis(100)
         });
-        Account::begin(&machine, [(0, 150), (150, 300)], limit).check();
+        Account::begin((&machine, &mut log), [(0, 150), (150, 300)], limit).check();
         guests.into_iter().for_each(|guest| drop(guest.stop().unwrap()));
     });
 }
 
 fn a_vcpu_that_waits_for_its_limit_can_be_had() {
     tracked_by(RING, || {
-        let machine = populated();
+        let (machine, mut log) = populated();
         // A page in an hour.
         machine.vm.set_dirty_limit(Some(1)).unwrap();
         let guest = sweep(&machine, 0, 350);
         let limited = || machine.vm.dirty_log_stats().throttled;
         wait_until("the guest to be kept out", || limited() > Duration::ZERO);
-        let seen = |what: &str| {
-            machine.memory.sync_all_dirty_logs().unwrap();
-            let pages = take(&machine.block, 0, 350);
+        let mut seen = |what: &str| {
+            log.sync().unwrap();
+            let pages = take(&mut log, &machine.block, 0, 350);
             println!("{what}: {pages} pages");
             pages
         };

@@ -31,11 +31,11 @@ fn the_first_harvest_gives_all_pages_or_what_was_written_as_asked() {
         guest.store(&machine, 1, &addresses);
         // The second start is that of a log that was on and off.
         for start in 0..2 {
-            machine.memory.set_log(machine.ram, VGA, true).unwrap();
+            let mut log = machine.memory.claim_log(machine.ram, VGA).unwrap();
             guest.store(&machine, 2 + start, &addresses[1..]);
-            let take = || {
+            let mut take = || {
                 let all = 0..machine.block.len();
-                machine.memory.snapshot_and_clear(machine.ram, VGA, all).unwrap().commit()
+                log.snapshot_and_clear(all).unwrap().commit()
             };
             let first = take();
             if all_at_first {
@@ -50,7 +50,6 @@ fn the_first_harvest_gives_all_pages_or_what_was_written_as_asked() {
             let next = take();
             assert!(next.is_dirty(pages[0]) && !next.is_dirty(pages[1]), "{next:?}");
             assert!(next.count() < 64, "{next:?}");
-            machine.memory.set_log(machine.ram, VGA, false).unwrap();
         }
     }
 }

@@ -58,7 +58,7 @@ impl Drop for Busy {
 fn check(
     entries: u32,
     start: impl FnOnce(&Machine) -> Vec<VcpuThread>,
-    between: impl Fn(&Machine, u64),
+    mut between: impl FnMut(&Machine, u64),
 ) {
     tracked_by(DirtyTracking::Ring { entries }, || {
         let machine = Machine::new(RAM);
@@ -126,7 +126,9 @@ fn logs_start_and_stop() {
         let arguments = [DATA + 2 * PAGE, DATA + (2 + PAGES) * PAGE, PAGE, DATA];
         vec![machine.start_privileged(&programs::increment_pages(), &arguments)]
     };
+    let mut vga = None;
     check(1024, start, |machine, harvests| {
-        machine.memory.set_log(machine.ram, DirtyClient::VGA, harvests % 2 == 0).unwrap();
+        let claim = || machine.memory.claim_log(machine.ram, DirtyClient::VGA).unwrap();
+        vga = (harvests % 2 == 0).then(claim);
     });
 }

@@ -53,15 +53,11 @@ fn a_guest_runs_in_shadow_ram_that_toggles() {
         drop(paused);
         seen
     };
-    pc.memory.set_global_log(DirtyClient::MIGRATION, true).unwrap();
-    let page = pc.ram.page_size();
-    let cell_is_dirty = || {
-        pc.memory.sync_all_dirty_logs().unwrap();
-        let pages = page.pages_spanned(CELL, 8);
-        let dirty = pc.ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, pages);
-        let found = dirty.unwrap().commit().count() > 0;
-        pc.memory.log_clear(&pc.ram, CELL..CELL + 8).unwrap();
-        found
+    let mut log = pc.memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
+    let mut cell_is_dirty = || {
+        log.sync().unwrap();
+        let dirty = log.snapshot_and_clear(&pc.ram, CELL..CELL + 8);
+        dirty.unwrap().commit().count() > 0
     };
     for round in 0..40 {
         pc.set_pam(SEGMENT, Pam::Pci).unwrap();

@@ -49,10 +49,10 @@ fn slots_follow_the_flat_view() {
     assert_eq!(machine.vm.slots(), split);
 
     // The log is on where the region is, through the alias too; ROM is read-only.
-    memory.set_log(vram, DirtyClient::VGA, true).unwrap();
+    let log = memory.claim_log(vram, DirtyClient::VGA).unwrap();
     let logged = |slot| SlotInfo { logged: true, ..slot };
     assert_eq!(machine.vm.slots(), [split[0], logged(split[1]), split[2], logged(split[3])]);
-    memory.set_log(vram, DirtyClient::VGA, false).unwrap();
+    drop(log);
     assert_eq!(machine.vm.slots(), split);
     let rom = memory
         .transaction(|map| {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use integration_tests::harness::Test;
 use kvm_accel::{DirtyTracking, KvmConfig, KvmError};
 use machines::guest::{DATA, programs};
-use ram_block::DirtyClient;
+use memory_region::GlobalLogClaim;
+use ram_block::{Claimant, DirtyClient};
 use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
 use super::machine::{Machine, Obedient, seconds, tracked_by, wait_until};
@@ -49,25 +50,24 @@ impl Random {
 
 /// A copy of memory that one client keeps by its harvests.
 pub struct Mirror {
-    client: DirtyClient,
+    log: GlobalLogClaim,
     bytes: Vec<u8>,
 }
 
 impl Mirror {
-    /// Switched on, and all of memory read after that.
-    pub fn start(machine: &Machine, client: DirtyClient) -> Self {
-        machine.memory.set_log(machine.ram, client, true).unwrap();
+    /// The log started, and all of memory read after that.
+    pub fn start(machine: &Machine, claimant: impl Into<Claimant>) -> Self {
+        let log = machine.memory.claim_global_log(claimant).unwrap();
         let mut bytes = vec![0; usize::try_from(machine.block.len()).unwrap()];
         machine.block.read(0, &mut bytes).unwrap();
-        Self { client, bytes }
+        Self { log, bytes }
     }
 
     /// Takes the bits of some pages, lets them be watched again, and reads them.
     pub fn harvest(&mut self, machine: &Machine, pages: std::ops::Range<u64>) {
-        let page = machine.block.page_size().bytes();
-        let harvest = machine.block.dirty().snapshot_and_clear(self.client, pages.clone());
-        let harvest = harvest.unwrap();
-        machine.memory.log_clear(&machine.block, pages.start * page..pages.end * page).unwrap();
+        let size = machine.block.page_size();
+        let page = size.bytes();
+        let harvest = self.log.snapshot_and_clear(&machine.block, size.bytes_of(&pages)).unwrap();
         for run in harvest.commit().runs() {
             let bytes = usize::try_from(run.start * page).unwrap()
                 ..usize::try_from(run.end * page).unwrap();
@@ -75,8 +75,14 @@ impl Mirror {
         }
     }
 
+    /// Lets some pages be watched again, whose bits it may not have taken.
+    fn clear(&mut self, machine: &Machine, pages: &std::ops::Range<u64>) {
+        let bytes = machine.block.page_size().bytes_of(pages);
+        self.log.clear(&machine.block, bytes).unwrap();
+    }
+
     pub fn check(&mut self, machine: &Machine, seed: u64) {
-        machine.memory.sync_all_dirty_logs().unwrap();
+        self.log.sync().unwrap();
         self.harvest(machine, 0..machine.block.pages());
         let mut now = vec![0; self.bytes.len()];
         machine.block.read(0, &mut now).unwrap();
@@ -85,7 +91,7 @@ impl Mirror {
         }
         let lost = self.bytes.iter().zip(&now).position(|(kept, now)| kept != now);
         let losses = machine.vm.dirty_log_stats();
-        assert_eq!(lost, None, "client {}, seed {seed:#x}, {losses:?}", self.client);
+        assert_eq!(lost, None, "client {}, seed {seed:#x}, {losses:?}", self.log.client());
     }
 }
 
@@ -112,9 +118,8 @@ fn random_clients() {
     let mut random = Random(seed);
     let machine = Machine::with_config(RAM, random_config(&mut random, 5 << 20));
     let page = machine.block.page_size().bytes();
-    let own = [machine.memory.register_client("one"), machine.memory.register_client("two")];
-    let own = own.map(Result::unwrap);
-    let clients = [DirtyClient::VGA, DirtyClient::MIGRATION, own[0].client(), own[1].client()];
+    let clients: [Claimant; 4] =
+        [DirtyClient::VGA.into(), DirtyClient::MIGRATION.into(), "one".into(), "two".into()];
     let count = usize::try_from(2 + random.below(3)).unwrap();
     let end = DATA + page * (100 + random.below(3000));
     let guest = machine.start(&programs::increment_pages(), &[DATA + page, end, page, DATA]);
@@ -134,7 +139,7 @@ fn random_clients() {
         }
         let n = usize::try_from(random.below(count as u64)).unwrap();
         let Some(mirror) = &mut mirrors[n] else {
-            mirrors[n] = Some(Mirror::start(&machine, clients[n]));
+            mirrors[n] = Some(Mirror::start(&machine, clients[n].clone()));
             continue;
         };
         let start = random.below(machine.block.pages());
@@ -143,14 +148,8 @@ fn random_clients() {
             0 => machine.memory.sync_all_dirty_logs().unwrap(),
             1..4 => machine.memory.sync_dirty_log(machine.ram).unwrap(),
             4..8 => mirror.harvest(&machine, pages),
-            8 => {
-                let bytes = pages.start * page..pages.end * page;
-                machine.memory.log_clear(&machine.block, bytes).unwrap();
-            }
-            _ if random.below(2) == 0 => {
-                machine.memory.set_log(machine.ram, clients[n], false).unwrap();
-                mirrors[n] = None;
-            }
+            8 => mirror.clear(&machine, &pages),
+            _ if random.below(2) == 0 => mirrors[n] = None,
             // A device writes too.
             _ => {
                 let at = end + page + random.below(100) * page;
@@ -196,14 +195,8 @@ fn clients_in_any_order() {
             }
             (_, 4..6) => machine.memory.sync_dirty_log(machine.ram).unwrap(),
             (Some(mirror), 6..9) => mirror.harvest(&machine, pages),
-            (Some(_), 9) => {
-                let bytes = pages.start * page..pages.end * page;
-                machine.memory.log_clear(&machine.block, bytes).unwrap();
-            }
-            (Some(_), 10) => {
-                machine.memory.set_log(machine.ram, clients[n], false).unwrap();
-                mirrors[n] = None;
-            }
+            (Some(mirror), 9) => mirror.clear(&machine, &pages),
+            (slot @ Some(_), 10) => *slot = None,
             (slot @ None, _) => *slot = Some(Mirror::start(&machine, clients[n])),
             (Some(_), _) => {}
         }
@@ -218,12 +211,11 @@ fn logs_start_and_stop() {
         machine.start(&programs::increment_pages(), &[DATA + page, DATA + 500 * page, page, DATA]);
     let mut kept = Mirror::start(&machine, DirtyClient::MIGRATION);
     for round in 0..1000 {
-        let on = round % 2 == 0;
-        if round % 20 < 10 {
-            machine.memory.set_log(machine.ram, DirtyClient::VGA, on).unwrap();
-        } else {
+        let claim = || machine.memory.claim_log(machine.ram, DirtyClient::VGA).unwrap();
+        let _vga = (round % 20 < 10 && round % 2 == 0).then(claim);
+        if round % 20 >= 10 {
             // The last client too, so that the slot's own log stops and starts.
-            machine.memory.set_log(machine.ram, DirtyClient::MIGRATION, false).unwrap();
+            drop(kept);
             kept = Mirror::start(&machine, DirtyClient::MIGRATION);
         }
         if round % 7 == 0 {

@@ -360,7 +360,7 @@ fn string_input_completes_while_slots_change() {
     let machine = Machine::new(16 << 20);
     let page = machine.block.page_size().bytes();
     place_ports(&machine, 0x310, Recorder::new(0x5a5a));
-    machine.memory.set_log(machine.ram, DirtyClient::MIGRATION, true).unwrap();
+    let mut log = machine.memory.claim_log(machine.ram, DirtyClient::MIGRATION).unwrap();
     let hole = machine
         .memory
         .transaction(|map| {
@@ -382,10 +382,7 @@ fn string_input_completes_while_slots_change() {
         });
         let mut mirror = vec![0; usize::try_from(machine.block.len()).unwrap()];
         let mut copy = |machine: &Machine| {
-            machine.memory.sync_dirty_log(machine.ram).unwrap();
-            let dirty = machine.block.dirty();
-            let harvest =
-                dirty.snapshot_and_clear(DirtyClient::MIGRATION, 0..machine.block.pages());
+            let harvest = log.snapshot_and_clear(0..machine.block.len());
             for run in harvest.unwrap().commit().runs() {
                 let bytes = usize::try_from(run.start * page).unwrap()
                     ..usize::try_from(run.end * page).unwrap();

@@ -5,8 +5,9 @@
 //! state asks for. So a viewer that does not read blocks only its own writer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex};
 
+use crate::locks::{lock, unpoisoned};
 use crate::output::vnc::format::PixelFormat;
 use crate::output::vnc::listener::Stream;
 use crate::output::vnc::message::Abilities;
@@ -101,7 +102,7 @@ impl Client {
     /// Changes the state and wakes the writer. The lock is never held while a thread waits for the
     /// network.
     pub(super) fn change(&self, change: impl FnOnce(&mut ClientState)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut lock(&self.state));
         self.wake.notify_one();
     }
 
@@ -112,10 +113,8 @@ impl Client {
         view: &Rect,
         take: impl FnOnce(&mut ClientState) -> T,
     ) -> Option<T> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while !state.closed && !state.is_ready(view) {
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        let waits = |state: &mut ClientState| !state.closed && !state.is_ready(view);
+        let mut state = unpoisoned(self.wake.wait_while(lock(&self.state), waits));
         (!state.closed).then(|| take(&mut state))
     }
 

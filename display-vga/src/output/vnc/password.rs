@@ -35,12 +35,6 @@ impl Password {
     }
 }
 
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Password")
-    }
-}
-
 /// A challenge of sixteen random bytes.
 pub(crate) fn challenge() -> Result<[u8; 16], getrandom::Error> {
     let mut challenge = [0; 16];

@@ -6,9 +6,10 @@
 //! for that of the spare buffer, which only `publish` takes.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::locks::lock;
 use crate::output::vnc::client::Client;
 use crate::output::vnc::event::VncEvent;
 use crate::output::vnc::frame::Frame;
@@ -34,13 +35,7 @@ pub(super) struct Settings {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
-            .field("name", &self.name)
-            .field("password", &self.password)
-            .field("viewers", &self.viewers)
-            .field("handshake", &self.handshake)
-            .field("write_timeout", &self.write_timeout)
-            .finish_non_exhaustive()
+        f.debug_struct("Settings").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -69,11 +64,11 @@ impl Shared {
 
     /// The picture that was published last.
     pub(super) fn picture(&self) -> Arc<Frame> {
-        self.picture.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.picture).clone()
     }
 
     pub(super) fn viewers(&self) -> MutexGuard<'_, Vec<Arc<Client>>> {
-        self.viewers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.viewers)
     }
 
     /// How many have got through the handshake.
@@ -94,7 +89,7 @@ impl Shared {
         if size.0 == 0 || size.1 == 0 {
             return;
         }
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = lock(&self.spare);
         let before = self.picture();
         let (first, resized) = (spare.frame.is_none(), before.size() != size);
         if damage.is_empty() && !first && !resized {
@@ -116,7 +111,7 @@ impl Shared {
             _ => before.duplicate(),
         };
         picture.publish(surface, changed.rects());
-        *self.picture.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(picture);
+        *lock(&self.picture) = Arc::new(picture);
         *spare = Spare { frame: Some(before), stale: changed.clone() };
         drop(spare);
         for viewer in self.viewers().iter() {

@@ -3,8 +3,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use memory_region::{MemoryMap, RegionId};
-use ram_block::{DirtyClient, PageSize, RamBlock};
+use memory_region::{LogClaim, MemoryMap, RegionId};
+use ram_block::{DirtyClaim, DirtyClient, PageSize, RamBlock};
 
 use super::fake_kvm::Paper;
 use super::follower::{Follower, Policy};
@@ -21,6 +21,10 @@ struct Machine {
     map: Arc<MemoryMap>,
     blocks: [Arc<RamBlock>; 3],
     region: RegionId,
+    /// Why the slots of the first two are logged.
+    _logged: [LogClaim; 2],
+    /// The clients of each, which take what is marked without a sync.
+    clients: [[DirtyClaim; 2]; 2],
     follower: Arc<Follower>,
     rings: Vec<RingOfVcpu>,
 }
@@ -31,7 +35,7 @@ impl Machine {
         let blocks = ["one", "two", "unlogged"];
         let blocks = blocks.map(|name| RamBlock::anonymous(name, PAGES * page).unwrap());
         let map = MemoryMap::new();
-        let (system, region) = map
+        let (system, regions) = map
             .transaction(|map| {
                 let system = map.container("system", 1 << 40)?;
                 let mut regions = Vec::new();
@@ -40,13 +44,12 @@ impl Machine {
                     map.add_subregion(system, n * PAGES * page, region)?;
                     regions.push(region);
                 }
-                for client in CLIENTS {
-                    map.set_log(regions[0], client, true)?;
-                    map.set_log(regions[1], client, true)?;
-                }
-                Ok((system, regions[0]))
+                Ok((system, regions))
             })
             .unwrap();
+        let logged = [0, 1].map(|n| map.claim_log(regions[n], "slots").unwrap());
+        let clients =
+            [0, 1].map(|n| CLIENTS.map(|client| blocks[n].dirty().claim(client).unwrap()));
         let kvm = Paper::new(MODE, 2);
         let mut slots = Slots::new(100, 100 * page, MODE);
         let rings = kvm.mapped().into_iter().map(|entries| slots.rings.add(entries)).collect();
@@ -54,18 +57,16 @@ impl Machine {
         let follower = Arc::new(Follower { kvm, slots, policy });
         let space = map.address_space("memory", system).unwrap();
         map.add_listener(&space, follower.clone()).unwrap();
-        let machine = Self { map, blocks, region, follower, rings };
+        let region = regions[0];
+        let machine = Self { map, blocks, region, _logged: logged, clients, follower, rings };
         machine.take();
         machine
     }
 
     /// Takes all bits; returns how many each client had of each block.
     fn take(&self) -> [[u64; 2]; 2] {
-        [0, 1].map(|n| {
-            CLIENTS.map(|client| {
-                let dirty = self.blocks[n].dirty();
-                dirty.snapshot_and_clear(client, 0..PAGES).unwrap().commit().count()
-            })
+        self.clients.each_ref().map(|clients| {
+            clients.each_ref().map(|log| log.snapshot_and_clear(0..PAGES).unwrap().commit().count())
         })
     }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use memory_region::MemoryMap;
-use ram_block::{CodeWatch, DirtyClient, PageSize, RamBlock};
+use ram_block::{CodeWatch, DirtyClaim, DirtyClient, PageSize, RamBlock};
 
 use super::fake_kvm::Paper;
 use super::follower::{Follower, Policy};
@@ -35,6 +35,8 @@ struct Script {
     /// How many points have passed.
     now: u32,
     vcpu: Option<usize>,
+    /// The new client's log.
+    claim: Option<DirtyClaim>,
     /// Created before any point, as it is on from then on: only its pages are watched later.
     watch: Option<CodeWatch>,
 }
@@ -44,7 +46,7 @@ impl Script {
         if self.now == self.points.start {
             match (self.newcomer, &self.watch) {
                 (Newcomer::Watch, Some(watch)) => drop(watch.watch(PAGE..PAGE + 1).unwrap()),
-                _ => self.block.dirty().enable(VGA).unwrap(),
+                _ => self.claim = Some(self.block.dirty().claim(VGA).unwrap()),
             }
             // It reads the page here: all later stores have to be reported to it.
         }
@@ -102,10 +104,10 @@ fn is_told(mode: Mode, policy: Policy, newcomer: Newcomer, points: Range<u32>) -
         .transaction(|map| {
             let (system, ram) = (map.container("system", 1 << 40)?, map.ram("ram", block.clone())?);
             map.add_subregion(system, 0, ram)?;
-            map.set_log(ram, MIGRATION, true)?;
             Ok((system, ram))
         })
         .unwrap();
+    let mut log = map.claim_global_log(MIGRATION).unwrap();
     let rings = matches!(mode, Mode::Rings { .. });
     let watch = matches!(newcomer, Newcomer::Watch).then(|| block.dirty().watch_code(|_| ()));
     let script = Arc::new(Mutex::new(Script {
@@ -114,6 +116,7 @@ fn is_told(mode: Mode, policy: Policy, newcomer: Newcomer, points: Range<u32>) -
         points: points.clone(),
         now: u32::MAX / 2, // no point yet
         vcpu: rings.then_some(0),
+        claim: None,
         watch: watch.map(Result::unwrap),
     }));
     let kvm = Stepping { kvm: Paper::new(mode, 1), script: script.clone() };
@@ -135,13 +138,14 @@ fn is_told(mode: Mode, policy: Policy, newcomer: Newcomer, points: Range<u32>) -
         script.pass(&stepping.kvm);
     };
     // What the log starts with.
-    map.snapshot_and_clear(ram, MIGRATION, 0..block.len()).unwrap().commit();
+    log.sync().unwrap();
+    log.snapshot_and_clear(&block, 0..block.len()).unwrap().commit();
     store();
     script.lock().unwrap().now = 0;
     pass();
     map.sync_dirty_log(ram).unwrap();
     pass();
-    map.log_clear(&block, 0..block.len()).unwrap();
+    log.clear(&block, 0..block.len()).unwrap();
     pass();
     let all_passed = points.end < script.lock().unwrap().now;
     script.lock().unwrap().now = u32::MAX / 2;

@@ -2,11 +2,12 @@
 //! them; on a fake KVM, and on a real one if the host has it. The policy that loses the
 //! page is kept to show that the steps detect it.
 
+use std::any::Any;
 use std::sync::{Arc, Mutex};
 
 #[cfg(target_arch = "x86_64")]
 use kvm_ioctls::{Kvm, VmFd};
-use memory_region::{MemoryMap, RegionId};
+use memory_region::{GlobalLogClaim, MemoryMap, RegionId};
 use ram_block::{DirtyClient, PageSize, RamBlock};
 
 use super::fake_kvm::Paper;
@@ -36,7 +37,7 @@ enum From {
 
 const ANYWHERE: [From; 4] = [From::Map, From::OtherMap, From::Block, From::Again];
 
-/// A guest's memory, of which KVM has one slot, and its clients.
+/// A guest's memory, of which KVM has one slot.
 struct Machine<K> {
     map: Arc<MemoryMap>,
     ram: RegionId,
@@ -68,63 +69,58 @@ impl<K: SlotCalls + Send + 'static> Machine<K> {
     }
 
     /// Takes the page's bit and re-arms the page, without a sync.
-    fn take(&self, client: DirtyClient) -> bool {
-        let page = PageSize::host().bytes();
-        let harvest = self.block.dirty().snapshot_and_clear(client, PAGE..PAGE + 1).unwrap();
-        let found = harvest.commit().is_dirty(PAGE);
-        self.map.log_clear(&self.block, PAGE * page..(PAGE + 1) * page).unwrap();
-        found
+    fn take(&self, log: &mut GlobalLogClaim) -> bool {
+        let bytes = PageSize::host().bytes_of(&(PAGE..PAGE + 1));
+        log.snapshot_and_clear(&self.block, bytes).unwrap().commit().is_dirty(PAGE)
     }
 
-    /// Switches clients on, and takes what their logs start with.
-    fn start(&self, clients: &[DirtyClient]) {
-        for client in clients {
-            self.map.set_log(self.ram, *client, true).unwrap();
+    /// Claims the logs of clients, and takes what they start with.
+    fn start<const N: usize>(&self, clients: [DirtyClient; N]) -> [GlobalLogClaim; N] {
+        let mut logs = clients.map(|client| self.map.claim_global_log(client).unwrap());
+        for log in &mut logs {
+            self.sync();
+            log.snapshot_and_clear(&self.block, 0..self.block.len()).unwrap().commit();
         }
-        for client in clients {
-            let all = 0..self.block.len();
-            self.map.snapshot_and_clear(self.ram, *client, all).unwrap().commit();
-        }
+        logs
     }
 
     /// Whether the migration gets the guest's second write, between which and the first it
     /// has cleared the page itself.
     fn migration_gets_the_second_write(&self, store: impl Fn(&Follower<K>, u8)) -> bool {
-        self.start(&[VGA, MIGRATION]);
+        let [mut vga, mut migration] = self.start([VGA, MIGRATION]);
         store(&self.follower, 1);
         self.sync(); // both have the bit
-        assert!(self.take(MIGRATION), "the first write is sent");
+        assert!(self.take(&mut migration), "the first write is sent");
         store(&self.follower, 2);
-        assert!(self.take(VGA), "with the bit of the first write");
+        assert!(self.take(&mut vga), "with the bit of the first write");
         self.sync();
-        self.take(MIGRATION)
+        self.take(&mut migration)
     }
 
     /// Whether a client that is switched on gets a write to a page whose bit was reported, and not
     /// cleared, before.
     fn who_comes_gets_a_write(&self, from: From, store: impl Fn(&Follower<K>, u8)) -> bool {
-        let again = from == From::Again;
-        self.start(if again { &[MIGRATION, VGA] } else { &[MIGRATION] });
+        let at_block = || self.block.dirty().claim(VGA).unwrap();
+        let before = (from == From::Again).then(at_block);
+        let [mut migration] = self.start([MIGRATION]);
         store(&self.follower, 1);
         self.sync();
-        let other = MemoryMap::new();
-        match from {
-            From::Map => self.map.set_log(self.ram, VGA, true).unwrap(),
+        drop(before);
+        let _claim: Box<dyn Any> = match from {
+            From::Map => Box::new(self.map.claim_log(self.ram, VGA).unwrap()),
             From::OtherMap => {
+                let other = MemoryMap::new();
                 let ram = other.transaction(|map| map.ram("ram", self.block.clone())).unwrap();
-                other.set_log(ram, VGA, true).unwrap();
+                Box::new(other.claim_log(ram, VGA).unwrap())
             }
-            From::Block => self.block.dirty().enable(VGA).unwrap(),
-            From::Again => {
-                self.block.dirty().disable(VGA).unwrap();
-                self.block.dirty().enable(VGA).unwrap();
-            }
-        }
+            From::Block | From::Again => Box::new(at_block()),
+        };
         // VGA reads the page here, and has no bit of it.
+        assert!(!self.block.dirty().is_dirty(VGA, PAGE));
         store(&self.follower, 2);
-        assert!(self.take(MIGRATION));
+        assert!(self.take(&mut migration));
         self.sync();
-        self.take(VGA)
+        self.block.dirty().is_dirty(VGA, PAGE)
     }
 }
 

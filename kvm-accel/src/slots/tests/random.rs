@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use memory_region::{MapError, MemoryMap, RegionId};
+use memory_region::{GlobalLogClaim, LogClaim, MapError, MemoryMap, RegionId};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
-use ram_block::{DirtyClient, PageSize, RamBlock};
+use ram_block::{DirtyClient, Harvest, PageSize, RamBlock};
 
 use super::fake_kvm::Paper;
 use super::follower::{Follower, Policy};
@@ -15,10 +15,14 @@ use crate::slots::table::{Mode, Slots};
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Shows or hides overlays and switches VGA's log, all in one commit.
+    /// Shows or hides overlays, all in one commit.
     Commit {
         overlays: [bool; 3],
-        log: bool,
+        fail: Option<u32>,
+    },
+    /// Starts or stops VGA's log.
+    Log {
+        on: bool,
         fail: Option<u32>,
     },
     /// A vCPU stores to pages in a row, and KVM checks whether its ring is full after so many;
@@ -41,7 +45,8 @@ enum Step {
     Sync {
         fail: bool,
     },
-    /// A client takes some pages and reads them, after a sync or from what it still has.
+    /// A client takes some pages and reads them, after a sync or, if it logs all RAM, from what
+    /// it still has.
     Take {
         vga: bool,
         sync: bool,
@@ -60,8 +65,10 @@ const LIMIT_OF_SPLIT: usize = 8;
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        3 => (any::<[bool; 3]>(), any::<bool>(), prop::option::of(0..12u32))
-            .prop_map(|(overlays, log, fail)| Step::Commit { overlays, log, fail }),
+        2 => (any::<[bool; 3]>(), prop::option::of(0..12u32))
+            .prop_map(|(overlays, fail)| Step::Commit { overlays, fail }),
+        2 => (any::<bool>(), prop::option::weighted(0.2, 0..12u32))
+            .prop_map(|(on, fail)| Step::Log { on, fail }),
         6 => (prop::option::weighted(0.9, 0..VCPUS), 0..PAGES, 1..4u64).prop_map(
             |(vcpu, page, count)| Step::Store { vcpu, page, count, unchecked: 1 }),
         1 => (0..VCPUS, 0..PAGES, 1..PAGES, prop_oneof![Just(1), 1..120u64]).prop_map(
@@ -102,6 +109,57 @@ fn modes() -> impl Strategy<Value = Mode> {
     ]
 }
 
+fn scope() -> impl Strategy<Value = Scope> {
+    prop_oneof![Just(Scope::Region), Just(Scope::All)]
+}
+
+/// What a client logs.
+#[derive(Clone, Copy, Debug)]
+enum Scope {
+    /// The region of RAM: slots of overlays that it alone would log are not logged.
+    Region,
+    /// All RAM.
+    All,
+}
+
+enum Log {
+    Region(LogClaim),
+    All(GlobalLogClaim),
+}
+
+impl Scope {
+    fn claim(
+        self,
+        map: &Arc<MemoryMap>,
+        region: RegionId,
+        client: DirtyClient,
+    ) -> Result<Log, MapError> {
+        match self {
+            Self::Region => map.claim_log(region, client).map(Log::Region),
+            Self::All => map.claim_global_log(client).map(Log::All),
+        }
+    }
+}
+
+impl Log {
+    fn take(
+        &mut self,
+        ram: &Arc<RamBlock>,
+        sync: bool,
+        bytes: Range<u64>,
+    ) -> Result<Harvest, MapError> {
+        match self {
+            Self::Region(log) => log.snapshot_and_clear(bytes),
+            Self::All(log) => {
+                if sync {
+                    log.sync()?;
+                }
+                log.snapshot_and_clear(ram, bytes)
+            }
+        }
+    }
+}
+
 /// A map, its follower, and what each client has read of the memory.
 struct Machine {
     map: Arc<MemoryMap>,
@@ -110,13 +168,15 @@ struct Machine {
     overlays: [RegionId; 3],
     follower: Arc<Follower>,
     rings: Vec<RingOfVcpu>,
+    scopes: [Scope; 2],
+    logs: [Option<Log>; 2],
     /// How often each page was stored to, and what each client has read of that.
     memory: Vec<u64>,
     copies: [Vec<u64>; 2],
 }
 
 impl Machine {
-    fn new(mode: Mode, split: bool, policy: Policy) -> Self {
+    fn new(mode: Mode, split: bool, policy: Policy, scopes: [Scope; 2]) -> Self {
         let page = PageSize::host().bytes();
         let ram = RamBlock::anonymous("ram", PAGES * page).unwrap();
         let map = MemoryMap::new();
@@ -125,11 +185,11 @@ impl Machine {
                 let system = map.container("system", 1 << 40)?;
                 let region = map.ram("ram", ram.clone())?;
                 map.add_subregion_overlap(system, 0, region, 0)?;
-                map.set_log(region, DirtyClient::MIGRATION, true)?;
                 Ok((system, region))
             })
             .unwrap();
         let overlays = overlays(&map, system, page);
+        let logs = [None, Some(scopes[1].claim(&map, region, DirtyClient::MIGRATION).unwrap())];
         let space = map.address_space("memory", system).unwrap();
         let (limit, most) = if split { (LIMIT_OF_SPLIT, 100) } else { (LIMIT, 1 << 20) };
         let kvm = Paper::new(mode, VCPUS);
@@ -140,7 +200,7 @@ impl Machine {
         let memory = vec![0u64; usize::try_from(PAGES).unwrap()];
         let copies = [memory.clone(), memory.clone()];
         map.add_listener(&space, follower.clone()).unwrap();
-        Self { map, ram, region, overlays, follower, rings, memory, copies }
+        Self { map, ram, region, overlays, follower, rings, scopes, logs, memory, copies }
     }
 
     fn fail(&self, calls: Option<u32>) {
@@ -173,48 +233,73 @@ impl Machine {
         self.rings.get(vcpu).map_or(0, RingOfVcpu::moves)
     }
 
-    fn commit(&mut self, shown: [bool; 3], log: bool, fail: Option<u32>) {
-        let was_on = self.ram.dirty().enabled().contains(DirtyClient::VGA);
+    fn is_on(&self, client: DirtyClient) -> bool {
+        self.ram.dirty().enabled().contains(client)
+    }
+
+    fn commit(&mut self, shown: [bool; 3], fail: Option<u32>) {
+        let was_on = self.is_on(DirtyClient::VGA);
         self.fail(fail);
-        let result = self.map.transaction(|map| {
-            for (overlay, shown) in self.overlays.iter().zip(shown) {
-                map.set_enabled(*overlay, shown)?;
-            }
-            map.set_log(self.region, DirtyClient::VGA, log)
+        let shown = self.overlays.iter().zip(shown);
+        // If it is refused, everything stays as it was.
+        let _ = self.map.transaction(|map| {
+            shown.into_iter().try_for_each(|(overlay, shown)| map.set_enabled(*overlay, shown))
         });
         self.fail(None);
-        let is_on = self.ram.dirty().enabled().contains(DirtyClient::VGA);
-        assert_eq!(is_on, if result.is_ok() { log } else { was_on });
-        // A switch-off that is refused leaves VGA on, with nothing lost.
+        self.check_vga(was_on, fail);
+    }
+
+    fn log(&mut self, on: bool, fail: Option<u32>) {
+        if on == self.logs[0].is_some() {
+            return;
+        }
+        let was_on = self.is_on(DirtyClient::VGA);
+        self.fail(fail);
+        if !on {
+            self.logs[0] = None;
+        } else {
+            // Stops the former log first, if that was refused; which may be refused again.
+            let claimed = self.scopes[0].claim(&self.map, self.region, DirtyClient::VGA);
+            let is_claimed = matches!(claimed, Err(MapError::Claimed { .. }));
+            assert!(!is_claimed || was_on && fail.is_some());
+            self.logs[0] = claimed.ok();
+        }
+        self.fail(None);
+        self.check_vga(was_on, fail);
+        if self.logs[0].is_some() {
+            // A client that comes begins with all of memory.
+            self.copies[0].clone_from(&self.memory);
+        }
+    }
+
+    /// A stop that is refused leaves VGA on, with nothing lost, until a later change of the map.
+    fn check_vga(&mut self, was_on: bool, fail: Option<u32>) {
+        let (is_on, is_claimed) = (self.is_on(DirtyClient::VGA), self.logs[0].is_some());
+        let may_go_on = was_on && fail.is_some();
+        assert!(is_on == is_claimed || is_on && may_go_on, "{is_on}, {is_claimed}");
         if !(was_on && is_on) {
             self.copies[0].clone_from(&self.memory);
         }
     }
 
     fn take(&mut self, vga: bool, sync: bool, pages: Range<u64>, fail: Option<u32>) {
-        let page = PageSize::host().bytes();
-        let client = CLIENTS[usize::from(!vga)];
-        self.fail(fail);
-        let result = (|| {
-            if sync {
-                self.map.sync_dirty_log(self.region)?;
-            }
-            let harvest = self.ram.dirty().snapshot_and_clear(client, pages.clone())?;
-            self.map.log_clear(&self.ram, pages.start * page..pages.end * page)?;
-            for page in harvest.commit().pages() {
-                let page = usize::try_from(page).unwrap();
-                self.copies[usize::from(!vga)][page] = self.memory[page];
-            }
-            Ok::<(), MapError>(())
-        })();
-        self.fail(None);
-        let is_on = self.ram.dirty().enabled().contains(client);
-        assert!(result.is_ok() || fail.is_some() || !is_on, "{result:?}");
+        let client = usize::from(!vga);
+        let Some(log) = &mut self.logs[client] else { return };
+        self.follower.kvm.lock().unwrap().calls_to_failure.set(fail);
+        let taken = log.take(&self.ram, sync, PageSize::host().bytes_of(&pages));
+        self.follower.kvm.lock().unwrap().calls_to_failure.set(None);
+        assert!(taken.is_ok() || fail.is_some(), "{taken:?}");
+        let taken = taken.map(Harvest::commit).unwrap_or_default();
+        for page in taken.pages() {
+            let page = usize::try_from(page).unwrap();
+            self.copies[client][page] = self.memory[page];
+        }
     }
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Commit { overlays, log, fail } => self.commit(overlays, log, fail),
+            Step::Commit { overlays, fail } => self.commit(overlays, fail),
+            Step::Log { on, fail } => self.log(on, fail),
             Step::Store { vcpu, page, count, unchecked } => {
                 let mut moves = vcpu.map_or(0, |vcpu| self.moves(vcpu));
                 for n in 0..count {
@@ -275,8 +360,9 @@ proptest! {
         steps in prop::collection::vec(step(), 1..80),
         mode in modes(),
         split in any::<bool>(),
+        scopes in [scope(), scope()],
     ) {
-        let mut machine = Machine::new(mode, split, Policy::Held);
+        let mut machine = Machine::new(mode, split, Policy::Held, scopes);
         steps.into_iter().for_each(|step| machine.step(step));
         let lost = machine.lost();
         prop_assert!(lost.is_none(), "{:?} is lost", lost);
@@ -290,7 +376,7 @@ fn the_steps_show_what_clearing_with_ones_own_bits_loses() {
     let steps = prop::collection::vec(step(), 1..80);
     let result = runner.run(&steps, |steps| {
         let mode = Mode::ManualProtect { chunk: 64 };
-        let mut machine = Machine::new(mode, false, Policy::Own);
+        let mut machine = Machine::new(mode, false, Policy::Own, [Scope::All; 2]);
         steps.into_iter().for_each(|step| machine.step(step));
         prop_assert!(machine.lost().is_none());
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use memory_region::MemoryMap;
+use memory_region::{LogClaim, MemoryMap};
 use ram_block::{DirtyClient, PageSize, RamBlock};
 
 use super::fake_kvm::Paper;
@@ -15,20 +15,20 @@ const MODES: [Mode; 3] =
 
 const PAGES: u64 = 10;
 
-/// The slots of a logged block of `PAGES` pages, of three pages each.
-fn slots(mode: Mode) -> (Paper, PaperSlots, Arc<RamBlock>) {
+/// The slots of a logged block of `PAGES` pages, of three pages each, and its log.
+fn slots(mode: Mode) -> (Paper, PaperSlots, LogClaim) {
     let page = PageSize::host().bytes();
     let block = RamBlock::anonymous("ram", PAGES * page).unwrap();
     let map = MemoryMap::new();
-    let system = map
+    let (system, ram) = map
         .transaction(|map| {
             let system = map.container("system", 1 << 40)?;
-            let ram = map.ram("ram", block.clone())?;
+            let ram = map.ram("ram", block)?;
             map.add_subregion(system, 0, ram)?;
-            map.set_log(ram, DirtyClient::VGA, true)?;
-            Ok(system)
+            Ok((system, ram))
         })
         .unwrap();
+    let mut log = map.claim_log(ram, DirtyClient::VGA).unwrap();
     let kvm = Paper::new(mode, 1);
     let mut slots = Slots::new(100, 3 * page, mode);
     for entries in kvm.mapped() {
@@ -38,51 +38,52 @@ fn slots(mode: Mode) -> (Paper, PaperSlots, Arc<RamBlock>) {
         Arc::new(Follower { kvm: kvm.into(), slots: slots.into(), policy: Policy::Held });
     let space = map.address_space("memory", system).unwrap();
     map.add_listener(&space, follower.clone()).unwrap();
-    // The table as it is when the machine is dropped before the map.
-    let mut kvm = follower.kvm.lock().unwrap();
-    let kvm = std::mem::replace(&mut *kvm, Paper::new(mode, 0));
-    let mut slots = follower.slots.lock().unwrap();
-    let slots = std::mem::replace(&mut *slots, Slots::new(0, page, mode));
-    block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..PAGES).unwrap().commit();
-    (kvm, slots, block)
+    // The table as it is when the machine is dropped before the map, which follows without slots
+    // from here on.
+    let kvm = std::mem::replace(&mut *follower.kvm.lock().unwrap(), Paper::new(mode, 0));
+    let empty = Slots::new(0, page, mode);
+    let slots = std::mem::replace(&mut *follower.slots.lock().unwrap(), empty);
+    dirty(&mut log);
+    (kvm, slots, log)
 }
 
 /// How many dirty pages the client has.
-fn dirty(block: &RamBlock) -> u64 {
-    block.dirty().snapshot_and_clear(DirtyClient::VGA, 0..PAGES).unwrap().commit().count()
+fn dirty(log: &mut LogClaim) -> u64 {
+    let all = 0..log.block().len();
+    log.snapshot_and_clear(all).unwrap().commit().count()
 }
 
 #[test]
 fn what_was_logged_is_merged_and_the_block_is_freed() {
     for mode in MODES {
-        let (kvm, mut slots, block) = slots(mode);
+        let (kvm, mut slots, mut log) = slots(mode);
         slots.harvest(&kvm, 0).unwrap();
-        dirty(&block);
+        dirty(&mut log);
         kvm.store(5 * PageSize::host().bytes(), Some(0)).unwrap();
         slots.remove_all(&kvm);
         assert!(kvm.slots.borrow().is_empty(), "{mode:?}");
         assert!(slots.list().is_empty());
-        assert!(dirty(&block) >= 1, "{mode:?}");
-        let block = gone_with(slots, block);
+        assert!(dirty(&mut log) >= 1, "{mode:?}");
+        let block = gone_with(slots, log);
         assert!(block.upgrade().is_none(), "{mode:?}: the block is kept");
     }
 }
 
-/// Drops all references of the test to the block.
-fn gone_with(slots: PaperSlots, block: Arc<RamBlock>) -> Weak<RamBlock> {
+/// Drops all references of the test to the block, the map among them.
+fn gone_with(slots: PaperSlots, log: LogClaim) -> Weak<RamBlock> {
     drop(slots);
-    Arc::downgrade(&block)
+    Arc::downgrade(log.block())
 }
 
 #[test]
 fn if_the_log_cannot_be_fetched_all_counts_as_written() {
     for mode in MODES {
-        let (kvm, mut slots, block) = slots(mode);
+        let (kvm, mut slots, mut log) = slots(mode);
         kvm.store(5 * PageSize::host().bytes(), Some(0)).unwrap();
         kvm.calls_to_failure.set(Some(0));
         slots.remove_all(&kvm);
         assert!(kvm.slots.borrow().is_empty(), "{mode:?}");
-        assert_eq!(dirty(&block), PAGES, "{mode:?}");
+        assert_eq!(dirty(&mut log), PAGES, "{mode:?}");
     }
 }
 
@@ -123,12 +124,12 @@ impl SlotCalls for Stubborn {
 #[test]
 fn a_block_that_kvm_keeps_is_never_freed() {
     for mode in MODES {
-        let (kvm, mut slots, block) = slots(mode);
+        let (kvm, mut slots, log) = slots(mode);
         let kvm = Stubborn(kvm);
         slots.remove_all(&kvm);
         assert!(!kvm.0.slots.borrow().is_empty());
         assert!(slots.list().is_empty());
-        let block = gone_with(slots, block);
+        let block = gone_with(slots, log);
         assert!(block.upgrade().is_some(), "{mode:?}: KVM writes to freed memory");
     }
 }

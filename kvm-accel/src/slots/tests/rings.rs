@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
-use ram_block::{DirtyClient, PageSize, RamBlock};
+use ram_block::{DirtyClaim, DirtyClient, PageSize, RamBlock};
 
 use crate::dirty_ring::fake_ring::FakeRing;
 use crate::dirty_ring::ring::Entries;
@@ -254,6 +254,7 @@ struct Machine {
     /// Each ring's count of moves when its vCPU was entered.
     moves: Vec<u64>,
     block: Arc<RamBlock>,
+    log: DirtyClaim,
     copy: Vec<u32>,
 }
 
@@ -278,7 +279,7 @@ impl Machine {
         })));
         let size = pages as u64 * PageSize::host().bytes();
         let block = RamBlock::anonymous("ram", size).unwrap();
-        block.dirty().enable(CLIENT).unwrap();
+        let log = block.dirty().claim(CLIENT).unwrap();
         let mut slots = Slots::new(1, size, Mode::Rings { with_bitmap: false });
         let slot = Slot {
             id: 0,
@@ -297,7 +298,7 @@ impl Machine {
         let moments = |entries| Moments { kvm: kvm.clone(), entries, blind: RefCell::default() };
         let rings = mapped.into_iter().map(|entries| slots.rings.add(moments(entries))).collect();
         let moves = vec![0; kind.vcpus];
-        Self { kvm, slots, rings, moves, block, copy: vec![0; pages] }
+        Self { kvm, slots, rings, moves, block, log, copy: vec![0; pages] }
     }
 
     fn set_still(&self, still: bool) {
@@ -331,8 +332,7 @@ impl Machine {
 
     fn harvest(&mut self) {
         self.slots.take_rings(&self.kvm).unwrap();
-        let dirty = self.block.dirty();
-        let harvest = dirty.snapshot_and_clear(CLIENT, 0..self.block.pages()).unwrap();
+        let harvest = self.log.snapshot_and_clear(0..self.block.pages()).unwrap();
         let memory = self.kvm.0.borrow();
         for page in harvest.commit().pages() {
             let page = usize::try_from(page).unwrap();

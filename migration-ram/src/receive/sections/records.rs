@@ -110,7 +110,7 @@ impl Sections<'_, '_, '_> {
             return Err(ReceiveError::TooLong { at, what, most });
         }
         let decoder = self.decoder.get_or_insert_with(|| Decoder::new(self.page));
-        let len = usize::try_from(len).unwrap_or(0);
+        let len = index(len);
         decode(decoder, EncodedPage { at, block, offset }, self.stream.need(len, what)?)?;
         self.stream.consume(len);
         if let Some(memory) = block.memory() {
@@ -167,7 +167,7 @@ fn zero_run(bytes: &[u8], mut next: u64, page: u64, most: u64) -> usize {
         }
         bits != 0
     };
-    let most = usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len() / ZERO_RECORD);
+    let most = index(most).min(bytes.len() / ZERO_RECORD);
     let bytes = &bytes[..most * ZERO_RECORD];
     let groups = bytes.chunks_exact(GROUP * ZERO_RECORD);
     let whole = groups.take_while(|group| !differing(group)).count() * GROUP;

@@ -145,7 +145,7 @@ proptest! {
                 ram.write(number * 4096 + number, &[7; 64]).unwrap();
             }
             let before = resident(&ram);
-            ram.dirty().enable(DirtyClient::MIGRATION).unwrap();
+            let _log = ram.dirty().claim(DirtyClient::MIGRATION).unwrap();
             ram.zero(start, len).unwrap();
             prop_assert_eq!(resident(&ram), before, "{}", kind);
             let zeroed = index(start)..index(start + len);
@@ -239,9 +239,9 @@ fn what_a_file_lost_is_no_hole() {
 fn pages_are_populated_and_stay_as_they_are() {
     let file = file("populate");
     for (kind, ram) in each_kind(&file) {
-        ram.dirty().enable(DirtyClient::MIGRATION).unwrap();
+        let log = ram.dirty().claim(DirtyClient::MIGRATION).unwrap();
         ram.write(5, b"stays").unwrap();
-        ram.dirty().snapshot_and_clear(DirtyClient::MIGRATION, 0..1).unwrap().commit();
+        log.snapshot_and_clear(0..1).unwrap().commit();
         ram.populate(3..5 * page() + 1).unwrap();
         let populated = 0..6 * page();
         let parts = found(&ram, populated.clone());

@@ -103,12 +103,6 @@ impl Encoder {
     }
 }
 
-impl std::fmt::Debug for Encoder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Encoder").field("format", &self.format).finish_non_exhaustive()
-    }
-}
-
 /// Splits `area` into pieces of bounded size, from the top.
 pub(crate) fn pieces(area: &Rect) -> impl Iterator<Item = Rect> + use<> {
     let Rect { x, y, width, height } = *area;

@@ -1,0 +1,539 @@
+//! A set of pages that one thread at a time writes: plain words, and a summary above them.
+//!
+//! A *leaf* holds the bits of 64 pages, a summary bit stands for each leaf that may be non-zero, a
+//! top bit for each summary word. A *chunk* is the 64 leaves of one summary word (4,096 pages), a
+//! *granule* the 64 chunks of one top word (262,144 pages). A chunk of which all pages are in the
+//! set, as all are when a log or a migration starts, is one bit beside its top bit, and its leaves
+//! are not touched.
+//!
+//! Each client has one for what a synchronizer merges. A locked instruction costs about as much as
+//! 16 plain loads, so a merge of many dirty pages into an atomic bitmap is bound by its
+//! read-modify-writes, however fast it scans. KVM's words come from one thread at a time, though.
+//! They go here, under the block's lock (that is what `&mut` means then), and are taken under the
+//! same lock by a harvest, which joins them with what others marked in the atomic
+//! [`Bitmap`](crate::bitmap::atomic::Bitmap).
+
+use std::io;
+use std::ops::Range;
+
+use crate::bitmap::bits::{BITS, GRANULE, bits_of, mask_within, whole_words_of, words_of};
+use crate::bitmap::simd::{self, CHUNK, Chunk};
+use crate::bitmap::word::Owned;
+use crate::page::index;
+use crate::sys::mapping::prefer_huge_pages;
+
+/// Pages of a chunk.
+const CHUNK_PAGES: u64 = BITS * BITS;
+
+/// A consumer's own set of a block's pages: those that it has still to deal with, for example.
+///
+/// What it costs is what is in it, not how many pages there could be: a clean set of 16 TiB has no
+/// memory, a full one a few hundred KiB. Filled from a log by
+/// [`DirtyClaim::move_to`](crate::DirtyClaim::move_to).
+///
+/// ```
+/// use ram_block::PageSet;
+///
+/// let mut pending = PageSet::new(1 << 32)?; // 16 TiB of 4 KiB pages
+/// pending.insert(0..1 << 32);
+/// pending.insert(70..71);
+/// assert!(pending.contains(1 << 31));
+/// assert_eq!(pending.take_word(1), Some((1, u64::MAX))); // pages 64 to 127
+/// assert!(!pending.contains(70) && pending.contains(63));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct PageSet {
+    leaves: Owned,
+    summary: Owned,
+    top: Owned,
+    /// A bit for each chunk, as in `top`: all its pages are in the set, whatever its leaves are.
+    full: Owned,
+}
+
+impl PageSet {
+    /// An empty set with room for `pages` pages.
+    ///
+    /// # Errors
+    ///
+    /// If the operating system has no addresses for it, or the process may not lock as much
+    /// (`RLIMIT_MEMLOCK`, after `mlockall`).
+    pub fn new(pages: u64) -> io::Result<Self> {
+        // Mappings, not vectors: many allocators write the zeros of `vec![0; n]`, which for 4 TiB
+        // of 4 KiB pages makes 130 MiB of clean bits resident.
+        let summary = pages.div_ceil(BITS).div_ceil(BITS);
+        let leaves = index(summary).checked_mul(CHUNK).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mut leaves = Owned::zeroed(leaves)?;
+        prefer_huge_pages(&mut leaves);
+        Ok(Self {
+            leaves,
+            summary: Owned::zeroed(index(summary))?,
+            top: Owned::zeroed(index(summary.div_ceil(BITS)))?,
+            full: Owned::zeroed(index(summary.div_ceil(BITS)))?,
+        })
+    }
+
+    /// How many pages there is room for, rounded up to a multiple of 4,096.
+    pub(crate) fn room(&self) -> u64 {
+        self.leaves.len() as u64 * BITS
+    }
+
+    /// Inserts `pages`, which must be within the room that the set was made with.
+    ///
+    /// # Panics
+    ///
+    /// If there is no room for them.
+    pub fn insert(&mut self, pages: Range<u64>) {
+        for chunk in words_of(&words_of(&pages)) {
+            let whole = chunk * CHUNK_PAGES..(chunk + 1) * CHUNK_PAGES;
+            if pages.start <= whole.start && whole.end <= pages.end {
+                self.fill_chunk(index(chunk));
+                continue;
+            }
+            let part = pages.start.max(whole.start)..pages.end.min(whole.end);
+            for leaf in words_of(&part) {
+                self.insert_word(leaf, mask_within(leaf, &part));
+            }
+        }
+    }
+
+    /// Inserts the pages of one word; returns how many are new.
+    #[inline]
+    pub(crate) fn insert_word(&mut self, word: u64, bits: u64) -> u64 {
+        let chunk = word / BITS;
+        if bits == 0 || self.is_full(chunk) {
+            return 0;
+        }
+        let leaf = &mut self.leaves[index(word)];
+        let new = bits & !*leaf;
+        *leaf |= bits;
+        self.summary[index(chunk)] |= 1 << (word % BITS);
+        self.top[index(chunk / BITS)] |= 1 << (chunk % BITS);
+        u64::from(new.count_ones())
+    }
+
+    /// Takes the pages of the first word from number `from` on that has any: the word's number, and
+    /// a bit for each page, the lowest bit for page 64 times that number. Costs a step for each
+    /// 16,777,216 pages that are not in the set, and a few for what is taken.
+    pub fn take_word(&mut self, from: u64) -> Option<(u64, u64)> {
+        let mut chunk = from / BITS;
+        loop {
+            chunk = self.next_chunk(chunk)?;
+            if self.take_full(chunk) {
+                self.words_of_chunk(chunk).fill(u64::MAX);
+                self.summary[index(chunk)] = u64::MAX;
+            }
+            let summary = &mut self.summary[index(chunk)];
+            let first = (chunk * BITS).max(from);
+            for word in bits_of(chunk, *summary & mask_within(chunk, &(first..u64::MAX))) {
+                *summary &= !(1 << (word % BITS));
+                let bits = std::mem::take(&mut self.leaves[index(word)]);
+                if *summary == 0 {
+                    self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+                }
+                if bits != 0 {
+                    return Some((word, bits));
+                }
+            }
+            chunk += 1;
+        }
+    }
+
+    /// The first chunk from number `from` on that may have a page.
+    fn next_chunk(&self, from: u64) -> Option<u64> {
+        let first = from / BITS;
+        let here = self.top.get(index(first))? & u64::MAX << (from % BITS);
+        if here != 0 {
+            return Some(first * BITS + u64::from(here.trailing_zeros()));
+        }
+        let rest = &self.top[index(first) + 1..];
+        let at = rest.iter().position(|top| *top != 0)?;
+        Some((first + 1 + at as u64) * BITS + u64::from(rest[at].trailing_zeros()))
+    }
+
+    fn is_full(&self, chunk: u64) -> bool {
+        self.full[index(chunk / BITS)] >> (chunk % BITS) & 1 != 0
+    }
+
+    /// Inserts all 4,096 pages of chunk `chunk`.
+    pub(crate) fn fill_chunk(&mut self, chunk: usize) {
+        self.full[chunk / 64] |= 1 << (chunk % 64);
+        self.top[chunk / 64] |= 1 << (chunk % 64);
+    }
+
+    /// Whether all pages of chunk `chunk` are in the set by its bit in `full`, which is cleared.
+    fn take_full(&mut self, chunk: u64) -> bool {
+        let (full, bit) = (&mut self.full[index(chunk / BITS)], 1 << (chunk % BITS));
+        let was_full = *full & bit != 0;
+        *full &= !bit;
+        was_full
+    }
+
+    /// The words of chunk `chunk`.
+    fn words_of_chunk(&mut self, chunk: u64) -> &mut [u64] {
+        &mut self.leaves[index(chunk) * CHUNK..(index(chunk) + 1) * CHUNK]
+    }
+
+    /// ORs `words` into chunk `chunk`; `nonzero` has a bit for each of them that is not
+    /// zero.
+    pub(crate) fn merge_chunk(&mut self, chunk: usize, words: &Chunk, nonzero: u64) {
+        let leaves = &mut self.leaves[chunk * CHUNK..(chunk + 1) * CHUNK];
+        if nonzero.count_ones() <= simd::MAX_SINGLE_WORDS {
+            for n in bits_of(0, nonzero).map(index) {
+                leaves[n] |= words[n];
+            }
+        } else {
+            simd::or(leaves, words);
+        }
+        self.summary[chunk] |= nonzero;
+        self.top[chunk / 64] |= 1 << (chunk % 64);
+    }
+
+    /// Prefetches the lines of chunk `chunk` that a merge of its words `nonzero` will write.
+    #[inline]
+    pub(crate) fn prefetch_chunk(&self, chunk: usize, nonzero: u64) {
+        if nonzero.count_ones() <= simd::MAX_SINGLE_WORDS {
+            for n in bits_of(0, nonzero).map(index) {
+                simd::prefetch(&self.leaves, chunk * CHUNK + n);
+            }
+        } else {
+            for n in (0..CHUNK).step_by(8) {
+                simd::prefetch(&self.leaves, chunk * CHUNK + n);
+            }
+        }
+    }
+
+    /// As [`prefetch_chunk`](Self::prefetch_chunk), for a harvest of all chunks of
+    /// `pages`, which lie in one granule, into a bitmap that starts at word `base`.
+    fn prefetch(&self, pages: &Range<u64>, base: u64, into: &[u64]) {
+        for (chunk, _) in self.dirty_chunks(pages) {
+            let summary = self.summary[index(chunk)];
+            if summary.count_ones() <= simd::MAX_SINGLE_WORDS {
+                for leaf in bits_of(chunk, summary) {
+                    simd::prefetch(&self.leaves, index(leaf));
+                    simd::prefetch(into, index(leaf.wrapping_sub(base)));
+                }
+            }
+        }
+    }
+
+    /// The first granule in `pages` that may have a dirty page, cut to `pages`.
+    pub(crate) fn dirty_granule(&self, pages: &Range<u64>) -> Option<Range<u64>> {
+        if pages.is_empty() {
+            return None;
+        }
+        let granules = pages.start / GRANULE..pages.end.div_ceil(GRANULE);
+        let tops = &self.top[index(granules.start)..index(granules.end)];
+        let found = granules.start + tops.iter().position(|top| *top != 0)? as u64;
+        let start = (found * GRANULE).max(pages.start);
+        Some(start..((found + 1) * GRANULE).min(pages.end))
+    }
+
+    /// The chunks that may be dirty and overlap `pages`, which lie in one granule; for each,
+    /// whether all its pages are among `pages`.
+    fn dirty_chunks(&self, pages: &Range<u64>) -> impl Iterator<Item = (u64, bool)> + use<> {
+        let chunks = words_of(&words_of(pages));
+        let whole = whole_words_of(&whole_words_of(pages));
+        let top = chunks.start / BITS;
+        let found = self.top[index(top)] & mask_within(top, &chunks);
+        bits_of(top, found).map(move |chunk| (chunk, whole.contains(&chunk)))
+    }
+
+    /// Clears the bits of `pages`, which lie in one granule, and hands each non-zero
+    /// word of them to `sink`, in ascending order, as (word number, bits).
+    pub(crate) fn take(&mut self, pages: &Range<u64>, mut sink: impl FnMut(u64, u64)) {
+        self.prefetch(pages, 0, &[]);
+        for (chunk, whole) in self.dirty_chunks(pages) {
+            if whole {
+                self.take_whole_chunk(chunk, &mut sink);
+            } else {
+                self.take_part(chunk, pages, &mut sink);
+            }
+        }
+    }
+
+    #[inline]
+    fn take_whole_chunk(&mut self, chunk: u64, sink: &mut impl FnMut(u64, u64)) {
+        let full = self.take_full(chunk);
+        let found = std::mem::take(&mut self.summary[index(chunk)]);
+        self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+        let leaves = self.words_of_chunk(chunk);
+        for leaf in bits_of(0, found) {
+            let bits = std::mem::take(&mut leaves[index(leaf)]);
+            if bits != 0 && !full {
+                sink(chunk * BITS + leaf, bits);
+            }
+        }
+        if full {
+            (chunk * BITS..(chunk + 1) * BITS).for_each(|word| sink(word, u64::MAX));
+        }
+    }
+
+    fn take_part(&mut self, chunk: u64, pages: &Range<u64>, sink: &mut impl FnMut(u64, u64)) {
+        if self.take_full(chunk) {
+            self.words_of_chunk(chunk).fill(u64::MAX);
+            self.summary[index(chunk)] = u64::MAX;
+        }
+        let summary = &mut self.summary[index(chunk)];
+        let found = *summary & mask_within(chunk, &words_of(pages));
+        *summary &= !mask_within(chunk, &whole_words_of(pages));
+        if *summary == 0 {
+            self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+        }
+        for leaf in bits_of(chunk, found) {
+            let mask = mask_within(leaf, pages);
+            let word = &mut self.leaves[index(leaf)];
+            let bits = *word & mask;
+            *word &= !mask;
+            if bits != 0 {
+                sink(leaf, bits);
+            }
+        }
+    }
+
+    /// Moves the bits of `pages`, which lie in one granule, into `into`, word 0 of which is word
+    /// `base` of the bitmap; returns how many of its bits are new. Calls `noted` with the number of
+    /// each chunk that may be dirty, and with a bit for each of its words that may be non-zero.
+    pub(crate) fn move_into(
+        &mut self,
+        pages: &Range<u64>,
+        base: u64,
+        into: &mut [u64],
+        mut noted: impl FnMut(u64, u64),
+    ) -> u64 {
+        let mut new = 0;
+        self.prefetch(pages, base, into);
+        for (chunk, whole) in self.dirty_chunks(pages) {
+            let (at, summary) = (index(chunk) * CHUNK, self.summary[index(chunk)]);
+            let full = self.is_full(chunk);
+            noted(chunk, if full { u64::MAX } else { summary });
+            if whole && (full || summary.count_ones() > simd::MAX_SINGLE_WORDS) {
+                // A chunk that is cut off by the end of `into` is moved word by word.
+                let target = index(chunk * BITS - base);
+                let target =
+                    into.get_mut(target..target + CHUNK).and_then(|words| words.try_into().ok());
+                let leaves = (&mut self.leaves[at..at + CHUNK]).try_into().ok();
+                if let Some((leaves, target)) = leaves.zip(target) {
+                    if !full {
+                        new += simd::move_chunk(leaves, target);
+                        self.summary[index(chunk)] = 0;
+                        self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+                        continue;
+                    }
+                    new += CHUNK as u64 * BITS - simd::scan(target).1;
+                    target.fill(u64::MAX);
+                    self.take_whole_chunk(chunk, &mut |_, _| ());
+                    continue;
+                }
+            }
+            let mut put = |word: u64, bits: u64| {
+                let slot = &mut into[index(word - base)];
+                new += u64::from((bits & !*slot).count_ones());
+                *slot |= bits;
+            };
+            if whole {
+                self.take_whole_chunk(chunk, &mut put);
+            } else {
+                self.take_part(chunk, pages, &mut put);
+            }
+        }
+        new
+    }
+
+    /// Moves the pages of `pages`, which lie in one granule, into `into`; returns how many are new
+    /// there.
+    pub(crate) fn move_to(&mut self, pages: &Range<u64>, into: &mut Self) -> u64 {
+        let mut new = 0;
+        for (chunk, whole) in self.dirty_chunks(pages) {
+            let (at, summary) = (index(chunk) * CHUNK, self.summary[index(chunk)]);
+            if whole && self.is_full(chunk) {
+                new += CHUNK_PAGES - into.count_of_chunk(chunk);
+                into.fill_chunk(index(chunk));
+                self.take_whole_chunk(chunk, &mut |_, _| ());
+            } else if whole && into.is_full(chunk) {
+                self.take_whole_chunk(chunk, &mut |_, _| ());
+            } else if whole && summary.count_ones() > simd::MAX_SINGLE_WORDS {
+                let from = self.leaves[at..].first_chunk_mut();
+                if let Some((from, into)) = from.zip(into.leaves[at..].first_chunk_mut()) {
+                    new += simd::move_chunk(from, into);
+                }
+                into.summary[index(chunk)] |= summary;
+                into.top[index(chunk / BITS)] |= 1 << (chunk % BITS);
+                self.summary[index(chunk)] = 0;
+                self.top[index(chunk / BITS)] &= !(1 << (chunk % BITS));
+            } else if whole {
+                self.take_whole_chunk(chunk, &mut |word, bits| new += into.insert_word(word, bits));
+            } else {
+                self.take_part(chunk, pages, &mut |word, bits| new += into.insert_word(word, bits));
+            }
+        }
+        new
+    }
+
+    /// How many pages of a chunk are in the set.
+    fn count_of_chunk(&mut self, chunk: u64) -> u64 {
+        if self.is_full(chunk) {
+            return CHUNK_PAGES;
+        }
+        let ones = |word: &u64| u64::from(word.count_ones());
+        let summary = self.summary[index(chunk)];
+        let leaves = self.words_of_chunk(chunk);
+        bits_of(0, summary).map(|leaf| ones(&leaves[index(leaf)])).sum()
+    }
+
+    /// Whether `page` is in the set.
+    pub fn contains(&self, page: u64) -> bool {
+        let leaf = self.leaves.get(index(page / BITS));
+        leaf.is_some_and(|leaf| self.is_full(page / CHUNK_PAGES) || leaf >> (page % BITS) & 1 != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::bitmap::shifted::Shifted;
+    use proptest::prelude::*;
+
+    /// What a set is given, and what is asked of it.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u64, u64),
+        Words(u64, Vec<u64>),
+        /// Takes so many words from this one on.
+        Take(u64, usize),
+        /// Moves these pages to the other set.
+        Move(u64, u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let start = prop_oneof![0..300u64, 4000..9000u64, GRANULE - 5000..GRANULE + 5000];
+        let len = prop_oneof![0..200u64, Just(4096u64), 4096..20_000u64];
+        let word = prop_oneof![Just(0), Just(u64::MAX), any::<u64>()];
+        prop_oneof![
+            (start.clone(), len.clone()).prop_map(|(start, len)| Step::Insert(start, len)),
+            (start.clone(), prop::collection::vec(word, 1..100))
+                .prop_map(|(start, words)| Step::Words(start / 64, words)),
+            (start.clone(), 1..200usize).prop_map(|(start, count)| Step::Take(start / 64, count)),
+            (start, len).prop_map(|(start, len)| Step::Move(start, len)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Two sets, one of which is moved to the other, against sets of pages.
+        #[test]
+        fn behaves_as_a_set_of_pages(steps in prop::collection::vec(step(), 1..40)) {
+            const PAGES: u64 = GRANULE + 26_000;
+            let (mut set, mut other) = (PageSet::new(PAGES).unwrap(), PageSet::new(PAGES).unwrap());
+            let (mut oracle, mut others) = (BTreeSet::new(), BTreeSet::new());
+            for step in steps {
+                match step {
+                    Step::Insert(start, len) => {
+                        set.insert(start..start + len);
+                        oracle.extend(start..start + len);
+                    }
+                    Step::Words(first, words) => {
+                        for (word, bits) in (first..).zip(words) {
+                            let pages = bits_of(word, bits).collect::<BTreeSet<_>>();
+                            let new = pages.difference(&oracle).count() as u64;
+                            prop_assert_eq!(set.insert_word(word, bits), new);
+                            oracle.extend(pages);
+                        }
+                    }
+                    Step::Take(from, count) => {
+                        let mut next = from;
+                        for _ in 0..count {
+                            let first = oracle.range(next * 64..).next().map(|page| page / 64);
+                            let taken = set.take_word(next);
+                            prop_assert_eq!(taken.map(|(word, _)| word), first);
+                            let Some((word, bits)) = taken else { break };
+                            for page in word * 64..(word + 1) * 64 {
+                                prop_assert_eq!(bits >> (page % 64) & 1 != 0, oracle.remove(&page));
+                            }
+                            next = word + 1;
+                        }
+                    }
+                    Step::Move(start, len) => {
+                        let (mut rest, mut new) = (start..start + len, 0);
+                        while let Some(granule) = set.dirty_granule(&rest) {
+                            new += set.move_to(&granule, &mut other);
+                            rest.start = granule.end;
+                        }
+                        let moved: BTreeSet<u64> = oracle.range(start..start + len).copied()
+                            .collect();
+                        prop_assert_eq!(new, moved.difference(&others).count() as u64);
+                        oracle.retain(|page| !moved.contains(page));
+                        others.extend(moved);
+                    }
+                }
+            }
+            prop_assert!((0..PAGES).all(|page| set.contains(page) == oracle.contains(&page)));
+            prop_assert!((0..PAGES).all(|page| other.contains(page) == others.contains(&page)));
+            prop_assert!(!set.contains(u64::MAX));
+        }
+    }
+
+    proptest! {
+        /// Any merges and takes against a plain list of pages.
+        #[test]
+        fn behaves_as_a_list_of_pages(
+            steps in prop::collection::vec(
+                (0..300_000u64, 1..19_000u64, any::<bool>(), any::<u64>()), 1..40),
+        ) {
+            const PAGES: u64 = 320_000;
+            let mut bulk = PageSet::new(PAGES).unwrap();
+            let mut oracle = vec![false; index(PAGES)];
+            for (start, len, merge, seed) in steps {
+                let range = start..start + len;
+                if merge {
+                    let words: Vec<u64> = (0..len.div_ceil(64))
+                        .map(|n| if seed % 4 == 0 { u64::MAX }
+                            else { (seed ^ n)
+                                .wrapping_mul(0x9e37_79b9_7f4a_7c15) & seed.rotate_left(7) })
+                        .collect();
+                    let source = Shifted { words: &words, first: start, count: len };
+                    for chunk in words_of(&source.destination()) {
+                        let mut buffer = [0; CHUNK];
+                        let words = source.chunk(chunk, &mut buffer);
+                        match simd::scan(words) {
+                            (_, 4096) => bulk.fill_chunk(index(chunk)),
+                            (nonzero, _) => bulk.merge_chunk(index(chunk), words, nonzero),
+                        }
+                    }
+                    for bit in 0..len {
+                        oracle[index(start + bit)] |= words[index(bit / 64)] >> (bit % 64) & 1 != 0;
+                    }
+                } else {
+                    let mut rest = range.clone();
+                    let mut found = vec![false; index(PAGES)];
+                    let mut private = vec![0u64; index(PAGES / 64)];
+                    let mut new = 0;
+                    while let Some(granule) = bulk.dirty_granule(&rest) {
+                        if seed % 2 == 0 {
+                            new += bulk.move_into(&granule, 0, &mut private, |_, _| ());
+                        } else {
+                            bulk.take(&granule, |word, bits| {
+                                private[index(word)] |= bits;
+                                new += u64::from(bits.count_ones());
+                            });
+                        }
+                        rest.start = granule.end;
+                    }
+                    for (page, found) in (0u64..).zip(&mut found) {
+                        *found = private[index(page / 64)] >> (page % 64) & 1 != 0;
+                    }
+                    prop_assert_eq!(new, found.iter().filter(|found| **found).count() as u64);
+                    let range = index(range.start)..index(range.end);
+                    let mut expected = vec![false; index(PAGES)];
+                    expected[range.clone()].copy_from_slice(&oracle[range.clone()]);
+                    oracle[range].fill(false);
+                    prop_assert!(found == expected);
+                }
+            }
+            prop_assert!((0..PAGES).all(|page| bulk.contains(page) == oracle[index(page)]));
+        }
+    }
+}
