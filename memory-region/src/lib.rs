@@ -67,7 +67,8 @@ pub use error::{AccessError, ListenerError, MapError};
 pub use listener::change::{GlobalLogChange, ListDiff, LogChange, MemoryListener, ViewChange};
 pub use listener::external_log::{ExternalDirtyLog, ExternalDirtyLogListener};
 pub use listener::vhost_log::VhostLog;
-pub use map::log_claim::{GlobalLogClaim, LogClaim};
+pub use map::global_log_claim::GlobalLogClaim;
+pub use map::log_claim::LogClaim;
 pub use map::memory_map::MemoryMap;
 pub use map::mtree::{FlatViews, Mtree};
 /// The crates whose types appear in this one's.

@@ -317,7 +317,8 @@ fn a_refused_commit_leaves_everything_as_it_was() {
     assert_eq!(joins.dirty().enabled(), ClientSet::EMPTY);
     assert_eq!(ram.dirty().enabled(), ClientSet::EMPTY.with(MIGRATION));
     drop(log);
-    (roomy.log(), tight.log());
+    roomy.log();
+    tight.log();
 
     // The region that the refused transaction made is not there either.
     map.transaction(|map| {

@@ -1,5 +1,5 @@
-//! Claims of dirty logs: a client's log is on as long as its claim exists, and only the claim takes
-//! its bits.
+//! The claim of a client's log of one region: the log is on as long as its claim exists, and only
+//! the claim takes its bits.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -8,12 +8,9 @@ use std::sync::Arc;
 use ram_block::{Claimant, DirtyClient, DirtySnapshot, Harvest, PageSet, RamBlock};
 
 use crate::error::MapError;
+use crate::map::global_log_claim::GlobalLogClaim;
 use crate::map::memory_map::MemoryMap;
 use crate::region_id::RegionId;
-use crate::tree::log::Log;
-
-/// The most pages that are re-armed with one call.
-const CLEAR_PAGES: u64 = 1 << 18;
 
 /// A client's dirty log of one region's memory. It is on as long as this exists, and only this
 /// takes its bits.
@@ -50,38 +47,6 @@ pub struct LogClaim {
     block: Arc<RamBlock>,
 }
 
-/// A client's dirty log of all RAM, also of blocks that join the map later, all of whose pages are
-/// dirty at first. It is on as long as this exists, and only this takes its bits.
-///
-/// As a [`LogClaim`], for a client that looks at all blocks at once: it [syncs](Self::sync) them
-/// all, then takes their bits block by block. It loses the bits of blocks that leave the map.
-///
-/// ```
-/// use std::ops::ControlFlow;
-/// use memory_region::MemoryMap;
-/// use ram_block::{DirtyClient, RamBlock};
-///
-/// let memory = MemoryMap::new();
-/// memory.transaction(|map| map.ram("ram", RamBlock::anonymous("pc.ram", 1 << 20)?))?;
-/// let mut log = memory.claim_global_log(DirtyClient::MIGRATION)?;
-/// memory.ram_blocks()[0].write(0x3000, b"guest")?;
-/// log.sync()?;
-/// let mut dirty = 0;
-/// for block in memory.ram_blocks() {
-///     let _ = log.visit_runs(&block, 0, |pages| {
-///         dirty += pages.end - pages.start; // read them: they are re-armed
-///         ControlFlow::<()>::Continue(())
-///     })?;
-/// }
-/// assert_eq!(dirty, 1);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[must_use = "the log is stopped when this is dropped"]
-pub struct GlobalLogClaim {
-    map: Arc<MemoryMap>,
-    log: Arc<Log>,
-}
-
 impl MemoryMap {
     /// Claims a client's dirty log of one RAM region and starts it: everything written from the
     /// return of this call on is logged, and only the claim takes it.
@@ -102,28 +67,6 @@ impl MemoryMap {
         let log = self.start_log(Some(region), &claimant.into())?;
         let block = self.ram_block(region)?;
         Ok(LogClaim { log, block })
-    }
-
-    /// Claims a client's dirty log of all RAM, present and future, and starts it.
-    ///
-    /// # Errors
-    ///
-    /// As [`claim_log`](Self::claim_log).
-    pub fn claim_global_log(
-        self: &Arc<Self>,
-        claimant: impl Into<Claimant>,
-    ) -> Result<GlobalLogClaim, MapError> {
-        self.start_log(None, &claimant.into())
-    }
-
-    fn start_log(
-        self: &Arc<Self>,
-        region: Option<RegionId>,
-        claimant: &Claimant,
-    ) -> Result<GlobalLogClaim, MapError> {
-        self.stop_deferred_logs();
-        let log = self.transaction(|map| map.start_log(region, claimant))?;
-        Ok(GlobalLogClaim { map: self.clone(), log })
     }
 }
 
@@ -202,142 +145,9 @@ impl LogClaim {
     }
 }
 
-impl GlobalLogClaim {
-    /// The client whose log this is.
-    pub fn client(&self) -> DirtyClient {
-        self.log.client
-    }
-
-    /// Merges what accelerators and other listeners have logged into the blocks; as
-    /// [`MemoryMap::sync_all_dirty_logs`].
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::Sync`].
-    pub fn sync(&self) -> Result<(), MapError> {
-        self.map.sync_all_dirty_logs()
-    }
-
-    /// Takes the client's bits of exactly the pages that `bytes` of a block span, after a
-    /// [`sync`](Self::sync), and re-arms the log of these pages. Read the pages after this call,
-    /// not before.
-    ///
-    /// # Errors
-    ///
-    /// As [`LogClaim::snapshot_and_clear`].
-    pub fn snapshot_and_clear(
-        &mut self,
-        block: &Arc<RamBlock>,
-        bytes: Range<u64>,
-    ) -> Result<Harvest, MapError> {
-        self.take_snapshot(block, bytes, DirtySnapshot::default())
-    }
-
-    fn take_snapshot(
-        &self,
-        block: &Arc<RamBlock>,
-        bytes: Range<u64>,
-        buffer: DirtySnapshot,
-    ) -> Result<Harvest, MapError> {
-        let (size, len) = (block.page_size(), bytes.end.saturating_sub(bytes.start));
-        let pages = size.pages_spanned(bytes.start, len);
-        let harvest = self.log.of(block)?.snapshot_and_clear_into(pages.clone(), buffer)?;
-        // An error gives the bits back.
-        self.map.log_clear(block, size.bytes_of(&pages))?;
-        Ok(harvest)
-    }
-
-    /// Takes the client's bits of a block run by run, after a [`sync`](Self::sync): re-arms the log
-    /// of each run of dirty pages and calls `visit`, which may read the pages. Runs with at most
-    /// `gap` clean pages between them are one. If `visit` breaks, the runs that it has not seen
-    /// stay in the log; see [`DirtyClaim::visit_runs`](ram_block::DirtyClaim::visit_runs).
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::Sync`], [`MapError::NotLogged`] if the block is not in the map. Runs that
-    /// `visit` has not seen stay in the log.
-    pub fn visit_runs<B>(
-        &mut self,
-        block: &Arc<RamBlock>,
-        gap: u64,
-        mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
-    ) -> Result<ControlFlow<B>, MapError> {
-        let claim = self.log.of(block)?;
-        let visited = claim.visit_runs(0..block.pages(), gap, |pages| {
-            if let Err(error) = self.clear_in_parts(block, &pages) {
-                // The break says that this run was dealt with.
-                claim.give_back(&pages);
-                return ControlFlow::Break(Err(error));
-            }
-            visit(pages).map_break(Ok)
-        })?;
-        match visited {
-            ControlFlow::Continue(()) => Ok(ControlFlow::Continue(())),
-            ControlFlow::Break(broken) => broken.map(ControlFlow::Break),
-        }
-    }
-
-    /// Re-arms the log of `pages` so that other threads get the accelerator's locks in between.
-    fn clear_in_parts(&self, block: &Arc<RamBlock>, pages: &Range<u64>) -> Result<(), MapError> {
-        let mut rest = pages.clone();
-        while !rest.is_empty() {
-            let part = rest.start..rest.end.min(rest.start.saturating_add(CLEAR_PAGES));
-            self.map.log_clear(block, block.page_size().bytes_of(&part))?;
-            rest.start = part.end;
-        }
-        Ok(())
-    }
-
-    /// Moves the client's bits of a block into `into`, a set of the caller's, after a
-    /// [`sync`](Self::sync); see [`DirtyClaim::move_to`](ram_block::DirtyClaim::move_to).
-    ///
-    /// It does not re-arm the log, so that a client that reads the pages much later, as a migration
-    /// does, re-arms each part just before it reads it: call [`clear`](Self::clear) then.
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::NotLogged`] if the block is not in the map, and [`MapError::Dirty`] if `into` is
-    /// too short.
-    pub fn move_to(&mut self, block: &Arc<RamBlock>, into: &mut PageSet) -> Result<u64, MapError> {
-        Ok(self.log.of(block)?.move_to(0..block.pages(), into)?)
-    }
-
-    /// As [`move_to`](Self::move_to), into a bitmap of the caller's; see
-    /// [`DirtyClaim::move_into`](ram_block::DirtyClaim::move_into).
-    ///
-    /// # Errors
-    ///
-    /// As [`move_to`](Self::move_to).
-    pub fn move_into(&mut self, block: &Arc<RamBlock>, into: &mut [u64]) -> Result<u64, MapError> {
-        Ok(self.log.of(block)?.move_into(0..block.pages(), into)?)
-    }
-
-    /// Re-arms the log of `bytes` of a block, whose bits were [moved](Self::move_into) before: the
-    /// next write to each page is reported again. Call it before the pages are read.
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::Sync`].
-    pub fn clear(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
-        self.map.log_clear(block, bytes)
-    }
-}
-
-impl Drop for GlobalLogClaim {
-    fn drop(&mut self) {
-        self.map.stop_log(self.log.clone());
-    }
-}
-
 impl fmt::Debug for LogClaim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (client, block) = (self.client(), self.block.id());
         f.debug_struct("LogClaim").field("client", &client).field("block", &block).finish()
-    }
-}
-
-impl fmt::Debug for GlobalLogClaim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GlobalLogClaim").field("client", &self.client()).finish()
     }
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod commit;
 pub(crate) mod dirty_log;
+pub(crate) mod global_log_claim;
 pub(crate) mod log_claim;
 pub(crate) mod memory_map;
 pub(crate) mod mtree;
