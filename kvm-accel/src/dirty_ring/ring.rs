@@ -23,16 +23,27 @@
 //!
 //! The entry just before the reset index is the *guard*. KVM pushes in order, so it overwrites an
 //! entry only after it has pushed the guard, and only the recovery clears the guard's flag:
-//! [`take`](Ring::take) stops one entry before it. If the guard is not DIRTY once KVM has reset
-//! what was flagged ([`settle`](Ring::settle)), no entry had been overwritten until then, wherever
-//! KVM pushed in the meantime: while entries were read, while their flags were stored, or while KVM
-//! reset them. If it is DIRTY, the ring counts as overrun.
+//! [`take`](Ring::take) stops one entry before it.
 //!
-//! If we store an entry's flag after KVM pushed over that entry, our check of the guard must see
-//! the push of the guard. That needs a full fence between the store and the check: KVM stores the
-//! guard's flag, then (behind a write barrier) the entry's; we store the entry's flag over it, then
-//! read the guard's. The tests check this with loom, and that loom finds the loss without the
-//! fence.
+//! - If the guard is DIRTY once all entries are read and flagged, KVM has filled the ring to its
+//!   end, and may have overwritten entries before they were read: the ring counts as overrun.
+//! - If the guard is not DIRTY once KVM has reset what was flagged ([`settle`](Ring::settle)), no
+//!   entry had been overwritten until then, wherever KVM pushed in the meantime.
+//! - Otherwise KVM pushed the guard after all entries were read and flagged. As a rule it did so
+//!   after it had reset them: a vCPU fills the freed entries while our thread waits for a
+//!   processor. But it may have pushed over a flagged entry before. If that was before KVM looked at the
+//!   entry's flag, the reset ended there, and KVM's count says so. If KVM had looked at the flag
+//!   already, it cleared the flag of the new entry, which nobody will find. So an entry of those
+//!   that were reset which is free, and whose content is not what was taken from it, means that the
+//!   ring is overrun; if there is none, nothing is lost. (An entry that KVM is writing just now
+//!   looks the same: a needless recovery.)
+//!
+//! If we or KVM's reset, which runs on our thread, store an entry's flag after KVM pushed over that
+//! entry, our checks of the guard and of the content must see that push. That needs a full fence
+//! between the store and the check: KVM stores the guard's flag, then (behind a write barrier) the
+//! entry's content and (behind another) its flag; we store the entry's flag over it, then read the
+//! guard's flag and the content. The tests check this with loom, and that loom finds the loss
+//! without the fence.
 //!
 //! # Recovery
 //!
@@ -165,8 +176,9 @@ impl<E: Entries> Ring<E> {
     }
 
     /// Takes all entries and flags them RESET: passes (slot, page) of each to `sink`. Returns how
-    /// many. Whether some were overwritten is known after a reset and [`settle`](Self::settle).
-    pub(crate) fn take(&mut self, mut sink: impl FnMut(u32, u64)) -> u64 {
+    /// many. Whether some were overwritten is known after a reset and [`settle`](Self::settle),
+    /// which needs what was passed to `sink`.
+    pub(crate) fn take(&mut self, mut sink: impl FnMut(u32, u64)) -> usize {
         let first = match self.order {
             Order::Aligned => 0,
             Order::Displaced => match self.first_dirty() {
@@ -187,8 +199,11 @@ impl<E: Entries> Ring<E> {
         // KVM keeps some entries free; if none but the guard was free, it may have gone round.
         self.order = if end == self.capacity() { Order::Overrun } else { Order::Aligned };
         self.flag(end);
-        let taken = (end - first) as u64;
-        self.handed_out += taken;
+        if end > 0 {
+            self.check_guard();
+        }
+        let taken = end - first;
+        self.handed_out += taken as u64;
         taken
     }
 
@@ -225,19 +240,39 @@ impl<E: Entries> Ring<E> {
         }
     }
 
-    /// Checks whether entries may have been overwritten.
-    pub(crate) fn check_guard(&mut self) {
+    /// Whether KVM has pushed the guard.
+    fn has_passed_guard(&self) -> bool {
         // Between the stores of flags and this check; see the module.
         self.entries.fence();
-        if self.entries.flags(self.guard()) & DIRTY != 0 {
+        self.entries.flags(self.guard()) & DIRTY != 0
+    }
+
+    /// Checks whether entries may have been overwritten, while KVM has reset none of those that are
+    /// flagged.
+    pub(crate) fn check_guard(&mut self) {
+        if self.has_passed_guard() {
             self.order = Order::Overrun;
         }
     }
 
-    /// Notes that KVM has reset all flagged entries.
-    pub(crate) fn settle(&mut self) {
-        self.check_guard();
+    /// Notes that KVM has reset all flagged entries, of which `taken` was taken, in their order.
+    pub(crate) fn settle(&mut self, taken: &[(u32, u64)]) {
+        if self.has_passed_guard() && !self.is_intact(taken) {
+            self.order = Order::Overrun;
+        }
         self.flagged = 0;
+    }
+
+    /// Whether `taken` is what all flagged entries had, and KVM has cleared the flag of none that
+    /// it had pushed over.
+    fn is_intact(&self, taken: &[(u32, u64)]) -> bool {
+        let before = self.entries.count() - self.flagged;
+        let mut entries = (before..).map(|distance| self.at(distance)).zip(taken);
+        self.flagged > 0
+            && taken.len() == self.flagged
+            && entries.all(|(at, taken)| {
+                self.entries.flags(at) & DIRTY != 0 || self.entries.content(at) == *taken
+            })
     }
 
     /// Notes that entries were overwritten.
@@ -271,7 +306,7 @@ impl<E: Entries> Ring<E> {
             return;
         }
         (0..self.flagged).for_each(|n| self.entries.set_flags(self.at(before + n), 0));
-        self.settle();
+        self.settle(&[]);
     }
 
     /// Clears all flags of an overrun ring, while no vCPU runs: it is displaced then. A ring that

@@ -42,11 +42,13 @@ pub(crate) struct Rings<E> {
     rings: Vec<Ring<E>>,
     /// (slot, page) of the entries last taken; kept to reuse its memory.
     pub(crate) found: Vec<(u32, u64)>,
+    /// How many of them are of each ring, in the order of the rings.
+    counts: Vec<usize>,
 }
 
 impl<E> Default for Rings<E> {
     fn default() -> Self {
-        Self { rings: Vec::new(), found: Vec::new() }
+        Self { rings: Vec::new(), found: Vec::new(), counts: Vec::new() }
     }
 }
 
@@ -70,12 +72,13 @@ impl<E: Entries> Rings<E> {
         vm: &impl SlotCalls,
         stats: &mut DirtyLogStats,
     ) -> io::Result<bool> {
-        let Self { rings, found } = self;
+        let Self { rings, found, counts } = self;
         found.clear();
+        counts.clear();
         stats.reaps.count(|| {
-            for ring in rings.iter_mut() {
-                ring.take(|slot, page| found.push((slot, page)));
-            }
+            let takes =
+                rings.iter_mut().map(|ring| ring.take(|slot, page| found.push((slot, page))));
+            counts.extend(takes);
         });
         self.reset(vm, stats)
     }
@@ -96,7 +99,13 @@ impl<E: Entries> Rings<E> {
         let flagged: usize = self.rings.iter().map(Ring::flagged).sum();
         let complete = flagged == 0 || self.reset_once(vm, stats)? == flagged as u64;
         if complete {
-            self.rings.iter_mut().for_each(Ring::settle);
+            let mut taken = &self.found[..];
+            let counts = self.counts.iter().copied().chain(std::iter::repeat(0));
+            for (ring, count) in self.rings.iter_mut().zip(counts) {
+                let (own, rest) = taken.split_at(count);
+                ring.settle(own);
+                taken = rest;
+            }
         }
         Ok(!complete || self.rings.iter().any(Ring::is_overrun))
     }
@@ -162,6 +171,7 @@ impl<E: Entries> Rings<E> {
             Some(ring) if ring.flagged() == 0 => ring.skip_quarter(),
             _ => return Ok(false),
         }
+        self.counts.fill(0); // nothing is taken with what is flagged now
         self.reset(vm, stats)
     }
 }

@@ -17,8 +17,9 @@ const CLEAR_PAGES: u64 = 1 << 18;
 /// A client's dirty log of all RAM, also of blocks that join the map later, all of whose pages are
 /// dirty at first. It is on as long as this exists, and only this takes its bits.
 ///
-/// As a [`LogClaim`](crate::LogClaim), for a client that looks at all blocks at once: it [syncs](Self::sync) them
-/// all, then takes their bits block by block. It loses the bits of blocks that leave the map.
+/// As a [`LogClaim`](crate::LogClaim), for a client that looks at all blocks at once: it
+/// [syncs](Self::sync) them all, then takes their bits block by block. It loses the bits of blocks
+/// that leave the map.
 ///
 /// ```
 /// use std::ops::ControlFlow;

@@ -68,6 +68,7 @@ fn harvest(
     reset: &mut usize,
     found: &mut Vec<u64>,
 ) -> bool {
+    let before = found.len();
     let taken = ring.take(|_, page| found.push(page));
     let mut count = 0;
     while mapped.flags(*reset % SIZE) & RESET != 0 {
@@ -78,7 +79,8 @@ fn harvest(
     if count < ring.flagged() {
         ring.overrun();
     } else {
-        ring.settle();
+        let taken: Vec<_> = found[before..].iter().map(|page| (0, *page)).collect();
+        ring.settle(&taken);
     }
     taken > 0
 }
