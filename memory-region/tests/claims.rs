@@ -2,8 +2,8 @@
 //! it is tried.
 
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use memory_region::{
     GlobalLogClaim, ListenerError, LogClaim, MapError, MemoryListener, MemoryMap, RegionId,
@@ -235,11 +235,13 @@ fn a_claim_whose_region_is_gone_has_no_bits() {
     assert_eq!(taken(&mut log), [0]);
 }
 
-/// Clears nothing, or stops no log, while it is told so.
+/// Clears nothing, or stops no log, while it is told so; notes what it is asked for.
 #[derive(Default)]
 struct Stubborn {
     clears: AtomicBool,
     stops: AtomicBool,
+    commits: AtomicUsize,
+    notes: Mutex<Vec<String>>,
 }
 
 impl MemoryListener for Stubborn {
@@ -248,24 +250,31 @@ impl MemoryListener for Stubborn {
     }
 
     fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
-        let stops = change.global_log.is_some_and(|log| log.new.is_empty());
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        let global = change.global_log.is_some_and(|log| log.new.is_empty());
+        let region = change.log_changed.iter().any(|change| change.section.log().is_empty());
+        let stops = global || region;
         if stops && self.stops.load(Ordering::Relaxed) { Err("no".into()) } else { Ok(()) }
     }
 
-    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+    fn sync(&self, section: &Section) -> Result<(), ListenerError> {
+        self.notes.lock().unwrap().push(format!("sync {}", section.name()));
         Ok(())
     }
 
-    fn log_clear(&self, _: &Section, bytes: Range<u64>) -> Result<(), ListenerError> {
+    fn log_clear(&self, section: &Section, bytes: Range<u64>) -> Result<(), ListenerError> {
+        self.notes.lock().unwrap().push(format!("clear {} {bytes:x?}", section.name()));
         let refused = self.clears.load(Ordering::Relaxed) && bytes.start >= 0x8000;
         if refused { Err("no".into()) } else { Ok(()) }
     }
 }
 
-fn with_listener(map: &Arc<MemoryMap>, ram: RegionId) -> Arc<Stubborn> {
+fn with_listener(map: &Arc<MemoryMap>, ram: &[RegionId]) -> Arc<Stubborn> {
     let root = map.transaction(|map| {
-        let root = map.container("root", 1 << 32)?;
-        map.add_subregion(root, 0, ram)?;
+        let root = map.container("root", 1 << 48)?;
+        for (n, ram) in (0..).zip(ram) {
+            map.add_subregion(root, n << 40, *ram)?;
+        }
         Ok(root)
     });
     let stubborn = Arc::new(Stubborn::default());
@@ -279,7 +288,7 @@ fn with_listener(map: &Arc<MemoryMap>, ram: RegionId) -> Arc<Stubborn> {
 fn a_harvest_that_cannot_rearm_its_pages_gives_them_back() {
     let (map, ram) = map_with(&["ram"]);
     let (region, block) = &ram[0];
-    let stubborn = with_listener(&map, *region);
+    let stubborn = with_listener(&map, &[*region]);
     let mut log = map.claim_global_log(MIGRATION).unwrap();
     let page = block.page_size().bytes();
     let pages = [1, 0x8000 / page, 0x8000 / page + 4];
@@ -303,7 +312,7 @@ fn a_harvest_that_cannot_rearm_its_pages_gives_them_back() {
 #[test]
 fn a_log_that_a_listener_does_not_stop_is_stopped_later() {
     let (map, ram) = map_with(&["ram"]);
-    let stubborn = with_listener(&map, ram[0].0);
+    let stubborn = with_listener(&map, &[ram[0].0]);
     let log = map.claim_global_log(MIGRATION).unwrap();
     stubborn.stops.store(true, Ordering::Relaxed);
     drop(log);
@@ -318,4 +327,83 @@ fn a_log_that_a_listener_does_not_stop_is_stopped_later() {
     drop(log);
     stubborn.stops.store(false, Ordering::Relaxed);
     drop(map.claim_global_log(MIGRATION).unwrap());
+}
+
+/// Each harvest of a region's log asks for its own block, and re-arms its own pages.
+#[test]
+fn each_harvest_syncs_and_rearms_the_pages_of_its_block() {
+    let map = MemoryMap::new();
+    let blocks = ["own", "other"].map(|id| RamBlock::anonymous(id, 3 << 30).unwrap());
+    let ram = blocks
+        .each_ref()
+        .map(|block| map.transaction(|map| map.ram(block.id(), block.clone())).unwrap());
+    let listener = with_listener(&map, &ram);
+    let mut log = map.claim_log(ram[0], VGA).unwrap();
+    let _other = map.claim_log(ram[1], VGA).unwrap();
+    let page = blocks[0].page_size().bytes();
+    let noted = || std::mem::take(&mut *listener.notes.lock().unwrap());
+    noted();
+    log.snapshot_and_clear(page + 5..2 * page + 1).unwrap().commit();
+    assert_eq!(noted(), ["sync own".to_owned(), format!("clear own {:x?}", page..3 * page)]);
+    assert_eq!(log.move_to(&mut PageSet::new(blocks[0].pages()).unwrap()).unwrap(), 0);
+    assert_eq!(noted(), ["sync own"]);
+    let mut words = vec![0; usize::try_from(blocks[0].pages().div_ceil(64)).unwrap()];
+    assert_eq!(log.move_into(&mut words).unwrap(), 0);
+    assert_eq!(noted(), ["sync own"]);
+    log.clear(0x5000..0x7000).unwrap();
+    assert_eq!(noted(), ["clear own 5000..7000"]);
+    // A long run is re-armed in parts, and all of it.
+    blocks[0].dirty().mark(page, (3 << 30) - page);
+    let visited = log.visit_runs(0, |_| ControlFlow::<()>::Continue(())).unwrap();
+    assert_eq!(visited, ControlFlow::Continue(()));
+    let mut notes = noted().into_iter();
+    assert_eq!(notes.next().unwrap(), "sync own");
+    let mut next = page;
+    for part in notes {
+        let range = part.strip_prefix("clear own ").unwrap().split_once("..").unwrap();
+        let [start, end] = [range.0, range.1].map(|hex| u64::from_str_radix(hex, 16).unwrap());
+        assert_eq!(start, next);
+        next = end;
+    }
+    assert_eq!(next, 3 << 30);
+    // Nor does the log of all RAM ask for other blocks.
+    drop(log);
+    let mut all = map.claim_global_log(MIGRATION).unwrap();
+    noted();
+    all.snapshot_and_clear(&blocks[1], 0..page).unwrap().commit();
+    assert_eq!(noted(), [format!("clear other {:x?}", 0..page)]);
+}
+
+/// However many logs a listener does not stop, each change of the map tries each once more.
+#[test]
+fn logs_that_cannot_be_stopped_cost_a_try_each() {
+    let ids: Vec<String> = (0..16).map(|n| format!("ram {n}")).collect();
+    let (map, ram) = map_with(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+    let regions: Vec<_> = ram.iter().map(|(region, _)| *region).collect();
+    let listener = with_listener(&map, &regions);
+    let logs: Vec<_> = regions.iter().map(|id| map.claim_log(*id, VGA).unwrap()).collect();
+    let tries = || listener.commits.swap(0, Ordering::Relaxed);
+    listener.stops.store(true, Ordering::Relaxed);
+    tries();
+    for log in logs {
+        drop(log);
+        assert!(tries() <= 2, "a try, and perhaps the inverse");
+    }
+    map.transaction(|_| Ok(())).unwrap();
+    assert!(tries() <= 2 * 17);
+    listener.stops.store(false, Ordering::Relaxed);
+    map.transaction(|_| Ok(())).unwrap();
+    assert!(ram.iter().all(|(_, block)| enabled(block).is_empty()));
+}
+
+/// RAM that joins is new to the logs of all RAM, and to nobody else.
+#[test]
+fn ram_that_joins_is_dirty_for_the_logs_of_all_ram() {
+    let map = MemoryMap::new();
+    let mut all = map.claim_global_log(MIGRATION).unwrap();
+    let joins = block("joins");
+    let mine = joins.dirty().claim("mine").unwrap();
+    map.transaction(|map| map.ram("joins", joins.clone())).unwrap();
+    assert!(mine.snapshot_and_clear(0..joins.pages()).unwrap().is_empty());
+    assert_eq!(taken_of(&mut all, &joins).len() as u64, joins.pages());
 }

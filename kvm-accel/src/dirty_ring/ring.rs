@@ -31,12 +31,12 @@
 //!   entry had been overwritten until then, wherever KVM pushed in the meantime.
 //! - Otherwise KVM pushed the guard after all entries were read and flagged. As a rule it did so
 //!   after it had reset them: a vCPU fills the freed entries while our thread waits for a
-//!   processor. But it may have pushed over a flagged entry before. If that was before KVM looked at the
-//!   entry's flag, the reset ended there, and KVM's count says so. If KVM had looked at the flag
-//!   already, it cleared the flag of the new entry, which nobody will find. So an entry of those
-//!   that were reset which is free, and whose content is not what was taken from it, means that the
-//!   ring is overrun; if there is none, nothing is lost. (An entry that KVM is writing just now
-//!   looks the same: a needless recovery.)
+//!   processor. But it may have pushed over a flagged entry before. If that was before KVM looked
+//!   at the entry's flag, the reset ended there, and KVM's count says so. If KVM had looked at the
+//!   flag already, it cleared the flag of the new entry, which nobody will find. So an entry of
+//!   those that were reset which is free, and whose content is not what was taken from it, means
+//!   that the ring is overrun; if there is none, nothing is lost. (An entry that KVM is writing
+//!   just now looks the same: a needless recovery.)
 //!
 //! If we or KVM's reset, which runs on our thread, store an entry's flag after KVM pushed over that
 //! entry, our checks of the guard and of the content must see that push. That needs a full fence

@@ -134,9 +134,11 @@ impl MapState {
         // RAM that joins while all RAM is logged: its clients have seen none of it, so all of its
         // pages are dirty for them.
         let all_along = global.0.intersection(global.1);
-        for (ram, _) in after.iter().filter(|(at, _)| !before.contains_key(*at)).map(|(_, b)| b) {
-            if !all_along.is_empty() {
-                ram.dirty().mark(0, ram.len());
+        for (at, (ram, _)) in after.iter().filter(|(at, _)| !before.contains_key(*at)) {
+            for log in topology.logs_of(*at).filter(|log| all_along.contains(log.client)) {
+                if let Ok(claim) = log.of(ram) {
+                    claim.give_back(&(0..ram.pages()));
+                }
             }
         }
         for (entry, view) in self.spaces.iter().zip(views) {

@@ -65,9 +65,18 @@ impl MemoryMap {
         region: Option<RegionId>,
         claimant: &Claimant,
     ) -> Result<GlobalLogClaim, MapError> {
-        self.stop_deferred_logs();
-        let log = self.transaction(|map| map.start_log(region, claimant))?;
-        Ok(GlobalLogClaim { map: self.clone(), log })
+        self.stop_refused_logs();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.transaction(|map| map.start_log(region, claimant)) {
+                Ok(log) => return Ok(GlobalLogClaim { map: self.clone(), log }),
+                // Somebody claimed, at the block or in another map, the number that was free.
+                Err(MapError::Claimed { .. })
+                    if claimant.client().is_none() && tries < DirtyClient::COUNT => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

@@ -89,7 +89,7 @@ impl LogClaim {
     /// # Errors
     ///
     /// [`MapError::Sync`], [`MapError::NotLogged`] if the region was removed, and
-    /// [`MapError::Dirty`] if the block has no such pages.
+    /// [`MapError::Dirty`] if the block has no such pages, or the region is being removed.
     pub fn snapshot_and_clear(&mut self, bytes: Range<u64>) -> Result<Harvest, MapError> {
         self.snapshot_and_clear_into(bytes, DirtySnapshot::default())
     }
@@ -132,6 +132,17 @@ impl LogClaim {
     pub fn move_to(&mut self, into: &mut PageSet) -> Result<u64, MapError> {
         self.log.map.sync_block(&self.block)?;
         self.log.move_to(&self.block, into)
+    }
+
+    /// As [`move_to`](Self::move_to), into a bitmap of the caller's; see
+    /// [`DirtyClaim::move_into`](ram_block::DirtyClaim::move_into).
+    ///
+    /// # Errors
+    ///
+    /// As [`move_to`](Self::move_to).
+    pub fn move_into(&mut self, into: &mut [u64]) -> Result<u64, MapError> {
+        self.log.map.sync_block(&self.block)?;
+        self.log.move_into(&self.block, into)
     }
 
     /// Re-arms the log of `bytes` whose bits were [moved](Self::move_to) before. Call it before the

@@ -33,9 +33,11 @@ pub struct MemoryMap {
     /// The update lock: whoever changes the map holds it from before the edit until after the
     /// listeners were notified.
     update: Mutex<()>,
-    /// Logs whose claims were dropped by the thread that holds the update lock, or that a listener
-    /// would not stop. Never locked while listeners or devices are called.
+    /// Logs whose claims were dropped by the thread that holds the update lock. Never locked while
+    /// listeners or devices are called.
     deferred: Mutex<Vec<Arc<Log>>>,
+    /// Logs whose claims were dropped, and that a listener would not stop. As `deferred`.
+    refused: Mutex<Vec<Arc<Log>>>,
 }
 
 /// The right to change a map.
@@ -58,7 +60,12 @@ impl MemoryMap {
     #[allow(clippy::new_ret_no_self)] // always shared
     pub fn new() -> Arc<Self> {
         let current = ArcSwap::from_pointee(MapState::default());
-        Arc::new(Self { current, update: Mutex::default(), deferred: Mutex::default() })
+        Arc::new(Self {
+            current,
+            update: Mutex::default(),
+            deferred: Mutex::default(),
+            refused: Mutex::default(),
+        })
     }
 
     fn lock_for_update(&self) -> Result<UpdateLock<'_>, MapError> {
@@ -83,6 +90,10 @@ impl MemoryMap {
 
     fn deferred(&self) -> MutexGuard<'_, Vec<Arc<Log>>> {
         self.deferred.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Vec<Arc<Log>>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A region's name and, if it is RAM, its block.
@@ -114,7 +125,9 @@ impl MemoryMap {
     ) -> Result<T, MapError> {
         let mut garbage = Garbage::default();
         let (value, committed) = self.transact(&mut garbage, edit)?;
-        committed.map(|()| value)
+        committed?;
+        self.stop_refused_logs();
+        Ok(value)
     }
 
     /// Edits the tree and, if that succeeds, commits it, under one update lock. What may use the
@@ -288,26 +301,36 @@ impl MemoryMap {
     /// Stops the log of a claim that was dropped; if this thread holds the update lock, once it has
     /// released it.
     pub(crate) fn stop_log(&self, log: Arc<Log>) {
-        let stopped = self.transaction(|map| {
-            map.stop_log(&log);
-            Ok(())
-        });
-        match stopped {
-            Ok(()) => {}
+        match self.stop_logs(std::slice::from_ref(&log)) {
+            Ok(()) => self.stop_refused_logs(),
             Err(MapError::Reentrant) => self.deferred().push(log),
-            // It goes on until it can be stopped: after the next change of the map, or before the
-            // next log starts.
+            // It goes on until it can be stopped.
             Err(error) => {
                 log::warn!("the log of {} cannot be stopped yet: {error}", log.client);
-                self.deferred().push(log);
+                self.refused().push(log);
             }
         }
     }
 
-    /// Tries again to stop the logs that could not be stopped before.
-    pub(crate) fn stop_deferred_logs(&self) {
-        let logs = std::mem::take(&mut *self.deferred());
-        logs.into_iter().for_each(|log| self.stop_log(log));
+    /// Tries again to stop the logs that listeners would not stop before: after each change of the
+    /// map, and before a log starts. All at once, or else each once.
+    pub(crate) fn stop_refused_logs(&self) {
+        let mut logs = std::mem::take(&mut *self.refused());
+        if !logs.is_empty() && self.stop_logs(&logs).is_err() {
+            if logs.len() > 1 {
+                logs.retain(|log| self.stop_logs(std::slice::from_ref(log)).is_err());
+            }
+            self.refused().extend(logs);
+        }
+    }
+
+    fn stop_logs(&self, logs: &[Arc<Log>]) -> Result<(), MapError> {
+        let mut garbage = Garbage::default();
+        let stop = |map: &mut Transaction<'_>| {
+            logs.iter().for_each(|log| map.stop_log(log));
+            Ok(())
+        };
+        self.transact(&mut garbage, stop)?.1
     }
 }
 

@@ -83,7 +83,7 @@ impl<'a> SendStream<'a> {
 
     /// Whether enough is buffered to be flushed.
     pub(crate) fn is_full(&self) -> bool {
-        self.memory >= FLUSH_MEMORY || self.list.len() - self.memory >= FLUSH_OWN
+        self.memory >= FLUSH_MEMORY || self.list.len().saturating_sub(self.memory) >= FLUSH_OWN
     }
 
     /// Writes the buffered part to the transport.

@@ -84,6 +84,8 @@ impl PageSet {
     ///
     /// If there is no room for them.
     pub fn insert(&mut self, pages: Range<u64>) {
+        let room = self.room();
+        assert!(pages.is_empty() || pages.end <= room, "pages {pages:?} in a set of {room}");
         for chunk in words_of(&words_of(&pages)) {
             let whole = chunk * CHUNK_PAGES..(chunk + 1) * CHUNK_PAGES;
             if pages.start <= whole.start && whole.end <= pages.end {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use crate::bitmap::page_set::PageSet;
 use crate::dirty::client::{Claimant, ClientSet, DirtyClient};
@@ -104,14 +104,25 @@ impl DirtyClaim {
     /// Gives bits back that were taken and that the caller cannot deal with: marks `pages` for this
     /// client alone. Does nothing if the claim has ended.
     pub fn give_back(&self, pages: &Range<u64>) {
-        if self.check(&(0..0)).is_ok() {
+        if let Some(_turn) = self.dirty.turn_of(self.client, self.disable_count) {
             let pages = pages.start..pages.end.min(self.dirty.room);
             self.dirty.mark_range(ClientSet::EMPTY.with(self.client), &pages);
         }
     }
 
-    /// Ends the claim before it is dropped, for an owner that shares it. A harvest through it that
-    /// is under way, or begins later, fails with [`DirtyError::ClientOff`].
+    /// The turn to take the client's bits of `pages`: while it is held, the claim does not end.
+    pub(super) fn turn(&self, pages: &Range<u64>) -> Result<MutexGuard<'_, ()>, DirtyError> {
+        let Self { dirty, client, disable_count } = self;
+        dirty.check(pages, dirty.pages())?;
+        let ended = || DirtyError::ClientOff { client: *client, enabled: dirty.enabled() };
+        dirty.turn_of(*client, *disable_count).ok_or_else(ended)
+    }
+
+    /// Ends the claim before it is dropped, for an owner that shares it. Waits for a harvest
+    /// through it that is under way, but not for the visitor of
+    /// [`visit_runs`](Self::visit_runs): it may still be called for runs that were taken before,
+    /// and those that it does not see are dropped. Harvests that begin later fail with
+    /// [`DirtyError::ClientOff`].
     pub fn end(&self) {
         let mut claims = self.dirty.lock_claims();
         // The count changes under this lock only.

@@ -6,29 +6,17 @@ use thiserror::Error;
 
 use crate::dirty::client::{ClientSet, DirtyClient};
 
-/// A request that a block's bitmaps cannot serve.
+/// A request that a block's bitmaps cannot serve. `words` are of 64 bits.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs)] // of fields: the messages say what they are
 pub enum DirtyError {
-    /// Pages outside the block were named.
+    /// Pages outside the block were named: `end` is one past the last.
     #[error("Pages {start}..{end} were asked for, but the block has {pages}")]
-    OutOfRange {
-        /// First page asked for.
-        start: u64,
-        /// One past the last page asked for.
-        end: u64,
-        /// How many pages the block has.
-        pages: u64,
-    },
-    /// The bitmap to merge is too short for the pages it should describe.
+    OutOfRange { start: u64, end: u64, pages: u64 },
+    /// The bitmap is too short for the pages it should describe.
     #[error("A bitmap of {words} words cannot describe {pages} pages, which need {needed}")]
-    ShortBitmap {
-        /// Words given, of 64 bits.
-        words: usize,
-        /// Pages to be described.
-        pages: u64,
-        /// Words needed.
-        needed: u64,
-    },
+    ShortBitmap { words: usize, pages: u64, needed: u64 },
     /// The code client is not switched on and off and has no harvest: it watches pages.
     #[error("The code client has no dirty log: its pages are watched by watch_code")]
     CodeClient,
@@ -40,33 +28,15 @@ pub enum DirtyError {
     CalledFromHook,
     /// All numbers that are not built in are claimed.
     #[error("No client is left for \"{name}\": all that are not built in are claimed")]
-    TooManyClients {
-        /// The name of the claimant.
-        name: String,
-    },
+    TooManyClients { name: String },
     /// The operating system has no addresses for a bitmap, or the process may not lock as much
     /// (`RLIMIT_MEMLOCK`, after `mlockall`).
     #[error("There is no memory for a bitmap of {pages} pages: {kind}")]
-    NoMemory {
-        /// Pages that the bitmap should have room for.
-        pages: u64,
-        /// The error of the operating system.
-        kind: io::ErrorKind,
-    },
+    NoMemory { pages: u64, kind: io::ErrorKind },
     /// The client's log is claimed already.
     #[error("The {client} log is claimed by \"{by}\" already")]
-    Claimed {
-        /// The client asked for.
-        client: DirtyClient,
-        /// The name of the claimant that has it.
-        by: String,
-    },
+    Claimed { client: DirtyClient, by: String },
     /// The claim has ended, so there is nothing to harvest.
     #[error("The claim of the {client} log has ended; logs that are on: {enabled}")]
-    ClientOff {
-        /// The client asked for.
-        client: DirtyClient,
-        /// The clients that are on.
-        enabled: ClientSet,
-    },
+    ClientOff { client: DirtyClient, enabled: ClientSet },
 }

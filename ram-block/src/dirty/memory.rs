@@ -43,7 +43,11 @@ pub struct DirtyMemory {
     /// Who claimed each client's log. Held while a client is switched on or off, so that a switch
     /// off never drops the bits of a client that another thread has switched on again.
     claims: Mutex<Claims>,
-    /// How often each client was switched off.
+    /// For each client, held while its bits are taken or given back, and while it is switched off:
+    /// a harvest takes the bits of its own claim only. After the lock of the claims, before that of
+    /// the bulk.
+    turns: [Mutex<()>; DirtyClient::COUNT],
+    /// How often each client was switched off; changes under its turn.
     pub(super) disable_counts: [AtomicU64; DirtyClient::COUNT],
     /// How often any client was switched on.
     pub(super) switch_ons: AtomicU64,
@@ -79,6 +83,7 @@ impl DirtyMemory {
             room,
             enabled: AtomicU64::new(fence),
             claims: Mutex::default(),
+            turns: [const { Mutex::new(()) }; DirtyClient::COUNT],
             disable_counts: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
             switch_ons: AtomicU64::new(0),
             resizes: AtomicU64::new(0),
@@ -124,6 +129,20 @@ impl DirtyMemory {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn turn(&self, client: DirtyClient) -> MutexGuard<'_, ()> {
+        self.turns[client.index()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn of a client, unless it was switched off since `disable_count` was read.
+    pub(super) fn turn_of(
+        &self,
+        client: DirtyClient,
+        disable_count: u64,
+    ) -> Option<MutexGuard<'_, ()>> {
+        let turn = self.turn(client);
+        (self.disable_count(client) == disable_count).then_some(turn)
+    }
+
     pub(super) fn lock_bulk(&self) -> MutexGuard<'_, BulkParts> {
         // Plain words: after a panic each of them is still valid.
         self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
@@ -137,8 +156,8 @@ impl DirtyMemory {
     #[inline]
     pub(super) fn interested(&self) -> ClientSet {
         // Without a fence of its own this load may pass the caller's store to the page in the CPU;
-        // `enable` makes that harmless, or sets WRITERS_FENCE. The compiler must not move the store
-        // behind the load: nothing could repair that.
+        // `switch_on` makes that harmless, or sets WRITERS_FENCE. The compiler must not move the
+        // store behind the load: nothing could repair that.
         compiler_fence(Ordering::SeqCst);
         let mut mask = self.enabled.load(Ordering::Acquire);
         if mask & WRITERS_FENCE != 0 {

@@ -7,6 +7,7 @@
 //!   writes
 //! - `memory`: the bitmaps of one block; a mark sets the bits of all clients
 //! - `merge`: merging a log of others, such as KVM's
+//! - `take`: taking bits word by word
 //! - `switch`: switching clients on and off, and resizing, while marks are under way
 //! - `claim`: a client's log, on as long as it is claimed
 //! - `snapshot`, `harvest`, `runs`: taking a claim's bits
@@ -30,6 +31,7 @@ mod reports;
 mod runs;
 pub(crate) mod snapshot;
 mod switch;
+mod take;
 #[cfg(test)]
 mod tests;
 pub(crate) mod vm_memory_bitmap;

@@ -4,9 +4,7 @@ use std::ops::{ControlFlow, Range};
 
 use crate::bitmap::bits::{BITS, GRANULE, bits_of, mask_within, words_of};
 use crate::dirty::claim::DirtyClaim;
-use crate::dirty::client::DirtyClient;
 use crate::dirty::error::DirtyError;
-use crate::dirty::memory::DirtyMemory;
 use crate::page::index;
 
 /// Words of a granule, which is taken at once.
@@ -15,8 +13,7 @@ const WORDS: usize = 64 * 64;
 /// Bits that were taken and not visited yet. Dropping this gives them back, after an early end or a
 /// panic of the visitor.
 struct Taken<'a> {
-    dirty: &'a DirtyMemory,
-    client: DirtyClient,
+    claim: &'a DirtyClaim,
     /// The granule's first word.
     base: u64,
     /// A bit for each of `words` that is not zero.
@@ -30,16 +27,18 @@ struct Taken<'a> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
+        let DirtyClaim { dirty, client, disable_count } = self.claim;
+        let Some(_turn) = dirty.turn_of(*client, *disable_count) else { return };
         let unseen = self.from..u64::MAX;
         for (n, summary) in self.summary.into_iter().enumerate() {
             for at in bits_of(n as u64, summary) {
                 let word = self.base + at;
                 let bits = self.words[index(at)] & mask_within(word, &unseen);
-                self.dirty.mark_for(self.client, word, bits);
+                dirty.mark_for(*client, word, bits);
             }
         }
         for word in words_of(&self.pending) {
-            self.dirty.mark_for(self.client, word, mask_within(word, &self.pending));
+            dirty.mark_for(*client, word, mask_within(word, &self.pending));
         }
     }
 }
@@ -48,7 +47,8 @@ impl Taken<'_> {
     /// Takes the bits of a granule; all pages before it were visited or are pending.
     fn take(&mut self, granule: &Range<u64>) {
         self.base = granule.start / GRANULE * (GRANULE / BITS);
-        let Self { dirty, client, base, summary, words, .. } = self;
+        let Self { claim, base, summary, words, .. } = self;
+        let DirtyClaim { dirty, client, .. } = claim;
         dirty.each_granule(*client, granule, |bulk, granule| {
             bulk.move_into(granule, *base, words, |chunk, found| {
                 summary[index(chunk - *base / BITS)] = found;
@@ -195,11 +195,9 @@ impl DirtyClaim {
         gap: u64,
         mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
-        self.check(&pages)?;
-        let (dirty, client) = (&*self.dirty, self.client);
+        drop(self.turn(&pages)?);
         let mut taken = Taken {
-            dirty,
-            client,
+            claim: self,
             base: 0,
             summary: [0; 64],
             words: [0; WORDS],
@@ -207,11 +205,12 @@ impl DirtyClaim {
             from: 0,
         };
         let mut rest = pages;
-        while let Some(granule) = dirty.dirty_granule(client, &rest) {
+        while let Some(granule) = self.dirty.dirty_granule(self.client, &rest) {
             rest.start = granule.end;
+            // Not while the visitor is called, which may end the claim.
+            let turn = self.turn(&(0..0))?;
             taken.take(&granule);
-            // If not, what was taken is given back to the client that has the number now.
-            self.check_still_on(&granule)?;
+            drop(turn);
             if let ControlFlow::Break(value) = taken.visit_words(gap, &mut visit) {
                 return Ok(ControlFlow::Break(value));
             }
@@ -226,6 +225,8 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
+    use crate::dirty::client::DirtyClient;
+    use crate::dirty::memory::DirtyMemory;
     use crate::page::PageSize;
     use proptest::prelude::*;
 

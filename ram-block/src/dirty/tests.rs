@@ -4,6 +4,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use crate::bitmap::bits::GRANULE;
+use crate::bitmap::page_set::PageSet;
 use crate::dirty::claim::DirtyClaim;
 use crate::dirty::client::{Claimant, ClientSet, DirtyClient};
 use crate::dirty::error::DirtyError;
@@ -183,9 +184,9 @@ fn a_claim_that_has_ended_takes_nothing_from_the_next() {
     assert_eq!(take(&second, 0..64), [1]);
 }
 
-/// Bits that a harvest of a number's former client takes go to the client that has it now.
+/// The visitor of runs ends the claim, and another one begins.
 #[test]
-fn a_harvest_that_the_end_of_its_claim_overtakes_gives_back_what_it_took() {
+fn a_harvest_whose_claim_ends_takes_nothing_from_the_next() {
     let memory = memory(3 * GRANULE);
     let first = memory.claim("first").unwrap();
     let late = 2 * GRANULE + 5;
@@ -205,14 +206,52 @@ fn a_harvest_that_the_end_of_its_claim_overtakes_gives_back_what_it_took() {
     assert!(matches!(flow, Err(DirtyError::ClientOff { .. })));
     assert!(seen.iter().all(|run| run.end <= 4), "{seen:?}");
     assert!(take(&second.unwrap(), 0..memory.pages()).contains(&late));
+}
 
-    // The same of the other harvests, whose claim ends in the middle of their work.
-    let third = memory.claim(first.client()).unwrap();
-    memory.mark_pages(&[late]);
-    memory.take_words(first.client(), &(0..memory.pages()), |_, _| ());
-    let overtaken = first.check_still_on(&(late..late + 1));
-    assert!(matches!(overtaken, Err(DirtyError::ClientOff { .. })));
-    assert_eq!(take(&third, 0..memory.pages()), [late]);
+/// As one thread harvests and gives back without a break, its claim ends and the next begins: that
+/// one has what is marked for it, and nothing else.
+#[test]
+fn claims_that_follow_each_other_share_no_bits() {
+    let memory = memory(GRANULE + 70);
+    let all = || 0..memory.pages();
+    for round in 0..500 {
+        let first = memory.claim(VGA).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                memory.mark_pages(&[3, GRANULE + 5]);
+                let mut words = vec![0; 5000];
+                let mut set = PageSet::new(memory.pages()).unwrap();
+                let mut harvest = || match round % 4 {
+                    0 => first.snapshot_and_clear(all()).is_ok(),
+                    1 => first.visit_runs(all(), 0, ControlFlow::Break).is_ok(),
+                    2 => first.move_into(all(), &mut words).is_ok(),
+                    _ => first.move_to(all(), &mut set).is_ok(),
+                };
+                while harvest() {
+                    first.give_back(&(7..9));
+                }
+            });
+            first.end();
+            let second = memory.claim(VGA).unwrap();
+            memory.mark_pages(&[100]);
+            let found = take(&second, all());
+            // Marks of the other thread may come in between.
+            assert!(found.contains(&100), "round {round}: {found:?}");
+            assert!(found.iter().all(|page| [3, 100, GRANULE + 5].contains(page)), "{found:?}");
+        });
+    }
+}
+
+#[test]
+fn what_is_given_back_is_found_again() {
+    let memory = memory(64);
+    let (vga, migration) = (memory.claim(VGA).unwrap(), memory.claim(MIGRATION).unwrap());
+    vga.give_back(&(5..7));
+    assert_eq!(take(&vga, 0..64), [5, 6]);
+    assert_eq!(take(&migration, 0..64), [0; 0]);
+    vga.end();
+    vga.give_back(&(5..7));
+    assert_eq!(take(&memory.claim(VGA).unwrap(), 0..64), [0; 0]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! A [`SendList`] names bytes of the caller and ranges of blocks that are written one
 //! after the other, a [`ReceiveList`] those that are filled. With a socket, a pipe or a file
-//! the kernel copies straight from and to guest memory, up to 1,024 pieces at a call. With
+//! the kernel copies straight from and to guest memory, up to 1,024 segments at a call. With
 //! any other `Write` or `Read` they go through a buffer.
 //!
 //! What is read into a block is marked for its clients like every other write to it, after
@@ -13,7 +13,7 @@
 //! - `error`: a transfer that ended early
 //! - `vectored`: the system calls
 //! - `copy`: copies through a buffer, for a `Write` or `Read` without a descriptor
-//! - `segments`: a queue of pieces, consumed byte by byte
+//! - `segments`: a list of segments, consumed from its front byte by byte
 //! - `send` and `receive`: the lists
 //!
 //! Built on `block`.

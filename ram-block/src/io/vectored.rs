@@ -139,7 +139,7 @@ impl<'fd> Stream<'fd> {
             // SAFETY: the message names the first `count` of the batch's pieces, which were
             // written, and each is memory that may be read as long as `'a` lasts.
             |fd| unsafe { libc::sendmsg(fd, &raw const message, libc::MSG_NOSIGNAL) },
-            // SAFETY: as above. `Source` is an `iovec`.
+            // SAFETY: as above. `IoSlice` is an `iovec`.
             |fd| unsafe { libc::writev(fd, first, count) },
         )
     }

@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::dirty_ring::fake_ring::FakeRing;
-use crate::sys::dirty_gfn::Entry;
 
 /// Entries that KVM keeps free (KVM_DIRTY_RING_RSVD_ENTRIES).
 const RESERVED: u32 = 64;
@@ -44,7 +43,7 @@ fn a_ring_that_is_full_to_the_guard_counts_as_overrun() {
 }
 
 /// A ring of 256 that was full, taken and reset, and what was taken.
-fn emptied(kvm: &mut FakeRing) -> (Ring<Arc<[Entry]>>, Vec<(u32, u64)>) {
+fn emptied(kvm: &mut FakeRing) -> (Ring<impl Entries + use<>>, Vec<(u32, u64)>) {
     let (mut ring, mut found) = (Ring::new(kvm.entries()), Vec::new());
     let mut page = 0;
     while !kvm.is_full() {

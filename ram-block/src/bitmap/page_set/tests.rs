@@ -146,3 +146,14 @@ proptest! {
         prop_assert!((0..PAGES).all(|page| bulk.contains(page) == oracle[index(page)]));
     }
 }
+
+#[test]
+fn what_there_is_no_room_for_is_not_inserted() {
+    let mut set = PageSet::new(4096).unwrap();
+    set.insert(5000..5000);
+    for pages in [4096..8192, 4000..4097, 1 << 40..1 << 41] {
+        let insert = std::panic::AssertUnwindSafe(|| set.insert(pages));
+        assert!(std::panic::catch_unwind(insert).is_err());
+    }
+    assert_eq!(set.take_word(0), None);
+}
