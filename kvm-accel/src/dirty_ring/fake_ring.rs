@@ -56,11 +56,16 @@ impl FakeRing {
         self.dirty = self.dirty.wrapping_add(self.size());
     }
 
-    /// The entry at the reset index, if it is flagged RESET: what KVM reads first.
-    pub(crate) fn flagged(&self) -> Option<(u32, u64)> {
+    /// Whether the entry at the reset index is flagged RESET: what KVM reads first.
+    pub(crate) fn is_flagged(&self) -> bool {
+        self.entry(self.reset).flags.load(Ordering::Acquire) & RESET != 0
+    }
+
+    /// The slot and page of the entry at the reset index, which KVM reads after its flag: perhaps
+    /// of an entry that was pushed over it in between.
+    pub(crate) fn content(&self) -> (u32, u64) {
         let entry = self.entry(self.reset);
-        let flagged = entry.flags.load(Ordering::Acquire) & RESET != 0;
-        flagged.then(|| (entry.slot.load(Ordering::Relaxed), entry.page.load(Ordering::Relaxed)))
+        (entry.slot.load(Ordering::Relaxed), entry.page.load(Ordering::Relaxed))
     }
 
     /// Frees the entry at the reset index, whatever was pushed over it since KVM read it.
@@ -72,9 +77,8 @@ impl FakeRing {
     /// KVM_RESET_DIRTY_RINGS, of `most` entries: the (slot, page) of those that were freed.
     pub(crate) fn reset(&mut self, most: u64) -> Vec<(u32, u64)> {
         let mut freed = Vec::new();
-        while (freed.len() as u64) < most {
-            let Some(entry) = self.flagged() else { break };
-            freed.push(entry);
+        while (freed.len() as u64) < most && self.is_flagged() {
+            freed.push(self.content());
             self.free();
         }
         freed

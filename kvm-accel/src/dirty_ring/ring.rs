@@ -33,7 +33,8 @@
 //!   after it had reset them: a vCPU fills the freed entries while our thread waits for a
 //!   processor. But it may have pushed over a flagged entry before. If that was before KVM looked
 //!   at the entry's flag, the reset ended there, and KVM's count says so. If KVM had looked at the
-//!   flag already, it cleared the flag of the new entry, which nobody will find. So an entry of
+//!   flag already, it cleared the flag of the new entry, which nobody will find, and perhaps
+//!   write-protected the new entry's page instead of the one that was taken. So an entry of
 //!   those that were reset which is free, and whose content is not what was taken from it, means
 //!   that the ring is overrun; if there is none, nothing is lost. (An entry that KVM is writing
 //!   just now looks the same: a needless recovery.)

@@ -23,9 +23,9 @@ use crate::region_id::RegionId;
 /// (KVM_DIRTY_LOG_INITIALLY_SET, the default of `kvm-accel` where KVM has it). A client that wants
 /// exactly the pages that are written from now on needs `KvmConfig::initially_set` to be false.
 ///
-/// Dropping it stops the log; within an update's closure or by a listener, after that update; if a
-/// listener refuses, before the next change of the map or claim. To claim the same log anew, drop
-/// the former claim first.
+/// Dropping it stops the log; within an update's closure or by a listener, after that update. If a
+/// listener refuses that, the log goes on, and its client stays taken, until a later change of the
+/// map or the next claim tries again. To claim the same log anew, drop the former claim first.
 ///
 /// ```
 /// use memory_region::{MapError, MemoryMap};
@@ -43,6 +43,7 @@ use crate::region_id::RegionId;
 /// ```
 #[must_use = "the log is stopped when this is dropped"]
 pub struct LogClaim {
+    /// A log of this region's block alone.
     log: GlobalLogClaim,
     block: Arc<RamBlock>,
 }

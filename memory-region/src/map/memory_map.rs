@@ -222,6 +222,7 @@ impl MemoryMap {
         }
         drop(lock);
         drop(garbage); // perhaps the last to hold spaces and their devices
+        self.stop_refused_logs();
         told
     }
 
@@ -261,6 +262,7 @@ impl MemoryMap {
         // In this order: the former map may be the last to hold a space and its devices.
         drop(lock);
         drop(former);
+        self.stop_refused_logs();
         Ok(value)
     }
 

@@ -2,7 +2,6 @@
 //! `calc-dirty-rate`).
 
 use std::fmt;
-use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -247,10 +246,7 @@ impl SampledBlock {
     fn new(block: Arc<RamBlock>, client: DirtyClient) -> Result<Self, DirtyRateError> {
         // Read before the length: a resize after this changes the epoch.
         let epoch = block.dirty().epoch(client);
-        let count = block.pages();
-        let no_memory =
-            |error: io::Error| DirtyError::NoMemory { pages: count, kind: error.kind() };
-        let pages = PageSet::new(count).map_err(no_memory)?;
+        let pages = block.dirty().page_set()?;
         Ok(Self { block, pages, count: 0, curve: Vec::new(), epoch })
     }
 

@@ -1,6 +1,5 @@
 //! The send bitmap: the pages that are still to be sent (QEMU: `RAMBlock.bmap`).
 
-use std::io;
 use std::sync::Arc;
 
 use memory_region::{GlobalLogClaim, MapError};
@@ -24,10 +23,7 @@ impl SendBitmap {
         // Read before the length: a resize after this changes the epoch.
         let epoch = block.dirty().epoch(DirtyClient::MIGRATION);
         let count = block.pages();
-        let no_memory = |error: io::Error| {
-            MapError::from(DirtyError::NoMemory { pages: count, kind: error.kind() })
-        };
-        let mut pages = PageSet::new(count).map_err(no_memory)?;
+        let mut pages = block.dirty().page_set()?;
         pages.insert(0..count);
         Ok(Self { block, pages, count, epoch })
     }

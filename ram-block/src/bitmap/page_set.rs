@@ -373,14 +373,12 @@ impl PageSet {
     }
 
     /// How many pages of a chunk are in the set.
-    fn count_of_chunk(&mut self, chunk: u64) -> u64 {
+    fn count_of_chunk(&self, chunk: u64) -> u64 {
         if self.is_full(chunk) {
             return CHUNK_PAGES;
         }
-        let ones = |word: &u64| u64::from(word.count_ones());
-        let summary = self.summary[index(chunk)];
-        let leaves = self.words_of_chunk(chunk);
-        bits_of(0, summary).map(|leaf| ones(&leaves[index(leaf)])).sum()
+        let leaves = bits_of(chunk, self.summary[index(chunk)]);
+        leaves.map(|leaf| u64::from(self.leaves[index(leaf)].count_ones())).sum()
     }
 
     /// Whether `page` is in the set.

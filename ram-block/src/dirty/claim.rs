@@ -81,12 +81,23 @@ impl DirtyMemory {
             return Err(DirtyError::Claimed { client, by: by.to_string() });
         }
         reserve(&self.bitmaps[client.index()], self.room)?;
-        let bulk = PageSet::new(self.room).map_err(|error| no_memory(self.room, &error))?;
+        let bulk = self.page_set()?;
         self.lock_bulk()[client.index()] = Some(bulk);
         claims[client.index()] = Some(claimant.shared_name());
         let disable_count = self.disable_count(client);
         self.switch_on(client);
         Ok(DirtyClaim { dirty: self.clone(), client, disable_count })
+    }
+}
+
+impl DirtyMemory {
+    /// An empty set with room for all pages that the block may have.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::NoMemory`].
+    pub fn page_set(&self) -> Result<PageSet, DirtyError> {
+        PageSet::new(self.room).map_err(|error| no_memory(self.room, &error))
     }
 }
 
@@ -104,18 +115,21 @@ impl DirtyClaim {
     /// Gives bits back that were taken and that the caller cannot deal with: marks `pages` for this
     /// client alone. Does nothing if the claim has ended.
     pub fn give_back(&self, pages: &Range<u64>) {
-        if let Some(_turn) = self.dirty.turn_of(self.client, self.disable_count) {
+        if let Some(_harvesting) = self.dirty.lock_harvest_of(self.client, self.disable_count) {
             let pages = pages.start..pages.end.min(self.dirty.room);
             self.dirty.mark_range(ClientSet::EMPTY.with(self.client), &pages);
         }
     }
 
-    /// The turn to take the client's bits of `pages`: while it is held, the claim does not end.
-    pub(super) fn turn(&self, pages: &Range<u64>) -> Result<MutexGuard<'_, ()>, DirtyError> {
+    /// Locked to take the client's bits of `pages`: while it is held, the claim does not end.
+    pub(super) fn lock_harvest(
+        &self,
+        pages: &Range<u64>,
+    ) -> Result<MutexGuard<'_, ()>, DirtyError> {
         let Self { dirty, client, disable_count } = self;
         dirty.check(pages, dirty.pages())?;
         let ended = || DirtyError::ClientOff { client: *client, enabled: dirty.enabled() };
-        dirty.turn_of(*client, *disable_count).ok_or_else(ended)
+        dirty.lock_harvest_of(*client, *disable_count).ok_or_else(ended)
     }
 
     /// Ends the claim before it is dropped, for an owner that shares it. Waits for a harvest

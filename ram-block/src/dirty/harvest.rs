@@ -51,7 +51,7 @@ impl Deref for Harvest {
 impl Drop for Harvest {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take() {
-            if let Some(_turn) = owner.turn_of(self.client, self.disable_count) {
+            if let Some(_harvesting) = owner.lock_harvest_of(self.client, self.disable_count) {
                 let mark = |(word, bits)| owner.mark_for(self.client, word, bits);
                 self.snapshot.block_words().for_each(mark);
             }
@@ -90,10 +90,10 @@ impl DirtyClaim {
         pages: Range<u64>,
         mut buffer: DirtySnapshot,
     ) -> Result<Harvest, DirtyError> {
-        let turn = self.turn(&pages)?;
+        let harvesting = self.lock_harvest(&pages)?;
         buffer.reset(pages.clone());
         self.dirty.take_words(self.client, &pages, |word, bits| buffer.put(word, bits));
-        drop(turn);
+        drop(harvesting);
         let Self { dirty, client, disable_count } = self;
         Ok(Harvest {
             owner: Some(dirty.clone()),
@@ -115,7 +115,7 @@ impl DirtyClaim {
     /// [`DirtyError::OutOfRange`] if the block has no such pages, [`DirtyError::ShortBitmap`] if
     /// `into` is too short for them, and [`DirtyError::ClientOff`] if the claim has ended.
     pub fn move_into(&self, pages: Range<u64>, into: &mut [u64]) -> Result<u64, DirtyError> {
-        let _turn = self.turn(&pages)?;
+        let _harvesting = self.lock_harvest(&pages)?;
         let needed = pages.end.div_ceil(BITS);
         if (into.len() as u64) < needed {
             return Err(DirtyError::ShortBitmap { words: into.len(), pages: pages.end, needed });
@@ -141,7 +141,7 @@ impl DirtyClaim {
     /// [`DirtyError::OutOfRange`] if the block has no such pages, or `into` no room for them, and
     /// [`DirtyError::ClientOff`] if the claim has ended.
     pub fn move_to(&self, pages: Range<u64>, into: &mut PageSet) -> Result<u64, DirtyError> {
-        let _turn = self.turn(&pages)?;
+        let _harvesting = self.lock_harvest(&pages)?;
         self.dirty.check(&pages, into.room())?;
         let mut new = 0;
         self.dirty.each_granule(self.client, &pages, |bulk, granule| {

@@ -46,8 +46,8 @@ pub struct DirtyMemory {
     /// For each client, held while its bits are taken or given back, and while it is switched off:
     /// a harvest takes the bits of its own claim only. After the lock of the claims, before that of
     /// the bulk.
-    turns: [Mutex<()>; DirtyClient::COUNT],
-    /// How often each client was switched off; changes under its turn.
+    harvests: [Mutex<()>; DirtyClient::COUNT],
+    /// How often each client was switched off; changes under its harvest lock.
     pub(super) disable_counts: [AtomicU64; DirtyClient::COUNT],
     /// How often any client was switched on.
     pub(super) switch_ons: AtomicU64,
@@ -83,7 +83,7 @@ impl DirtyMemory {
             room,
             enabled: AtomicU64::new(fence),
             claims: Mutex::default(),
-            turns: [const { Mutex::new(()) }; DirtyClient::COUNT],
+            harvests: [const { Mutex::new(()) }; DirtyClient::COUNT],
             disable_counts: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
             switch_ons: AtomicU64::new(0),
             resizes: AtomicU64::new(0),
@@ -129,18 +129,18 @@ impl DirtyMemory {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn turn(&self, client: DirtyClient) -> MutexGuard<'_, ()> {
-        self.turns[client.index()].lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock_harvest(&self, client: DirtyClient) -> MutexGuard<'_, ()> {
+        self.harvests[client.index()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The turn of a client, unless it was switched off since `disable_count` was read.
-    pub(super) fn turn_of(
+    /// The harvest lock of a client, unless it was switched off since `disable_count` was read.
+    pub(super) fn lock_harvest_of(
         &self,
         client: DirtyClient,
         disable_count: u64,
     ) -> Option<MutexGuard<'_, ()>> {
-        let turn = self.turn(client);
-        (self.disable_count(client) == disable_count).then_some(turn)
+        let harvesting = self.lock_harvest(client);
+        (self.disable_count(client) == disable_count).then_some(harvesting)
     }
 
     pub(super) fn lock_bulk(&self) -> MutexGuard<'_, BulkParts> {

@@ -28,7 +28,7 @@ struct Taken<'a> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         let DirtyClaim { dirty, client, disable_count } = self.claim;
-        let Some(_turn) = dirty.turn_of(*client, *disable_count) else { return };
+        let Some(_harvesting) = dirty.lock_harvest_of(*client, *disable_count) else { return };
         let unseen = self.from..u64::MAX;
         for (n, summary) in self.summary.into_iter().enumerate() {
             for at in bits_of(n as u64, summary) {
@@ -195,7 +195,7 @@ impl DirtyClaim {
         gap: u64,
         mut visit: impl FnMut(Range<u64>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, DirtyError> {
-        drop(self.turn(&pages)?);
+        drop(self.lock_harvest(&pages)?);
         let mut taken = Taken {
             claim: self,
             base: 0,
@@ -208,9 +208,9 @@ impl DirtyClaim {
         while let Some(granule) = self.dirty.dirty_granule(self.client, &rest) {
             rest.start = granule.end;
             // Not while the visitor is called, which may end the claim.
-            let turn = self.turn(&(0..0))?;
+            let harvesting = self.lock_harvest(&(0..0))?;
             taken.take(&granule);
-            drop(turn);
+            drop(harvesting);
             if let ControlFlow::Break(value) = taken.visit_words(gap, &mut visit) {
                 return Ok(ControlFlow::Break(value));
             }

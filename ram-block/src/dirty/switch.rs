@@ -57,7 +57,7 @@ impl DirtyMemory {
     /// A mark that is under way may still leave a bit behind: when the client is
     /// switched on again, it may find a page dirty that is not.
     pub(super) fn switch_off(&self, client: DirtyClient) {
-        let _turn = self.turn(client);
+        let _harvesting = self.lock_harvest(client);
         self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
         self.disable_counts[client.index()].fetch_add(1, Ordering::AcqRel);
         self.lock_bulk()[client.index()] = None;

@@ -78,7 +78,7 @@ fn a_push_over_an_entry_that_is_being_freed_is_an_overrun() {
         let mut kvm = FakeRing::new(256, RESERVED);
         let (mut ring, found) = emptied(&mut kvm);
         kvm.reset(at);
-        assert!(kvm.flagged().is_some());
+        assert!(kvm.is_flagged());
         for page in 0..RESERVED as u64 + at + 1 {
             kvm.push(0, 2000 + page);
         }

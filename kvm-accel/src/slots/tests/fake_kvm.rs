@@ -167,7 +167,7 @@ impl SlotCalls for Paper {
             most -= freed.len() as u64;
             count += freed.len() as u64;
             // A signal after all are freed could not be detected: so signals are blocked.
-            let ended = signal.is_some() && most == 0 && ring.flagged().is_some();
+            let ended = signal.is_some() && most == 0 && ring.is_flagged();
             let protected = freed.len().saturating_sub(if ended { BATCH } else { 0 });
             for (slot, page) in &freed[..protected] {
                 slots.get_mut(slot).into_iter().for_each(|slot| {

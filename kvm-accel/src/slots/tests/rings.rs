@@ -209,8 +209,9 @@ impl SlotCalls for Kvm {
         let (mut count, vcpus) = (0, self.0.borrow().vcpus.len());
         for vcpu in 0..vcpus {
             loop {
-                let flagged = self.0.borrow().vcpus[vcpu].ring.flagged();
-                let Some((_, page)) = flagged else { break };
+                if !self.0.borrow().vcpus[vcpu].ring.is_flagged() {
+                    break;
+                }
                 let mut memory = self.0.borrow_mut();
                 // Often at first, and in the middle of most.
                 let odds = if count == 0 { 4 } else { 64 };
@@ -220,6 +221,8 @@ impl SlotCalls for Kvm {
                     return Ok(count);
                 }
                 drop(memory);
+                self.moment();
+                let (_, page) = self.0.borrow().vcpus[vcpu].ring.content();
                 self.moment();
                 self.0.borrow_mut().vcpus[vcpu].ring.free();
                 count += 1;
@@ -431,9 +434,10 @@ fn rings_that_are_overrun_at_any_moment_lose_nothing_unseen() {
 /// The same runs lose pages if the guard is not checked.
 #[test]
 fn the_runs_show_what_a_guard_is_for() {
-    let kind = Kind { vcpus: 2, guard: false, unchecked: 1100, ..KIND };
+    // Overrun by little, as a rule: what is overrun by much is also told by KVM's count.
+    let kind = Kind { vcpus: 3, guard: false, unchecked: 300, ..KIND };
     // A ring may also stay full then, or its losses may not end.
     let is_lost = |seed| std::panic::catch_unwind(|| run(kind, seed)).is_ok_and(|(lost, _)| lost);
-    let lost = (0..20).filter(|seed| is_lost(*seed)).count();
+    let lost = (0..40).filter(|seed| is_lost(*seed)).count();
     assert!(lost > 0, "the runs do not see the loss");
 }
