@@ -58,12 +58,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let vga = Row::new("VGA is on, all pages dirty", false)?;
     let _log = vga.ram.dirty().claim(DirtyClient::VGA)?;
     vga.ram.dirty().mark(0, vga.ram.len());
+    let three = Row::new("three clients are on, all pages dirty", false)?;
+    let claim = |name: &str| three.ram.dirty().claim(name);
+    let _logs = [claim("first")?, claim("second")?, claim("third")?];
+    three.ram.dirty().mark(0, three.ram.len());
     let mut rows = [
         Row::new("nobody", false)?,
         Row::new("a code watch that watches nothing", true)?,
         Row::new("a code watch that has watched and watches nothing", true)?.watch(5..6)?,
         Row::new("a code watch of other pages", true)?.watch(PAGES + 5..PAGES + 6)?,
         vga,
+        three,
     ];
     rows[2].ram.write(5 * 4096, &[1])?;
     let mut bare = f64::MAX;

@@ -1,4 +1,4 @@
-//! The part of a client's bitmap that any thread marks.
+//! The bitmap that any thread marks.
 //!
 //! A *leaf* word holds the bits of 64 pages; a *summary* word holds one bit for
 //! each of 64 leaves, set when the leaf may be non-zero; a *top* word holds one bit
@@ -15,12 +15,13 @@
 //! A single mark (**M**) and a harvest (**H**) do, in this order:
 //!
 //! ```text
-//!   M1  leaf    |= bit                       H0  top bit     <- 0, was it set?
+//!   M1  leaf bit set?    else leaf    |= bit H0  top bit     <- 0, was it set?
 //!   M2  summary bit set? else summary |= bit H1  summary bit <- 0, was it set?
 //!   M3  top bit set?     else top     |= bit H2  leaf        <- 0, take what it held
 //! ```
 //!
-//! This is store buffering: each side writes one word and then reads the others'.
+//! Say that M1 sets the bit. This is store buffering: each side writes one word and then reads the
+//! others'.
 //! All of these are sequentially consistent, so there is one total order of them. If
 //! M1 comes before H2, and H got that far, the harvest takes the bit. Otherwise, if H
 //! got to H2 first, H0 < H1 < H2 < M1 < M2 < M3: M2 and M3 read what H1 and H0 left
@@ -28,6 +29,12 @@
 //! set, another mark has set it since. Either way both bits are set after H took them, and
 //! the next harvest looks at the leaf. If H found a bit above the leaf clear, then no
 //! mark of this leaf had passed the step that sets it, so none had returned.
+//!
+//! If M1 finds the bit set, it reads what another marker has set after the last H2 of the leaf, or it
+//! comes before that H2 itself, which takes the bit. In the first case M2 and M3 come after that H2,
+//! and H0 and H1 before it, as if M1 had set the bit. In the second the harvest has the mark, if it
+//! makes the marker's store to the page visible to itself before it reads the page: by the barrier
+//! of `dirty::marks`.
 //!
 //! M2 must ask the summary, not whether M1 found the leaf at zero: another
 //! marker may have set its leaf bit and not yet the summary, and this mark would
@@ -42,7 +49,7 @@
 //! order, and so do H0 and H1; what the range mark reads after the fence is what they
 //! left or later.
 //!
-//! The page's own contents are published by the same operations: the store to
+//! The page's own contents are published by the same operations, if M1 sets the bit: the store to
 //! the page comes before M1 in its thread, H2 acquires, and the page is read
 //! after H2. One step of this leans on the hardware rather than the language: a
 //! range mark's plain store over a leaf that holds another marker's bit ends that
@@ -70,7 +77,7 @@ pub(crate) struct Bitmap<W: Word = AtomicU64> {
     top: W::Array,
 }
 
-/// Sets bits of a word of an upper level; only loads it if they are set already.
+/// Sets bits of a word; only loads it if they are set already.
 #[inline]
 fn ensure<W: Word>(words: &[W], word: u64, bits: u64) {
     let word = &words[index(word)];
@@ -108,7 +115,7 @@ impl<W: Word> Bitmap<W> {
     /// Sets `bits` in leaf `leaf`.
     #[inline]
     pub(crate) fn mark_word(&self, leaf: u64, bits: u64) {
-        self.leaves[index(leaf)].fetch_or_seq_cst(bits); // M1
+        ensure(&self.leaves, leaf, bits); // M1
         ensure(&self.summary, leaf / BITS, 1 << (leaf % BITS)); // M2
         let summary = leaf / BITS;
         ensure(&self.top, summary / BITS, 1 << (summary % BITS)); // M3
@@ -127,7 +134,7 @@ impl<W: Word> Bitmap<W> {
         let whole = whole_words_of(pages);
         for leaf in [leaves.start, leaves.end - 1] {
             if !whole.contains(&leaf) {
-                self.leaves[index(leaf)].fetch_or_seq_cst(mask_within(leaf, pages));
+                ensure(&self.leaves, leaf, mask_within(leaf, pages));
             }
         }
         if !whole.is_empty() {
@@ -228,6 +235,12 @@ impl<W: Word> Bitmap<W> {
         for words in [&self.leaves, &self.summary, &self.top] {
             W::reset(words);
         }
+    }
+
+    /// As [`contains`](Self::contains), ordered only before what this thread reads next.
+    #[inline]
+    pub(crate) fn contains_acquire(&self, page: u64) -> bool {
+        self.leaves[index(page / BITS)].load_acquire() & (1 << (page % BITS)) != 0
     }
 
     /// Whether `page` is marked, by its leaf alone.

@@ -15,9 +15,9 @@ use crate::sys::mapping::Mapping;
 
 /// The operations that the bitmap uses, named by the ordering that its argument relies on.
 ///
-/// The `_seq_cst` operations take part in one total order with each other. A
-/// `_release` store is ordered after everything before it in the same thread, and no
-/// more.
+/// The `_seq_cst` operations take part in one total order with each other. A `_release` store is
+/// ordered after everything before it in the same thread, an `_acquire` load before everything
+/// after it, and no more.
 pub(crate) trait Word: Send + Sync + Sized + 'static {
     /// Words at a fixed address.
     type Array: Deref<Target = [Self]> + Send + Sync;
@@ -28,7 +28,10 @@ pub(crate) trait Word: Send + Sync + Sized + 'static {
     ///
     /// Unordered, and not an access of any thread: a concurrent write to a word may survive or not.
     fn reset(words: &Self::Array);
+    fn new(value: u64) -> Self;
+    fn load_acquire(&self) -> u64;
     fn load_seq_cst(&self) -> u64;
+    fn fetch_add_seq_cst(&self, value: u64) -> u64;
     fn swap_seq_cst(&self, value: u64) -> u64;
     fn fetch_or_seq_cst(&self, bits: u64) -> u64;
     fn fetch_and_seq_cst(&self, bits: u64) -> u64;
@@ -120,9 +123,23 @@ impl Word for AtomicU64 {
         }
     }
 
+    fn new(value: u64) -> Self {
+        Self::new(value)
+    }
+
+    #[inline]
+    fn load_acquire(&self) -> u64 {
+        self.load(Ordering::Acquire)
+    }
+
     #[inline]
     fn load_seq_cst(&self) -> u64 {
         self.load(Ordering::SeqCst)
+    }
+
+    #[inline]
+    fn fetch_add_seq_cst(&self, value: u64) -> u64 {
+        self.fetch_add(value, Ordering::SeqCst)
     }
 
     #[inline]
@@ -184,8 +201,20 @@ pub(crate) mod model {
             words.iter().for_each(|word| word.store_release(0));
         }
 
+        fn new(value: u64) -> Self {
+            Self::new(value)
+        }
+
+        fn load_acquire(&self) -> u64 {
+            self.load(Ordering::Acquire)
+        }
+
         fn load_seq_cst(&self) -> u64 {
             fenced(|| self.load(Ordering::Acquire))
+        }
+
+        fn fetch_add_seq_cst(&self, value: u64) -> u64 {
+            fenced(|| self.fetch_add(value, Ordering::AcqRel))
         }
 
         fn swap_seq_cst(&self, value: u64) -> u64 {
@@ -232,8 +261,20 @@ pub(crate) mod interleaved {
             words.iter().for_each(|word| word.store_release(0));
         }
 
+        fn new(value: u64) -> Self {
+            Self::new(value)
+        }
+
+        fn load_acquire(&self) -> u64 {
+            self.load(SeqCst)
+        }
+
         fn load_seq_cst(&self) -> u64 {
             self.load(SeqCst)
+        }
+
+        fn fetch_add_seq_cst(&self, value: u64) -> u64 {
+            self.fetch_add(value, SeqCst)
         }
 
         fn swap_seq_cst(&self, value: u64) -> u64 {

@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::sync::{Arc, MutexGuard};
 
 use crate::bitmap::page_set::PageSet;
-use crate::dirty::client::{Claimant, ClientSet, DirtyClient};
+use crate::dirty::client::{Claimant, DirtyClient};
 use crate::dirty::error::DirtyError;
+use crate::dirty::marks::Marks;
 use crate::dirty::memory::DirtyMemory;
 use crate::dirty::switch::{no_memory, reserve};
 
@@ -80,9 +81,11 @@ impl DirtyMemory {
         if let Some(by) = &claims[client.index()] {
             return Err(DirtyError::Claimed { client, by: by.to_string() });
         }
-        reserve(&self.bitmaps[client.index()], self.room)?;
-        let bulk = self.page_set()?;
-        self.lock_bulk()[client.index()] = Some(bulk);
+        reserve(&self.marks, self.room, Marks::new)?;
+        let set = self.page_set()?;
+        // What was marked before is the other clients' alone.
+        self.distribute(&(0..self.room));
+        self.sets.lock()[client.index()] = Some(set);
         claims[client.index()] = Some(claimant.shared_name());
         let disable_count = self.disable_count(client);
         self.switch_on(client);
@@ -117,7 +120,9 @@ impl DirtyClaim {
     pub fn give_back(&self, pages: &Range<u64>) {
         if let Some(_harvesting) = self.dirty.lock_harvest_of(self.client, self.disable_count) {
             let pages = pages.start..pages.end.min(self.dirty.room);
-            self.dirty.mark_range(ClientSet::EMPTY.with(self.client), &pages);
+            if let Some(set) = &mut self.dirty.sets.lock()[self.client.index()] {
+                set.insert(pages);
+            }
         }
     }
 

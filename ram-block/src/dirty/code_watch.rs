@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use crate::bitmap::atomic::Bitmap;
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
 use crate::dirty::switch::reserve;
@@ -77,7 +78,7 @@ impl DirtyMemory {
         if hook.is_some() {
             return Err(DirtyError::Watched);
         }
-        reserve(&self.code().pages, self.room())?;
+        reserve(&self.code().pages, self.room(), Bitmap::new)?;
         *hook = Some(Arc::new(invalidate));
         Ok(CodeWatch { dirty: self.clone() })
     }

@@ -12,7 +12,6 @@ use crate::dirty::client::DirtyClient;
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
 use crate::dirty::snapshot::DirtySnapshot;
-use crate::page::index;
 
 /// Dirty pages that were taken from a client's bitmap and are not dealt with yet.
 ///
@@ -52,8 +51,7 @@ impl Drop for Harvest {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take() {
             if let Some(_harvesting) = owner.lock_harvest_of(self.client, self.disable_count) {
-                let mark = |(word, bits)| owner.mark_for(self.client, word, bits);
-                self.snapshot.block_words().for_each(mark);
+                owner.sets.insert_words(self.client, self.snapshot.block_words());
             }
         }
     }
@@ -92,7 +90,9 @@ impl DirtyClaim {
     ) -> Result<Harvest, DirtyError> {
         let harvesting = self.lock_harvest(&pages)?;
         buffer.reset(pages.clone());
-        self.dirty.take_words(self.client, &pages, |word, bits| buffer.put(word, bits));
+        self.dirty.take_granules(self.client, &pages, |set, granule| {
+            set.take(granule, |word, bits| buffer.put(word, bits));
+        });
         drop(harvesting);
         let Self { dirty, client, disable_count } = self;
         Ok(Harvest {
@@ -121,13 +121,8 @@ impl DirtyClaim {
             return Err(DirtyError::ShortBitmap { words: into.len(), pages: pages.end, needed });
         }
         let mut new = 0;
-        self.dirty.each_granule(self.client, &pages, |bulk, granule| {
-            new += bulk.move_into(granule, 0, into, |_, _| ());
-        });
-        self.dirty.take_marked(self.client, &pages, |word, bits| {
-            let slot = &mut into[index(word)];
-            new += u64::from((bits & !*slot).count_ones());
-            *slot |= bits;
+        self.dirty.take_granules(self.client, &pages, |set, granule| {
+            new += set.move_into(granule, 0, into, |_, _| ());
         });
         Ok(new)
     }
@@ -144,11 +139,9 @@ impl DirtyClaim {
         let _harvesting = self.lock_harvest(&pages)?;
         self.dirty.check(&pages, into.room())?;
         let mut new = 0;
-        self.dirty.each_granule(self.client, &pages, |bulk, granule| {
-            new += bulk.move_to(granule, into);
+        self.dirty.take_granules(self.client, &pages, |set, granule| {
+            new += set.move_to(granule, into);
         });
-        let marked = |word, bits| new += into.insert_word(word, bits);
-        self.dirty.take_marked(self.client, &pages, marked);
         Ok(new)
     }
 }

@@ -5,18 +5,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::bitmap::atomic::Bitmap;
-use crate::bitmap::bits::BITS;
-use crate::bitmap::page_set::PageSet;
 use crate::bitmap::shifted::Shifted;
 use crate::dirty::client::{Claims, ClientSet, DirtyClient};
+use crate::dirty::client_sets::ClientSets;
 use crate::dirty::error::DirtyError;
+use crate::dirty::marks::Marks;
 use crate::dirty::watched::Watched;
 use crate::page::PageSize;
 use crate::sys::membarrier;
-
-/// The locked part of each client that is on.
-pub(super) type BulkParts = [Option<PageSet>; DirtyClient::COUNT];
 
 /// Set in `enabled` where writers must fence for themselves; see `membarrier`.
 pub(super) const WRITERS_FENCE: u64 = 1 << 63;
@@ -45,7 +41,7 @@ pub struct DirtyMemory {
     claims: Mutex<Claims>,
     /// For each client, held while its bits are taken or given back, and while it is switched off:
     /// a harvest takes the bits of its own claim only. After the lock of the claims, before that of
-    /// the bulk.
+    /// the sets.
     harvests: [Mutex<()>; DirtyClient::COUNT],
     /// How often each client was switched off; changes under its harvest lock.
     pub(super) disable_counts: [AtomicU64; DirtyClient::COUNT],
@@ -53,11 +49,11 @@ pub struct DirtyMemory {
     pub(super) switch_ons: AtomicU64,
     /// How often the length was changed.
     pub(super) resizes: AtomicU64,
-    /// The bits that the synchronizer merged, of clients that are on; under this lock.
-    bulk: Mutex<BulkParts>,
-    /// The bits that marks have set. Reserved when a client is first on; without memory while it is
-    /// off.
-    pub(super) bitmaps: [OnceLock<Bitmap>; DirtyClient::COUNT],
+    /// What marks have set and no harvest has distributed yet, for all clients that are on.
+    /// Reserved when a client is first on; without memory while none is.
+    pub(super) marks: OnceLock<Marks>,
+    /// The dirty pages of each client that is on, but for those that are marked.
+    pub(super) sets: ClientSets,
     /// The code client's pages.
     code: Watched,
 }
@@ -87,8 +83,8 @@ impl DirtyMemory {
             disable_counts: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
             switch_ons: AtomicU64::new(0),
             resizes: AtomicU64::new(0),
-            bulk: Mutex::default(),
-            bitmaps: [const { OnceLock::new() }; DirtyClient::COUNT],
+            marks: OnceLock::new(),
+            sets: ClientSets::default(),
             code: Watched::default(),
         })
     }
@@ -143,11 +139,6 @@ impl DirtyMemory {
         (self.disable_count(client) == disable_count).then_some(harvesting)
     }
 
-    pub(super) fn lock_bulk(&self) -> MutexGuard<'_, BulkParts> {
-        // Plain words: after a panic each of them is still valid.
-        self.bulk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn clients_in(mask: u64) -> ClientSet {
         ClientSet::from_bits(mask.to_le_bytes()[0])
     }
@@ -170,21 +161,41 @@ impl DirtyMemory {
     /// Marks the pages that `len` bytes from byte `offset` span, for every client that is on. The
     /// part that lies outside the block is ignored.
     ///
-    /// Call it after the write. Costs a load and a branch when no client is on.
+    /// Call it after the write. Costs a load and a branch when no client is on, and some loads more,
+    /// however many clients are on, for a page that is marked already.
     #[inline]
     pub fn mark(&self, offset: u64, len: u64) {
         let clients = self.interested();
-        if clients.is_empty() {
-            return;
+        if !clients.is_empty() {
+            let page = self.page_size.page_of(offset);
+            let last = self.page_size.page_of(offset.wrapping_add(len.wrapping_sub(1)));
+            // What the stores of a processor and most of those of a device are.
+            if page != last || !self.is_settled(clients, page) {
+                self.mark_bytes(clients, offset, len);
+            }
         }
+    }
+
+    /// Whether there is nothing to do for a mark of `page`.
+    #[inline]
+    fn is_settled(&self, clients: ClientSet, page: u64) -> bool {
+        let is_watched = || {
+            clients.contains(DirtyClient::CODE) && (page >= self.room || self.code.contains(page))
+        };
+        let is_marked = || self.marks.get().is_some_and(|marks| marks.is_settled(page));
+        (clients.without(DirtyClient::CODE).is_empty() || is_marked()) && !is_watched()
+    }
+
+    #[inline(never)]
+    fn mark_bytes(&self, clients: ClientSet, offset: u64, len: u64) {
         let touched = self.page_size.pages_spanned(offset, len);
-        let touched = touched.start..touched.end.min(self.room);
-        if clients == ClientSet::EMPTY.with(DirtyClient::CODE) {
-            // The fast path for a translator, whose guest's stores all come here.
-            self.code_written(&touched);
-        } else {
-            self.mark_range(clients, &touched);
-        }
+        self.mark_range(clients, &(touched.start..touched.end.min(self.room)));
+    }
+
+    /// Where a write is marked for `clients`, if one of them takes marks.
+    #[inline]
+    fn marks_for(&self, clients: ClientSet) -> Option<&Marks> {
+        if clients.without(DirtyClient::CODE).is_empty() { None } else { self.marks.get() }
     }
 
     /// As [`mark`](Self::mark), of `bytes`, for all but a code watch.
@@ -213,25 +224,18 @@ impl DirtyMemory {
         self.code.written_words(&self.enabled, source);
     }
 
-    /// Marks a word of pages for one client, if it is on.
-    pub(super) fn mark_for(&self, client: DirtyClient, word: u64, bits: u64) {
-        if self.enabled().contains(client) {
-            if let Some(bitmap) = self.bitmaps[client.index()].get() {
-                bitmap.mark_word(word, bits);
-            }
-        }
-    }
-
     pub(super) fn mark_range(&self, clients: ClientSet, pages: &Range<u64>) {
         if pages.is_empty() {
             return;
         }
-        for client in clients.without(DirtyClient::CODE).iter() {
-            if let Some(bitmap) = self.bitmaps[client.index()].get() {
-                bitmap.mark_range(pages);
+        if let Some(marks) = self.marks_for(clients) {
+            if pages.end - pages.start == 1 {
+                marks.mark(pages.start);
+            } else {
+                marks.mark_range(pages);
             }
         }
-        // Last, so that a hook that panics does not keep other clients from being marked.
+        // Last, so that a hook that panics does not keep the clients from being marked.
         if clients.contains(DirtyClient::CODE) {
             self.code_written(pages);
         }
@@ -242,12 +246,9 @@ impl DirtyMemory {
     pub fn mark_pages(&self, pages: &[u64]) -> u64 {
         let inside = |page: &&u64| **page < self.room;
         let clients = self.interested();
-        for client in clients.without(DirtyClient::CODE).iter() {
-            if let Some(bitmap) = self.bitmaps[client.index()].get() {
-                for page in pages.iter().filter(inside) {
-                    bitmap.mark_word(page / BITS, 1 << (page % BITS));
-                }
-            }
+        if let Some(marks) = self.marks_for(clients) {
+            let new = pages.iter().filter(inside).filter(|page| !marks.is_settled(**page));
+            new.for_each(|page| marks.mark(*page));
         }
         if clients.contains(DirtyClient::CODE) {
             pages.iter().filter(inside).for_each(|page| self.code_written(&(*page..page + 1)));
@@ -276,13 +277,11 @@ impl DirtyMemory {
         if client == DirtyClient::CODE {
             return self.code.exists() && page < self.pages() && !self.code.contains(page);
         }
-        let marked = || {
-            let marked =
-                self.bitmaps[client.index()].get().is_some_and(|bitmap| bitmap.contains(page));
-            marked
-                || self.lock_bulk()[client.index()].as_ref().is_some_and(|bulk| bulk.contains(page))
-        };
-        page < self.pages() && self.enabled().contains(client) && marked()
+        let is_marked = || self.marks.get().is_some_and(|marks| marks.contains(page));
+        // In this order: what was distributed in between is in the set.
+        page < self.pages()
+            && self.enabled().contains(client)
+            && (is_marked() || self.sets.contains(client, page))
     }
 }
 

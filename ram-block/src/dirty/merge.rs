@@ -81,11 +81,11 @@ impl DirtyMemory {
             let mut full = 0u64;
             let granule = next / BITS * BITS;
             // Locked at the first word that is not zero: a clean granule takes no lock.
-            let mut bulk = None;
+            let mut sets = None;
             for chunk in next..end {
                 let words = source.chunk(chunk, &mut buffer);
                 if words.iter().fold(0, |all, word| all | word) != 0 {
-                    let bulk = bulk.get_or_insert_with(|| self.lock_bulk());
+                    let sets = sets.get_or_insert_with(|| self.sets.lock());
                     let (found, ones) = simd::scan(words);
                     nonzero[index(chunk - granule)] = found;
                     set += ones;
@@ -93,12 +93,12 @@ impl DirtyMemory {
                     if ones == CHUNK as u64 * BITS {
                         full |= 1 << (chunk - granule);
                     } else {
-                        let bulk = bulk.iter().flatten();
-                        bulk.for_each(|bulk| bulk.prefetch_chunk(index(chunk), found));
+                        let sets = sets.iter().flatten();
+                        sets.for_each(|set| set.prefetch_chunk(index(chunk), found));
                     }
                 }
             }
-            let Some(mut bulk) = bulk else {
+            let Some(mut sets) = sets else {
                 next = end;
                 continue;
             };
@@ -106,12 +106,12 @@ impl DirtyMemory {
                 (next..end).zip(&nonzero[index(next - granule)..]).filter(|(_, n)| **n != 0);
             for (chunk, nonzero) in dirty {
                 if full >> (chunk - granule) & 1 != 0 {
-                    bulk.iter_mut().flatten().for_each(|bulk| bulk.fill_chunk(index(chunk)));
+                    sets.iter_mut().flatten().for_each(|set| set.fill_chunk(index(chunk)));
                     continue;
                 }
                 let words = source.chunk(chunk, &mut buffer);
-                for bulk in bulk.iter_mut().flatten() {
-                    bulk.merge_chunk(index(chunk), words, *nonzero);
+                for set in sets.iter_mut().flatten() {
+                    set.merge_chunk(index(chunk), words, *nonzero);
                 }
             }
             next = end;

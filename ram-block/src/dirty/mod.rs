@@ -5,9 +5,10 @@
 //! - `client`, `error`: the consumers of dirty pages, and the errors
 //! - `reports`, `watched`: the pages that are watched for code, and the hook that is called for
 //!   writes
-//! - `memory`: the bitmaps of one block; a mark sets the bits of all clients
+//! - `marks`: what marks have set, and when a mark may be left out
+//! - `memory`: the bitmaps of one block; a mark sets one bit for all clients
+//! - `client_sets`: the set of each client, and the marks that are distributed to them
 //! - `merge`: merging a log of others, such as KVM's
-//! - `take`: taking bits word by word
 //! - `switch`: switching clients on and off, and resizing, while marks are under way
 //! - `claim`: a client's log, on as long as it is claimed
 //! - `snapshot`, `harvest`, `runs`: taking a claim's bits
@@ -18,9 +19,11 @@
 
 pub(crate) mod claim;
 pub(crate) mod client;
+mod client_sets;
 pub(crate) mod code_watch;
 pub(crate) mod error;
 pub(crate) mod harvest;
+mod marks;
 pub(crate) mod memory;
 mod merge;
 #[cfg(test)]
@@ -31,7 +34,6 @@ mod reports;
 mod runs;
 pub(crate) mod snapshot;
 mod switch;
-mod take;
 #[cfg(test)]
 mod tests;
 pub(crate) mod vm_memory_bitmap;

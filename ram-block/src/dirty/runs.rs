@@ -30,16 +30,14 @@ impl Drop for Taken<'_> {
         let DirtyClaim { dirty, client, disable_count } = self.claim;
         let Some(_harvesting) = dirty.lock_harvest_of(*client, *disable_count) else { return };
         let unseen = self.from..u64::MAX;
-        for (n, summary) in self.summary.into_iter().enumerate() {
-            for at in bits_of(n as u64, summary) {
-                let word = self.base + at;
-                let bits = self.words[index(at)] & mask_within(word, &unseen);
-                dirty.mark_for(*client, word, bits);
-            }
-        }
-        for word in words_of(&self.pending) {
-            dirty.mark_for(*client, word, mask_within(word, &self.pending));
-        }
+        let (base, words) = (self.base, &self.words);
+        let found = (0..).zip(self.summary).flat_map(|(n, summary)| bits_of(n, summary));
+        let taken = found.map(|at| {
+            let word = base + at;
+            (word, words[index(at)] & mask_within(word, &unseen))
+        });
+        let pending = words_of(&self.pending).map(|word| (word, mask_within(word, &self.pending)));
+        dirty.sets.insert_words(*client, taken.chain(pending));
     }
 }
 
@@ -49,15 +47,10 @@ impl Taken<'_> {
         self.base = granule.start / GRANULE * (GRANULE / BITS);
         let Self { claim, base, summary, words, .. } = self;
         let DirtyClaim { dirty, client, .. } = claim;
-        dirty.each_granule(*client, granule, |bulk, granule| {
-            bulk.move_into(granule, *base, words, |chunk, found| {
+        dirty.take_granules(*client, granule, |set, granule| {
+            set.move_into(granule, *base, words, |chunk, found| {
                 summary[index(chunk - *base / BITS)] = found;
             });
-        });
-        dirty.take_marked(*client, granule, |word, bits| {
-            let at = index(word - *base);
-            words[at] |= bits;
-            summary[at / 64] |= 1 << (at % 64);
         });
     }
 

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{Ordering, fence};
 
-use crate::bitmap::atomic::Bitmap;
 use crate::dirty::client::DirtyClient;
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::{DirtyMemory, WRITERS_FENCE};
@@ -15,6 +14,11 @@ impl DirtyMemory {
     /// the lock of the claims.
     pub(super) fn switch_on(&self, client: DirtyClient) {
         self.enabled.fetch_or(1 << client.number(), Ordering::SeqCst);
+        if let Some(marks) = self.marks.get() {
+            // After the bit: what was settled before it was so without this client.
+            let _sets = self.sets.lock();
+            marks.unsettle();
+        }
         // After the bit: a merge that follows a read of the new count reaches the client. Before
         // the caller's next step: pages that the client reads, and writes that it has to see, come
         // after the count has changed.
@@ -51,8 +55,7 @@ impl DirtyMemory {
         fence(Ordering::SeqCst);
     }
 
-    /// Switches `client` off, drops its bits and frees its bitmap's memory. Under the lock of the
-    /// claims.
+    /// Switches `client` off, drops its bits and frees their memory. Under the lock of the claims.
     ///
     /// A mark that is under way may still leave a bit behind: when the client is
     /// switched on again, it may find a page dirty that is not.
@@ -60,9 +63,11 @@ impl DirtyMemory {
         let _harvesting = self.lock_harvest(client);
         self.enabled.fetch_and(!(1 << client.number()), Ordering::SeqCst);
         self.disable_counts[client.index()].fetch_add(1, Ordering::AcqRel);
-        self.lock_bulk()[client.index()] = None;
-        if let Some(bitmap) = self.bitmaps[client.index()].get() {
-            bitmap.reset();
+        let set = self.sets.lock()[client.index()].take();
+        drop(set);
+        if let Some(marks) = self.marks.get().filter(|_| self.enabled().is_empty()) {
+            let _sets = self.sets.lock();
+            marks.reset();
         }
     }
 
@@ -85,7 +90,9 @@ impl DirtyMemory {
         let clients = self.enabled();
         if pages < old {
             for client in clients.iter() {
-                self.take_words(client, &(pages..old), |_, _| ());
+                self.take_granules(client, &(pages..old), |set, granule| {
+                    set.take(granule, |_, _| ());
+                });
             }
         } else {
             self.mark_range(clients, &(old..pages));
@@ -95,12 +102,16 @@ impl DirtyMemory {
     }
 }
 
-/// Reserves `bitmap` for `room` pages, unless that was done.
-pub(crate) fn reserve(bitmap: &OnceLock<Bitmap>, room: u64) -> Result<&Bitmap, DirtyError> {
-    let new = match bitmap.get() {
-        Some(bitmap) => return Ok(bitmap),
-        None => Bitmap::new(room).map_err(|error| no_memory(room, &error))?,
-    };
+/// Makes what a bitmap for `room` pages is in, unless that was done.
+pub(super) fn reserve<T>(
+    bitmap: &OnceLock<T>,
+    room: u64,
+    new: impl FnOnce(u64) -> io::Result<T>,
+) -> Result<&T, DirtyError> {
+    if let Some(bitmap) = bitmap.get() {
+        return Ok(bitmap);
+    }
+    let new = new(room).map_err(|error| no_memory(room, &error))?;
     Ok(bitmap.get_or_init(|| new))
 }
 

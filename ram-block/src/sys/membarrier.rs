@@ -9,6 +9,9 @@
 //! running thread of the process execute a full barrier before it returns,
 //! after which a writer has either made its store visible or will read the new
 //! mask.
+//!
+//! A harvest that has taken marks does the same, so that a writer may leave out a mark of a page
+//! that is marked already (`dirty::marks`).
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;

@@ -24,7 +24,7 @@ use ram_block::vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use ram_block::{DirtyClient, DirtyMemory, PageSize};
 use serde_json::{Value, json};
 
-use contestants::{Bits, Classic, Contestant, Ours, Roaring};
+use contestants::{Bits, Classic, Contestant, Ours, Roaring, Twin};
 use source::{DENSITIES, PAGE, log_of, pages_of};
 
 #[derive(Parser)]
@@ -59,6 +59,26 @@ impl Times {
         result
     }
 
+    /// Times [`MARKS`] marks, of 16 pages in turn.
+    fn time_marks(&mut self, mark: impl Fn(u64)) {
+        let begin = Instant::now();
+        let mut at = 0;
+        for _ in 0..MARKS {
+            mark(black_box(at));
+            at = (at + 4104) & 0xfff8;
+        }
+        self.0.push(begin.elapsed());
+    }
+
+    /// Times [`MARKS`] marks, each of another page.
+    fn time_marks_of_pages(&mut self, mark: impl Fn(u64)) {
+        let begin = Instant::now();
+        for n in 0..MARKS {
+            mark(black_box(n * 4099 % pages_of(1) * PAGE));
+        }
+        self.0.push(begin.elapsed());
+    }
+
     /// In microseconds; not a number if nothing was timed.
     fn median(&self) -> f64 {
         let mut times = self.0.clone();
@@ -66,6 +86,9 @@ impl Times {
         times.get(times.len() / 2).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
     }
 }
+
+/// So many that a row in microseconds is one in nanoseconds a mark.
+const MARKS: u64 = 1000;
 
 const WORKS: [&str; 3] = ["merge into 3", "harvest", "take runs"];
 
@@ -238,45 +261,102 @@ fn row(name: &str, entries: &[Entry], work: usize, limit: f64, rounds: usize) ->
     json!({ "work": name, "ours_us": ours, "read_us": limit, "peers_us": peers })
 }
 
-/// What vm-memory's own bitmap can do too.
+/// What vm-memory's own bitmap can do too, and a twin of it in which a mark and a harvest work on 64
+/// pages at a time.
 fn against_vm_memory(rounds: usize) -> Vec<Value> {
-    let print = |name: &str, ours: &Times, theirs: &Times| {
-        let (ours, theirs) = (ours.median(), theirs.median());
-        println!("{name:<36} {ours:>11.1} {:>6}  {theirs:>12.1} {:>8.1}", "", theirs / ours);
-        json!({ "work": name, "ours_us": ours, "peers_us": { "AtomicBitmap": theirs } })
+    let print = |name: &str, times: &[Times; 3]| {
+        let [ours, shipped, twin] = times.each_ref().map(Times::median);
+        let (first, second) = (shipped / ours, twin / ours);
+        println!(
+            "{name:<36} {ours:>11.2} {:>6}  {shipped:>12.2} {first:>8.1}   {twin:>12.2} {second:>8.1}",
+            ""
+        );
+        let peers = json!({ "AtomicBitmap": shipped, "twin": twin });
+        json!({ "work": name, "ours_us": ours, "peers_us": peers })
     };
-    let both = |gib: u64| {
+    let all = |gib: u64| {
         let dirty = DirtyMemory::new(pages_of(gib), PageSize::new(PAGE).unwrap());
-        let log = dirty.claim(CLIENT).unwrap();
         let len = usize::try_from(gib << 30).unwrap();
-        (log, AtomicBitmap::new(len, NonZeroUsize::new(4096).unwrap()), len)
+        (dirty, AtomicBitmap::new(len, NonZeroUsize::new(4096).unwrap()), Twin::new(pages_of(gib)))
     };
+    let mut rows = Vec::new();
 
-    let (log, peer, len) = both(1);
-    let (mut ours, mut theirs) = <(Times, Times)>::default();
+    for clients in [0, 1, 3] {
+        let (dirty, shipped, twin) = all(1);
+        let logs: Vec<_> = (0..clients).map(|_| dirty.claim("a log").unwrap()).collect();
+        let mut times: [Times; 3] = Default::default();
+        let [first, second, third] = &mut times;
+        for _ in 0..rounds.max(200) {
+            first.time_marks(|at| dirty.mark(at, 8));
+            second.time_marks(|at| shipped.mark_dirty(usize::try_from(at).unwrap(), 8));
+            third.time_marks(|at| twin.mark(at, 8));
+        }
+        rows.push(print(&format!("1,000 marks, dirty, {clients} clients"), &times));
+        drop(logs);
+    }
+
+    let (dirty, shipped, twin) = all(1);
+    let log = dirty.claim(CLIENT).unwrap();
+    let mut times: [Times; 3] = Default::default();
+    let [first, second, third] = &mut times;
     let mut private = vec![0; usize::try_from(pages_of(1) / 64).unwrap()];
     for _ in 0..rounds.max(200) {
-        ours.time(|| log.dirty().mark(0, 1 << 30));
+        // Each page once, in an order that no prefetcher follows; all of them are clean before.
+        first.time_marks_of_pages(|at| dirty.mark(at, 8));
+        assert_eq!(log.move_into(0..pages_of(1), &mut private), Ok(MARKS));
+        private.fill(0);
+        second.time_marks_of_pages(|at| shipped.mark_dirty(usize::try_from(at).unwrap(), 8));
+        shipped.reset();
+        third.time_marks_of_pages(|at| twin.mark(at, 8));
+        assert_eq!(twin.harvest(&mut private), MARKS);
+        private.fill(0);
+    }
+    rows.push(print("1,000 marks, clean, 1 client", &times));
+
+    let mut times: [Times; 3] = Default::default();
+    let [first, second, third] = &mut times;
+    for _ in 0..rounds.max(200) {
+        first.time(|| dirty.mark(0, 1 << 30));
         assert_eq!(log.move_into(0..pages_of(1), &mut private), Ok(pages_of(1)));
         private.fill(0);
-        theirs.time(|| peer.mark_dirty(0, len));
-        peer.reset();
+        second.time(|| shipped.mark_dirty(0, 1 << 30));
+        shipped.reset();
+        third.time(|| twin.mark(0, 1 << 30));
+        assert_eq!(twin.harvest(&mut private), pages_of(1));
+        private.fill(0);
     }
-    let mark = print("mark 1 GiB", &ours, &theirs);
+    rows.push(print("mark 1 GiB", &times));
 
-    let (log, peer, _) = both(64);
-    let (mut ours, mut theirs) = <(Times, Times)>::default();
-    let mut private = vec![0; usize::try_from(pages_of(64) / 64).unwrap()];
-    for _ in 0..rounds {
-        ours.time(|| log.move_into(0..pages_of(64), &mut private).unwrap());
-        theirs.time(|| peer.get_and_reset());
+    for marks in [0, 1, 1000] {
+        let (dirty, shipped, twin) = all(64);
+        let log = dirty.claim(CLIENT).unwrap();
+        let mut times: [Times; 3] = Default::default();
+        let [first, second, third] = &mut times;
+        let mut private = vec![0; usize::try_from(pages_of(64) / 64).unwrap()];
+        for _ in 0..rounds {
+            for mark in 0..marks {
+                let at = mark * 4099 % pages_of(64) * PAGE;
+                dirty.mark(at, 8);
+                shipped.mark_dirty(usize::try_from(at).unwrap(), 8);
+                twin.mark(at, 8);
+            }
+            first.time(|| assert_eq!(log.move_into(0..pages_of(64), &mut private), Ok(marks)));
+            private.fill(0);
+            second.time(|| shipped.get_and_reset());
+            third.time(|| assert_eq!(twin.harvest(&mut private), marks));
+            private.fill(0);
+        }
+        rows.push(print(&format!("harvest 64 GiB, {marks} marked"), &times));
     }
-    vec![mark, print("harvest clean 64 GiB", &ours, &theirs)]
+    rows
 }
 
 fn main() {
     let options = Options::parse();
-    println!("{:<36} {:>11} {:>6}  {:>12} {:>8}", "us", "ours", "", "AtomicBitmap", "times");
+    println!(
+        "{:<36} {:>11} {:>6}  {:>12} {:>8}   {:>12} {:>8}",
+        "us", "ours", "", "AtomicBitmap", "times", "its twin", "times"
+    );
     let mut rows = against_vm_memory(options.rounds);
     println!(
         "{:<36} {:>11} {:>6}  {:>12} {:>8}   {:>12} {:>8}   {:>12} {:>8}",

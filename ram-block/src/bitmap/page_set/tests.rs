@@ -94,7 +94,7 @@ proptest! {
             (0..300_000u64, 1..19_000u64, any::<bool>(), any::<u64>()), 1..40),
     ) {
         const PAGES: u64 = 320_000;
-        let mut bulk = PageSet::new(PAGES).unwrap();
+        let mut set = PageSet::new(PAGES).unwrap();
         let mut oracle = vec![false; index(PAGES)];
         for (start, len, merge, seed) in steps {
             let range = start..start + len;
@@ -109,8 +109,8 @@ proptest! {
                     let mut buffer = [0; CHUNK];
                     let words = source.chunk(chunk, &mut buffer);
                     match simd::scan(words) {
-                        (_, 4096) => bulk.fill_chunk(index(chunk)),
-                        (nonzero, _) => bulk.merge_chunk(index(chunk), words, nonzero),
+                        (_, 4096) => set.fill_chunk(index(chunk)),
+                        (nonzero, _) => set.merge_chunk(index(chunk), words, nonzero),
                     }
                 }
                 for bit in 0..len {
@@ -121,11 +121,11 @@ proptest! {
                 let mut found = vec![false; index(PAGES)];
                 let mut private = vec![0u64; index(PAGES / 64)];
                 let mut new = 0;
-                while let Some(granule) = bulk.dirty_granule(&rest) {
+                while let Some(granule) = set.dirty_granule(&rest) {
                     if seed % 2 == 0 {
-                        new += bulk.move_into(&granule, 0, &mut private, |_, _| ());
+                        new += set.move_into(&granule, 0, &mut private, |_, _| ());
                     } else {
-                        bulk.take(&granule, |word, bits| {
+                        set.take(&granule, |word, bits| {
                             private[index(word)] |= bits;
                             new += u64::from(bits.count_ones());
                         });
@@ -143,7 +143,7 @@ proptest! {
                 prop_assert!(found == expected);
             }
         }
-        prop_assert!((0..PAGES).all(|page| bulk.contains(page) == oracle[index(page)]));
+        prop_assert!((0..PAGES).all(|page| set.contains(page) == oracle[index(page)]));
     }
 }
 

@@ -1,0 +1,151 @@
+//! The dirty pages of each client, and the marks that are distributed to them.
+//!
+//! A mark sets one bit for all clients. Before a client's bits are taken, the marks among them are
+//! *distributed*: taken once, and put in the set of every client that is on. So a mark costs the
+//! same with one client as with eight, and a harvest costs what it costs to merge the marks.
+//!
+//! # Why no mark is lost
+//!
+//! A distribution takes marks and puts them in the sets under the lock of the sets, so a client
+//! whose harvest finds a mark gone finds it in its set: it takes from there after the other
+//! distribution has released the lock. A mark that has returned is found by the next distribution,
+//! or by one that was running ([`Marks`](crate::dirty::marks)).
+//!
+//! A harvest passes a barrier after it has taken bits, and before it hands them out: a mark may
+//! have been left out because of them ([`Marks`](crate::dirty::marks)), whose store to the page may
+//! be still on its way. It also takes bits that another harvest has distributed, whose barrier is
+//! still to come. So the number of the last distribution that found something is kept, and that of
+//! the last one that a barrier has followed: whoever takes bits compares the two *afterwards*, and
+//! passes a barrier of its own if one is missing. When nothing was marked there is none: a refresh
+//! of a picture that stands still makes no system call.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::bitmap::bits::GRANULE;
+use crate::bitmap::page_set::PageSet;
+use crate::dirty::client::DirtyClient;
+use crate::dirty::memory::DirtyMemory;
+
+/// The set of each client that is on.
+pub(super) type Sets = [Option<PageSet>; DirtyClient::COUNT];
+
+/// The sets, and how far the marks in them are behind a barrier.
+#[derive(Debug, Default)]
+pub(super) struct ClientSets {
+    sets: Mutex<Sets>,
+    /// The sequence of the marks after the last distribution that found something; changes under
+    /// the lock of the sets.
+    found: AtomicU64,
+    /// The same, after the last one that a barrier has followed.
+    fenced: AtomicU64,
+}
+
+impl ClientSets {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Sets> {
+        // Plain words: after a panic each of them is still valid.
+        self.sets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn contains(&self, client: DirtyClient, page: u64) -> bool {
+        self.lock()[client.index()].as_ref().is_some_and(|set| set.contains(page))
+    }
+
+    /// Puts words of pages in one client's set, if it is on.
+    pub(super) fn insert_words(
+        &self,
+        client: DirtyClient,
+        words: impl IntoIterator<Item = (u64, u64)>,
+    ) {
+        /// For how many words the lock is held.
+        const HELD: usize = 4096;
+        let mut words = words.into_iter().peekable();
+        while words.peek().is_some() {
+            let mut sets = self.lock();
+            let Some(set) = &mut sets[client.index()] else { return };
+            for (word, bits) in words.by_ref().take(HELD) {
+                set.insert_word(word, bits);
+            }
+        }
+    }
+
+    /// Calls `each` for every granule of `pages` that may have a dirty page in the set of `client`,
+    /// with the lock held for one granule at a time.
+    fn each_granule(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+        mut each: impl FnMut(&mut PageSet, &Range<u64>),
+    ) {
+        let mut rest = pages.clone();
+        loop {
+            let mut sets = self.lock();
+            let Some(set) = &mut sets[client.index()] else { break };
+            let Some(granule) = set.dirty_granule(&rest) else { break };
+            each(set, &granule);
+            rest.start = granule.end;
+        }
+    }
+}
+
+impl DirtyMemory {
+    /// Moves what is marked among `pages` to the set of every client that is on.
+    pub(super) fn distribute(&self, pages: &Range<u64>) {
+        let Some(marks) = self.marks.get() else { return };
+        let mut rest = pages.clone();
+        while let Some(granule) = marks.dirty_granule(&rest) {
+            rest.start = granule.end;
+            let mut sets = self.sets.lock();
+            let mut found = false;
+            marks.take(&granule, |word, bits| {
+                found = true;
+                for set in sets.iter_mut().flatten() {
+                    set.insert_word(word, bits);
+                }
+            });
+            if found {
+                self.sets.found.store(marks.sequence(), Ordering::Release);
+            }
+        }
+    }
+
+    /// Passes a barrier, unless one has followed every distribution of which this thread may have
+    /// taken bits.
+    fn fence_distributions(&self) {
+        // The bits were taken under the lock under which this number was stored before.
+        let found = self.sets.found.load(Ordering::Acquire);
+        if self.sets.fenced.load(Ordering::Acquire) < found {
+            self.fence_writers();
+            self.sets.fenced.fetch_max(found, Ordering::AcqRel);
+        }
+    }
+
+    /// Calls `take` for every granule of `pages` that may have a dirty page of `client`, with the
+    /// lock held for one granule at a time. What it takes may be handed out when this returns.
+    pub(super) fn take_granules(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+        take: impl FnMut(&mut PageSet, &Range<u64>),
+    ) {
+        self.distribute(pages);
+        self.sets.each_granule(client, pages, take);
+        self.fence_distributions();
+    }
+
+    /// The first granule of `pages` that may have a dirty page of `client`, cut to `pages`.
+    pub(super) fn dirty_granule(
+        &self,
+        client: DirtyClient,
+        pages: &Range<u64>,
+    ) -> Option<Range<u64>> {
+        let is_marked = self.marks.get().and_then(|marks| marks.dirty_granule(pages));
+        // The set need not be searched past what is marked.
+        let before = pages.start..is_marked.as_ref().map_or(pages.end, |granule| granule.end);
+        let set =
+            self.sets.lock()[client.index()].as_ref().and_then(|set| set.dirty_granule(&before));
+        let first = is_marked.into_iter().chain(set).map(|granule| granule.start).min()?;
+        Some(first..((first / GRANULE + 1) * GRANULE).min(pages.end))
+    }
+}
