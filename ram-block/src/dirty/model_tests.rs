@@ -103,7 +103,9 @@ impl Dirty {
     fn distribute(&self) {
         if self.marked.dirty_granule(&(0..64)).is_some() {
             let mut set = self.set.lock().unwrap();
-            self.marked.take(&(0..64), |word, bits| drop(set.insert_word(word, bits)));
+            self.marked.take(&(0..64), |word, bits| {
+                set.insert_word(word, bits);
+            });
         }
     }
 }

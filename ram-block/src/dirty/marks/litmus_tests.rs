@@ -76,7 +76,9 @@ fn race(time: Duration, pass_barrier: impl Fn()) -> (u64, bool) {
                 break;
             }
             marks.mark(0);
-            slow(&shared, round).for_each(|line| drop(line.0.fetch_add(1, Relaxed)));
+            for line in slow(&shared, round) {
+                line.0.fetch_add(1, Relaxed);
+            }
             shared.page.0.load(Relaxed);
             shared.harvester.0.store(round, Release);
             // So that the two meet at many distances.
