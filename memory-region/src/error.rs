@@ -180,6 +180,12 @@ pub enum AccessError {
         /// The first byte of the region that leads nowhere.
         offset: u64,
     },
+    /// An atomic access that is not at a multiple of its size.
+    #[error("Atomic access of {len} bytes at {address:#x}, which is no multiple of its size")]
+    Misaligned { address: u64, len: usize },
+    /// An atomic access to something that is not memory as a whole.
+    #[error("Atomic access of {len} bytes at {address:#x}: \"{name}\" is not memory there")]
+    NotMemory { address: u64, len: usize, name: String },
     /// A block is smaller than its region: it reads as all ones there.
     #[error(transparent)]
     Block(#[from] RamBlockError),

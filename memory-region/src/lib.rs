@@ -50,6 +50,7 @@
 //! # }
 //! ```
 
+mod cpu;
 mod device;
 mod error;
 mod listener;
@@ -59,6 +60,7 @@ mod transaction;
 mod tree;
 mod view;
 
+pub use cpu::tlb::Tlb;
 pub use device::dispatch::DeviceRegion;
 pub use device::ioeventfd::{CoalescedRange, IoEventFd};
 pub use device::iommu::{Iommu, Translation};

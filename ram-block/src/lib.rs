@@ -49,7 +49,7 @@
 //!
 //! `page` asks for the host's page size, `sys::mapping` maps memory, `sys::populate` and
 //! `sys::discard` allocate its pages and free them, `block::builder` takes memory of the caller,
-//! `block::ram_block` lends it to vm-memory, `content::compare` compares it in place,
+//! `block::ram_block` lends it to vm-memory, `block::{ram_page,scalar}` access it integer by integer, `content::compare` compares it in place,
 //! `bitmap::word` makes arrays of words of it, `bitmap::simd` and `content::zero_scan` choose
 //! instructions at run time; `sys::membarrier`, `io::vectored` and `sys::pagemap` issue system
 //! calls. Everything else is safe Rust.
@@ -71,6 +71,8 @@ pub use bitmap::simd::summarize;
 pub use block::builder::RamBlockBuilder;
 pub use block::error::{MAX_ID_LEN, RamBlockError};
 pub use block::ram_block::{RamBlock, RamSlice};
+pub use block::ram_page::RamPage;
+pub use block::scalar::Scalar;
 pub use content::compare::difference;
 pub use content::extents::DataExtents;
 pub use dirty::claim::DirtyClaim;

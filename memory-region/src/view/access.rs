@@ -209,6 +209,20 @@ pub(crate) fn write_to(view: &FlatView, access: Access, data: &[u8]) -> Result<(
 }
 
 impl FlatView {
+    /// Why there is no memory that can be written atomically at `address`.
+    pub(crate) fn not_memory(&self, address: u64, len: usize) -> AccessError {
+        let access = Access { address, len, translations: 0 };
+        let Ok(section) = self.find(address) else { return access.unassigned(address) };
+        let name = section.name().to_owned();
+        match &section.target {
+            SectionTarget::Ram(_) if section.readonly => {
+                AccessError::ReadOnly { address, len, name }
+            }
+            SectionTarget::Reserved => access.unassigned(address),
+            _ => AccessError::NotMemory { address, len, name },
+        }
+    }
+
     /// Reads as [`AddressSpace::read`](crate::AddressSpace::read) does, whatever was
     /// committed since.
     ///

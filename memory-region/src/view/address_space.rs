@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
@@ -24,6 +25,8 @@ pub struct AddressSpace {
     name: Arc<str>,
     root: RegionId,
     view: Arc<ArcSwap<FlatView>>,
+    /// How many views were published.
+    generation: Arc<AtomicU64>,
     /// The new view of a commit under way, while listeners are notified of it.
     pending: Arc<ArcSwapOption<FlatView>>,
 }
@@ -31,7 +34,7 @@ pub struct AddressSpace {
 impl AddressSpace {
     pub(crate) fn new(name: &str, root: RegionId, view: Arc<FlatView>) -> Self {
         let view = Arc::new(ArcSwap::new(view));
-        Self { name: name.into(), root, view, pending: Arc::default() }
+        Self { name: name.into(), root, view, generation: Arc::default(), pending: Arc::default() }
     }
 
     /// The space's name, for messages.
@@ -79,7 +82,16 @@ impl AddressSpace {
 
     /// Publishes `view`; returns the former one.
     pub(crate) fn publish(&self, view: Arc<FlatView>) -> Arc<FlatView> {
-        self.view.swap(view)
+        let former = self.view.swap(view);
+        // After the view: who reads the new number finds this view, or a later one.
+        self.generation.fetch_add(1, Ordering::Release);
+        former
+    }
+
+    /// How many views were published, now and later: a view that is loaded after a number was read
+    /// (with `Acquire`) is as late as that or later.
+    pub(crate) fn shared_generation(&self) -> Arc<AtomicU64> {
+        self.generation.clone()
     }
 
     /// Reads `data.len()` bytes at `address`.

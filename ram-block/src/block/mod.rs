@@ -2,6 +2,7 @@
 //!
 //! - `error`: the errors of a block
 //! - `ram_block`: reading, writing, resizing and discarding
+//! - `scalar`, `ram_page`: a page for many accesses of one size, as a software TLB makes them
 //! - `builder`: choosing a block's memory
 //!
 //! Built on `dirty`, for the bitmaps, and on `sys`, for the memory.
@@ -9,3 +10,5 @@
 pub(crate) mod builder;
 pub(crate) mod error;
 pub(crate) mod ram_block;
+pub(crate) mod ram_page;
+pub(crate) mod scalar;

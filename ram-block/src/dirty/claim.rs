@@ -7,9 +7,8 @@ use std::sync::{Arc, MutexGuard};
 use crate::bitmap::page_set::PageSet;
 use crate::dirty::client::{Claimant, DirtyClient};
 use crate::dirty::error::DirtyError;
-use crate::dirty::marks::Marks;
 use crate::dirty::memory::DirtyMemory;
-use crate::dirty::switch::{no_memory, reserve};
+use crate::dirty::switch::no_memory;
 
 /// One client's dirty log of one block. It is on as long as this exists, and only this can take its
 /// bits.
@@ -81,7 +80,7 @@ impl DirtyMemory {
         if let Some(by) = &claims[client.index()] {
             return Err(DirtyError::Claimed { client, by: by.to_string() });
         }
-        reserve(&self.marks, self.room, Marks::new)?;
+        self.marks.reserve(self.room).map_err(|error| no_memory(self.room, &error))?;
         let set = self.page_set()?;
         // What was marked before is the other clients' alone.
         self.distribute(&(0..self.room));

@@ -92,7 +92,7 @@ impl ClientSets {
 impl DirtyMemory {
     /// Moves what is marked among `pages` to the set of every client that is on.
     pub(super) fn distribute(&self, pages: &Range<u64>) {
-        let Some(marks) = self.marks.get() else { return };
+        let marks = &self.marks;
         let mut rest = pages.clone();
         while let Some(granule) = marks.dirty_granule(&rest) {
             rest.start = granule.end;
@@ -140,7 +140,7 @@ impl DirtyMemory {
         client: DirtyClient,
         pages: &Range<u64>,
     ) -> Option<Range<u64>> {
-        let is_marked = self.marks.get().and_then(|marks| marks.dirty_granule(pages));
+        let is_marked = self.marks.dirty_granule(pages);
         // The set need not be searched past what is marked.
         let before = pages.start..is_marked.as_ref().map_or(pages.end, |granule| granule.end);
         let set =

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use crate::bitmap::atomic::Bitmap;
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
-use crate::dirty::switch::reserve;
+use crate::dirty::switch::no_memory;
 use crate::dirty::watched::in_a_hook;
 
 /// Returned by [`CodeWatch::watch`]: by this a translator checks the code that it has read since;
@@ -78,7 +78,12 @@ impl DirtyMemory {
         if hook.is_some() {
             return Err(DirtyError::Watched);
         }
-        reserve(&self.code().pages, self.room(), Bitmap::new)?;
+        let pages = &self.code().pages;
+        if pages.get().is_none() {
+            let room = self.room();
+            let new = Bitmap::new(room).map_err(|error| no_memory(room, &error))?;
+            pages.get_or_init(|| new);
+        }
         *hook = Some(Arc::new(invalidate));
         Ok(CodeWatch { dirty: self.clone() })
     }
@@ -104,7 +109,11 @@ impl CodeWatch {
         let mut reports = code.reports();
         if let Some(watches) = self.dirty.code().watches(self.dirty.switches()) {
             // Under the lock: a thread that finds a page watched may rely on the barrier.
-            reports.watch(&watches, &pages, || self.dirty.fence_writers());
+            reports.watch(&watches, &pages, || {
+                // After the bits: what was settled before was so without this watch.
+                self.dirty.unsettle();
+                self.dirty.fence_writers();
+            });
             // A resize changes the length, then reports the watched pages that it removes. If it
             // has not seen these, its change of the length is seen here. They stay watched, which
             // costs one report too many and loses none of another translator's.

@@ -15,7 +15,7 @@
 //! ```text
 //!   M1  g <- sequence        L0  store to the page     D0  sequence += 1
 //!   M2  mark in the bitmap   L1  bit set?              D1  take from the bitmap
-//!   M3  stamp <- g, if even  L2  s <- stamp            D2  sequence += 1
+//!   M3  if even, stamp <- g  L2  s <- stamp            D2  sequence += 1
 //!                            L3  sequence = s?         D3  barrier
 //!                                                      D4  read the page
 //! ```
@@ -37,6 +37,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
 use crate::bitmap::atomic::Bitmap;
@@ -46,25 +47,56 @@ use crate::page::index;
 
 /// The marks of a block, for all clients that are on.
 pub(super) struct Marks<W: Word = AtomicU64> {
-    pages: Bitmap<W>,
-    /// How many distributions have begun, and how many have ended.
+    /// How many distributions have begun, and how many have ended. Other events that change what a
+    /// mark has to do count as one that has done both.
     sequence: W,
+    /// Reserved by the first client.
+    reserved: OnceLock<Reserved<W>>,
+}
+
+struct Reserved<W: Word> {
+    pages: Bitmap<W>,
     /// For each word of pages, the sequence at which the levels above it were known to be set.
     stamps: W::Array,
 }
 
+impl<W: Word> Default for Marks<W> {
+    fn default() -> Self {
+        Self { sequence: W::new(FIRST), reserved: OnceLock::new() }
+    }
+}
+
 impl<W: Word> Marks<W> {
-    /// No marks of `pages` pages, if the operating system has the addresses.
-    pub(super) fn new(pages: u64) -> io::Result<Self> {
-        let stamps = W::zeroed(index(pages.div_ceil(BITS)))?;
-        Ok(Self { pages: Bitmap::new(pages)?, sequence: W::new(FIRST), stamps })
+    /// Makes room for the marks of `pages` pages, unless that was done.
+    pub(super) fn reserve(&self, pages: u64) -> io::Result<()> {
+        if self.reserved.get().is_none() {
+            let stamps = W::zeroed(index(pages.div_ceil(BITS)))?;
+            let reserved = Reserved { pages: Bitmap::new(pages)?, stamps };
+            // Another thread's are as good.
+            drop(self.reserved.set(reserved));
+        }
+        Ok(())
     }
 
     /// The sequence: odd while a distribution runs. While it stays the same even number, what is
     /// marked stays marked.
     #[inline]
     pub(super) fn sequence(&self) -> u64 {
-        self.sequence.load_seq_cst()
+        self.sequence.load_acquire()
+    }
+
+    /// Calls `mark`, which marks a page; returns the sequence as long as which stores to the page
+    /// need no further mark, or [`NEVER`].
+    ///
+    /// A store that is followed by a look at the [`sequence`](Self::sequence), and finds the number
+    /// that this has returned, is like a mark that is left out: the number was read before the page
+    /// was marked (M1), so that at the look the page is still marked, or a distribution has begun
+    /// after the look, whose barrier comes later still. What switches a client on, or watches a
+    /// page, changes the sequence after that, and passes a barrier before it relies on it.
+    pub(super) fn settle(&self, mark: impl FnOnce()) -> u64 {
+        let sequence = self.sequence.load_seq_cst(); // M1
+        mark(); // M2
+        if sequence % 2 == 0 { sequence } else { NEVER } // M3
     }
 
     /// Whether a mark of `page` may be left out; false if there is no such page.
@@ -76,8 +108,9 @@ impl<W: Word> Marks<W> {
     /// As [`is_settled`](Self::is_settled), calling `between` between two steps, for the model.
     #[inline(always)]
     fn is_settled_with(&self, page: u64, between: impl Fn()) -> bool {
-        let Some(stamp) = self.stamps.get(index(page / BITS)) else { return false };
-        let is_set = self.pages.contains_acquire(page); // L1
+        let Some(Reserved { pages, stamps }) = self.reserved.get() else { return false };
+        let Some(stamp) = stamps.get(index(page / BITS)) else { return false };
+        let is_set = pages.contains_acquire(page); // L1
         between();
         let stamp = stamp.load_acquire(); // L2
         between();
@@ -86,55 +119,61 @@ impl<W: Word> Marks<W> {
 
     /// Marks `page`, which is among the block's.
     pub(super) fn mark(&self, page: u64) {
-        let sequence = self.sequence.load_seq_cst(); // M1
-        self.pages.mark_word(page / BITS, 1 << (page % BITS)); // M2
-        if sequence % 2 == 0 {
-            self.stamps[index(page / BITS)].store_release(sequence); // M3
-        }
+        let Some(Reserved { pages, stamps }) = self.reserved.get() else { return };
+        let stamp = self.settle(|| pages.mark_word(page / BITS, 1 << (page % BITS)));
+        stamps[index(page / BITS)].store_release(stamp);
     }
 
     /// Marks `pages`, which are among the block's.
     pub(super) fn mark_range(&self, pages: &Range<u64>) {
-        self.pages.mark_range(pages);
+        if let Some(reserved) = self.reserved.get() {
+            reserved.pages.mark_range(pages);
+        }
     }
 
     /// Whether `page`, which is among the block's, is marked.
     pub(super) fn contains(&self, page: u64) -> bool {
-        self.pages.contains(page)
+        self.reserved.get().is_some_and(|reserved| reserved.pages.contains(page))
     }
 
     /// The first granule of `pages` that may have a mark.
     pub(super) fn dirty_granule(&self, pages: &Range<u64>) -> Option<Range<u64>> {
-        self.pages.dirty_granule(pages)
+        self.reserved.get()?.pages.dirty_granule(pages)
     }
 
     /// Clears the marks of `pages` and hands each word of them that has any to `sink`. By one thread
     /// at a time.
     pub(super) fn take(&self, pages: &Range<u64>, sink: impl FnMut(u64, u64)) {
-        let running = Running::new(&self.sequence); // D0
-        self.pages.take(pages, sink); // D1
-        drop(running);
+        if let Some(reserved) = self.reserved.get() {
+            let running = Running::new(&self.sequence); // D0
+            reserved.pages.take(pages, sink); // D1
+            drop(running);
+        }
     }
 
-    /// Makes every mark that comes after this a complete one, without taking any: a store that is
-    /// compared with the [`sequence`](Self::sequence) of before is marked again. By one thread at a
-    /// time, and not while another takes marks.
+    /// Makes every store that comes after this be marked anew, without taking any marks: what is
+    /// settled is so no longer.
     pub(super) fn unsettle(&self) {
-        drop(Running::new(&self.sequence));
+        self.sequence.fetch_add_seq_cst(2);
     }
 
     /// Drops all marks and frees their memory. As [`Bitmap::reset`], a mark that is under way may
     /// stay. By one thread at a time, and not while another takes marks.
     pub(super) fn reset(&self) {
-        let running = Running::new(&self.sequence);
-        self.pages.reset();
-        W::reset(&self.stamps);
-        drop(running);
+        if let Some(Reserved { pages, stamps }) = self.reserved.get() {
+            let running = Running::new(&self.sequence);
+            pages.reset();
+            W::reset(stamps);
+            drop(running);
+        }
     }
 }
 
 /// The first number: stamps are zero where there was never a mark.
 const FIRST: u64 = 2;
+
+/// A number that the sequence never has: it is odd, and too large.
+pub(super) const NEVER: u64 = u64::MAX;
 
 /// A distribution that runs; it ends even if it panics, so that the sequence is even again.
 struct Running<'a, W: Word>(&'a W);

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bitmap::shifted::Shifted;
 use crate::dirty::client::{Claims, ClientSet, DirtyClient};
 use crate::dirty::client_sets::ClientSets;
 use crate::dirty::error::DirtyError;
-use crate::dirty::marks::Marks;
+use crate::dirty::marks::{Marks, NEVER};
 use crate::dirty::watched::Watched;
 use crate::page::PageSize;
 use crate::sys::membarrier;
@@ -49,9 +49,9 @@ pub struct DirtyMemory {
     pub(super) switch_ons: AtomicU64,
     /// How often the length was changed.
     pub(super) resizes: AtomicU64,
-    /// What marks have set and no harvest has distributed yet, for all clients that are on.
-    /// Reserved when a client is first on; without memory while none is.
-    pub(super) marks: OnceLock<Marks>,
+    /// What marks have set and no harvest has distributed yet, for all clients that are on. Without
+    /// memory while none is.
+    pub(super) marks: Marks,
     /// The dirty pages of each client that is on, but for those that are marked.
     pub(super) sets: ClientSets,
     /// The code client's pages.
@@ -83,7 +83,7 @@ impl DirtyMemory {
             disable_counts: [const { AtomicU64::new(0) }; DirtyClient::COUNT],
             switch_ons: AtomicU64::new(0),
             resizes: AtomicU64::new(0),
-            marks: OnceLock::new(),
+            marks: Marks::default(),
             sets: ClientSets::default(),
             code: Watched::default(),
         })
@@ -182,7 +182,7 @@ impl DirtyMemory {
         let is_watched = || {
             clients.contains(DirtyClient::CODE) && (page >= self.room || self.code.contains(page))
         };
-        let is_marked = || self.marks.get().is_some_and(|marks| marks.is_settled(page));
+        let is_marked = || self.marks.is_settled(page);
         (clients.without(DirtyClient::CODE).is_empty() || is_marked()) && !is_watched()
     }
 
@@ -195,7 +195,31 @@ impl DirtyMemory {
     /// Where a write is marked for `clients`, if one of them takes marks.
     #[inline]
     fn marks_for(&self, clients: ClientSet) -> Option<&Marks> {
-        if clients.without(DirtyClient::CODE).is_empty() { None } else { self.marks.get() }
+        (!clients.without(DirtyClient::CODE).is_empty()).then_some(&self.marks)
+    }
+
+    /// The number as long as which a store to a page that was [settled](Self::settle) needs no mark;
+    /// to be read after the store.
+    #[inline]
+    pub(crate) fn sequence(&self) -> u64 {
+        self.marks.sequence()
+    }
+
+    /// Makes every store that follows be marked anew.
+    pub(crate) fn unsettle(&self) {
+        self.marks.unsettle();
+    }
+
+    /// As [`mark`](Self::mark); returns the [`sequence`](Self::sequence) as long as which stores to
+    /// the page of `offset` need no mark. A number that the sequence never has says that all do:
+    /// where writers fence for themselves, and while the page is watched.
+    pub(crate) fn settle(&self, offset: u64, len: u64) -> u64 {
+        let sequence = self.marks.settle(|| self.mark(offset, len));
+        let mask = self.enabled.load(Ordering::Acquire);
+        let page = self.page_size.page_of(offset);
+        let is_watched = Self::clients_in(mask).contains(DirtyClient::CODE)
+            && (page >= self.room || self.code.contains(page));
+        if mask & WRITERS_FENCE != 0 || is_watched { NEVER } else { sequence }
     }
 
     /// As [`mark`](Self::mark), of `bytes`, for all but a code watch.
@@ -277,7 +301,7 @@ impl DirtyMemory {
         if client == DirtyClient::CODE {
             return self.code.exists() && page < self.pages() && !self.code.contains(page);
         }
-        let is_marked = || self.marks.get().is_some_and(|marks| marks.contains(page));
+        let is_marked = || self.marks.contains(page);
         // In this order: what was distributed in between is in the set.
         page < self.pages()
             && self.enabled().contains(client)

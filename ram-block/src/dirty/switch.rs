@@ -1,7 +1,6 @@
 //! Switching clients on and off, and resizing the block, while marks are under way.
 
 use std::io;
-use std::sync::OnceLock;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::dirty::client::DirtyClient;
@@ -14,11 +13,8 @@ impl DirtyMemory {
     /// the lock of the claims.
     pub(super) fn switch_on(&self, client: DirtyClient) {
         self.enabled.fetch_or(1 << client.number(), Ordering::SeqCst);
-        if let Some(marks) = self.marks.get() {
-            // After the bit: what was settled before it was so without this client.
-            let _sets = self.sets.lock();
-            marks.unsettle();
-        }
+        // After the bit: what was settled before was so without this client.
+        self.marks.unsettle();
         // After the bit: a merge that follows a read of the new count reaches the client. Before
         // the caller's next step: pages that the client reads, and writes that it has to see, come
         // after the count has changed.
@@ -51,6 +47,7 @@ impl DirtyMemory {
                     fences from now on"
             );
             self.enabled.fetch_or(WRITERS_FENCE, Ordering::SeqCst);
+            self.marks.unsettle();
         }
         fence(Ordering::SeqCst);
     }
@@ -65,9 +62,9 @@ impl DirtyMemory {
         self.disable_counts[client.index()].fetch_add(1, Ordering::AcqRel);
         let set = self.sets.lock()[client.index()].take();
         drop(set);
-        if let Some(marks) = self.marks.get().filter(|_| self.enabled().is_empty()) {
+        if self.enabled().is_empty() {
             let _sets = self.sets.lock();
-            marks.reset();
+            self.marks.reset();
         }
     }
 
@@ -100,19 +97,6 @@ impl DirtyMemory {
         self.resizes.fetch_add(1, Ordering::AcqRel);
         drop(claims);
     }
-}
-
-/// Makes what a bitmap for `room` pages is in, unless that was done.
-pub(super) fn reserve<T>(
-    bitmap: &OnceLock<T>,
-    room: u64,
-    new: impl FnOnce(u64) -> io::Result<T>,
-) -> Result<&T, DirtyError> {
-    if let Some(bitmap) = bitmap.get() {
-        return Ok(bitmap);
-    }
-    let new = new(room).map_err(|error| no_memory(room, &error))?;
-    Ok(bitmap.get_or_init(|| new))
 }
 
 pub(super) fn no_memory(pages: u64, error: &io::Error) -> DirtyError {

@@ -48,7 +48,8 @@ static RACING: Mutex<()> = Mutex::new(());
 fn race(time: Duration, pass_barrier: impl Fn()) -> (u64, bool) {
     let _racing = RACING.lock().unwrap_or_else(PoisonError::into_inner);
     let shared = Shared::default();
-    let marks = Marks::<AtomicU64>::new(64).unwrap();
+    let marks = Marks::<AtomicU64>::default();
+    marks.reserve(64).unwrap();
     let left_out = AtomicU64::new(0);
     const LAST: u64 = u64::MAX;
     let lost = thread::scope(|scope| {

@@ -12,6 +12,16 @@ use super::*;
 
 type ModelMarks = Marks<AtomicU64>;
 
+fn new() -> ModelMarks {
+    let marks = ModelMarks::default();
+    marks.reserve(64).unwrap();
+    marks
+}
+
+fn reserved(marks: &ModelMarks) -> &Reserved<AtomicU64> {
+    marks.reserved.get().unwrap()
+}
+
 fn model(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
@@ -77,7 +87,7 @@ const RIGHT: Steps = Steps {
 /// read, or the page is in the next harvest.
 fn a_store_is_read_or_marked(steps: Steps) {
     let page = Arc::new(AtomicU64::new(0));
-    let marks = Arc::new(ModelMarks::new(64).unwrap());
+    let marks = Arc::new(new());
     let barrier = Arc::new(Barrier::default());
     (steps.mark)(&marks, 0);
     let writer = {
@@ -116,7 +126,7 @@ fn the_model_sees_a_harvest_without_barrier() {
 /// page of the word; harvests take both meanwhile. A mark that has returned is in the next harvest,
 /// or in one that was running.
 fn a_mark_left_out_is_in_the_next_harvest(steps: Steps) {
-    let marks = Arc::new(ModelMarks::new(64).unwrap());
+    let marks = Arc::new(new());
     // How often the page was found; the lock lets distributions come one at a time.
     let found = Arc::new(Mutex::new(0u64));
     let harvest = move |marks: &ModelMarks, found: &Mutex<u64>| {
@@ -150,7 +160,7 @@ fn a_mark_that_is_left_out_is_found() {
 /// Wrong: the page's bit alone, which whoever set it may not have announced above yet.
 #[test]
 fn the_model_sees_a_bit_without_stamp() {
-    let wrong = Steps { is_settled: |marks, _| marks.pages.contains_acquire(0), ..RIGHT };
+    let wrong = Steps { is_settled: |marks, _| reserved(marks).pages.contains_acquire(0), ..RIGHT };
     assert!(is_caught(move || a_mark_left_out_is_in_the_next_harvest(wrong)));
 }
 
@@ -158,9 +168,9 @@ fn the_model_sees_a_bit_without_stamp() {
 #[test]
 fn the_model_sees_a_stamp_without_bit() {
     assert!(is_caught(|| {
-        let marks = ModelMarks::new(64).unwrap();
+        let marks = new();
         marks.mark(1);
-        if marks.stamps[0].load(Acquire) != marks.sequence.load(Acquire) {
+        if reserved(&marks).stamps[0].load(Acquire) != marks.sequence.load(Acquire) {
             marks.mark(0);
         }
         assert_eq!(take(&marks), 0b11);
@@ -173,7 +183,7 @@ fn the_model_sees_a_distribution_that_is_numbered_once() {
     let wrong = Steps {
         take: |marks| {
             let mut all = 0;
-            marks.pages.take(&(0..64), |_, bits| all |= bits);
+            reserved(marks).pages.take(&(0..64), |_, bits| all |= bits);
             marks.sequence.fetch_add(2, AcqRel);
             all
         },
@@ -187,13 +197,135 @@ fn the_model_sees_a_distribution_that_is_numbered_once() {
 fn the_model_sees_a_stamp_that_is_read_after_the_mark() {
     let wrong = Steps {
         mark: |marks, page| {
-            marks.pages.mark_word(0, 1 << page);
+            reserved(marks).pages.mark_word(0, 1 << page);
             let sequence = marks.sequence.load_seq_cst();
             if sequence % 2 == 0 {
-                marks.stamps[0].store_release(sequence);
+                reserved(marks).stamps[0].store_release(sequence);
             }
         },
         ..RIGHT
     };
     assert!(is_caught(move || a_mark_left_out_is_in_the_next_harvest(wrong)));
+}
+
+/// A hart and its entry for the page, as a TLB has it: filled, stored through, and looked at.
+fn store_through_an_entry(
+    marks: &ModelMarks,
+    barrier: &Barrier,
+    page: &AtomicU64,
+    settle: impl Fn() -> u64,
+) {
+    barrier.meet();
+    let settled = settle();
+    barrier.meet();
+    page.store(1, Relaxed);
+    barrier.meet();
+    if marks.sequence() != settled {
+        barrier.meet();
+        settle();
+    }
+    barrier.leave();
+}
+
+/// A hart fills an entry and stores through it, while a harvest takes the page's bit and reads it.
+fn a_store_through_an_entry_is_read_or_marked(
+    settle: fn(&ModelMarks) -> u64,
+    take: fn(&ModelMarks) -> u64,
+    has_barrier: bool,
+) {
+    let page = Arc::new(AtomicU64::new(0));
+    let marks = Arc::new(new());
+    let barrier = Arc::new(Barrier::default());
+    marks.mark(0);
+    let hart = {
+        let (page, marks, barrier) = (page.clone(), marks.clone(), barrier.clone());
+        thread::spawn(move || store_through_an_entry(&marks, &barrier, &page, || settle(&marks)))
+    };
+    assert_eq!(take(&marks), 1);
+    if has_barrier {
+        barrier.pass();
+    }
+    let read = page.load(Relaxed);
+    hart.join().unwrap();
+    assert!(read == 1 || take(&marks) == 1, "a store was lost");
+}
+
+fn settle(marks: &ModelMarks) -> u64 {
+    marks.settle(|| marks.mark(0))
+}
+
+#[test]
+fn a_store_through_an_entry_is_never_lost() {
+    model(|| a_store_through_an_entry_is_read_or_marked(settle, take, true));
+}
+
+/// Wrong: each step that is left out or made late.
+#[test]
+fn the_model_sees_each_step_of_an_entry_that_is_missing() {
+    assert!(is_caught(|| a_store_through_an_entry_is_read_or_marked(settle, take, false)));
+    // The number is read after the mark: a harvest may have taken it.
+    let late = |marks: &ModelMarks| {
+        marks.mark(0);
+        marks.sequence.load_seq_cst()
+    };
+    assert!(is_caught(move || a_store_through_an_entry_is_read_or_marked(late, take, true)));
+    // A harvest is numbered when it begins only.
+    let early = |marks: &ModelMarks| {
+        marks.sequence.fetch_add(2, AcqRel);
+        let mut all = 0;
+        reserved(marks).pages.take(&(0..64), |_, bits| all |= bits);
+        all
+    };
+    assert!(is_caught(move || a_store_through_an_entry_is_read_or_marked(settle, early, true)));
+}
+
+/// A hart fills an entry and stores through it while a client is switched on, which then reads the
+/// page: it reads the store, or finds it marked. The same for a code watch, whose page is then
+/// reported instead of marked.
+fn a_client_that_comes_reads_or_finds(switch_on: fn(&AtomicU64, &ModelMarks)) {
+    let (page, on) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let marks = Arc::new(new());
+    let barrier = Arc::new(Barrier::default());
+    let hart = {
+        let (page, on, marks, barrier) = (page.clone(), on.clone(), marks.clone(), barrier.clone());
+        thread::spawn(move || {
+            let settle = || {
+                marks.settle(|| {
+                    if on.load(Acquire) != 0 {
+                        marks.mark(0);
+                    }
+                })
+            };
+            store_through_an_entry(&marks, &barrier, &page, settle);
+        })
+    };
+    switch_on(&on, &marks);
+    barrier.pass();
+    let read = page.load(Relaxed);
+    hart.join().unwrap();
+    assert!(read == 1 || take(&marks) == 1, "a store was lost");
+}
+
+#[test]
+fn a_client_that_comes_misses_no_store_through_an_entry() {
+    model(|| {
+        a_client_that_comes_reads_or_finds(|on, marks| {
+            on.store(1, Release);
+            marks.unsettle();
+        });
+    });
+}
+
+/// Wrong: the sequence is left alone, or changed before the client is on.
+#[test]
+fn the_model_sees_a_client_that_comes_unnoticed() {
+    assert!(is_caught(|| {
+        a_client_that_comes_reads_or_finds(|on, _| on.store(1, Release));
+    }));
+    assert!(is_caught(|| {
+        a_client_that_comes_reads_or_finds(|on, marks| {
+            marks.unsettle();
+            on.store(1, Release);
+        });
+    }));
 }

@@ -1,0 +1,150 @@
+//! Atomic accesses by address.
+
+use std::sync::Arc;
+
+use ram_block::{RamBlock, RamPage, Scalar};
+
+use crate::cpu::entry::Entry;
+use crate::cpu::tlb::{Tlb, offset_in_page};
+use crate::error::AccessError;
+
+/// What a processor has loaded and reserved: the bytes at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reservation {
+    address: u64,
+    size: usize,
+    bytes: [u8; 8],
+}
+
+impl<const BITS: u32> Tlb<BITS> {
+    /// Replaces a little-endian integer by what `update` makes of it, atomically, and marks it for
+    /// every client that is on; returns what was there. Ordered with all other such accesses, as by
+    /// `SeqCst`. If another thread comes between, `update` is called again.
+    ///
+    /// ```
+    /// # use memory_region::{MemoryMap, Tlb};
+    /// # use ram_block::RamBlock;
+    /// # let map = MemoryMap::new();
+    /// # let root = map.transaction(|map| map.ram("ram", RamBlock::anonymous("ram", 1 << 20)?))?;
+    /// # let mut tlb: Tlb = Tlb::new(&map.address_space("hart", root)?);
+    /// tlb.store_le(0x100, 5_u32)?;
+    /// assert_eq!(tlb.fetch_update_le(0x100, |old: u32| old.max(9))?, 5); // amomaxu.w
+    /// assert_eq!(tlb.load_le::<u32>(0x100)?, 9);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError::Misaligned`], [`AccessError::NotMemory`] if a device answers, and as
+    /// [`AddressSpace::write`](crate::AddressSpace::write).
+    pub fn fetch_update_le<T: Scalar>(
+        &mut self,
+        address: u64,
+        mut update: impl FnMut(T) -> T,
+    ) -> Result<T, AccessError> {
+        let page = self.page_for_atomic::<T>(address)?;
+        let mut old = page.load::<T>(offset_in_page(address));
+        loop {
+            let new = update(old.little_endian()).little_endian();
+            match page.compare_exchange(offset_in_page(address), old, new) {
+                Ok(old) => return Ok(old.little_endian()),
+                Err(other) => old = other,
+            }
+        }
+    }
+
+    /// Replaces a little-endian integer by `new` if it is `current`, atomically, and then marks it.
+    /// Returns what was there; it was replaced if that is `current`. Ordered as
+    /// [`fetch_update_le`](Self::fetch_update_le).
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch_update_le`](Self::fetch_update_le).
+    pub fn compare_exchange_le<T: Scalar>(
+        &mut self,
+        address: u64,
+        current: T,
+        new: T,
+    ) -> Result<T, AccessError> {
+        let page = self.page_for_atomic::<T>(address)?;
+        let (current, new) = (current.little_endian(), new.little_endian());
+        let was = page.compare_exchange(offset_in_page(address), current, new);
+        Ok(was.unwrap_or_else(|other| other).little_endian())
+    }
+
+    /// Loads a little-endian integer, and reserves it: the next
+    /// [`store_conditional_le`](Self::store_conditional_le) stores only if it has the same value
+    /// still. (A value that was changed and changed back is taken for unchanged, as by QEMU.)
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch_update_le`](Self::fetch_update_le), but ROM can be reserved.
+    pub fn load_reserved_le<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
+        self.reservation = None;
+        self.check_aligned::<T>(address)?;
+        let value = self.load_le::<T>(address)?;
+        let bytes = value.to_bytes();
+        self.reservation = Some(Reservation { address, size: T::SIZE, bytes });
+        Ok(value)
+    }
+
+    /// Stores a little-endian integer if the last
+    /// [`load_reserved_le`](Self::load_reserved_le) was of this address and size, and nothing else
+    /// was stored there since; returns whether it has stored. The reservation ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch_update_le`](Self::fetch_update_le).
+    pub fn store_conditional_le<T: Scalar>(
+        &mut self,
+        address: u64,
+        value: T,
+    ) -> Result<bool, AccessError> {
+        let reservation = self.reservation.take();
+        let page = self.page_for_atomic::<T>(address)?;
+        let reserved =
+            reservation.filter(|reserved| reserved.address == address && reserved.size == T::SIZE);
+        let Some(Reservation { bytes, .. }) = reserved else { return Ok(false) };
+        let current = T::from_bytes(bytes).little_endian();
+        let new = value.little_endian();
+        Ok(page.compare_exchange(offset_in_page(address), current, new).is_ok())
+    }
+
+    /// Ends a reservation, as an exception or the return from one does.
+    pub fn clear_reservation(&mut self) {
+        self.reservation = None;
+    }
+
+    /// The block that has `address` in memory that can be read, and the offset there, in bytes: for
+    /// a decoder, which watches the page ([`CodeWatch`](ram_block::CodeWatch)) before it reads it.
+    pub fn ram_at(&mut self, address: u64) -> Option<(&Arc<RamBlock>, u64)> {
+        let generation = self.refill(address);
+        let page = self.entries[Self::index(address)].for_load(address, 1, generation)?;
+        let in_page = address & !(u64::MAX << BITS);
+        Some((page.block(), page.offset() + in_page))
+    }
+
+    fn check_aligned<T: Scalar>(&self, address: u64) -> Result<(), AccessError> {
+        match address % T::SIZE as u64 {
+            0 => Ok(()),
+            _ => Err(AccessError::Misaligned { address, len: T::SIZE }),
+        }
+    }
+
+    #[inline]
+    fn page_for_atomic<T: Scalar>(
+        &mut self,
+        address: u64,
+    ) -> Result<&mut RamPage<BITS>, AccessError> {
+        let mut generation = self.current();
+        if self.entries[Self::index(address)].for_store(address, T::SIZE, generation).is_none() {
+            self.check_aligned::<T>(address)?;
+            generation = self.refill(address);
+        }
+        let entry: &mut Entry<BITS> = &mut self.entries[Self::index(address)];
+        match entry.for_store(address, T::SIZE, generation) {
+            Some(page) => Ok(page),
+            None => Err(self.view.not_memory(address, T::SIZE)),
+        }
+    }
+}
