@@ -180,8 +180,8 @@ pub enum AccessError {
         /// The first byte of the region that leads nowhere.
         offset: u64,
     },
-    /// An atomic access that is not at a multiple of its size.
-    #[error("Atomic access of {len} bytes at {address:#x}, which is no multiple of its size")]
+    /// An atomic access that is not at a multiple of its size, on the bus or in its block.
+    #[error("Atomic access of {len} bytes at {address:#x} is not aligned to its size in memory")]
     Misaligned { address: u64, len: usize },
     /// An atomic access to something that is not memory as a whole.
     #[error("Atomic access of {len} bytes at {address:#x}: \"{name}\" is not memory there")]

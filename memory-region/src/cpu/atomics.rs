@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use ram_block::{RamBlock, RamPage, Scalar};
 
-use crate::cpu::entry::Entry;
 use crate::cpu::tlb::{Tlb, offset_in_page};
 use crate::error::AccessError;
 
@@ -42,14 +41,14 @@ impl<const BITS: u32> Tlb<BITS> {
         address: u64,
         mut update: impl FnMut(T) -> T,
     ) -> Result<T, AccessError> {
-        let page = self.page_for_atomic::<T>(address)?;
-        let mut old = page.load::<T>(offset_in_page(address));
+        self.check_aligned::<T>(address)?;
+        let mut old = self.load_le(address)?;
         loop {
-            let new = update(old.little_endian()).little_endian();
-            match page.compare_exchange(offset_in_page(address), old, new) {
-                Ok(old) => return Ok(old.little_endian()),
-                Err(other) => old = other,
+            let was = self.compare_exchange_le(address, old, update(old))?;
+            if was.to_bytes() == old.to_bytes() {
+                return Ok(was);
             }
+            old = was;
         }
     }
 
@@ -66,9 +65,8 @@ impl<const BITS: u32> Tlb<BITS> {
         current: T,
         new: T,
     ) -> Result<T, AccessError> {
-        let page = self.page_for_atomic::<T>(address)?;
         let (current, new) = (current.little_endian(), new.little_endian());
-        let was = page.compare_exchange(offset_in_page(address), current, new);
+        let was = self.compare_exchange(address, current, new)?;
         Ok(was.unwrap_or_else(|other| other).little_endian())
     }
 
@@ -101,13 +99,12 @@ impl<const BITS: u32> Tlb<BITS> {
         value: T,
     ) -> Result<bool, AccessError> {
         let reservation = self.reservation.take();
-        let page = self.page_for_atomic::<T>(address)?;
+        self.check_aligned::<T>(address)?;
         let reserved =
             reservation.filter(|reserved| reserved.address == address && reserved.size == T::SIZE);
         let Some(Reservation { bytes, .. }) = reserved else { return Ok(false) };
-        let current = T::from_bytes(bytes).little_endian();
-        let new = value.little_endian();
-        Ok(page.compare_exchange(offset_in_page(address), current, new).is_ok())
+        let (current, new) = (T::from_bytes(bytes).little_endian(), value.little_endian());
+        Ok(self.compare_exchange(address, current, new)?.is_ok())
     }
 
     /// Ends a reservation, as an exception or the return from one does.
@@ -131,20 +128,39 @@ impl<const BITS: u32> Tlb<BITS> {
         }
     }
 
+    /// Both in the host's byte order; what is there instead of `current` is the inner error.
     #[inline]
-    fn page_for_atomic<T: Scalar>(
+    fn compare_exchange<T: Scalar>(
         &mut self,
         address: u64,
-    ) -> Result<&mut RamPage<BITS>, AccessError> {
-        let mut generation = self.current();
-        if self.entries[Self::index(address)].for_store(address, T::SIZE, generation).is_none() {
-            self.check_aligned::<T>(address)?;
-            generation = self.refill(address);
+        current: T,
+        new: T,
+    ) -> Result<Result<T, T>, AccessError> {
+        let generation = self.current();
+        match self.entries[Self::index(address)].for_store(address, T::SIZE, generation) {
+            Some(page) => Ok(page.compare_exchange(offset_in_page(address), current, new)),
+            None => self.compare_exchange_slowly(address, current, new),
         }
-        let entry: &mut Entry<BITS> = &mut self.entries[Self::index(address)];
-        match entry.for_store(address, T::SIZE, generation) {
-            Some(page) => Ok(page),
-            None => Err(self.view.not_memory(address, T::SIZE)),
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn compare_exchange_slowly<T: Scalar>(
+        &mut self,
+        address: u64,
+        current: T,
+        new: T,
+    ) -> Result<Result<T, T>, AccessError> {
+        self.check_aligned::<T>(address)?;
+        let generation = self.refill(address);
+        if let Some(page) =
+            self.entries[Self::index(address)].for_store(address, T::SIZE, generation)
+        {
+            return Ok(page.compare_exchange(offset_in_page(address), current, new));
         }
+        let (block, offset) = self.view.memory_for_atomic(address, T::SIZE)?;
+        // Of a page that several sections share, the sixteen bytes around these.
+        let mut page = RamPage::<4>::new(block, offset & !15)?;
+        Ok(page.compare_exchange(offset_in_page(offset), current, new))
     }
 }

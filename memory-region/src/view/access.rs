@@ -209,17 +209,29 @@ pub(crate) fn write_to(view: &FlatView, access: Access, data: &[u8]) -> Result<(
 }
 
 impl FlatView {
-    /// Why there is no memory that can be written atomically at `address`.
-    pub(crate) fn not_memory(&self, address: u64, len: usize) -> AccessError {
+    /// The memory that an atomic access of `len` bytes, a multiple of which `address` is, writes:
+    /// its block, and the offset there.
+    pub(crate) fn memory_for_atomic(
+        &self,
+        address: u64,
+        len: usize,
+    ) -> Result<(&Arc<RamBlock>, u64), AccessError> {
         let access = Access { address, len, translations: 0 };
-        let Ok(section) = self.find(address) else { return access.unassigned(address) };
-        let name = section.name().to_owned();
+        let section = self.find(address).map_err(|_| access.unassigned(address))?;
+        let name = || section.name().to_owned();
+        let offset = section.offset + (address - section.start);
         match &section.target {
             SectionTarget::Ram(_) if section.readonly => {
-                AccessError::ReadOnly { address, len, name }
+                Err(AccessError::ReadOnly { address, len, name: name() })
             }
-            SectionTarget::Reserved => access.unassigned(address),
-            _ => AccessError::NotMemory { address, len, name },
+            SectionTarget::Ram(_) if offset % len as u64 != 0 => {
+                Err(AccessError::Misaligned { address, len })
+            }
+            SectionTarget::Ram(block) if len as u64 - 1 <= section.last - address => {
+                Ok((block, offset))
+            }
+            SectionTarget::Reserved => Err(access.unassigned(address)),
+            _ => Err(AccessError::NotMemory { address, len, name: name() }),
         }
     }
 

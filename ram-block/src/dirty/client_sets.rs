@@ -149,3 +149,53 @@ impl DirtyMemory {
         Some(first..((first / GRANULE + 1) * GRANULE).min(pages.end))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::dirty::claim::DirtyClaim;
+    use crate::page::PageSize;
+
+    /// A harvest, of any kind.
+    type Harvest = fn(&DirtyClaim);
+
+    #[test]
+    fn a_harvest_that_finds_marks_passes_a_barrier_and_a_clean_one_does_not() {
+        let kinds: [Harvest; 4] = [
+            |log| drop(log.snapshot_and_clear(0..1000).unwrap().commit()),
+            |log| drop(log.move_into(0..1000, &mut [0; 16]).unwrap()),
+            |log| drop(log.move_to(0..1000, &mut PageSet::new(1000).unwrap()).unwrap()),
+            |log| drop(log.visit_runs(0..1000, 0, |_| ControlFlow::<()>::Continue(())).unwrap()),
+        ];
+        let dirty = DirtyMemory::new(1000, PageSize::new(4096).unwrap());
+        let logs = ["first", "second"].map(|name| dirty.claim(name).unwrap());
+        let count = || {
+            let ClientSets { found, fenced, .. } = &dirty.sets;
+            [found, fenced].map(|count| count.load(Ordering::Relaxed))
+        };
+        for harvest in kinds {
+            let [before, _] = count();
+            dirty.mark(5 << 12, 1);
+            harvest(&logs[0]);
+            let [found, fenced] = count();
+            assert!(found > before && fenced == found, "{before} {found} {fenced}");
+            // The second gets what the first has distributed, which a barrier has followed.
+            harvest(&logs[1]);
+            harvest(&logs[0]);
+            assert_eq!(count(), [found; 2]);
+            // Merged pages are nobody's stores.
+            dirty.merge(7, 1, &[1]).unwrap();
+            logs.iter().for_each(harvest);
+            assert_eq!(count(), [found; 2]);
+        }
+        // Distributed by another harvest, which has not come to its barrier.
+        dirty.mark(9 << 12, 1);
+        dirty.distribute(&(0..1000));
+        let [found, fenced] = count();
+        assert!(fenced < found);
+        kinds[0](&logs[1]);
+        assert_eq!(count(), [found; 2]);
+    }
+}

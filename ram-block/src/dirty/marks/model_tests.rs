@@ -23,8 +23,12 @@ fn reserved(marks: &ModelMarks) -> &Reserved<AtomicU64> {
 }
 
 fn model(body: impl Fn() + Sync + Send + 'static) {
+    with_preemptions(5, body);
+}
+
+fn with_preemptions(count: usize, body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(count);
     builder.check(body);
 }
 
@@ -128,11 +132,11 @@ fn the_model_sees_a_harvest_without_barrier() {
 fn a_mark_left_out_is_in_the_next_harvest(steps: Steps) {
     let marks = Arc::new(new());
     // How often the page was found; the lock lets distributions come one at a time.
-    let found = Arc::new(Mutex::new(0u64));
-    let harvest = move |marks: &ModelMarks, found: &Mutex<u64>| {
-        let mut found = found.lock().unwrap();
-        *found += (steps.take)(marks) & 1;
-        *found
+    let found = Arc::new((Mutex::new(()), AtomicU64::new(0)));
+    let harvest = move |marks: &ModelMarks, (lock, found): &(Mutex<()>, AtomicU64)| {
+        let _one_at_a_time = lock.lock().unwrap();
+        let bit = (steps.take)(marks) & 1;
+        found.fetch_add(bit, AcqRel) + bit
     };
     let other = {
         let marks = marks.clone();
@@ -143,7 +147,8 @@ fn a_mark_left_out_is_in_the_next_harvest(steps: Steps) {
         thread::spawn(move || harvest(&marks, &found))
     };
     (steps.mark)(&marks, 1);
-    let before = *found.lock().unwrap();
+    // A harvest may run now: this waits for none.
+    let before = found.1.load(Acquire);
     if !(steps.is_settled)(&marks, &|| ()) {
         (steps.mark)(&marks, 0);
     }
@@ -154,7 +159,8 @@ fn a_mark_left_out_is_in_the_next_harvest(steps: Steps) {
 
 #[test]
 fn a_mark_that_is_left_out_is_found() {
-    model(|| a_mark_left_out_is_in_the_next_harvest(RIGHT));
+    // Three threads with four preemptions take minutes.
+    with_preemptions(3, || a_mark_left_out_is_in_the_next_harvest(RIGHT));
 }
 
 /// Wrong: the page's bit alone, which whoever set it may not have announced above yet.
@@ -190,6 +196,43 @@ fn the_model_sees_a_distribution_that_is_numbered_once() {
         ..RIGHT
     };
     assert!(is_caught(move || a_mark_left_out_is_in_the_next_harvest(wrong)));
+}
+
+/// Another page of the word is marked while a distribution runs, which then clears the levels above.
+fn a_mark_beside_a_distribution(mark: fn(&ModelMarks, u64)) {
+    let marks = Arc::new(new());
+    let other = {
+        let marks = marks.clone();
+        thread::spawn(move || marks.mark(0))
+    };
+    let running = Running::new(&marks.sequence);
+    mark(&marks, 1);
+    let mut taken = 0;
+    reserved(&marks).pages.take(&(0..64), |_, bits| taken |= bits);
+    let left_out = marks.is_settled(0);
+    drop(running);
+    if !left_out {
+        marks.mark(0);
+    }
+    assert!(taken & 1 != 0 || take(&marks) & 1 != 0, "a mark that had returned was not found");
+    other.join().unwrap();
+}
+
+#[test]
+fn a_mark_beside_a_distribution_settles_nothing() {
+    model(|| a_mark_beside_a_distribution(|marks, page| marks.mark(page)));
+}
+
+/// Wrong: a number is kept that was read while a distribution ran.
+#[test]
+fn the_model_sees_a_stamp_of_a_running_distribution() {
+    assert!(is_caught(|| {
+        a_mark_beside_a_distribution(|marks, page| {
+            let sequence = marks.sequence.load_seq_cst();
+            reserved(marks).pages.mark_word(0, 1 << page);
+            reserved(marks).stamps[0].store_release(sequence);
+        });
+    }));
 }
 
 /// Wrong: the number is read after the mark, of which a distribution may have taken the bits above.
