@@ -23,7 +23,7 @@ fn reserved(marks: &ModelMarks) -> &Reserved<AtomicU64> {
 }
 
 fn model(body: impl Fn() + Sync + Send + 'static) {
-    with_preemptions(5, body);
+    with_preemptions(4, body);
 }
 
 fn with_preemptions(count: usize, body: impl Fn() + Sync + Send + 'static) {
