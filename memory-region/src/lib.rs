@@ -20,6 +20,7 @@
 //!                                                  MemoryListener (KVM's slots, a vhost log)
 //! ```
 //!
+//! Processors that are interpreted access memory through a [`Tlb`], at about the cost of an array.
 //! [`MemoryMap::mtree`] and [`MemoryMap::flat_views`] print what is there.
 //!
 //! # Example

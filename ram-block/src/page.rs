@@ -64,26 +64,31 @@ impl PageSize {
     }
 
     /// The size in bytes.
+    #[inline]
     pub const fn bytes(self) -> u64 {
         1 << self.shift
     }
 
     /// The base-2 logarithm of the size in bytes.
+    #[inline]
     pub const fn shift(self) -> u32 {
         self.shift as u32
     }
 
     /// Whether `offset` (bytes) is a multiple of the page size.
+    #[inline]
     pub const fn is_aligned(self, offset: u64) -> bool {
         offset & (self.bytes() - 1) == 0
     }
 
     /// How many pages `len` bytes take, the last one perhaps in part.
+    #[inline]
     pub const fn count(self, len: u64) -> u64 {
         len.div_ceil(self.bytes())
     }
 
     /// The number of the page that holds the byte at `offset`.
+    #[inline]
     pub const fn page_of(self, offset: u64) -> u64 {
         offset >> self.shift
     }
@@ -91,6 +96,7 @@ impl PageSize {
     /// The pages that `len` bytes from `offset` span; empty when `len` is 0.
     ///
     /// A range that would pass the end of the 64-bit space ends there.
+    #[inline]
     pub const fn pages_spanned(self, offset: u64, len: u64) -> Range<u64> {
         let first = self.page_of(offset);
         if len == 0 {
@@ -100,6 +106,7 @@ impl PageSize {
     }
 
     /// The bytes of `pages`; those past the end of the 64-bit space end there.
+    #[inline]
     pub const fn bytes_of(self, pages: &Range<u64>) -> Range<u64> {
         pages.start.saturating_mul(self.bytes())..pages.end.saturating_mul(self.bytes())
     }
@@ -114,6 +121,7 @@ fn host_page_bytes() -> u64 {
 
 /// Narrows an index for use with slices; lossless, as hosts are 64-bit.
 #[allow(clippy::cast_possible_truncation)]
+#[inline]
 pub(crate) const fn index(value: u64) -> usize {
     value as usize
 }

@@ -200,6 +200,10 @@ pub(crate) fn read_from(
 #[inline]
 pub(crate) fn write_to(view: &FlatView, access: Access, data: &[u8]) -> Result<(), AccessError> {
     if let Some((section, offset)) = whole(view, access.address, data.len()) {
+        // What is written most, without a call.
+        if let (SectionTarget::Ram(block), false) = (&section.target, section.readonly) {
+            return Ok(block.write(offset, data)?);
+        }
         return access.write(section, offset, data);
     }
     split(view, access, |piece, bytes| match piece {

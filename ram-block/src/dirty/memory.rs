@@ -90,6 +90,7 @@ impl DirtyMemory {
     }
 
     /// The grain of the bitmaps.
+    #[inline]
     pub fn page_size(&self) -> PageSize {
         self.page_size
     }

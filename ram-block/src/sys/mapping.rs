@@ -250,10 +250,12 @@ impl Mapping {
         Ok(mapping)
     }
 
+    #[inline]
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.start
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
