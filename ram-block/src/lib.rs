@@ -49,10 +49,11 @@
 //!
 //! `page` asks for the host's page size, `sys::mapping` maps memory, `sys::populate` and
 //! `sys::discard` allocate its pages and free them, `block::builder` takes memory of the caller,
-//! `block::ram_block` lends it to vm-memory, `block::{ram_page,scalar}` access it integer by integer, `content::compare` compares it in place,
-//! `bitmap::word` makes arrays of words of it, `bitmap::simd` and `content::zero_scan` choose
-//! instructions at run time; `sys::membarrier`, `io::vectored` and `sys::pagemap` issue system
-//! calls. Everything else is safe Rust.
+//! `block::ram_block` lends it to vm-memory, `block::ram_page` and `block::scalar` access it
+//! integer by integer, `content::compare` compares it in place, `bitmap::word` makes arrays of
+//! words of it, `bitmap::simd` and `content::zero_scan` choose instructions at run time;
+//! `sys::membarrier`, `io::vectored` and `sys::pagemap` issue system calls. Everything else is safe
+//! Rust.
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("guest memory is indexed with 64-bit offsets: a 64-bit host is needed");

@@ -20,9 +20,9 @@ const ENTRIES: usize = 256;
 /// accessed before, at about the speed of an array.
 ///
 /// Devices, ROM, holes, accesses that are not aligned and those that cross pages go through the
-/// view, as [`AddressSpace::read`] and [`AddressSpace::write`] do. Stores are marked for every client
-/// that is on. What a commit, a harvest, a code watch or a resize changes is followed by the next
-/// access.
+/// view, as [`AddressSpace::read`] and [`AddressSpace::write`] do. Stores are marked for every
+/// client that is on. What a commit, a harvest, a code watch or a resize changes is followed by the
+/// next access.
 ///
 /// Each processor that runs on a thread of its own has its own TLB; aligned accesses of several are
 /// atomic, and not ordered: an interpreter fences as its guest does.

@@ -30,11 +30,11 @@
 //! the next harvest looks at the leaf. If H found a bit above the leaf clear, then no
 //! mark of this leaf had passed the step that sets it, so none had returned.
 //!
-//! If M1 finds the bit set, it reads what another marker has set after the last H2 of the leaf, or it
-//! comes before that H2 itself, which takes the bit. In the first case M2 and M3 come after that H2,
-//! and H0 and H1 before it, as if M1 had set the bit. In the second the harvest has the mark, if it
-//! makes the marker's store to the page visible to itself before it reads the page: by the barrier
-//! of `dirty::marks`.
+//! If M1 finds the bit set, it reads what another marker has set after the last H2 of the leaf, or
+//! it comes before that H2 itself, which takes the bit. In the first case M2 and M3 come after that
+//! H2, and H0 and H1 before it, as if M1 had set the bit. In the second the harvest has the mark,
+//! if it makes the marker's store to the page visible to itself before it reads the page: by the
+//! barrier of `dirty::marks`.
 //!
 //! M2 must ask the summary, not whether M1 found the leaf at zero: another
 //! marker may have set its leaf bit and not yet the summary, and this mark would

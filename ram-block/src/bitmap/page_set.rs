@@ -7,10 +7,10 @@
 //! are not touched.
 //!
 //! Each client has one. A locked instruction costs about as much as 16 plain loads, so a merge of
-//! many dirty pages into an atomic bitmap is bound by its read-modify-writes, however fast it scans.
-//! KVM's words come from one thread at a time, though. They go here, under the block's lock (that is
-//! what `&mut` means then), and are taken under the same lock by a harvest, which first puts here
-//! what was marked in the atomic [`Bitmap`](crate::bitmap::atomic::Bitmap).
+//! many dirty pages into an atomic bitmap is bound by its read-modify-writes, however fast it
+//! scans. KVM's words come from one thread at a time, though. They go here, under the block's lock
+//! (that is what `&mut` means then), and are taken under the same lock by a harvest, which first
+//! puts here what was marked in the atomic [`Bitmap`](crate::bitmap::atomic::Bitmap).
 
 use std::io;
 use std::ops::Range;

@@ -43,8 +43,8 @@ pub trait Scalar: sealed::Sealed + Copy + Default + 'static {
     ///
     /// # Safety
     ///
-    /// The address is a multiple of [`SIZE`](Self::SIZE), has that many bytes as long as `'a` lasts,
-    /// and all accesses to them tolerate concurrent ones.
+    /// The address is a multiple of [`SIZE`](Self::SIZE), has that many bytes as long as `'a`
+    /// lasts, and all accesses to them tolerate concurrent ones.
     #[doc(hidden)]
     unsafe fn atomic<'a>(address: NonNull<u8>) -> &'a Self::Atomic;
 }

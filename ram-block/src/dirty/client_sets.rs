@@ -165,9 +165,12 @@ mod tests {
     fn a_harvest_that_finds_marks_passes_a_barrier_and_a_clean_one_does_not() {
         let kinds: [Harvest; 4] = [
             |log| drop(log.snapshot_and_clear(0..1000).unwrap().commit()),
-            |log| drop(log.move_into(0..1000, &mut [0; 16]).unwrap()),
-            |log| drop(log.move_to(0..1000, &mut PageSet::new(1000).unwrap()).unwrap()),
-            |log| drop(log.visit_runs(0..1000, 0, |_| ControlFlow::<()>::Continue(())).unwrap()),
+            |log| assert!(log.move_into(0..1000, &mut [0; 16]).is_ok()),
+            |log| assert!(log.move_to(0..1000, &mut PageSet::new(1000).unwrap()).is_ok()),
+            |log| {
+                let all = |_| ControlFlow::<()>::Continue(());
+                assert!(log.visit_runs(0..1000, 0, all).unwrap().is_continue());
+            },
         ];
         let dirty = DirtyMemory::new(1000, PageSize::new(4096).unwrap());
         let logs = ["first", "second"].map(|name| dirty.claim(name).unwrap());

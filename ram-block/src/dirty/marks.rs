@@ -1,16 +1,16 @@
 //! What marks have set since it was last distributed to the clients.
 //!
-//! The [`Bitmap`] below is exact and lock-free. Above it, a mark of a page that is marked already is
-//! made a matter of three loads, without a locked instruction, as most stores are to pages that were
-//! written a moment ago.
+//! The [`Bitmap`] below is exact and lock-free. Above it, a mark of a page that is marked already
+//! is made a matter of three loads, without a locked instruction, as most stores are to pages that
+//! were written a moment ago.
 //!
 //! # When a mark may be left out
 //!
 //! It is left out if the page's bit is set, and the two levels above it too, so that the next
 //! distribution finds it. The bit says nothing about the levels: whoever set it may not have got
-//! there yet. So each word of 64 pages has a *stamp*, and distributions are numbered: the *sequence*
-//! is odd while one runs, and even otherwise. A mark (**M**), a mark that is left out (**L**) and a
-//! distribution (**D**) do, in this order:
+//! there yet. So each word of 64 pages has a *stamp*, and distributions are numbered: the
+//! *sequence* is odd while one runs, and even otherwise. A mark (**M**), a mark that is left out
+//! (**L**) and a distribution (**D**) do, in this order:
 //!
 //! ```text
 //!   M1  g <- sequence        L0  store to the page     D0  sequence += 1
@@ -21,14 +21,14 @@
 //! ```
 //!
 //! If L3 holds, some M1 read the number s before, and no distribution has begun between M1 and L3:
-//! numbers only grow. Nor did one run then, as s is even. Bits are cleared by distributions only, so
-//! at L3 the levels above the word are as M2 left them: set. If the bit was set at that time too,
-//! the next distribution finds it.
+//! numbers only grow. Nor did one run then, as s is even. Bits are cleared by distributions only,
+//! so at L3 the levels above the word are as M2 left them: set. If the bit was set at that time
+//! too, the next distribution finds it.
 //!
 //! If it was not, a distribution took it after L1. Its barrier D3 comes after L1: where it
-//! interrupts every thread (`membarrier`), the thread of L passes it after L1, with its store to the
-//! page L0 in memory, so that D4 reads it. Where it does not, L has a full fence of its own between
-//! L0 and L1, which the fence of D3 pairs with. So the page goes to every client by that
+//! interrupts every thread (`membarrier`), the thread of L passes it after L1, with its store to
+//! the page L0 in memory, so that D4 reads it. Where it does not, L has a full fence of its own
+//! between L0 and L1, which the fence of D3 pairs with. So the page goes to every client by that
 //! distribution, with what L0 stored.
 //!
 //! The tests check this with loom, whose barrier is one that meets the marking thread at any point,
@@ -141,8 +141,8 @@ impl<W: Word> Marks<W> {
         self.reserved.get()?.pages.dirty_granule(pages)
     }
 
-    /// Clears the marks of `pages` and hands each word of them that has any to `sink`. By one thread
-    /// at a time.
+    /// Clears the marks of `pages` and hands each word of them that has any to `sink`. By one
+    /// thread at a time.
     pub(super) fn take(&self, pages: &Range<u64>, sink: impl FnMut(u64, u64)) {
         if let Some(reserved) = self.reserved.get() {
             let running = Running::new(&self.sequence); // D0

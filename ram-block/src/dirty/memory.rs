@@ -162,8 +162,8 @@ impl DirtyMemory {
     /// Marks the pages that `len` bytes from byte `offset` span, for every client that is on. The
     /// part that lies outside the block is ignored.
     ///
-    /// Call it after the write. Costs a load and a branch when no client is on, and some loads more,
-    /// however many clients are on, for a page that is marked already.
+    /// Call it after the write. Costs a load and a branch when no client is on, and some loads
+    /// more, however many clients are on, for a page that is marked already.
     #[inline]
     pub fn mark(&self, offset: u64, len: u64) {
         let clients = self.interested();
@@ -199,8 +199,8 @@ impl DirtyMemory {
         (!clients.without(DirtyClient::CODE).is_empty()).then_some(&self.marks)
     }
 
-    /// The number as long as which a store to a page that was [settled](Self::settle) needs no mark;
-    /// to be read after the store.
+    /// The number as long as which a store to a page that was [settled](Self::settle) needs no
+    /// mark; to be read after the store.
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
         self.marks.sequence()

@@ -261,16 +261,14 @@ fn row(name: &str, entries: &[Entry], work: usize, limit: f64, rounds: usize) ->
     json!({ "work": name, "ours_us": ours, "read_us": limit, "peers_us": peers })
 }
 
-/// What vm-memory's own bitmap can do too, and a twin of it in which a mark and a harvest work on 64
-/// pages at a time.
+/// What vm-memory's own bitmap can do too, and a twin of it in which a mark and a harvest work on
+/// 64 pages at a time.
 fn against_vm_memory(rounds: usize) -> Vec<Value> {
     let print = |name: &str, times: &[Times; 3]| {
         let [ours, shipped, twin] = times.each_ref().map(Times::median);
         let (first, second) = (shipped / ours, twin / ours);
-        println!(
-            "{name:<36} {ours:>11.2} {:>6}  {shipped:>12.2} {first:>8.1}   {twin:>12.2} {second:>8.1}",
-            ""
-        );
+        print!("{name:<36} {ours:>11.2} {:>6}  {shipped:>12.2} {first:>8.1}", "");
+        println!("   {twin:>12.2} {second:>8.1}");
         let peers = json!({ "AtomicBitmap": shipped, "twin": twin });
         json!({ "work": name, "ours_us": ours, "peers_us": peers })
     };

@@ -198,7 +198,8 @@ fn the_model_sees_a_distribution_that_is_numbered_once() {
     assert!(is_caught(move || a_mark_left_out_is_in_the_next_harvest(wrong)));
 }
 
-/// Another page of the word is marked while a distribution runs, which then clears the levels above.
+/// Another page of the word is marked while a distribution runs, which then clears the levels
+/// above.
 fn a_mark_beside_a_distribution(mark: fn(&ModelMarks, u64)) {
     let marks = Arc::new(new());
     let other = {
