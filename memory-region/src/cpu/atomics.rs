@@ -4,16 +4,9 @@ use std::sync::Arc;
 
 use ram_block::{RamBlock, RamPage, Scalar};
 
+use crate::cpu::reservation::Reservation;
 use crate::cpu::tlb::{Tlb, offset_in_page};
 use crate::error::AccessError;
-
-/// What a processor has loaded and reserved: the bytes at an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reservation {
-    address: u64,
-    size: usize,
-    bytes: [u8; 8],
-}
 
 impl<const BITS: u32> Tlb<BITS> {
     /// Replaces a little-endian integer by what `update` makes of it, atomically, and marks it for

@@ -1,6 +1,7 @@
 //! What a processor needs that is interpreted: memory at the speed of an array.
 //!
 //! - `entry`: one page of a software TLB, and when it may still be used
+//! - `reservation`: what a processor has loaded and reserved
 //! - `tlb`: loads and stores; what is not in an entry goes through the view
 //! - `atomics`: read-modify-writes by address
 //!
@@ -8,4 +9,5 @@
 
 mod atomics;
 mod entry;
+mod reservation;
 pub(crate) mod tlb;

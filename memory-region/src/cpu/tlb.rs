@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ram_block::Scalar;
 
-use crate::cpu::atomics::Reservation;
 use crate::cpu::entry::Entry;
+use crate::cpu::reservation::Reservation;
 use crate::error::AccessError;
 use crate::view::access;
 use crate::view::address_space::AddressSpace;

@@ -6,8 +6,9 @@
 //! - `reports`, `watched`: the pages that are watched for code, and the hook that is called for
 //!   writes
 //! - `marks`: what marks have set, and when a mark may be left out
+//! - `client_sets`: the set of each client
 //! - `memory`: the bitmaps of one block; a mark sets one bit for all clients
-//! - `client_sets`: the set of each client, and the marks that are distributed to them
+//! - `distribute`: how marks get to the clients
 //! - `merge`: merging a log of others, such as KVM's
 //! - `switch`: switching clients on and off, and resizing, while marks are under way
 //! - `claim`: a client's log, on as long as it is claimed
@@ -21,6 +22,7 @@ pub(crate) mod claim;
 pub(crate) mod client;
 mod client_sets;
 pub(crate) mod code_watch;
+mod distribute;
 pub(crate) mod error;
 pub(crate) mod harvest;
 mod marks;
