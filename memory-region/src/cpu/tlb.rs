@@ -98,10 +98,13 @@ impl<const BITS: u32> Tlb<BITS> {
         self.current.load(Ordering::Acquire)
     }
 
+    /// The entry for a page. Pages at powers of two from each other, as code, data and stacks are
+    /// often, have different ones.
     #[inline(always)]
     pub(super) fn index(address: u64) -> usize {
+        let page = address >> BITS;
         // Less than the number of entries, which is a power of two.
-        offset_in_page(address >> BITS) & (ENTRIES - 1)
+        offset_in_page(page ^ page >> ENTRIES.ilog2()) & (ENTRIES - 1)
     }
 
     /// Loads a little-endian integer.

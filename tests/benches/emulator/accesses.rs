@@ -47,25 +47,25 @@ fn median(times: &mut [f64]) -> f64 {
     times[times.len() / 2]
 }
 
-/// One contestant of a row, and its times.
-struct Entry {
+/// A contestant of a row, and its times.
+pub struct Entry {
     name: &'static str,
     round: Box<dyn FnMut() -> f64>,
     times: Vec<f64>,
 }
 
-fn entry(name: &'static str, round: impl FnMut() -> f64 + 'static) -> Entry {
+pub fn entry(name: &'static str, round: impl FnMut() -> f64 + 'static) -> Entry {
     Entry { name, round: Box::new(round), times: Vec::new() }
 }
 
-fn row(name: &str, mut entries: Vec<Entry>, rounds: usize) -> Value {
+pub fn row(name: &str, mut entries: Vec<Entry>, rounds: usize) -> Value {
     for _ in 0..rounds {
         for Entry { round, times, .. } in &mut entries {
             times.push(round());
         }
     }
     let medians: Vec<f64> = entries.iter_mut().map(|entry| median(&mut entry.times)).collect();
-    print!("{name:<24}");
+    print!("{name:<38}");
     for time in &medians {
         print!("{time:>8.2}{:>6.2}x", time / medians[0]);
     }
@@ -77,7 +77,7 @@ fn row(name: &str, mut entries: Vec<Entry>, rounds: usize) -> Value {
 /// The rows of single accesses.
 pub fn run(rounds: usize) -> Result<Vec<Value>, Box<dyn Error>> {
     println!(
-        "{:<24}{:>15}{:>15}{:>15}{:>15}{:>15}",
+        "{:<38}{:>15}{:>15}{:>15}{:>15}{:>15}",
         "ns an access", "array", "TLB", "space", "view", "block"
     );
     let mut rows = Vec::new();

@@ -98,7 +98,7 @@ impl Memory for Arc<RamBlock> {
 pub struct Machine {
     pub ram: Arc<RamBlock>,
     pub space: Arc<AddressSpace>,
-    _logs: Vec<DirtyClaim>,
+    pub logs: Vec<DirtyClaim>,
 }
 
 impl Machine {
@@ -119,6 +119,6 @@ impl Machine {
             .take(clients);
         let logs = clients.map(|client: Claimant| ram.dirty().claim(client));
         let logs = logs.collect::<Result<_, _>>()?;
-        Ok(Self { ram, space, _logs: logs })
+        Ok(Self { ram, space, logs })
     }
 }

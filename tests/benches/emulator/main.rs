@@ -1,13 +1,14 @@
-//! What an access of an interpreted processor costs: through a TLB, an address space and a block,
-//! beside the array that an emulator would have of its own.
+//! What memory costs an interpreted processor: single accesses and whole programs, through a TLB and
+//! an address space, beside the array that an emulator would have of its own.
 //!
 //! `cargo bench -p integration-tests --bench emulator [-- --all] [-- --rounds N]`
 //!
-//! Medians of many short rounds, in which all contestants take turns; the time is that of the
-//! thread's processor. `x` is the ratio to the array, in the same run. The last line is JSON.
+//! Medians of many short rounds, in which all contestants take turns. `x` is the ratio to the array, in the same run. The last line is JSON.
 
 mod accesses;
 mod contestants;
+mod interpreter;
+mod loops;
 
 use clap::Parser;
 use integration_tests::bench::Extent;
@@ -27,7 +28,8 @@ struct Options {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
-    let rows = accesses::run(options.rounds)?;
+    let mut rows = accesses::run(options.rounds)?;
+    rows.extend(loops::run(options.rounds)?);
     println!("{}", json!({ "rounds": options.rounds, "rows": rows }));
     Ok(())
 }
