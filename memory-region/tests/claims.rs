@@ -396,6 +396,55 @@ fn logs_that_cannot_be_stopped_cost_a_try_each() {
     assert!(ram.iter().all(|(_, block)| enabled(block).is_empty()));
 }
 
+/// Harvests a block as it follows a change.
+struct Harvests {
+    log: Mutex<GlobalLogClaim>,
+    block: Arc<RamBlock>,
+    found: Mutex<Vec<u64>>,
+}
+
+impl MemoryListener for Harvests {
+    fn name(&self) -> &str {
+        "harvests"
+    }
+
+    fn commit(&self, _: &ViewChange) -> Result<(), ListenerError> {
+        let log = &mut *self.log.lock().unwrap();
+        // It is not there yet as this listener is registered.
+        if let Ok(harvest) = log.snapshot_and_clear(&self.block, 0..LEN) {
+            self.found.lock().unwrap().push(harvest.commit().count());
+        }
+        Ok(())
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(())
+    }
+}
+
+/// Also for a harvest while the commit that brings it is under way, and only once.
+#[test]
+fn ram_that_joins_is_dirty_for_the_first_harvest() {
+    let (map, ram) = map_with(&["ram"]);
+    let root = map.transaction(|map| {
+        let root = map.container("root", 1 << 32)?;
+        map.add_subregion(root, 0, ram[0].0)?;
+        Ok(root)
+    });
+    let (root, late) = (root.unwrap(), block("late"));
+    let space = map.address_space("memory", root).unwrap();
+    let log = Mutex::new(map.claim_global_log(MIGRATION).unwrap());
+    let harvests = Arc::new(Harvests { log, block: late.clone(), found: Mutex::default() });
+    map.add_listener(&space, harvests.clone()).unwrap();
+    let joined = map.transaction(|map| {
+        let region = map.ram("late", late.clone())?;
+        map.add_subregion(root, 1 << 30, region)
+    });
+    joined.unwrap();
+    assert_eq!(*harvests.found.lock().unwrap(), [late.pages()]);
+    assert_eq!(taken_of(&mut harvests.log.lock().unwrap(), &late), [0; 0]);
+}
+
 /// RAM that joins is new to the logs of all RAM, and to nobody else.
 #[test]
 fn ram_that_joins_is_dirty_for_the_logs_of_all_ram() {

@@ -104,13 +104,18 @@ impl MapState {
         // A client is on in the block before a listener starts to log for it, and
         // off only after: no page is logged that its bitmap would not take.
         let mut started: Vec<(Arc<Log>, usize)> = Vec::new();
+        let all_along = global.0.intersection(global.1);
         let mut start_logs = || {
             let blocks = after.iter().filter(|(_, (_, clients))| !clients.is_empty());
             for (at, (block, _)) in blocks {
+                // RAM that joins while all RAM is logged: its clients have seen none of it. All of
+                // its pages are dirty for them before the first harvest, which may come while the
+                // listeners are notified.
+                let joins = !before.contains_key(at);
                 let before = clients_of(before, *at);
                 let new = topology.logs_of(*at).filter(|log| !before.contains(log.client));
                 for log in new {
-                    log.start(block)?;
+                    log.start(block, joins && all_along.contains(log.client))?;
                     started.push((log.clone(), *at));
                 }
             }
@@ -131,16 +136,6 @@ impl MapState {
             return Err(error);
         }
 
-        // RAM that joins while all RAM is logged: its clients have seen none of it, so all of its
-        // pages are dirty for them.
-        let all_along = global.0.intersection(global.1);
-        for (at, (ram, _)) in after.iter().filter(|(at, _)| !before.contains_key(*at)) {
-            for log in topology.logs_of(*at).filter(|log| all_along.contains(log.client)) {
-                if let Ok(claim) = log.of(ram) {
-                    claim.give_back(&(0..ram.pages()));
-                }
-            }
-        }
         for (entry, view) in self.spaces.iter().zip(views) {
             garbage.views.push(entry.space.publish(view));
         }

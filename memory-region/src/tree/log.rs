@@ -39,13 +39,14 @@ impl Log {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims the client's bits of a block, which switches it on there.
+    /// Claims the client's bits of a block, which switches it on there; with all pages dirty, if
+    /// `all_dirty`, before anybody can take bits.
     ///
     /// # Errors
     ///
     /// [`MapError::Claimed`] if another map has them, or somebody at the block;
     /// [`MapError::Dirty`].
-    pub(crate) fn start(&self, block: &Arc<RamBlock>) -> Result<(), MapError> {
+    pub(crate) fn start(&self, block: &Arc<RamBlock>, all_dirty: bool) -> Result<(), MapError> {
         let claimed = block.dirty().claim(Claimant::named(self.client, &self.name));
         let claimed = claimed.map_err(|error| match error {
             DirtyError::Claimed { client, by } => {
@@ -54,6 +55,9 @@ impl Log {
             }
             error => error.into(),
         })?;
+        if all_dirty {
+            claimed.give_back(&(0..block.pages()));
+        }
         self.claims().insert(address_of(block), Arc::new(claimed));
         Ok(())
     }
