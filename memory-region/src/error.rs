@@ -122,6 +122,16 @@ pub enum MapError {
     /// The log has no bits of this block, perhaps because the block has left the map.
     #[error("The {client} log does not have block \"{block}\"")]
     NotLogged { client: DirtyClient, block: String },
+    /// No range of bytes that the block has, or, to be re-armed, no whole pages of it.
+    #[error("Bytes {start:#x}..{end:#x} of block \"{block}\", which has {len:#x}: {reason}")]
+    ByteRange {
+        block: String,
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+        len: u64,
+        reason: &'static str,
+    },
     /// A listener cannot follow the change.
     #[error("Listener \"{listener}\" refuses the new map of \"{space}\"")]
     Refused {

@@ -374,6 +374,60 @@ fn each_harvest_syncs_and_rearms_the_pages_of_its_block() {
     assert_eq!(noted(), [format!("clear other {:x?}", 0..page)]);
 }
 
+/// Ranges that the block does not have are errors, as at the block, and re-arm nothing.
+#[test]
+#[allow(clippy::reversed_empty_ranges)]
+fn a_range_that_the_block_does_not_have_is_an_error() {
+    let (map, ram) = map_with(&["ram"]);
+    let (region, block) = &ram[0];
+    let page = block.page_size().bytes();
+    let listener = with_listener(&map, &[*region]);
+    let mut log = map.claim_log(*region, VGA).unwrap();
+    let mut all = map.claim_global_log(MIGRATION).unwrap();
+    block.write(0, &[1]).unwrap();
+    let no_range = |result: Result<(), MapError>, range: &Range<u64>| {
+        let error = result.expect_err(&format!("{range:x?}"));
+        assert!(matches!(error, MapError::ByteRange { .. }), "{range:x?}: {error}");
+        error.to_string()
+    };
+    let outside = [5 * page..3 * page, 5..3, LEN..LEN + page, 2 * LEN..3 * LEN, 0..u64::MAX];
+    for range in &outside {
+        no_range(log.snapshot_and_clear(range.clone()).map(drop), range);
+        no_range(all.snapshot_and_clear(block, range.clone()).map(drop), range);
+    }
+    let parts = [1..page, 0..1, page + 1..page + 2, LEN - 1..LEN, 5..5];
+    for range in outside.iter().chain(&parts) {
+        no_range(log.clear(range.clone()), range);
+        no_range(all.clear(block, range.clone()), range);
+    }
+    let error = no_range(log.clear(0..1), &(0..1));
+    assert_eq!(error, "Bytes 0x0..0x1 of block \"ram\", which has 0x100000: not whole pages");
+    let notes = std::mem::take(&mut *listener.notes.lock().unwrap());
+    assert!(!notes.iter().any(|note| note.starts_with("clear")), "{notes:?}");
+
+    // Empty ones are none, nor is all of the block.
+    for range in [0..0, LEN..LEN, 0..LEN] {
+        log.clear(range.clone()).unwrap();
+        all.clear(block, range).unwrap();
+    }
+    assert_eq!(taken(&mut log), [0]);
+    assert_eq!(taken_of(&mut all, block), [0]);
+}
+
+/// A block that is not in the map has no log there to re-arm.
+#[test]
+fn a_log_rearms_no_block_that_it_does_not_have() {
+    let (map, ram) = map_with(&["ram"]);
+    let mut log = map.claim_log(ram[0].0, VGA).unwrap();
+    let mut all = map.claim_global_log(MIGRATION).unwrap();
+    let stranger = all.clear(&block("stranger"), 0..LEN);
+    assert!(matches!(stranger, Err(MapError::NotLogged { .. })), "{stranger:?}");
+    map.transaction(|map| map.remove(ram[0].0)).unwrap();
+    for gone in [log.clear(0..LEN), all.clear(&ram[0].1, 0..LEN)] {
+        assert!(matches!(gone, Err(MapError::NotLogged { .. })), "{gone:?}");
+    }
+}
+
 /// However many logs a listener does not stop, each change of the map tries each once more.
 #[test]
 fn logs_that_cannot_be_stopped_cost_a_try_each() {

@@ -264,8 +264,7 @@ fn who_is_about_to_read_pages_says_so() {
     bus.journal();
     let mut clear = |bytes| log.clear(&bus.block, bytes);
     clear(0x3_f000..0x4_2000).unwrap();
-    clear(0x10_0000..0x20_0000).unwrap();
-    clear(5..5).unwrap();
+    clear(0x5000..0x5000).unwrap();
     assert_eq!(
         bus.journal(),
         ["kvm clear 0x0: 0x3f000..0x42000", "kvm clear 0x1000000: 0x40000..0x42000"]

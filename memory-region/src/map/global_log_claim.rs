@@ -117,9 +117,11 @@ impl GlobalLogClaim {
         bytes: Range<u64>,
         buffer: DirtySnapshot,
     ) -> Result<Harvest, MapError> {
-        let (size, len) = (block.page_size(), bytes.end.saturating_sub(bytes.start));
-        let pages = size.pages_spanned(bytes.start, len);
-        let harvest = self.log.of(block)?.snapshot_and_clear_into(pages.clone(), buffer)?;
+        let claim = self.log.of(block)?;
+        check_within(block, &bytes)?;
+        let size = block.page_size();
+        let pages = size.pages_spanned(bytes.start, bytes.end - bytes.start);
+        let harvest = claim.snapshot_and_clear_into(pages.clone(), buffer)?;
         // An error gives the bits back.
         self.map.log_clear(block, size.bytes_of(&pages))?;
         Ok(harvest)
@@ -190,15 +192,37 @@ impl GlobalLogClaim {
         Ok(self.log.of(block)?.move_into(0..block.pages(), into)?)
     }
 
-    /// Re-arms the log of `bytes` of a block, whose bits were [moved](Self::move_into) before: the
-    /// next write to each page is reported again. Call it before the pages are read.
+    /// Re-arms the log of `bytes` of a block, whole pages whose bits were [moved](Self::move_to)
+    /// before: the next write to each page is reported again. Call it before the pages are read.
     ///
     /// # Errors
     ///
-    /// [`MapError::Sync`].
+    /// [`MapError::NotLogged`] if the block is not in the map, [`MapError::ByteRange`] if it has no
+    /// such bytes or they are not whole pages, [`MapError::Sync`].
     pub fn clear(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
+        self.log.of(block)?;
+        check_within(block, &bytes)?;
+        let size = block.page_size();
+        if ![bytes.start, bytes.end].into_iter().all(|offset| size.is_aligned(offset)) {
+            return Err(no_range(block, &bytes, "not whole pages"));
+        }
         self.map.log_clear(block, bytes)
     }
+}
+
+fn check_within(block: &RamBlock, bytes: &Range<u64>) -> Result<(), MapError> {
+    if bytes.start > bytes.end {
+        return Err(no_range(block, bytes, "the end is before the start"));
+    }
+    if bytes.end > block.len() {
+        return Err(no_range(block, bytes, "past the end of the block"));
+    }
+    Ok(())
+}
+
+fn no_range(block: &RamBlock, bytes: &Range<u64>, reason: &'static str) -> MapError {
+    let Range { start, end } = *bytes;
+    MapError::ByteRange { block: block.id().to_owned(), start, end, len: block.len(), reason }
 }
 
 impl Drop for GlobalLogClaim {

@@ -89,8 +89,9 @@ impl LogClaim {
     ///
     /// # Errors
     ///
-    /// [`MapError::Sync`], [`MapError::NotLogged`] if the region was removed, and
-    /// [`MapError::Dirty`] if the block has no such pages, or the region is being removed.
+    /// [`MapError::Sync`], [`MapError::NotLogged`] if the region was removed,
+    /// [`MapError::ByteRange`] if the block has no such bytes, and [`MapError::Dirty`] if the block
+    /// is being made shorter, or the region is being removed.
     pub fn snapshot_and_clear(&mut self, bytes: Range<u64>) -> Result<Harvest, MapError> {
         self.snapshot_and_clear_into(bytes, DirtySnapshot::default())
     }
@@ -146,12 +147,12 @@ impl LogClaim {
         self.log.move_into(&self.block, into)
     }
 
-    /// Re-arms the log of `bytes` whose bits were [moved](Self::move_to) before. Call it before the
-    /// pages are read.
+    /// Re-arms the log of `bytes` of the block, whole pages whose bits were
+    /// [moved](Self::move_to) before. Call it before the pages are read.
     ///
     /// # Errors
     ///
-    /// [`MapError::Sync`].
+    /// As [`GlobalLogClaim::clear`].
     pub fn clear(&mut self, bytes: Range<u64>) -> Result<(), MapError> {
         self.log.clear(&self.block, bytes)
     }

@@ -1,5 +1,6 @@
 //! The send bitmap: the pages that are still to be sent (QEMU: `RAMBlock.bmap`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use memory_region::{GlobalLogClaim, MapError};
@@ -36,21 +37,34 @@ impl SendBitmap {
     /// Moves the migration's dirty bits of the block into this bitmap; returns how many pages are
     /// newly pending.
     pub(crate) fn harvest(&mut self, log: &mut GlobalLogClaim) -> Result<u64, SendError> {
-        let dirty = self.block.dirty();
         let moved = log.move_to(&self.block, &mut self.pages);
+        let new = self.unless_interrupted(moved)?;
+        self.count += new;
+        Ok(new)
+    }
+
+    /// Re-arms the log of `bytes` of the block, whole pages, before they are read.
+    pub(crate) fn rearm(
+        &self,
+        log: &mut GlobalLogClaim,
+        bytes: Range<u64>,
+    ) -> Result<(), SendError> {
+        self.unless_interrupted(log.clear(&self.block, bytes))
+    }
+
+    /// The result of a call of the log, unless that has a gap.
+    fn unless_interrupted<T>(&self, result: Result<T, MapError>) -> Result<T, SendError> {
         // The log is off, or was off and on again: the block was unmapped, if only for a
         // moment. The bits from before that are lost.
-        if dirty.epoch(DirtyClient::MIGRATION) != self.epoch
+        if self.block.dirty().epoch(DirtyClient::MIGRATION) != self.epoch
             || matches!(
-                moved,
+                result,
                 Err(MapError::NotLogged { .. } | MapError::Dirty(DirtyError::ClientOff { .. }))
             )
         {
             return Err(SendError::LogInterrupted { block: self.block.id().to_owned() });
         }
-        let new = moved?;
-        self.count += new;
-        Ok(new)
+        Ok(result?)
     }
 
     /// Takes the pending pages of the first word from number `from` on that has any: the word's
@@ -93,5 +107,26 @@ mod tests {
         assert_eq!(pending.count(), 3);
         assert_eq!(drain(&mut pending), [(0, 1 << 63), (1, 3)]);
         assert_eq!(pending.harvest(&mut log).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_gap_of_the_log_is_found_when_pages_are_rearmed() {
+        let page = ram_block::PageSize::host().bytes();
+        let memory = MemoryMap::new();
+        let block = RamBlock::anonymous("ram", 8 * page).unwrap();
+        let region = memory.transaction(|map| map.ram("ram", block.clone())).unwrap();
+        let mut log = memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
+        let pending = SendBitmap::all(block.clone()).unwrap();
+        pending.rearm(&mut log, 0..8 * page).unwrap();
+        let wrong = pending.rearm(&mut log, 1..8 * page).unwrap_err();
+        assert!(matches!(wrong, SendError::Log(MapError::ByteRange { .. })), "{wrong}");
+        let mut is_interrupted = || {
+            let result = pending.rearm(&mut log, 0..8 * page);
+            matches!(result, Err(SendError::LogInterrupted { block }) if block == "ram")
+        };
+        memory.transaction(|map| map.remove(region)).unwrap();
+        assert!(is_interrupted(), "the block is off the map");
+        memory.transaction(|map| map.ram("ram", block.clone())).unwrap();
+        assert!(is_interrupted(), "the block was off the map");
     }
 }

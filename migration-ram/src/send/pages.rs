@@ -112,7 +112,7 @@ impl<'a> Pages<'a> {
                 if !last {
                     let end = (first - first % CLEAR_BYTES).saturating_add(CLEAR_BYTES);
                     self.rearmed = end.min(block.len());
-                    self.log.clear(&block, first..self.rearmed)?;
+                    pending.rearm(self.log, first..self.rearmed)?;
                 }
             }
             for pages in ram_block::runs(std::iter::once((word, bits))) {

@@ -61,7 +61,7 @@ fn measure(count: u64, chunk: u64, rounds: usize, share: Share) -> Option<Value>
                 let at = number as u64 * page;
                 if at >= watched {
                     let start = at / clear_chunk_bytes * clear_chunk_bytes;
-                    watched = start + clear_chunk_bytes;
+                    watched = (start + clear_chunk_bytes).min(machine.block.len());
                     log.clear(&machine.block, start..watched).unwrap();
                 }
             }
