@@ -188,7 +188,20 @@ pub trait MemoryListener: Send + Sync {
     /// of them that it has reported (KVM_CLEAR_DIRTY_LOG); one that reports every write does
     /// nothing.
     ///
-    /// The bytes lie within the section.
+    /// The bytes lie within the section. They are what *one* client took, or more: it must not
+    /// decide what is cleared in a log that is shared by all clients. Such a listener
+    ///
+    /// - keeps the pages of its last report of each section, and clears only those of them that
+    ///   are among `bytes`: the log may have the others from a write that no client was given yet;
+    /// - clears each of them once, and drops it with that, until the next report has it again: by
+    ///   a second client's call, the log may have it from a write after the first;
+    /// - reads [`DirtyMemory::switch_ons`](ram_block::DirtyMemory::switch_ons) before the merge of
+    ///   its report, and again before and *after* the clear. A client that was switched on since
+    ///   was not given the report: if the count differs before, it clears nothing and drops its
+    ///   report; if it differs after, it merges what was cleared once more;
+    /// - gives what it has cleared to
+    ///   [`DirtyMemory::report_to_code`](ram_block::DirtyMemory::report_to_code): the watch of a
+    ///   page may have begun since the report.
     ///
     /// # Errors
     ///

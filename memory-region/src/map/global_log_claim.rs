@@ -19,7 +19,8 @@ const CLEAR_PAGES: u64 = 1 << 18;
 ///
 /// As a [`LogClaim`](crate::LogClaim), for a client that looks at all blocks at once: it
 /// [syncs](Self::sync) them all, then takes their bits block by block. It loses the bits of blocks
-/// that leave the map.
+/// that leave the map. Ranges that it is given are bytes of a block, runs and sets that it hands
+/// out are pages of it.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -49,6 +50,9 @@ pub struct GlobalLogClaim {
 
 impl MemoryMap {
     /// Claims a client's dirty log of all RAM, present and future, and starts it.
+    ///
+    /// **Only listeners of this map log for it**, as for [`claim_log`](Self::claim_log): what
+    /// guests write through an accelerator that follows another map of the same blocks is missed.
     ///
     /// # Errors
     ///
@@ -171,8 +175,12 @@ impl GlobalLogClaim {
     /// Moves the client's bits of a block into `into`, a set of the caller's, after a
     /// [`sync`](Self::sync); see [`DirtyClaim::move_to`](ram_block::DirtyClaim::move_to).
     ///
-    /// It does not re-arm the log, so that a client that reads the pages much later, as a migration
-    /// does, re-arms each part just before it reads it: call [`clear`](Self::clear) then.
+    /// **Does not re-arm the log**, unlike [`snapshot_and_clear`](Self::snapshot_and_clear) and
+    /// [`visit_runs`](Self::visit_runs): until [`clear`](Self::clear) does, an accelerator with
+    /// manual protection reports the same pages again with each sync, whether they were written or
+    /// not. This is for a client that reads the pages much later, as a migration does. A page that
+    /// is re-armed at once costs the guest a fault and is reported a second time if it is written
+    /// before it is read, though a read shows both writes. Clear each part just before you read it.
     ///
     /// # Errors
     ///
@@ -182,8 +190,8 @@ impl GlobalLogClaim {
         Ok(self.log.of(block)?.move_to(0..block.pages(), into)?)
     }
 
-    /// As [`move_to`](Self::move_to), into a bitmap of the caller's; see
-    /// [`DirtyClaim::move_into`](ram_block::DirtyClaim::move_into).
+    /// As [`move_to`](Self::move_to), into a bitmap of the caller's, and **without re-arming the
+    /// log**, too; see [`DirtyClaim::move_into`](ram_block::DirtyClaim::move_into).
     ///
     /// # Errors
     ///

@@ -18,6 +18,11 @@ use crate::region_id::RegionId;
 /// Each bit can be taken once, so each client's log of a block has one claim, whichever region or
 /// map shows the block: a second one, by a second screen of the same display, is an error.
 ///
+/// Ranges that it is given are *bytes* of its region, which are those of the block: those of
+/// [`DirtyClaim`](ram_block::DirtyClaim), of the block alone, are pages. Runs and sets that it
+/// hands out are pages, too: [`PageSize::bytes_of`](ram_block::PageSize::bytes_of) gives their
+/// bytes.
+///
 /// The first harvest may report pages that were not written: an accelerator may report *all* pages
 /// first, so that starting the log costs nothing, as KVM does with manual protection
 /// (KVM_DIRTY_LOG_INITIALLY_SET, the default of `kvm-accel` where KVM has it). A client that wants
@@ -54,6 +59,10 @@ impl MemoryMap {
     ///
     /// The claimant is a [`DirtyClient`], or a name, for which the first number is chosen that is
     /// free and not built in.
+    ///
+    /// **Only listeners of this map log for it.** If the accelerator of the guests follows another
+    /// map that shows the block, what they write is missed, and nothing says so: claim the log at
+    /// the accelerator's map.
     ///
     /// # Errors
     ///
@@ -125,8 +134,11 @@ impl LogClaim {
         self.log.visit_runs(&self.block, gap, visit)
     }
 
-    /// Syncs the block, and moves the client's bits into a set of the caller's, as
-    /// [`GlobalLogClaim::move_to`]: [`clear`](Self::clear) re-arms the pages.
+    /// Syncs the block, and moves the client's bits into a set of the caller's.
+    ///
+    /// **Does not re-arm the log**, unlike [`snapshot_and_clear`](Self::snapshot_and_clear): until
+    /// [`clear`](Self::clear) does, each sync may report the same pages again. It is for a client
+    /// that reads the pages much later; see [`GlobalLogClaim::move_to`].
     ///
     /// # Errors
     ///
@@ -136,8 +148,8 @@ impl LogClaim {
         self.log.move_to(&self.block, into)
     }
 
-    /// As [`move_to`](Self::move_to), into a bitmap of the caller's; see
-    /// [`DirtyClaim::move_into`](ram_block::DirtyClaim::move_into).
+    /// As [`move_to`](Self::move_to), into a bitmap of the caller's, and **without re-arming the
+    /// log**, too; see [`DirtyClaim::move_into`](ram_block::DirtyClaim::move_into).
     ///
     /// # Errors
     ///

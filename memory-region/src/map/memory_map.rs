@@ -116,8 +116,10 @@ impl MemoryMap {
     /// # Errors
     ///
     /// What `edit` returns, [`MapError::TooDeep`], [`MapError::TooComplex`],
-    /// [`MapError::Dirty`] if a block cannot log for a client, [`MapError::Refused`] if a
-    /// listener cannot follow; the map, the views and the listeners are then as before.
+    /// [`MapError::Claimed`] if a block joins that somebody else, at the block or at another map,
+    /// logs for the client of a log of all RAM, [`MapError::Dirty`] if a block cannot log for a
+    /// client, [`MapError::Refused`] if a listener cannot follow; the map, the views and the
+    /// listeners are then as before.
     /// [`MapError::Reentrant`] from within another update's closure, or a listener.
     pub fn transaction<T>(
         &self,

@@ -43,7 +43,9 @@ impl Transaction<'_> {
 
     /// Memory that is read and written directly; as large as `block`.
     ///
-    /// Two maps may show one block, but each client's log of it is claimed in one of them.
+    /// Two maps may show one block, but each client's log of it is claimed in one of them, and
+    /// **only the listeners of that map log for it**: a claim at a map that the accelerator does
+    /// not follow misses what guests write.
     ///
     /// # Errors
     ///

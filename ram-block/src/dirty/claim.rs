@@ -17,6 +17,9 @@ use crate::dirty::switch::no_memory;
 /// a second screen of the same memory, is an error. Threads that share a claim and harvest at the
 /// same time split the bits in an unspecified way.
 ///
+/// It counts in *pages* of the block. The claims of `memory-region`, which know where a block is
+/// mapped, are given bytes.
+///
 /// Dropping it switches the client off, frees its bitmap, and leaves its number to others. The
 /// bits of a [`Harvest`](crate::Harvest) that is dropped later are not given back to the next
 /// client of that number.
@@ -34,8 +37,12 @@ impl DirtyMemory {
     /// claim can take the marks.
     ///
     /// The claimant is a [`DirtyClient`], or a name, for which the first number is chosen that is
-    /// free and not built in. For a block that is logged through a memory map, claim the log there:
-    /// this one knows of no accelerator.
+    /// free and not built in.
+    ///
+    /// **What guests write through an accelerator is not in this log**: it has what this process
+    /// writes, and what others [`merge`](Self::merge) of their own accord. For a block that is in a
+    /// memory map, claim the log at the map that the accelerator follows (`MemoryMap::claim_log`
+    /// of `memory-region`), which makes it log.
     ///
     /// Earlier writes are not in the log, so a client that mirrors memory begins by taking all of
     /// it. A page whose write was under way is either marked, or has its new contents in memory
