@@ -26,9 +26,11 @@ const CHUNK_PAGES: u64 = BITS * BITS;
 
 /// A consumer's own set of a block's pages: those that it has still to deal with, for example.
 ///
-/// What it costs is what is in it, not how many pages there could be: a clean set of 16 TiB has no
-/// memory, a full one a few hundred KiB. Filled from a log by
-/// [`DirtyClaim::move_to`](crate::DirtyClaim::move_to).
+/// What it costs is what is in it, not how many pages there could be: a set of 16 TiB that nothing
+/// was put in has no memory, a full one a few hundred KiB. Its memory is kept until it is dropped:
+/// one that was emptied still has a bit for each page of every 4,096 of which it held a part, or
+/// which [`take_word`](Self::take_word) took in words (512 MiB, if it was full of 16 TiB). Filled
+/// from a log by [`DirtyClaim::move_to`](crate::DirtyClaim::move_to).
 ///
 /// ```
 /// use ram_block::PageSet;
@@ -115,7 +117,8 @@ impl PageSet {
 
     /// Takes the pages of the first word from number `from` on that has any: the word's number, and
     /// a bit for each page, the lowest bit for page 64 times that number. Costs a step for each
-    /// 16,777,216 pages that are not in the set, and a few for what is taken.
+    /// 262,144 pages (1 GiB of 4 KiB pages) of which none is in the set, and a few for what is
+    /// taken.
     pub fn take_word(&mut self, from: u64) -> Option<(u64, u64)> {
         let mut chunk = from / BITS;
         loop {
