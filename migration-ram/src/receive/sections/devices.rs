@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::devices::device::{Framing, MAX_STATE};
 use crate::devices::section_info::SectionInfo;
 use crate::error::ReceiveError;
-use crate::receive::sections::Sections;
+use crate::receive::sections::state::Sections;
 use crate::receive::unknown_sections::{Body, Follows};
 use crate::wire::format::RAM_NAME;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::ReceiveError;
 use crate::receive::blocks::Block;
 use crate::receive::decode::{Decoder, EncodedPage};
-use crate::receive::sections::{Sections, SyncAt};
+use crate::receive::sections::state::{Sections, SyncAt};
 use crate::wire::format::*;
 
 impl Sections<'_, '_, '_> {

@@ -1,105 +1,19 @@
-//! Parses the stream: its beginning, sections, commands and end.
+//! The stream from its beginning to its end: the configuration, parts, commands and description.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use ram_block::PageSize;
 
-use crate::devices::device::{Device, Devices};
+use crate::devices::device::Device;
 use crate::error::ReceiveError;
-use crate::receive::blocks::{Block, Populated};
-use crate::receive::decode::Decoder;
-use crate::receive::multifd::Shared;
-use crate::receive::read_ahead::ReadAhead;
 use crate::receive::received::Received;
 use crate::receive::return_path::Answers;
-use crate::receive::unknown_sections::Kept;
+use crate::receive::sections::state::{DeviceState, Sections};
 use crate::wire::format::*;
-use crate::wire::reader::StreamReader;
 
-mod devices;
-mod records;
-
-/// A device's state that was received, with its version.
-pub(super) type DeviceState = (Arc<dyn Device>, u32, Vec<u8>);
-
-/// The receiver's settings for the parser.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Settings {
-    pub(super) keep_unknown: bool,
-    pub(super) is_described: bool,
-    pub(super) fresh: bool,
-}
-
-/// Where the receiver waits for all channels.
-#[derive(Clone, Copy, PartialEq)]
-enum SyncAt {
-    /// Not known yet.
-    Unknown,
-    /// At the end of each section of RAM: QEMU before 8.1, and this crate's source with
-    /// `multifd_flush_after_each_section`.
-    SectionEnd,
-    /// At each RAM_SAVE_FLAG_MULTIFD_FLUSH record.
-    Flush,
-}
-
-pub(super) struct Sections<'p, 's, 'a> {
-    stream: &'p mut StreamReader<'s>,
-    shared: &'p Shared<'a>,
-    devices: &'p Devices,
-    keep_unknown: bool,
-    is_described: bool,
-    page: PageSize,
-    /// The number of RAM's section, once it has begun.
-    ram_section: Option<u32>,
-    /// The block of the last record.
-    block: Option<Arc<Block>>,
-    populated: Populated,
-    /// Created when it is first needed.
-    decoder: Option<Decoder>,
-    ahead: ReadAhead,
-    sync_at: SyncAt,
-    /// Whether RAM's last section was received.
-    complete: bool,
-    states: Vec<DeviceState>,
-    /// Unknown iterable sections that have not ended: their indices in `received`, by number.
-    unknown: HashMap<u32, usize>,
-    kept: Kept,
-    received: Received,
-}
-
-impl<'p, 's, 'a> Sections<'p, 's, 'a> {
-    /// A parser of `stream`, whose magic number was read.
-    pub(super) fn new(
-        stream: &'p mut StreamReader<'s>,
-        shared: &'p Shared<'a>,
-        devices: &'p Devices,
-        settings: Settings,
-    ) -> Self {
-        let Settings { keep_unknown, is_described, fresh } = settings;
-        Self {
-            stream,
-            shared,
-            devices,
-            keep_unknown,
-            is_described,
-            page: default_page_size(),
-            ram_section: None,
-            block: None,
-            populated: Populated::default(),
-            decoder: None,
-            ahead: ReadAhead::new(fresh),
-            sync_at: SyncAt::Unknown,
-            complete: false,
-            states: Vec::new(),
-            unknown: HashMap::new(),
-            kept: Kept::default(),
-            received: Received::default(),
-        }
-    }
-
+impl Sections<'_, '_, '_> {
     /// Reads the stream to its end.
-    pub(super) fn run(
+    pub(in crate::receive) fn run(
         mut self,
         answers: &mut Answers<'_>,
     ) -> Result<(Received, Vec<DeviceState>), ReceiveError> {
@@ -229,13 +143,6 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         self.footer(number)
     }
 
-    fn section_head(&mut self) -> Result<(String, u32, u32), ReceiveError> {
-        let name = self.stream.name("a section's name")?;
-        let instance = self.stream.u32("a section's instance")?;
-        let version = self.stream.u32("a section's version")?;
-        Ok((name, instance, version))
-    }
-
     fn section_part(&mut self, last: bool) -> Result<(), ReceiveError> {
         let at = self.stream.at();
         let number = self.stream.u32("a section's number")?;
@@ -249,14 +156,6 @@ impl<'p, 's, 'a> Sections<'p, 's, 'a> {
         self.footer(number)?;
         self.complete |= last;
         Ok(())
-    }
-
-    fn footer(&mut self, number: u32) -> Result<(), ReceiveError> {
-        let at = self.stream.at();
-        let found = self.stream.u8("a section's footer")?;
-        self.stream.expect("a section's footer", found.into(), FOOTER.into(), at)?;
-        let found = self.stream.u32("a footer's number")?;
-        self.stream.expect("a footer's number", found.into(), number.into(), at + 1)
     }
 
     fn command(&mut self, at: u64, answers: &mut Answers<'_>) -> Result<(), ReceiveError> {
