@@ -1,15 +1,21 @@
 //! No crate has a circle of files, and imports lead downwards through the layers that
 //! `docs/architecture.md` lists: `cargo test --test layers -- --nocapture` prints the graph.
+//!
+//! A file imports what its paths lead to, and depends as well on files of which it calls methods:
+//! those are found by their names, where these are clear.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use syn::buffer::{Cursor, TokenBuffer};
 use syn::visit::{self, Visit};
 
 const CRATES: [&str; 5] =
     ["ram-block", "memory-region", "kvm-accel", "migration-ram", "display-vga"];
 const HEADING: &str = "# Layers";
+/// Methods of std's types that a type of a crate has, too: a call may mean either.
+const STD: [&str; 3] = ["get_mut", "is_empty", "try_clone"];
 
 /// A path of modules from a crate's root.
 type ModulePath = Vec<String>;
@@ -23,6 +29,16 @@ struct File {
     reexports: BTreeMap<String, ModulePath>,
     /// Names of modules with files of their own.
     children: BTreeSet<String>,
+    /// Names that imports brought, by the module in which they are, and what they are.
+    imported: BTreeMap<(ModulePath, String), ModulePath>,
+    /// What is imported by a glob, and whether it is handed on.
+    globs: Vec<(ModulePath, bool)>,
+    /// Names of inherent methods that are defined here.
+    methods: BTreeSet<String>,
+    /// Names of methods of traits, declared or implemented here: a call of one may lead anywhere.
+    of_traits: BTreeSet<String>,
+    /// Names of methods that the code calls.
+    calls: BTreeSet<String>,
     /// Whether there is anything in it but modules and imports.
     has_code: bool,
 }
@@ -66,6 +82,7 @@ impl Reader<'_> {
     /// A path from the crate's root, if it is one of the crate.
     fn absolute(&self, path: &[String]) -> Option<ModulePath> {
         let (first, rest) = path.split_first()?;
+        let imported = self.file.imported.get(&(self.at.clone(), first.clone()));
         let mut whole = match first.as_str() {
             "crate" => Vec::new(),
             "self" => self.at.clone(),
@@ -73,7 +90,7 @@ impl Reader<'_> {
             child if self.file.children.contains(child) => {
                 [self.at.clone(), vec![child.to_owned()]].concat()
             }
-            _ => return None,
+            _ => imported?.clone(),
         };
         for name in rest {
             match name.as_str() {
@@ -97,13 +114,18 @@ impl Reader<'_> {
             syn::UseTree::Name(tree) if tree.ident == "self" => (before.to_vec(), None),
             syn::UseTree::Name(tree) => (with(&tree.ident), None),
             syn::UseTree::Rename(tree) => (with(&tree.ident), Some(tree.rename.to_string())),
-            syn::UseTree::Glob(_) => (before.to_vec(), None),
+            syn::UseTree::Glob(_) => {
+                let Some(whole) = self.absolute(before) else { return };
+                self.file.globs.push((whole.clone(), handed_on));
+                return self.file.names.push(whole);
+            }
         };
         let Some(whole) = self.absolute(&path) else { return };
+        let name = name.or_else(|| path.last().cloned()).unwrap_or_default();
         if handed_on {
-            let name = name.or_else(|| path.last().cloned()).unwrap_or_default();
-            self.file.reexports.insert(name, whole.clone());
+            self.file.reexports.insert(name.clone(), whole.clone());
         }
+        self.file.imported.insert((self.at.clone(), name), whole.clone());
         self.file.names.push(whole);
     }
 }
@@ -131,10 +153,35 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         }
     }
 
+    fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {
+        for part in &item.items {
+            let syn::ImplItem::Fn(method) = part else { continue };
+            if method.sig.receiver().is_none() || is_for_tests(&method.attrs) {
+                continue;
+            }
+            let names = match item.trait_ {
+                None => &mut self.file.methods,
+                Some(_) => &mut self.file.of_traits,
+            };
+            names.insert(method.sig.ident.to_string());
+        }
+        visit::visit_item_impl(self, item);
+    }
+
+    fn visit_trait_item_fn(&mut self, item: &'ast syn::TraitItemFn) {
+        self.file.of_traits.insert(item.sig.ident.to_string());
+        visit::visit_trait_item_fn(self, item);
+    }
+
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
         if !is_for_tests(&item.attrs) {
             visit::visit_impl_item_fn(self, item);
         }
+    }
+
+    fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
+        self.file.calls.insert(call.method.to_string());
+        visit::visit_expr_method_call(self, call);
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
@@ -147,16 +194,53 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_macro(&mut self, item: &'ast syn::Macro) {
-        // What is handed to a macro are tokens: those of a path stand side by side.
-        let tokens: String = item.tokens.to_string().split_whitespace().collect();
-        for (at, _) in tokens.match_indices("crate::") {
-            let path = tokens[at..].split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
-            let names: Vec<_> =
-                path.take(1).flat_map(|path| path.split("::")).map(str::to_owned).collect();
-            let whole = self.absolute(&names);
-            self.file.names.extend(whole);
+        self.visit_path(&item.path);
+        // What is handed to a macro are tokens.
+        self.tokens(TokenBuffer::new2(item.tokens.clone()).begin());
+    }
+}
+
+impl Reader<'_> {
+    /// Reads the paths and method calls among tokens.
+    fn tokens(&mut self, mut at: Cursor<'_>) {
+        while !at.eof() {
+            if let Some((inside, _, _, next)) = at.any_group() {
+                self.tokens(inside);
+                at = next;
+            } else if let Some((names, next)) = path_at(at) {
+                if names.len() > 1 {
+                    let whole = self.absolute(&names);
+                    self.file.names.extend(whole);
+                }
+                at = next;
+            } else {
+                let called = punct(at, ".").and_then(Cursor::ident);
+                let called = called
+                    .filter(|(_, next)| next.any_group().is_some() || punct(*next, "::").is_some());
+                self.file.calls.extend(called.map(|(name, _)| name.to_string()));
+                let Some((_, next)) = at.token_tree() else { return };
+                at = next;
+            }
         }
     }
+}
+
+/// What comes after the characters `mark`, if they are next.
+fn punct<'a>(at: Cursor<'a>, mark: &str) -> Option<Cursor<'a>> {
+    mark.chars().try_fold(at, |at, c| {
+        at.punct().filter(|(found, _)| found.as_char() == c).map(|(_, next)| next)
+    })
+}
+
+/// A path, if one is next, and what comes after it.
+fn path_at(at: Cursor<'_>) -> Option<(Vec<String>, Cursor<'_>)> {
+    let (first, mut at) = at.ident()?;
+    let mut names = vec![first.to_string()];
+    while let Some((name, next)) = punct(at, "::").and_then(Cursor::ident) {
+        names.push(name.to_string());
+        at = next;
+    }
+    Some((names, at))
 }
 
 impl Crate {
@@ -189,8 +273,12 @@ impl Crate {
                 open.push(([at.clone(), vec![name.clone()]].concat(), found));
                 file.children.insert(name);
             }
-            let mut reader = Reader { at: at.clone(), file: &mut file };
-            reader.visit_file(&syntax);
+            // An import may follow its use, and go on from what another one brings.
+            for _ in 0..3 {
+                file.names.clear();
+                file.globs.clear();
+                Reader { at: at.clone(), file: &mut file }.visit_file(&syntax);
+            }
             this.0.insert(at, file);
         }
         this
@@ -210,6 +298,50 @@ impl Crate {
             }
         }
         None
+    }
+
+    /// Globs that hide what is imported: of a module that hands on what other files have, and those
+    /// that are handed on themselves.
+    fn blind_globs(&self) -> Vec<String> {
+        let globs = self.0.iter().flat_map(|(at, file)| file.globs.iter().map(move |to| (at, to)));
+        let blind = globs.filter(|(_, (to, handed_on))| {
+            let hides = |file: &File| !file.has_code || !file.reexports.is_empty();
+            *handed_on || self.0.get(to).is_some_and(hides)
+        });
+        let fault = |(at, (to, _)): (&ModulePath, &(ModulePath, bool))| {
+            format!("{}: a glob of crate::{}", at.join("::"), to.join("::"))
+        };
+        blind.map(fault).collect()
+    }
+
+    /// Whether a method of this name is declared or defined here.
+    fn has_method(&self, name: &str) -> bool {
+        self.0.values().any(|file| file.methods.contains(name) || file.of_traits.contains(name))
+    }
+
+    /// The file that defines the method that a call means by its name alone: only one file of the
+    /// crate has it, no trait and no other crate.
+    fn home_of_method(&self, name: &str, others: &[&Self]) -> Option<&ModulePath> {
+        // Names of one word are std's more often than not.
+        if !name.contains('_') || STD.contains(&name) {
+            return None;
+        }
+        let mut homes = self.0.iter().filter(|(_, file)| file.methods.contains(name));
+        let (home, _) = homes.next()?;
+        let of_trait = self.0.values().any(|file| file.of_traits.contains(name));
+        let is_clear = homes.next().is_none() && !of_trait;
+        (is_clear && !others.iter().any(|other| other.has_method(name))).then_some(home)
+    }
+
+    /// Of which files each file calls methods. A method need not be imported, only its type.
+    fn calls(&self, others: &[&Self]) -> BTreeMap<&ModulePath, BTreeSet<&ModulePath>> {
+        let with_code = self.0.iter().filter(|(_, file)| file.has_code);
+        with_code
+            .map(|(at, file)| {
+                let homes = file.calls.iter().filter_map(|name| self.home_of_method(name, others));
+                (at, homes.filter(|home| *home != at).collect())
+            })
+            .collect()
     }
 
     /// Which files each file imports.
@@ -282,6 +414,21 @@ fn listed(document: &str) -> BTreeMap<String, Vec<String>> {
     rows.filter_map(row).collect()
 }
 
+fn listing<'a>(files: impl Iterator<Item = &'a &'a ModulePath>) -> String {
+    files.map(|file| file.join("::")).collect::<Vec<_>>().join(", ")
+}
+
+/// Each file's imports, and whose methods it calls.
+fn both<'a>(
+    mut imports: BTreeMap<&'a ModulePath, BTreeSet<&'a ModulePath>>,
+    calls: &BTreeMap<&'a ModulePath, BTreeSet<&'a ModulePath>>,
+) -> BTreeMap<&'a ModulePath, BTreeSet<&'a ModulePath>> {
+    for (at, to) in &mut imports {
+        to.extend(&calls[at]);
+    }
+    imports
+}
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -291,20 +438,29 @@ fn imports_lead_downwards_and_in_no_circle() {
     let document = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let layers = listed(&document);
     let mut faults = Vec::new();
-    for name in CRATES {
+    let crates = CRATES.map(|name| {
         let source = root().join(name).join("src");
-        let found = Crate::new(&|path| fs::read_to_string(source.join(path)).ok());
-        let imports = found.imports();
+        (name, Crate::new(&|path| fs::read_to_string(source.join(path)).ok()))
+    });
+    for (name, found) in &crates {
+        let others = crates.iter().filter(|(other, _)| other != name);
+        let others: Vec<_> = others.map(|(_, other)| other).collect();
+        let (imports, calls) = (found.imports(), found.calls(&others));
         println!("{name}: {} files", imports.len());
         for (at, to) in &imports {
-            let to: Vec<_> = to.iter().map(|to| to.join("::")).collect();
-            println!("  {} -> {}", at.join("::"), to.join(", "));
+            println!("  {} -> {}", at.join("::"), listing(to.iter()));
+            let called: Vec<_> = calls[at].difference(to).collect();
+            if !called.is_empty() {
+                println!("    calls {}", listing(called.into_iter()));
+            }
         }
+        let imports = both(imports, &calls);
+        faults.extend(found.blind_globs().into_iter().map(|glob| format!("{name}: {glob}")));
         if let Some(circle) = circle(&imports) {
             let circle: Vec<_> = circle.iter().map(|at| at.join("::")).collect();
             faults.push(format!("{name}: a circle: {}", circle.join(" -> ")));
         }
-        let layers = layers.get(name).cloned().unwrap_or_default();
+        let layers = layers.get(*name).cloned().unwrap_or_default();
         let there: BTreeSet<_> = found.0.keys().filter_map(|at| at.first()).collect();
         let gone = layers.iter().filter(|layer| !there.contains(layer));
         faults.extend(gone.map(|layer| format!("{name}: there is no layer {layer}")));
@@ -319,22 +475,27 @@ fn judged(files: &[(&str, &str)], layers: &[&str]) -> (Option<String>, Vec<Strin
     let files: BTreeMap<&Path, &str> =
         files.iter().map(|(path, text)| (Path::new(*path), *text)).collect();
     let found = Crate::new(&|path| files.get(path).map(|text| (*text).to_owned()));
-    let imports = found.imports();
+    let imports = both(found.imports(), &found.calls(&[]));
     let circle = circle(&imports).map(|circle| {
         let names: BTreeSet<_> = circle.iter().map(|at| at.join("::")).collect();
         names.into_iter().collect::<Vec<_>>().join(" ")
     });
     let layers: Vec<_> = layers.iter().map(|layer| (*layer).to_owned()).collect();
-    (circle, upward(&imports, &layers))
+    let faults = upward(&imports, &layers).into_iter().chain(found.blind_globs());
+    (circle, faults.collect())
 }
 
 #[test]
 fn what_is_planted_is_found() {
     let lib = ("lib.rs", "mod top; mod low; pub use top::a::A;");
     let top = ("top/mod.rs", "mod a; mod b; pub(crate) use a::A;");
-    let a = ("top/a.rs", "use crate::{low::{Low, self}, top::b::B}; pub struct A;");
+    let a = "use crate::{low::{Low, self}, top::b::B}; pub struct A;
+        impl A { fn of_a_file(&self) {} fn of_two_files(&self) {} fn word(&self) {} }
+        impl A { #[cfg(test)] fn of_tests(&self) {} fn is_empty(&self) {} fn of_a_trait(&self) {} }
+        impl Low for A { fn of_a_trait(&self) {} }";
+    let a = ("top/a.rs", a);
     let b = ("top/b.rs", "pub(crate) struct B;");
-    let low = ("low.rs", "pub(crate) struct Low;");
+    let low = ("low.rs", "pub(crate) struct Low; impl Low { fn of_two_files(&self) {} }");
     assert_eq!(judged(&[lib, top, a, b, low], &["top", "low"]), (None, vec![]));
     assert_eq!(judged(&[lib, top, a, b, low], &["top"]).1, ["low is in no layer"]);
     for text in [
@@ -346,6 +507,16 @@ fn what_is_planted_is_found() {
         "fn b() { let _ = crate::A; }",
         "fn b() { println!(\"{:?}\", [crate :: top :: A]); }",
         "mod inner { use super::super::a::A; fn b(_: A) {} }",
+        "use super as s; struct B(s::a::A);",
+        "struct B(top::A); use crate::top;",
+        "use crate as c; use c::top as t; struct B(t::a::A);",
+        "fn b() { println!(\"{:?}\", super::a::A); }",
+        "fn b() { assert!(x && super :: super::top::a::A.is_good()); }",
+        "macro_rules! b { () => { $crate::top::a::A } }",
+        "fn b() { crate::top::a::say!(); }",
+        "struct B; fn b(a: u8) { a.of_a_file(); }",
+        "struct B; fn b(a: u8) { a.of_a_file::<u8>(); }",
+        "struct B; fn b(a: u8) { assert!(a.map(|a| a.of_a_file())); }",
     ] {
         let (circle, _) = judged(&[lib, top, a, ("top/b.rs", text), low], &["top", "low"]);
         assert_eq!(circle.as_deref(), Some("top::a top::b"), "{text}");
@@ -355,6 +526,10 @@ fn what_is_planted_is_found() {
         "#[cfg(test)] mod tests { use crate::top::a::A; }",
         "#[cfg(all(test, not(miri)))] mod tests; struct B;",
         "/// As [`crate::A`].\nstruct B;",
+        "use std::fmt as a; struct B(a::A);",
+        "struct B; fn b(a: u8) { a.of_a_trait(); a.of_two_files(); a.word(); }",
+        "struct B; fn b(a: u8) { a.of_tests(); a.is_empty(); a.of_a_file; }",
+        "struct B; #[cfg(test)] mod tests { fn b(a: u8) { a.of_a_file(); } }",
     ] {
         let (circle, _) = judged(&[lib, top, a, ("top/b.rs", text), low], &["top", "low"]);
         assert_eq!(circle, None, "{text}");
@@ -362,6 +537,19 @@ fn what_is_planted_is_found() {
     let upward = ("low.rs", "use crate::top::b::B; struct Low(B);");
     let (circle, faults) = judged(&[lib, top, a, b, upward], &["top", "low"]);
     assert_eq!((circle, faults), (None, vec!["low imports top::b".to_owned()]));
+    for (text, glob) in [
+        ("use crate::*; struct B(A);", Some("top::b: a glob of crate::")),
+        ("use super::*; struct B(A);", Some("top::b: a glob of crate::top")),
+        ("use super as s; use s::*; struct B(A);", Some("top::b: a glob of crate::top")),
+        ("pub use crate::low::*; struct B;", Some("top::b: a glob of crate::low")),
+        ("use crate::low::*; struct B(Low);", None),
+        ("use crate::low::Low::*; struct B;", None),
+        ("mod inner { use super::*; } struct B;", None),
+        ("#[cfg(test)] mod tests { use super::super::*; } struct B;", None),
+    ] {
+        let (_, faults) = judged(&[lib, top, a, ("top/b.rs", text), low], &["top", "low"]);
+        assert_eq!(faults, glob.into_iter().collect::<Vec<_>>(), "{text}");
+    }
 }
 
 #[test]
