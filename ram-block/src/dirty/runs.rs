@@ -254,6 +254,32 @@ mod tests {
         prop::collection::vec((start, len, any::<bool>()), 0..60)
     }
 
+    /// Neither a break nor a panic of the visitor gives bits to the next claim of the number.
+    #[test]
+    fn a_visit_that_outlives_its_claim_gives_nothing_back() {
+        for panics in [false, true] {
+            let (log, _) = dirty(&[(3, 1, false), (5, 1, false), (7, 1, false)]);
+            let mut next = None;
+            let visited = catch_unwind(AssertUnwindSafe(|| {
+                log.visit_runs(0..PAGES, 0, |run| {
+                    assert_eq!(run, 3..4);
+                    log.end();
+                    next = Some(log.dirty().claim(log.client()).unwrap());
+                    if panics {
+                        std::panic::resume_unwind(Box::new("stopped"));
+                    }
+                    ControlFlow::Break(())
+                })
+            }));
+            assert_eq!(visited.is_err(), panics);
+            let next = next.unwrap();
+            assert_eq!(left(&next), BTreeSet::new());
+            // The next one's own bits are its own.
+            next.dirty().mark(5 * 4096, 1);
+            assert_eq!(left(&next), BTreeSet::from([5]));
+        }
+    }
+
     proptest! {
         /// Runs against the set of pages, whole or stopped early, by a break or a panic.
         #[test]
