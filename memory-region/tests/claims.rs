@@ -218,6 +218,57 @@ fn who_cannot_log_is_refused_at_once() {
     assert_eq!(refused.to_string(), "\"mine\" cannot log \"root\", which is no RAM");
 }
 
+/// Before any block is there, as well.
+#[test]
+fn names_get_numbers_of_their_own_in_a_map_without_blocks() {
+    let map = MemoryMap::new();
+    let mut logs = ["one", "other"].map(|name| map.claim_global_log(name).unwrap());
+    assert_ne!(logs[0].client(), logs[1].client());
+    let late = block("late");
+    map.transaction(|map| map.ram("late", late.clone())).unwrap();
+    for log in &mut logs {
+        assert_eq!(taken_of(log, &late).len() as u64, late.pages());
+    }
+}
+
+/// A number that was free may be claimed in another map before this one's commit has it: the next
+/// one is tried then.
+#[test]
+fn names_that_race_in_two_maps_get_a_number_each() {
+    let block = block("shared");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let map = MemoryMap::new();
+                map.transaction(|map| map.ram("shown", block.clone())).unwrap();
+                for _ in 0..5000 {
+                    drop(map.claim_global_log("mine").unwrap());
+                }
+            });
+        }
+    });
+    assert_eq!(enabled(&block), ClientSet::EMPTY);
+}
+
+/// A log ends with its region even while its bits are visited: its number is free at once.
+#[test]
+fn a_region_that_leaves_within_a_visit_frees_its_client() {
+    let (map, ram) = map_with(&["ram"]);
+    let (region, block) = &ram[0];
+    let mut log = map.claim_log(*region, VGA).unwrap();
+    block.write(0x5000, &[1]).unwrap();
+    let mut visits = 0;
+    let visited = log.visit_runs(0, |_| {
+        visits += 1;
+        map.transaction(|map| map.remove(*region)).unwrap();
+        assert_eq!(enabled(block), ClientSet::EMPTY);
+        let again = map.transaction(|map| map.ram("ram", block.clone())).unwrap();
+        assert_eq!(taken(&mut map.claim_log(again, VGA).unwrap()), [0; 0]);
+        ControlFlow::<()>::Continue(())
+    });
+    assert_eq!((visited.unwrap(), visits), (ControlFlow::Continue(()), 1));
+}
+
 /// A claim that outlives its region takes nothing from the next of its number.
 #[test]
 fn a_claim_whose_region_is_gone_has_no_bits() {
@@ -327,6 +378,69 @@ fn a_log_that_a_listener_does_not_stop_is_stopped_later() {
     drop(log);
     stubborn.stops.store(false, Ordering::Relaxed);
     drop(map.claim_global_log(MIGRATION).unwrap());
+}
+
+/// Each change of the map tries again, not those of its tree alone.
+#[test]
+fn a_space_or_a_listener_that_comes_stops_refused_logs() {
+    for comes in ["a space", "a listener"] {
+        let (map, ram) = map_with(&["ram"]);
+        let (region, block) = &ram[0];
+        let space = map.address_space("empty", *region).unwrap();
+        let stubborn = with_listener(&map, &[*region]);
+        let log = map.claim_global_log(MIGRATION).unwrap();
+        stubborn.stops.store(true, Ordering::Relaxed);
+        drop(log);
+        assert_eq!(enabled(block), ClientSet::EMPTY.with(MIGRATION));
+        stubborn.stops.store(false, Ordering::Relaxed);
+        match comes {
+            "a space" => drop(map.address_space("another", *region).unwrap()),
+            _ => map.add_listener(&space, Arc::new(Stubborn::default())).unwrap(),
+        }
+        assert_eq!(enabled(block), ClientSet::EMPTY, "{comes}");
+    }
+}
+
+/// Stops no log of VGA.
+struct KeepsVga {
+    refuses_all: AtomicBool,
+}
+
+impl MemoryListener for KeepsVga {
+    fn name(&self) -> &str {
+        "keeps vga"
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        let stops = |client| {
+            let stops = change.log_changed.iter();
+            stops
+                .filter(|change| !change.section.log().contains(client))
+                .any(|change| change.old.contains(client))
+        };
+        let refused = stops(MIGRATION) && self.refuses_all.load(Ordering::Relaxed);
+        if stops(VGA) || refused { Err("no".into()) } else { Ok(()) }
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(())
+    }
+}
+
+/// A log that cannot be stopped keeps no other one on.
+#[test]
+fn of_refused_logs_those_that_can_stop_do() {
+    let (map, ram) = map_with(&["ram"]);
+    let (region, block) = &ram[0];
+    let space = map.address_space("memory", *region).unwrap();
+    let keeps = Arc::new(KeepsVga { refuses_all: AtomicBool::new(true) });
+    map.add_listener(&space, keeps.clone()).unwrap();
+    let logs = [VGA, MIGRATION].map(|client| map.claim_log(*region, client).unwrap());
+    logs.into_iter().for_each(drop);
+    assert_eq!(enabled(block), ClientSet::EMPTY.with(VGA).with(MIGRATION));
+    keeps.refuses_all.store(false, Ordering::Relaxed);
+    map.transaction(|_| Ok(())).unwrap();
+    assert_eq!(enabled(block), ClientSet::EMPTY.with(VGA));
 }
 
 /// Each harvest of a region's log asks for its own block, and re-arms its own pages.
@@ -450,11 +564,12 @@ fn logs_that_cannot_be_stopped_cost_a_try_each() {
     assert!(ram.iter().all(|(_, block)| enabled(block).is_empty()));
 }
 
-/// Harvests a block as it follows a change.
+/// Harvests a block as it follows a change, and notes what is re-armed.
 struct Harvests {
     log: Mutex<GlobalLogClaim>,
     block: Arc<RamBlock>,
     found: Mutex<Vec<u64>>,
+    cleared: Mutex<Vec<(String, Range<u64>)>>,
 }
 
 impl MemoryListener for Harvests {
@@ -474,9 +589,15 @@ impl MemoryListener for Harvests {
     fn sync(&self, _: &Section) -> Result<(), ListenerError> {
         Ok(())
     }
+
+    fn log_clear(&self, section: &Section, bytes: Range<u64>) -> Result<(), ListenerError> {
+        self.cleared.lock().unwrap().push((section.name().to_owned(), bytes));
+        Ok(())
+    }
 }
 
-/// Also for a harvest while the commit that brings it is under way, and only once.
+/// Also for a harvest while the commit that brings it is under way, and only once. Guests may write
+/// through its section before the view is published, so this is re-armed, too.
 #[test]
 fn ram_that_joins_is_dirty_for_the_first_harvest() {
     let (map, ram) = map_with(&["ram"]);
@@ -488,7 +609,8 @@ fn ram_that_joins_is_dirty_for_the_first_harvest() {
     let (root, late) = (root.unwrap(), block("late"));
     let space = map.address_space("memory", root).unwrap();
     let log = Mutex::new(map.claim_global_log(MIGRATION).unwrap());
-    let harvests = Arc::new(Harvests { log, block: late.clone(), found: Mutex::default() });
+    let (found, cleared) = Default::default();
+    let harvests = Arc::new(Harvests { log, block: late.clone(), found, cleared });
     map.add_listener(&space, harvests.clone()).unwrap();
     let joined = map.transaction(|map| {
         let region = map.ram("late", late.clone())?;
@@ -496,6 +618,7 @@ fn ram_that_joins_is_dirty_for_the_first_harvest() {
     });
     joined.unwrap();
     assert_eq!(*harvests.found.lock().unwrap(), [late.pages()]);
+    assert_eq!(*harvests.cleared.lock().unwrap(), [("late".to_owned(), 0..LEN)]);
     assert_eq!(taken_of(&mut harvests.log.lock().unwrap(), &late), [0; 0]);
 }
 

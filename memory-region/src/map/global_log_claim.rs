@@ -13,6 +13,9 @@ use crate::tree::log::Log;
 
 /// The most pages that are re-armed with one call.
 const CLEAR_PAGES: u64 = 1 << 18;
+/// How often a number is chosen for a name. Each try that fails is a claim of somebody else's: two
+/// threads that claim and drop names without end make one fail eight times in a row.
+const MAX_TRIES: usize = 64;
 
 /// A client's dirty log of all RAM, also of blocks that join the map later, all of whose pages are
 /// dirty at first. It is on as long as this exists, and only this takes its bits.
@@ -77,7 +80,7 @@ impl MemoryMap {
                 Ok(log) => return Ok(GlobalLogClaim { map: self.clone(), log }),
                 // Somebody claimed, at the block or in another map, the number that was free.
                 Err(MapError::Claimed { .. })
-                    if claimant.client().is_none() && tries < DirtyClient::COUNT => {}
+                    if claimant.client().is_none() && tries < MAX_TRIES => {}
                 Err(error) => return Err(error),
             }
         }
