@@ -401,6 +401,19 @@ fn a_space_or_a_listener_that_comes_stops_refused_logs() {
     }
 }
 
+#[test]
+fn a_refused_log_ends_with_its_map() {
+    let (map, ram) = map_with(&["ram"]);
+    let (region, block) = ram.into_iter().next().unwrap();
+    let stubborn = with_listener(&map, &[region]);
+    let log = map.claim_global_log(MIGRATION).unwrap();
+    stubborn.stops.store(true, Ordering::Relaxed);
+    drop(log);
+    assert_eq!(enabled(&block), ClientSet::EMPTY.with(MIGRATION));
+    drop(map);
+    assert_eq!(enabled(&block), ClientSet::EMPTY);
+}
+
 /// Stops no log of VGA.
 struct KeepsVga {
     refuses_all: AtomicBool,

@@ -4,7 +4,8 @@
 mod deadline;
 
 use std::error::Error;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use memory_region::{
@@ -359,6 +360,72 @@ fn claims_that_are_dropped_in_a_turn_end_after_it() {
             }
         });
     }
+}
+
+/// A visitor may end the claims of others, claim and harvest, and take the region out of the map:
+/// what was taken of a granule is still visited, and the visit ends.
+#[test]
+fn a_visitor_may_use_the_map() {
+    in_time(|| {
+        let Bus { map, ram, block, .. } = bus();
+        let page = block.page_size().bytes();
+        let mut log = map.claim_global_log(DirtyClient::MIGRATION).unwrap();
+        let mut other = Some(map.claim_log(ram, VGA).unwrap());
+        let pages = [1, 3, 5, 9];
+        pages.iter().for_each(|n| block.write(n * page, &[1]).unwrap());
+        let mut visited = Vec::new();
+        let flow = log.visit_runs(&block, 0, |run| {
+            visited.push(run.start);
+            if visited.len() == 2 {
+                drop(other.take());
+                let mut claim = map.claim_log(ram, "visitor").unwrap();
+                assert!(claim.snapshot_and_clear(0..SIZE).unwrap().commit().is_empty());
+                map.transaction(|map| {
+                    map.del_subregion(ram)?;
+                    map.remove(ram)
+                })
+                .unwrap();
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        assert_eq!((flow.unwrap(), visited), (ControlFlow::Continue(()), pages.to_vec()));
+        assert!(block.dirty().enabled().is_empty());
+    });
+}
+
+/// A hook of a code watch may, too, whoever writes: a store, a merge or a resize.
+#[test]
+fn a_hook_of_a_code_watch_may_use_the_map() {
+    in_time(|| {
+        let map = MemoryMap::new();
+        let block = RamBlock::builder("ram", SIZE).max_len(2 * SIZE).anonymous().unwrap();
+        let ram = map.transaction(|map| map.ram("ram", block.clone())).unwrap();
+        let (hook_map, claim) = (map.clone(), Mutex::new(map.claim_log(ram, VGA).ok()));
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        let watch = block.dirty().watch_code(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let mut log = hook_map.claim_log(ram, "hook").unwrap();
+            log.snapshot_and_clear(0..0x1000).unwrap().commit();
+            drop(log);
+            drop(hook_map.claim_global_log("all").unwrap());
+            drop(claim.lock().unwrap().take());
+            hook_map.transaction(|map| map.container("container", 1).map(drop)).unwrap();
+        });
+        let (watch, page) = (watch.unwrap(), block.page_size().bytes());
+        watch.watch(0..block.pages()).unwrap();
+        let writes: [&dyn Fn(); 3] = [
+            &|| block.write(page, &[1]).unwrap(),
+            &|| assert!(block.dirty().merge(0, 64, &[1 << 7]).is_ok()),
+            &|| block.resize(SIZE / 2).unwrap(),
+        ];
+        for write in writes {
+            let before = calls.load(Ordering::Relaxed);
+            write();
+            assert!(calls.load(Ordering::Relaxed) > before);
+        }
+        assert!(!block.dirty().enabled().contains(VGA), "the hook has dropped its claim");
+    });
 }
 
 /// After it, and not some time later: when the update returns, also while others change the
