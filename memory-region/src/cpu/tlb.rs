@@ -44,7 +44,7 @@ const ENTRIES: usize = 256;
 ///     Ok((root, region))
 /// })?;
 /// let space = map.address_space("hart", root)?;
-/// let log = map.claim_log(region, DirtyClient::VGA)?;
+/// let mut log = map.claim_log(region, DirtyClient::VGA)?;
 ///
 /// let mut tlb: Tlb = Tlb::new(&space);
 /// tlb.store_le(0x8000_5000, 0x1234_5678_u32)?;

@@ -63,9 +63,9 @@ impl DirtyMemory {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// Uses the `membarrier` system call. A sandbox that begins to forbid it between the first
-    /// block and this call should allow it: writes that were under way in that very moment are then
-    /// not covered by the promise above.
+    /// Uses the `membarrier` system call, and so do harvests that find something. A sandbox that
+    /// begins to forbid it after the first block was made should allow it: writes that were under
+    /// way in that very moment are then not covered by the promise above.
     ///
     /// # Errors
     ///

@@ -296,6 +296,20 @@ impl DirtyMemory {
         Ok(())
     }
 
+    /// Divides all writes of this process in two: a write is in memory when this returns, or its
+    /// mark sees what this thread did before.
+    pub(crate) fn fence_writers(&self) {
+        if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !membarrier::every_thread() {
+            log::warn!(
+                "membarrier is refused, which was allowed at first: each mark of guest memory \
+                    fences from now on"
+            );
+            self.enabled.fetch_or(WRITERS_FENCE, Ordering::SeqCst);
+            self.marks.unsettle();
+        }
+        fence(Ordering::SeqCst);
+    }
+
     /// Whether `page` is dirty for `client`; false if the client is off or the block
     /// has no such page. For the code client a page is dirty unless it is watched.
     pub fn is_dirty(&self, client: DirtyClient, page: u64) -> bool {

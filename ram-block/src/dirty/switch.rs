@@ -5,8 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use crate::dirty::client::DirtyClient;
 use crate::dirty::error::DirtyError;
-use crate::dirty::memory::{DirtyMemory, WRITERS_FENCE};
-use crate::sys::membarrier;
+use crate::dirty::memory::DirtyMemory;
 
 impl DirtyMemory {
     /// Sets the client's bit; each write that this thread does not see yet will see the bit. Under
@@ -36,20 +35,6 @@ impl DirtyMemory {
         // interrupts other processors.
         fence(Ordering::SeqCst);
         self.switch_ons.load(Ordering::SeqCst)
-    }
-
-    /// Divides all writes of this process in two: a write is in memory when this returns, or its
-    /// mark sees what this thread did before.
-    pub(crate) fn fence_writers(&self) {
-        if self.enabled.load(Ordering::SeqCst) & WRITERS_FENCE == 0 && !membarrier::every_thread() {
-            log::warn!(
-                "membarrier is refused, which was allowed at first: each mark of guest memory \
-                    fences from now on"
-            );
-            self.enabled.fetch_or(WRITERS_FENCE, Ordering::SeqCst);
-            self.marks.unsettle();
-        }
-        fence(Ordering::SeqCst);
     }
 
     /// Switches `client` off, drops its bits and frees their memory. Under the lock of the claims.

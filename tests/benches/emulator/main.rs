@@ -1,9 +1,10 @@
-//! What memory costs an interpreted processor: single accesses and whole programs, through a TLB and
-//! an address space, beside the array that an emulator would have of its own.
+//! What memory costs an interpreted processor: single accesses and whole programs, through a TLB
+//! and an address space, beside the array that an emulator would have of its own.
 //!
 //! `cargo bench -p integration-tests --bench emulator [-- --all] [-- --rounds N]`
 //!
-//! Medians of many short rounds, in which all contestants take turns. `x` is the ratio to the array, in the same run. The last line is JSON.
+//! Medians of many short rounds, in which all contestants take turns. `x` is the ratio to the
+//! array, in the same run. The last line is JSON.
 
 mod accesses;
 mod contestants;
