@@ -242,11 +242,12 @@ impl Machine {
         self.fail(fail);
         let shown = self.overlays.iter().zip(shown);
         // If it is refused, everything stays as it was.
-        let _ = self.map.transaction(|map| {
+        let committed = self.map.transaction(|map| {
             shown.into_iter().try_for_each(|(overlay, shown)| map.set_enabled(*overlay, shown))
         });
         self.fail(None);
-        self.check_vga(was_on, fail);
+        // There may be too few slots, too.
+        self.check_vga(was_on, fail.is_some() || committed.is_err());
     }
 
     fn log(&mut self, on: bool, fail: Option<u32>) {
@@ -265,7 +266,7 @@ impl Machine {
             self.logs[0] = claimed.ok();
         }
         self.fail(None);
-        self.check_vga(was_on, fail);
+        self.check_vga(was_on, fail.is_some());
         if self.logs[0].is_some() {
             // A client that comes begins with all of memory.
             self.copies[0].clone_from(&self.memory);
@@ -273,9 +274,9 @@ impl Machine {
     }
 
     /// A stop that is refused leaves VGA on, with nothing lost, until a later change of the map.
-    fn check_vga(&mut self, was_on: bool, fail: Option<u32>) {
+    fn check_vga(&mut self, was_on: bool, failed: bool) {
         let (is_on, is_claimed) = (self.is_on(DirtyClient::VGA), self.logs[0].is_some());
-        let may_go_on = was_on && fail.is_some();
+        let may_go_on = was_on && failed;
         assert!(is_on == is_claimed || is_on && may_go_on, "{is_on}, {is_claimed}");
         if !(was_on && is_on) {
             self.copies[0].clone_from(&self.memory);
