@@ -399,3 +399,29 @@ fn a_page_that_is_watched_during_its_report_is_reported_again() {
         tlb.store_le(4 * PAGE, 7u8).unwrap();
     }
 }
+
+/// A device whose register changes when it is read.
+struct Counter(Mutex<u64>);
+
+impl MmioDevice for Counter {
+    fn read(&self, _: u64, _: usize) -> u64 {
+        let mut count = self.0.lock().unwrap();
+        *count += 1;
+        *count
+    }
+
+    fn write(&self, _: u64, _: usize, _: u64) {}
+}
+
+#[test]
+fn an_atomic_access_that_is_refused_does_not_read_the_device() {
+    let map = MemoryMap::new();
+    let counter = Arc::new(Counter(Mutex::new(0)));
+    let root = map.transaction(|map| map.mmio("counter", 0x1000, counter.clone())).unwrap();
+    let mut tlb: Tlb = Tlb::new(&map.address_space("hart", root).unwrap());
+    let refused = tlb.fetch_update_le(8, |old: u32| old + 1);
+    assert!(matches!(refused, Err(AccessError::NotMemory { .. })), "{refused:?}");
+    let refused = tlb.compare_exchange_le(8, 0u32, 1);
+    assert!(matches!(refused, Err(AccessError::NotMemory { .. })), "{refused:?}");
+    assert_eq!(*counter.0.lock().unwrap(), 0);
+}

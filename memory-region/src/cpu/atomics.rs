@@ -35,6 +35,14 @@ impl<const BITS: u32> Tlb<BITS> {
         mut update: impl FnMut(T) -> T,
     ) -> Result<T, AccessError> {
         self.check_aligned::<T>(address)?;
+        let (entry, generation) = (Self::index(address), self.current());
+        if self.entries[entry].for_store(address, T::SIZE, generation).is_none() {
+            // Before the load: a device's register may change when it is read.
+            let generation = self.refill(address);
+            if self.entries[entry].for_store(address, T::SIZE, generation).is_none() {
+                self.view.memory_for_atomic(address, T::SIZE)?;
+            }
+        }
         let mut old = self.load_le(address)?;
         loop {
             let was = self.compare_exchange_le(address, old, update(old))?;
@@ -69,7 +77,8 @@ impl<const BITS: u32> Tlb<BITS> {
     ///
     /// # Errors
     ///
-    /// As [`fetch_update_le`](Self::fetch_update_le), but ROM can be reserved.
+    /// [`AccessError::Misaligned`], and as [`AddressSpace::read`](crate::AddressSpace::read): ROM
+    /// and devices can be loaded from, but not stored to by the conditional store.
     pub fn load_reserved_le<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
         self.reservation = None;
         self.check_aligned::<T>(address)?;

@@ -13,6 +13,8 @@
 //! The entry holds its block, so that its memory is valid whatever becomes of the map. Whether a
 //! store has to be marked is the page's own affair ([`RamPage`]).
 
+use std::sync::Arc;
+
 use ram_block::RamPage;
 
 use crate::view::section::{Section, SectionTarget};
@@ -69,8 +71,8 @@ impl<const BITS: u32> Entry<BITS> {
     }
 
     /// Makes the page of `address` the entry's, if `section`, which has the address in the view of
-    /// `generation`, has all of it in memory. Returns whether it does.
-    pub(super) fn fill(&mut self, address: u64, section: &Section, generation: u64) -> bool {
+    /// `generation`, has all of it in memory.
+    pub(super) fn fill(&mut self, address: u64, section: &Section, generation: u64) {
         let start = address & u64::MAX << BITS;
         let last = start | !(u64::MAX << BITS);
         let is_inside = section.start <= start && last <= section.last;
@@ -79,14 +81,13 @@ impl<const BITS: u32> Entry<BITS> {
             SectionTarget::RomDevice { block, .. } => (block, false),
             SectionTarget::Mmio(_) | SectionTarget::Iommu(_) | SectionTarget::Reserved => {
                 *self = Self::empty();
-                return false;
+                return;
             }
         };
         let offset = section.offset.wrapping_add(start.wrapping_sub(section.start));
         // The same bytes as before: what is known of their marks still holds.
-        let is_same = |page: &RamPage<BITS>| {
-            std::sync::Arc::ptr_eq(page.block(), block) && page.offset() == offset
-        };
+        let is_same =
+            |page: &RamPage<BITS>| Arc::ptr_eq(page.block(), block) && page.offset() == offset;
         let kept = self.page.take().filter(is_same);
         let page = kept.or_else(|| RamPage::new(block, offset).ok()).filter(|_| is_inside);
         let has_page = page.is_some();
@@ -96,6 +97,5 @@ impl<const BITS: u32> Entry<BITS> {
             generation,
             page,
         };
-        has_page
     }
 }

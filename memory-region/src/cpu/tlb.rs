@@ -206,7 +206,7 @@ impl<const BITS: u32> Tlb<BITS> {
         }
         let entry = &mut self.entries[Self::index(address)];
         match self.view.find(address) {
-            Ok(section) => drop(entry.fill(address, section, generation)),
+            Ok(section) => entry.fill(address, section, generation),
             Err(_) => *entry = Entry::empty(),
         }
         generation

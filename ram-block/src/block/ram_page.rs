@@ -9,6 +9,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use crate::block::error::RamBlockError;
 use crate::block::ram_block::RamBlock;
 use crate::block::scalar::Scalar;
+use crate::dirty::marks::NEVER;
 use crate::dirty::memory::DirtyMemory;
 use crate::page::index;
 
@@ -65,7 +66,7 @@ impl<const BITS: u32> RamPage<BITS> {
         }
         // SAFETY: the offset is within the block's memory, which starts at a page of the host.
         let start = unsafe { block.mapping().start().add(index(offset)) };
-        Ok(Self { start, settled: u64::MAX, dirty: block.dirty().clone(), block: block.clone() })
+        Ok(Self { start, settled: NEVER, dirty: block.dirty().clone(), block: block.clone() })
     }
 
     /// The block.
@@ -135,7 +136,7 @@ impl<const BITS: u32> RamPage<BITS> {
         let settled = self.dirty.settle(offset, len as u64);
         // Where the bitmaps are finer than this, another store may be to another of their pages.
         let is_whole = self.dirty.page_size().bytes() >= Self::LEN as u64;
-        self.settled = if is_whole { settled } else { u64::MAX };
+        self.settled = if is_whole { settled } else { NEVER };
     }
 }
 

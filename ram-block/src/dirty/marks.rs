@@ -173,7 +173,7 @@ impl<W: Word> Marks<W> {
 const FIRST: u64 = 2;
 
 /// A number that the sequence never has: it is odd, and too large.
-pub(super) const NEVER: u64 = u64::MAX;
+pub(crate) const NEVER: u64 = u64::MAX;
 
 /// A distribution that runs; it ends even if it panics, so that the sequence is even again.
 struct Running<'a, W: Word>(&'a W);

@@ -25,7 +25,7 @@ pub(crate) mod code_watch;
 mod distribute;
 pub(crate) mod error;
 pub(crate) mod harvest;
-mod marks;
+pub(crate) mod marks;
 pub(crate) mod memory;
 mod merge;
 #[cfg(test)]
