@@ -204,4 +204,7 @@ pub enum ReceiveError {
     /// A block cannot be written.
     #[error(transparent)]
     Memory(#[from] RamBlockError),
+    /// There is no memory for the set of pages that were received.
+    #[error(transparent)]
+    Dirty(#[from] DirtyError),
 }

@@ -15,8 +15,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bitvec::vec::BitVec;
-use ram_block::{PageSize, RamBlock, ReceiveList};
+use ram_block::{DirtyError, PageSet, PageSize, RamBlock, ReceiveList};
 
 use crate::error::ReceiveError;
 use crate::pages::holes::Holes;
@@ -35,7 +34,7 @@ pub(super) struct ReadAhead {
     fresh: bool,
     block: Option<Arc<RamBlock>>,
     /// The pages of each block that were received from the stream.
-    received: Vec<(Arc<RamBlock>, BitVec<u64>)>,
+    received: Vec<(Arc<RamBlock>, PageSet)>,
     /// The holes of the block.
     contents: Holes,
     /// The end of the last page, and how many pages in a row it ended.
@@ -50,19 +49,33 @@ impl ReadAhead {
     }
 
     /// Records pages that were received from the stream.
-    pub(super) fn received(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>, page: PageSize) {
-        let pages = self.pages_of(block, page);
-        pages[index(page.count(bytes.start))..index(page.count(bytes.end))].fill(true);
+    pub(super) fn received(
+        &mut self,
+        block: &Arc<RamBlock>,
+        bytes: Range<u64>,
+        page: PageSize,
+    ) -> Result<(), ReceiveError> {
+        self.pages_of(block, page)?.insert(page.count(bytes.start)..page.count(bytes.end));
+        Ok(())
     }
 
-    fn pages_of(&mut self, block: &Arc<RamBlock>, page: PageSize) -> &mut BitVec<u64> {
+    fn pages_of(
+        &mut self,
+        block: &Arc<RamBlock>,
+        page: PageSize,
+    ) -> Result<&mut PageSet, ReceiveError> {
         let known = self.received.iter().position(|(known, _)| Arc::ptr_eq(known, block));
-        let known = known.unwrap_or_else(|| {
-            let pages = BitVec::repeat(false, index(page.count(block.len())));
-            self.received.push((block.clone(), pages));
-            self.received.len() - 1
-        });
-        &mut self.received[known].1
+        let known = match known {
+            Some(known) => known,
+            None => {
+                let pages = page.count(block.max_len());
+                let set = PageSet::new(pages)
+                    .map_err(|error| DirtyError::NoMemory { pages, kind: error.kind() })?;
+                self.received.push((block.clone(), set));
+                self.received.len() - 1
+            }
+        };
+        Ok(&mut self.received[known].1)
     }
 
     /// Reads the page at `offset`, whose head was read, and the pages of the same run that follow
@@ -82,7 +95,7 @@ impl ReadAhead {
         self.run_length = if self.end == offset { self.run_length + 1 } else { 0 };
         self.end = offset;
         loop {
-            let ahead = self.free(block, self.end + page.bytes(), page);
+            let ahead = self.free(block, self.end + page.bytes(), page)?;
             let pages = 1 + match stream.buffered().len() as u64 {
                 // A page that is buffered already is copied: cheaper than a system call.
                 buffered if buffered >= page.bytes() => 0,
@@ -105,7 +118,7 @@ impl ReadAhead {
                 (read, goes_on)
             };
             self.end = start + read * page.bytes();
-            self.received(block, start..self.end, page);
+            self.received(block, start..self.end, page)?;
             if !goes_on {
                 return Ok(page.count(self.end - offset));
             }
@@ -113,10 +126,15 @@ impl ReadAhead {
     }
 
     /// How many pages from `start` on can be read ahead.
-    fn free(&mut self, block: &Arc<RamBlock>, start: u64, page: PageSize) -> usize {
+    fn free(
+        &mut self,
+        block: &Arc<RamBlock>,
+        start: u64,
+        page: PageSize,
+    ) -> Result<usize, ReceiveError> {
         let wanted = self.run_length.min(BUFFER / index(page.bytes() + HEAD) - 1);
         if wanted == 0 || start >= block.len() {
-            return 0;
+            return Ok(0);
         }
         // The cache may be stale, but only this stream fills the holes, and the pages that it has
         // filled are in `received`, which is checked below.
@@ -125,9 +143,10 @@ impl ReadAhead {
             false => self.contents.next(block, start, page.bytes()).start,
         };
         let most = wanted.min(index(page.count(end.saturating_sub(start))));
-        let first = index(page.count(start));
-        let pages = self.pages_of(block, page);
-        pages[first..(first + most).min(pages.len())].leading_zeros()
+        let first = page.count(start);
+        let received = self.pages_of(block, page)?;
+        let free = (first..).take(most).take_while(|&page| !received.contains(page));
+        Ok(free.count())
     }
 
     /// Discards or zeroes the pages that were overwritten by a wrong guess.

@@ -114,7 +114,7 @@ impl Sections<'_, '_, '_> {
         decode(decoder, EncodedPage { at, block, offset }, self.stream.need(len, what)?)?;
         self.stream.consume(len);
         if let Some(memory) = block.memory() {
-            self.ahead.received(memory, offset..offset + self.page.bytes(), self.page);
+            self.ahead.received(memory, offset..offset + self.page.bytes(), self.page)?;
         }
         Ok(())
     }
