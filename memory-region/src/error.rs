@@ -3,6 +3,10 @@
 use ram_block::{DirtyClient, DirtyError, RamBlockError};
 use thiserror::Error;
 
+use crate::cpu::watchpoint::Watchpoint;
+use crate::device::mmio::BusFault;
+use crate::device::trap::Trap;
+
 /// Why a listener refused; an error of its own type.
 pub type ListenerError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -89,6 +93,12 @@ pub enum MapError {
         "The device of \"{name}\" wants accesses of {min} to {max} bytes; both are 1, 2, 4 or 8"
     )]
     AccessSizes { name: String, min: usize, max: usize },
+    /// A bus of no address lines, or of more than 64.
+    #[error("An address space has 1 to 64 address bits, \"{name}\" would have {bits}")]
+    AddressBits { name: String, bits: u32 },
+    /// Only an alias has an offset in a target.
+    #[error("\"{name}\" is no alias")]
+    NotAnAlias { name: String },
     /// Only a ROM device has a romd mode.
     #[error("\"{name}\" is no ROM device")]
     NotARomDevice { name: String },
@@ -196,6 +206,19 @@ pub enum AccessError {
     /// An atomic access to something that is not memory as a whole.
     #[error("Atomic access of {len} bytes at {address:#x}: \"{name}\" is not memory there")]
     NotMemory { address: u64, len: usize, name: String },
+    /// The device answers with a bus fault.
+    #[error("Access of {len} bytes at {address:#x}: \"{name}\" answers with {fault}")]
+    Fault { address: u64, len: usize, name: String, fault: BusFault },
+    /// An access of a [`Tlb`](crate::Tlb) to a trap: the caller's to carry out.
+    #[error("{0}")]
+    Trap(Trap),
+    /// An access to a trap that does not come from a [`Tlb`](crate::Tlb), or of which only a part
+    /// is the trap's: nobody carries that part out.
+    #[error("Access of {len} bytes at {address:#x}: \"{name}\" is a trap, which nobody takes here")]
+    NobodyTakes { address: u64, len: usize, name: String },
+    /// An access of a [`Tlb`](crate::Tlb) that reaches a watchpoint; it was not carried out.
+    #[error("Access of {len} bytes at {address:#x} reaches a watchpoint: {watchpoint}")]
+    Watchpoint { address: u64, len: usize, watchpoint: Watchpoint },
     /// A block is smaller than its region: it reads as all ones there.
     #[error(transparent)]
     Block(#[from] RamBlockError),

@@ -62,10 +62,12 @@ mod tree;
 mod view;
 
 pub use cpu::tlb::Tlb;
+pub use cpu::watchpoint::{Watchpoint, WatchpointKind};
 pub use device::dispatch::DeviceRegion;
 pub use device::ioeventfd::{CoalescedRange, IoEventFd};
 pub use device::iommu::{Iommu, Translation};
-pub use device::mmio::{AccessSizes, Endianness, MmioAccess, MmioDevice};
+pub use device::mmio::{AccessSizes, BusFault, Endianness, MmioAccess, MmioDevice};
+pub use device::trap::Trap;
 pub use error::{AccessError, ListenerError, MapError};
 pub use listener::change::{GlobalLogChange, ListDiff, LogChange, MemoryListener, ViewChange};
 pub use listener::external_log::{ExternalDirtyLog, ExternalDirtyLogListener};

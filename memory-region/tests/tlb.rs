@@ -42,6 +42,8 @@ struct Machine {
     window: Option<RegionId>,
     second: RegionId,
     has_second: bool,
+    /// Whether banks are switched by a commit that renders the map.
+    renders: bool,
     ram: RegionId,
     blocks: [Arc<RamBlock>; 3],
     space: Arc<AddressSpace>,
@@ -79,9 +81,20 @@ impl Machine {
         let note = reported.clone();
         let watch = blocks[0].dirty().watch_code(move |page| note.lock().unwrap().push(page));
         let watch = watch.unwrap();
-        let claims = Default::default();
-        let (window, has_second) = (None, true);
-        Self { map, root, window, second, has_second, ram, blocks, space, claims, watch, reported }
+        Self {
+            map,
+            root,
+            window: None,
+            second,
+            has_second: true,
+            renders: false,
+            ram,
+            blocks,
+            space,
+            claims: Default::default(),
+            watch,
+            reported,
+        }
     }
 
     fn step(&mut self, step: &Step) {
@@ -98,6 +111,15 @@ impl Machine {
                     Ok(window)
                 });
                 self.window = Some(window.unwrap());
+            }
+            Step::Bank(offset) => {
+                if let Some(window) = self.window {
+                    let moved = match self.renders {
+                        true => self.map.transaction(|map| map.set_alias_offset(window, offset)),
+                        false => self.map.set_alias_offset(window, offset),
+                    };
+                    moved.unwrap();
+                }
             }
             Step::Second => {
                 let (root, second, has) = (self.root, self.second, self.has_second);
@@ -130,10 +152,12 @@ impl Machine {
 #[derive(Clone, Debug)]
 enum Step {
     Load(u64, usize),
+    Fetch(u64, usize),
     Store(u64, usize, u64),
     Add(u64, usize, u64),
     StoreConditional { loads: (u64, u64), address: u64, value: u64 },
     Window(u64),
+    Bank(u64),
     Second,
     Claim(usize),
     Harvest(usize),
@@ -165,14 +189,16 @@ fn size() -> impl Strategy<Value = usize> {
 fn step() -> impl Strategy<Value = Step> {
     let offset = prop_oneof![(0..PAGES - 2).prop_map(|page| page * PAGE), Just(0x800), Just(0x804)];
     prop_oneof![
-        8 => (address(), size()).prop_map(|(at, size)| Step::Load(at, size)),
+        6 => (address(), size()).prop_map(|(at, size)| Step::Load(at, size)),
+        3 => (address(), size()).prop_map(|(at, size)| Step::Fetch(at, size)),
         12 => (address(), size(), any::<u64>()).prop_map(|(at, size, v)| Step::Store(at, size, v)),
         3 => (address(), size(), any::<u64>()).prop_map(|(at, size, v)| Step::Add(at, size, v)),
         2 => (address(), address(), any::<u64>(), 0..3u64).prop_map(|(a, b, value, same)| {
             let address = if same == 0 { b } else { a };
             Step::StoreConditional { loads: (a, b), address, value }
         }),
-        1 => offset.prop_map(Step::Window),
+        1 => offset.clone().prop_map(Step::Window),
+        2 => offset.prop_map(Step::Bank),
         1 => Just(Step::Second),
         1 => (0..3usize).prop_map(Step::Claim),
         3 => (0..3usize).prop_map(Step::Harvest),
@@ -189,6 +215,15 @@ fn load(tlb: &mut Tlb, address: u64, size: usize) -> Result<u64, AccessError> {
         2 => tlb.load_be::<u16>(address)?.swap_bytes().into(),
         4 => tlb.load_le::<u32>(address)?.into(),
         _ => tlb.load_be::<u64>(address)?.swap_bytes(),
+    })
+}
+
+fn fetch(tlb: &mut Tlb, address: u64, size: usize) -> Result<u64, AccessError> {
+    Ok(match size {
+        1 => tlb.fetch_le::<u8>(address)?.into(),
+        2 => tlb.fetch_be::<u16>(address)?.swap_bytes().into(),
+        4 => tlb.fetch_le::<u32>(address)?.into(),
+        _ => tlb.fetch_be::<u64>(address)?.swap_bytes(),
     })
 }
 
@@ -239,13 +274,18 @@ proptest! {
     /// Two machines alike, of which one is accessed through a TLB.
     #[test]
     fn a_tlb_does_what_the_space_does(steps in prop::collection::vec(step(), 1..120)) {
-        let (mut ours, mut oracle) = (Machine::new(), Machine::new());
+        let mut ours = Machine::new();
+        let mut oracle = Machine { renders: true, ..Machine::new() };
         let mut tlb: Tlb = Tlb::new(&ours.space);
         for step in &steps {
             match *step {
                 Step::Load(at, size) => {
                     let expected = text(read(&oracle.space, at, size));
                     prop_assert_eq!(text(load(&mut tlb, at, size)), expected);
+                }
+                Step::Fetch(at, size) => {
+                    let expected = text(read(&oracle.space, at, size));
+                    prop_assert_eq!(text(fetch(&mut tlb, at, size)), expected);
                 }
                 Step::Store(at, size, value) => {
                     let expected = text(oracle.space.write(at, &value.to_le_bytes()[..size]));

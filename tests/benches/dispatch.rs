@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use integration_tests::bench::{Budget, Extent, left_out};
-use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
+use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId, Tlb};
 use ram_block::RamBlock;
 use serde_json::{Value, json};
 use vm_memory::{
@@ -56,6 +56,10 @@ struct Bench {
 const MAPS: [u64; 4] = [1, 10, 100, 1000];
 /// Ranges of the maps that are changed.
 const CHANGED: [u64; 4] = [10, 100, 1000, 10_000];
+/// Regions of the maps of which one alias is moved.
+const BANKED: [u64; 2] = [4, 50];
+/// What is timed for each of these.
+const PER_BANKED: usize = 3;
 /// What is timed for each of [`MAPS`]: ours and the peer's look-ups and accesses.
 const PER_MAP: usize = 13;
 
@@ -112,10 +116,54 @@ fn map_of(ranges: u64) -> (Arc<MemoryMap>, Arc<AddressSpace>, Vec<RegionId>) {
     (memory, space, regions)
 }
 
+/// Switches the bank that an alias shows of a cartridge, among other regions.
+fn switch_banks(bench: &mut Bench, regions: u64) {
+    const SWITCHES: u64 = 256;
+    let memory = MemoryMap::new();
+    let (root, bank) = memory
+        .transaction(|map| {
+            let root = map.container("root", 1 << 64)?;
+            let cartridge = map.rom("cartridge", RamBlock::anonymous("rom", 64 * PAGE)?)?;
+            let bank = map.alias("bank", cartridge, 0, PAGE.into())?;
+            map.add_subregion(root, 0, bank)?;
+            // With the cartridge and its window.
+            for number in 1..regions - 1 {
+                let id = format!("ram{number}");
+                let ram = map.ram(&id, RamBlock::anonymous(&id, PAGE)?)?;
+                map.add_subregion(root, number * STEP, ram)?;
+            }
+            Ok((root, bank))
+        })
+        .unwrap();
+    let space = memory.address_space("space", root).unwrap();
+    let switches = usize::try_from(SWITCHES).unwrap();
+    let each = |mut switch: Box<dyn FnMut(u64) + '_>| {
+        move || (0..SWITCHES).for_each(|number| switch(number % 64 * PAGE))
+    };
+    let ours =
+        bench.time(switches, each(Box::new(|at| memory.set_alias_offset(bank, at).unwrap())));
+    bench.row("bank switch", regions, ours, None);
+    let mut tlb: Tlb = Tlb::new(&space);
+    let ours = bench.time(
+        switches,
+        each(Box::new(|at| {
+            memory.set_alias_offset(bank, at).unwrap();
+            black_box(tlb.load_le::<u8>(0x10).unwrap());
+            black_box(tlb.load_le::<u8>(STEP).unwrap());
+        })),
+    );
+    bench.row("bank switch, two loads by a TLB", regions, ours, None);
+    let ours = bench.time(
+        switches,
+        each(Box::new(|at| memory.transaction(|map| map.set_alias_offset(bank, at)).unwrap())),
+    );
+    bench.row("bank switch by a transaction", regions, ours, None);
+}
+
 fn main() {
     let options = Options::parse();
     let _ = options.bench;
-    let weight = (MAPS.len() * PER_MAP + CHANGED.len()) as f64;
+    let weight = (MAPS.len() * PER_MAP + CHANGED.len() + BANKED.len() * PER_BANKED) as f64;
     let budget = Budget::new(options.extent, weight, Instant::now());
     let mut bench = Bench { rounds: options.rounds, budget, rows: Vec::new() };
     println!("{:<44} {:>6} {:>10} {:>10} {:>8}", "ns", "ranges", "ours", "peer", "times");
@@ -190,6 +238,9 @@ fn main() {
         });
         bench.row("commit of one change", ranges, ours, None);
         black_box(space.view());
+    }
+    for ranges in BANKED {
+        switch_banks(&mut bench, ranges);
     }
     println!("{}", json!(bench.rows));
 }

@@ -35,12 +35,13 @@ impl<const BITS: u32> Tlb<BITS> {
         mut update: impl FnMut(T) -> T,
     ) -> Result<T, AccessError> {
         self.check_aligned::<T>(address)?;
-        let (entry, generation) = (Self::index(address), self.current());
-        if self.entries[entry].for_store(address, T::SIZE, generation).is_none() {
+        self.keep_up();
+        let entry = Self::index(address);
+        if self.entries[entry].for_store(address, T::SIZE).is_none() {
             // Before the load: a device's register may change when it is read.
-            let generation = self.refill(address);
-            if self.entries[entry].for_store(address, T::SIZE, generation).is_none() {
-                self.view.memory_for_atomic(address, T::SIZE)?;
+            self.refill(address);
+            if self.entries[entry].for_store(address, T::SIZE).is_none() {
+                self.view.memory_for_atomic(address & self.mask, T::SIZE)?;
             }
         }
         let mut old = self.load_le(address)?;
@@ -117,10 +118,12 @@ impl<const BITS: u32> Tlb<BITS> {
     /// The block that has `address` in memory that can be read, and the offset there, in bytes: for
     /// a decoder, which watches the page ([`CodeWatch`](ram_block::CodeWatch)) before it reads it.
     pub fn ram_at(&mut self, address: u64) -> Option<(&Arc<RamBlock>, u64)> {
-        let generation = self.refill(address);
-        let page = self.entries[Self::index(address)].for_load(address, 1, generation)?;
-        let in_page = address & !(u64::MAX << BITS);
-        Some((page.block(), page.offset() + in_page))
+        self.keep_up();
+        let address = address & self.mask;
+        let section = self.view.find(address).ok()?;
+        let offset = section.offset + (address - section.start);
+        let block = section.ram().filter(|block| offset < block.len())?;
+        Some((block, offset))
     }
 
     fn check_aligned<T: Scalar>(&self, address: u64) -> Result<(), AccessError> {
@@ -138,8 +141,8 @@ impl<const BITS: u32> Tlb<BITS> {
         current: T,
         new: T,
     ) -> Result<Result<T, T>, AccessError> {
-        let generation = self.current();
-        match self.entries[Self::index(address)].for_store(address, T::SIZE, generation) {
+        self.keep_up();
+        match self.entries[Self::index(address)].for_store(address, T::SIZE) {
             Some(page) => Ok(page.compare_exchange(offset_in_page(address), current, new)),
             None => self.compare_exchange_slowly(address, current, new),
         }
@@ -154,13 +157,12 @@ impl<const BITS: u32> Tlb<BITS> {
         new: T,
     ) -> Result<Result<T, T>, AccessError> {
         self.check_aligned::<T>(address)?;
-        let generation = self.refill(address);
-        if let Some(page) =
-            self.entries[Self::index(address)].for_store(address, T::SIZE, generation)
-        {
+        self.watchpoints.check(address, T::SIZE, true)?;
+        self.refill(address);
+        if let Some(page) = self.entries[Self::index(address)].for_store(address, T::SIZE) {
             return Ok(page.compare_exchange(offset_in_page(address), current, new));
         }
-        let (block, offset) = self.view.memory_for_atomic(address, T::SIZE)?;
+        let (block, offset) = self.view.memory_for_atomic(address & self.mask, T::SIZE)?;
         // Of a page that several sections share, the sixteen bytes around these.
         let mut page = RamPage::<4>::new(block, offset & !15)?;
         Ok(page.compare_exchange(offset_in_page(offset), current, new))

@@ -2,13 +2,16 @@
 //!
 //! # When an entry may be used
 //!
-//! An entry was filled from a view, and is used as long as the space has that view: each access
-//! compares the space's generation, which a commit raises after it has published the view
-//! (`AddressSpace::publish`). A thread that has reason to know of a commit, because it has made it
-//! or was told of it, finds the new number; one that runs beside a commit accesses the old map or
-//! the new, as it would by [`AddressSpace::read`](crate::AddressSpace::read). An entry of an older
-//! view is compared with the current one by its next access, and goes on if the same bytes of the
-//! same block are there: a commit costs the pages that it moves.
+//! An entry was filled from a view, and is used as long as that shows it. Each access compares the
+//! number of the space's current view with the number of the view up to which the TLB has followed
+//! ([`Generation`](crate::view::generation::Generation), raised after a view is published). If they
+//! differ, the tags of all pages that may have moved are taken away first (`Tlb::follow`). A thread
+//! that has reason to know of a commit, because it has made it or was told of it, finds the new
+//! number; one that runs beside a commit accesses the old map or the new, as it would by
+//! [`AddressSpace::read`](crate::AddressSpace::read).
+//!
+//! A page without its tag is compared with the current view by its next access, and goes on if the
+//! same bytes of the same block are there: a commit costs the pages that it moves.
 //!
 //! The entry holds its block, so that its memory is valid whatever becomes of the map. Whether a
 //! store has to be marked is the page's own affair ([`RamPage`]).
@@ -29,8 +32,6 @@ pub(super) struct Entry<const BITS: u32> {
     load: u64,
     /// The page's address if it can be stored to.
     store: u64,
-    /// The generation of the space that has the page there.
-    generation: u64,
     pub(super) page: Option<RamPage<BITS>>,
 }
 
@@ -43,43 +44,59 @@ fn tag<const BITS: u32>(address: u64, size: usize) -> u64 {
 
 impl<const BITS: u32> Entry<BITS> {
     pub(super) fn empty() -> Self {
-        Self { load: NO_TAG, store: NO_TAG, generation: 0, page: None }
+        Self { load: NO_TAG, store: NO_TAG, page: None }
     }
 
     /// The page, if an aligned load of `size` bytes at `address` is in it.
     #[inline(always)]
-    pub(super) fn for_load(
-        &self,
-        address: u64,
-        size: usize,
-        generation: u64,
-    ) -> Option<&RamPage<BITS>> {
-        let hit = self.load == tag::<BITS>(address, size) && self.generation == generation;
-        if hit { self.page.as_ref() } else { None }
+    pub(super) fn for_load(&self, address: u64, size: usize) -> Option<&RamPage<BITS>> {
+        if self.load == tag::<BITS>(address, size) { self.page.as_ref() } else { None }
     }
 
     /// The page, if an aligned store of `size` bytes at `address` is in it.
     #[inline(always)]
-    pub(super) fn for_store(
-        &mut self,
-        address: u64,
-        size: usize,
-        generation: u64,
-    ) -> Option<&mut RamPage<BITS>> {
-        let hit = self.store == tag::<BITS>(address, size) && self.generation == generation;
-        if hit { self.page.as_mut() } else { None }
+    pub(super) fn for_store(&mut self, address: u64, size: usize) -> Option<&mut RamPage<BITS>> {
+        if self.store == tag::<BITS>(address, size) { self.page.as_mut() } else { None }
     }
 
-    /// Makes the page of `address` the entry's, if `section`, which has the address in the view of
-    /// `generation`, has all of it in memory.
-    pub(super) fn fill(&mut self, address: u64, section: &Section, generation: u64) {
-        let start = address & u64::MAX << BITS;
+    /// Keeps accesses from using the page until it was compared with the current view.
+    pub(super) fn take_tags(&mut self) {
+        (self.load, self.store) = (NO_TAG, NO_TAG);
+    }
+
+    /// As [`take_tags`](Self::take_tags), if the entry's page, of whose address the bits of `mask`
+    /// count, has a byte from `first` to `last`.
+    pub(super) fn take_tags_in(&mut self, mask: u64, (first, last): (u64, u64)) {
+        let has_any = |tag: u64| {
+            let start = tag & mask;
+            start <= last && start | !(u64::MAX << BITS) >= first
+        };
+        if has_any(self.load) || has_any(self.store) {
+            self.take_tags();
+        }
+    }
+
+    /// Keeps loads, and stores, from using the page.
+    pub(super) fn withhold(&mut self, (loads, stores): (bool, bool)) {
+        if loads {
+            self.load = NO_TAG;
+        }
+        if stores {
+            self.store = NO_TAG;
+        }
+    }
+
+    /// Makes the page of `address` the entry's, if `section`, which has the address, as far as the
+    /// bits of `mask` count, in the current view, has all of it in memory.
+    pub(super) fn fill(&mut self, address: u64, mask: u64, section: &Section) {
+        let tag = address & u64::MAX << BITS;
+        let start = tag & mask;
         let last = start | !(u64::MAX << BITS);
-        let is_inside = section.start <= start && last <= section.last;
+        let is_inside = section.start <= start && last <= section.last.min(mask);
         let (block, writable) = match &section.target {
             SectionTarget::Ram(block) => (block, !section.readonly),
             SectionTarget::RomDevice { block, .. } => (block, false),
-            SectionTarget::Mmio(_) | SectionTarget::Iommu(_) | SectionTarget::Reserved => {
+            _ => {
                 *self = Self::empty();
                 return;
             }
@@ -92,9 +109,8 @@ impl<const BITS: u32> Entry<BITS> {
         let page = kept.or_else(|| RamPage::new(block, offset).ok()).filter(|_| is_inside);
         let has_page = page.is_some();
         *self = Self {
-            load: if has_page { start } else { NO_TAG },
-            store: if has_page && writable { start } else { NO_TAG },
-            generation,
+            load: if has_page { tag } else { NO_TAG },
+            store: if has_page && writable { tag } else { NO_TAG },
             page,
         };
     }

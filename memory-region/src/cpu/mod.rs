@@ -4,6 +4,7 @@
 //! - `reservation`: what a processor has loaded and reserved
 //! - `tlb`: loads and stores; what is not in an entry goes through the view
 //! - `atomics`: read-modify-writes by address
+//! - `watchpoint`: what a debugger stops
 //!
 //! Built on `view`.
 
@@ -11,3 +12,4 @@ mod atomics;
 mod entry;
 mod reservation;
 pub(crate) mod tlb;
+pub(crate) mod watchpoint;

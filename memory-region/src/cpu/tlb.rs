@@ -2,19 +2,22 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use ram_block::Scalar;
 
 use crate::cpu::entry::Entry;
 use crate::cpu::reservation::Reservation;
+use crate::cpu::watchpoint::Watchpoints;
 use crate::error::AccessError;
 use crate::view::access;
 use crate::view::address_space::AddressSpace;
 use crate::view::flat_view::FlatView;
+use crate::view::generation::Generation;
 
-/// How many pages a TLB has.
+/// How many pages of data a TLB has.
 const ENTRIES: usize = 256;
+/// How many pages of instructions it has.
+const CODE_ENTRIES: usize = 16;
 
 /// A software TLB of one address space, for one processor: loads and stores of memory that it has
 /// accessed before, at about the speed of an array.
@@ -56,28 +59,35 @@ const ENTRIES: usize = 256;
 /// ```
 pub struct Tlb<const BITS: u32 = 12> {
     space: Arc<AddressSpace>,
-    /// The generation of the space's current view, here without a detour by the space.
-    current: Arc<AtomicU64>,
-    /// The view of `generation`, for what is in no entry.
+    /// Which views the space has had, here without a detour by the space.
+    current: Arc<Generation>,
+    /// The number of the view up to which the entries have followed.
+    followed: u64,
+    /// That view or a later one, for what is in no entry.
     pub(super) view: Arc<FlatView>,
-    generation: u64,
     pub(super) entries: Box<[Entry<BITS>; ENTRIES]>,
+    /// The pages of instructions, so that data and they do not meet in one entry.
+    code: Box<[Entry<BITS>; CODE_ENTRIES]>,
+    /// The bits of an address that count.
+    pub(super) mask: u64,
+    pub(super) watchpoints: Watchpoints,
     pub(super) reservation: Option<Reservation>,
 }
 
 impl<const BITS: u32> Tlb<BITS> {
     /// An empty TLB of `space`.
     pub fn new(space: &Arc<AddressSpace>) -> Self {
-        let current = space.shared_generation();
-        let generation = current.load(Ordering::Acquire);
-        let entries: Box<[Entry<BITS>]> = (0..ENTRIES).map(|_| Entry::empty()).collect();
-        let Ok(entries) = entries.try_into() else { unreachable!("there are as many") };
+        let current = space.generation();
+        let followed = current.number();
         Self {
             space: space.clone(),
             current,
+            followed,
             view: space.view(),
-            generation,
-            entries,
+            entries: empty(),
+            code: empty(),
+            mask: space.address_mask(),
+            watchpoints: Watchpoints::default(),
             reservation: None,
         }
     }
@@ -89,13 +99,49 @@ impl<const BITS: u32> Tlb<BITS> {
 
     /// Forgets all pages, and so lets go of their blocks. The next accesses find them again.
     pub fn flush(&mut self) {
-        self.entries.iter_mut().for_each(|entry| *entry = Entry::empty());
+        self.all_entries().for_each(|entry| *entry = Entry::empty());
     }
 
-    /// The generation of the current view; the view that is loaded after this is as late or later.
+    /// Follows the commits since the last access; to be called before entries are used.
     #[inline(always)]
-    pub(super) fn current(&self) -> u64 {
-        self.current.load(Ordering::Acquire)
+    pub(super) fn keep_up(&mut self) {
+        let current = self.current.number();
+        if current != self.followed {
+            self.follow(current);
+        }
+    }
+
+    /// Takes the tags of the pages that moved until the view of number `current`.
+    #[cold]
+    #[inline(never)]
+    fn follow(&mut self, current: u64) {
+        let Self { entries, code, mask, .. } = self;
+        let is_all = self.current.moved_since(self.followed, |first, last| {
+            code.iter_mut().for_each(|entry| entry.take_tags_in(*mask, (first, last)));
+            // Where upper bits do not count, a page has many tags.
+            if *mask == u64::MAX && (last - first) >> BITS < (ENTRIES / 4) as u64 {
+                for page in first >> BITS..=last >> BITS {
+                    entries[Self::index(page << BITS)].take_tags_in(*mask, (first, last));
+                }
+            } else {
+                entries.iter_mut().for_each(|entry| entry.take_tags_in(*mask, (first, last)));
+            }
+        });
+        if !is_all {
+            self.take_all_tags();
+        }
+        // What is published after this number has another number; the loop of accesses finds it.
+        self.followed = current;
+        self.view = self.space.view();
+    }
+
+    fn all_entries(&mut self) -> impl Iterator<Item = &mut Entry<BITS>> {
+        self.entries.iter_mut().chain(&mut *self.code)
+    }
+
+    /// Has all pages compared with the current view before they are used again.
+    pub(super) fn take_all_tags(&mut self) {
+        self.all_entries().for_each(Entry::take_tags);
     }
 
     /// The entry for a page. Pages at powers of two from each other, as code, data and stacks are
@@ -144,14 +190,68 @@ impl<const BITS: u32> Tlb<BITS> {
     /// As [`AddressSpace::write`].
     #[inline]
     pub fn store_be<T: Scalar>(&mut self, address: u64, value: T) -> Result<(), AccessError> {
-        self.store(address, value.big_endian())
+        self.store(address, value.big_endian()).map_err(|error| match error {
+            AccessError::Trap(trap) => AccessError::Trap(trap.swapped()),
+            error => error,
+        })
+    }
+
+    /// Fetches a part of an instruction as a little-endian integer: a load that watchpoints do not
+    /// stop, and whose pages are kept apart from those of data. Instructions that are aligned to
+    /// less than their size are fetched in parts of that alignment: others go through the view.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::read`]; of a trap [`AccessError::Trap`].
+    #[inline]
+    pub fn fetch_le<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
+        self.fetch::<T>(address).map(T::little_endian)
+    }
+
+    /// Fetches a part of an instruction as a big-endian integer; see
+    /// [`fetch_le`](Self::fetch_le).
+    ///
+    /// # Errors
+    ///
+    /// As [`fetch_le`](Self::fetch_le).
+    #[inline]
+    pub fn fetch_be<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
+        self.fetch::<T>(address).map(T::big_endian)
+    }
+
+    #[inline(always)]
+    fn fetch<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
+        self.keep_up();
+        match self.code[Self::code_index(address)].for_load(address, T::SIZE) {
+            Some(page) => Ok(page.load(offset_in_page(address))),
+            None => self.fetch_slowly(address),
+        }
+    }
+
+    #[inline(always)]
+    fn code_index(address: u64) -> usize {
+        offset_in_page(address >> BITS) & (CODE_ENTRIES - 1)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fetch_slowly<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
+        let entry = &mut self.code[Self::code_index(address)];
+        match self.view.find(address & self.mask) {
+            Ok(section) => entry.fill(address, self.mask, section),
+            Err(_) => *entry = Entry::empty(),
+        }
+        if let Some(page) = entry.for_load(address, T::SIZE) {
+            return Ok(page.load(offset_in_page(address)));
+        }
+        self.read_view(address)
     }
 
     /// Loads the bytes at `address`, as they are in memory.
     #[inline(always)]
     fn load<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
-        let generation = self.current();
-        match self.entries[Self::index(address)].for_load(address, T::SIZE, generation) {
+        self.keep_up();
+        match self.entries[Self::index(address)].for_load(address, T::SIZE) {
             Some(page) => Ok(page.load(offset_in_page(address))),
             None => self.load_slowly(address),
         }
@@ -159,8 +259,8 @@ impl<const BITS: u32> Tlb<BITS> {
 
     #[inline(always)]
     fn store<T: Scalar>(&mut self, address: u64, value: T) -> Result<(), AccessError> {
-        let generation = self.current();
-        match self.entries[Self::index(address)].for_store(address, T::SIZE, generation) {
+        self.keep_up();
+        match self.entries[Self::index(address)].for_store(address, T::SIZE) {
             Some(page) => {
                 page.store(offset_in_page(address), value);
                 Ok(())
@@ -172,45 +272,63 @@ impl<const BITS: u32> Tlb<BITS> {
     #[cold]
     #[inline(never)]
     fn load_slowly<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
-        let generation = self.refill(address);
-        if let Some(page) =
-            self.entries[Self::index(address)].for_load(address, T::SIZE, generation)
-        {
+        self.watchpoints.check(address, T::SIZE, false)?;
+        self.refill(address);
+        if let Some(page) = self.entries[Self::index(address)].for_load(address, T::SIZE) {
             return Ok(page.load(offset_in_page(address)));
         }
+        self.read_view(address)
+    }
+
+    /// Reads what is in no entry.
+    fn read_view<T: Scalar>(&self, address: u64) -> Result<T, AccessError> {
+        if let Some(trap) = access::trap(&self.view, self.mask, address, (T::SIZE, None)) {
+            return Err(AccessError::Trap(trap));
+        }
         let mut bytes = [0; 8];
-        access::read(&self.view, address, &mut bytes[..T::SIZE])?;
+        access::wrap(self.mask, address, T::SIZE, |address, piece| {
+            access::read(&self.view, address, &mut bytes[..T::SIZE][piece])
+        })?;
         Ok(T::from_bytes(bytes))
     }
 
     #[cold]
     #[inline(never)]
     fn store_slowly<T: Scalar>(&mut self, address: u64, value: T) -> Result<(), AccessError> {
-        let generation = self.refill(address);
-        if let Some(page) =
-            self.entries[Self::index(address)].for_store(address, T::SIZE, generation)
-        {
+        self.watchpoints.check(address, T::SIZE, true)?;
+        self.refill(address);
+        if let Some(page) = self.entries[Self::index(address)].for_store(address, T::SIZE) {
             page.store(offset_in_page(address), value);
             return Ok(());
         }
-        access::write(&self.view, address, &value.to_bytes()[..T::SIZE])
+        let bytes = value.to_bytes();
+        // As the caller of `store_le` has it.
+        let stored = (T::SIZE, Some(u64::from_le_bytes(bytes)));
+        if let Some(trap) = access::trap(&self.view, self.mask, address, stored) {
+            return Err(AccessError::Trap(trap));
+        }
+        access::wrap(self.mask, address, T::SIZE, |address, piece| {
+            access::write(&self.view, address, &bytes[..T::SIZE][piece])
+        })
     }
 
-    /// Fills the entry of `address` from the current view, if it is memory; returns the generation
-    /// of the view.
-    pub(super) fn refill(&mut self, address: u64) -> u64 {
-        let generation = self.current();
-        if generation != self.generation {
-            self.view = self.space.view();
-            self.generation = generation;
-        }
+    /// Fills the entry of `address` from the current view, if it is memory.
+    pub(super) fn refill(&mut self, address: u64) {
+        self.keep_up();
         let entry = &mut self.entries[Self::index(address)];
-        match self.view.find(address) {
-            Ok(section) => entry.fill(address, section, generation),
+        match self.view.find(address & self.mask) {
+            Ok(section) => entry.fill(address, self.mask, section),
             Err(_) => *entry = Entry::empty(),
         }
-        generation
+        let first = address & u64::MAX << BITS;
+        entry.withhold(self.watchpoints.stops_in(first, first | !(u64::MAX << BITS)));
     }
+}
+
+/// As many empty entries.
+fn empty<const BITS: u32, const N: usize>() -> Box<[Entry<BITS>; N]> {
+    let entries: Box<[Entry<BITS>]> = (0..N).map(|_| Entry::empty()).collect();
+    entries.try_into().unwrap_or_else(|_| unreachable!("there are as many"))
 }
 
 /// The bytes before `address` in its page; upper bits are ignored there.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::device::ioeventfd::IoEventFd;
-use crate::device::mmio::{AccessSizes, MmioAccess, MmioDevice};
+use crate::device::mmio::{AccessSizes, BusFault, MmioAccess, MmioDevice};
 use crate::device::reentrancy::ReentrancyGuard;
 use crate::error::MapError;
 
@@ -30,6 +30,8 @@ pub(crate) enum Refusal {
     TooSmall(usize),
     /// The device's own handler makes it.
     Reentered,
+    /// The device answers so.
+    Fault(BusFault),
 }
 
 impl Clone for DeviceRegion {
@@ -103,6 +105,11 @@ impl DeviceRegion {
         ranges
     }
 
+    /// Whether writes signal eventfds or may be coalesced.
+    pub(crate) fn has_events(&self) -> bool {
+        !self.ioeventfds.is_empty() || !self.coalesced.is_empty()
+    }
+
     fn enter(&self, name: &str) -> Result<ReentrancyGuard, Refusal> {
         let inside = ReentrancyGuard::enter(Arc::as_ptr(&self.device).cast());
         if inside.is_none() {
@@ -136,7 +143,7 @@ impl DeviceRegion {
                 piece.fill(0xff);
                 result = result.and(Err(Refusal::TooSmall(size)));
             } else {
-                self.read_piece(place, piece);
+                result = result.and(self.read_piece(place, piece).map_err(Refusal::Fault));
             }
             at += size;
         }
@@ -166,7 +173,10 @@ impl DeviceRegion {
                 continue;
             }
             match inside.get_or_insert_with(|| self.enter(name)) {
-                Ok(_) => self.write_piece(place, piece),
+                Ok(_) => {
+                    let written = self.write_piece(place, piece);
+                    result = result.and(written.map_err(Refusal::Fault));
+                }
                 Err(refusal) => result = result.and(Err(*refusal)),
             }
         }
@@ -185,34 +195,44 @@ impl DeviceRegion {
         (at - skip as u64, min, skip)
     }
 
-    fn read_piece(&self, offset: u64, data: &mut [u8]) {
+    /// What a word with a fault has reads as all ones; the others are read all the same.
+    fn read_piece(&self, offset: u64, data: &mut [u8]) -> Result<(), BusFault> {
         let order = self.access.endianness;
+        let mut result = Ok(());
         let mut done = 0;
         while done < data.len() {
             let rest = data.len() - done;
             let (at, size, skip) = self.word(offset.wrapping_add(done as u64), rest);
             let mut word = [0; 8];
-            order.bytes(self.device.read(at, size), &mut word[..size]);
+            let value = self.device.try_read(at, size);
+            order.bytes(value.unwrap_or(u64::MAX), &mut word[..size]);
+            result = result.and(value.map(|_| ()));
             let len = rest.min(size - skip);
             data[done..done + len].copy_from_slice(&word[skip..skip + len]);
             done += len;
         }
+        result
     }
 
-    fn write_piece(&self, offset: u64, data: &[u8]) {
+    /// The words without a fault are written.
+    fn write_piece(&self, offset: u64, data: &[u8]) -> Result<(), BusFault> {
         let order = self.access.endianness;
+        let mut result = Ok(());
         let mut done = 0;
         while done < data.len() {
             let rest = data.len() - done;
             let (at, size, skip) = self.word(offset.wrapping_add(done as u64), rest);
             let len = rest.min(size - skip);
             let mut word = [0; 8];
-            if len < size {
-                order.bytes(self.device.read(at, size), &mut word[..size]);
-            }
-            word[skip..skip + len].copy_from_slice(&data[done..done + len]);
-            self.device.write(at, size, order.value(&word[..size]));
+            let around = if len < size { self.device.try_read(at, size) } else { Ok(0) };
+            let written = around.and_then(|around| {
+                order.bytes(around, &mut word[..size]);
+                word[skip..skip + len].copy_from_slice(&data[done..done + len]);
+                self.device.try_write(at, size, order.value(&word[..size]))
+            });
+            result = result.and(written);
             done += len;
         }
+        result
     }
 }

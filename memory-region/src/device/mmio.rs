@@ -1,5 +1,7 @@
 //! Devices on a bus, and what they say of their accesses.
 
+use thiserror::Error;
+
 /// A device whose registers are accessed through a region.
 ///
 /// Handlers are called by the thread that makes the access, perhaps by several at once, while it
@@ -23,10 +25,45 @@ pub trait MmioDevice: Send + Sync {
     /// Writes the low `size` bytes (1, 2, 4 or 8) of `value` at byte `offset`.
     fn write(&self, offset: u64, size: usize, value: u64);
 
+    /// As [`read`](Self::read), for a device that can answer with a bus fault: its bytes read as
+    /// all ones then, and the access fails with [`AccessError::Fault`](crate::AccessError::Fault).
+    ///
+    /// # Errors
+    ///
+    /// The fault. By default there is none.
+    fn try_read(&self, offset: u64, size: usize) -> Result<u64, BusFault> {
+        Ok(self.read(offset, size))
+    }
+
+    /// As [`write`](Self::write), for a device that can answer with a bus fault.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_read`](Self::try_read).
+    fn try_write(&self, offset: u64, size: usize, value: u64) -> Result<(), BusFault> {
+        self.write(offset, size, value);
+        Ok(())
+    }
+
     /// Which accesses the device takes. Asked once, when its region is made.
     fn access(&self) -> MmioAccess {
         MmioAccess::default()
     }
+}
+
+/// How a device refuses an access: QEMU's `MemTxResult`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BusFault {
+    /// The device failed, or refuses the access (`MEMTX_ERROR`; AXI: SLVERR).
+    #[error("a device error")]
+    Device,
+    /// Nothing is at this offset (`MEMTX_DECODE_ERROR`; AXI: DECERR).
+    #[error("a decode error")]
+    Decode,
+    /// The access is not permitted (`MEMTX_ACCESS_ERROR`).
+    #[error("an access error")]
+    Access,
 }
 
 /// Which accesses a device takes, and how its handlers are called for them.

@@ -148,7 +148,7 @@ impl Drop for LogBatch<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::section::SectionTarget;
+    use crate::view::section::{Route, SectionTarget};
     use crate::{MemoryMap, RegionId};
     use proptest::prelude::*;
     use ram_block::{ClientSet, DirtyClient};
@@ -171,6 +171,7 @@ mod tests {
             priority: 0,
             readonly: false,
             log: ClientSet::EMPTY,
+            via: Route::Direct,
             target: SectionTarget::Ram(block.clone()),
         }
     }

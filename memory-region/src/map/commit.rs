@@ -18,6 +18,7 @@ use crate::tree::render::{canonical, render};
 use crate::tree::topology::Topology;
 use crate::view::address_space::AddressSpace;
 use crate::view::flat_view::FlatView;
+use crate::view::generation::Extent;
 
 /// The map as a commit left it.
 #[derive(Clone, Default)]
@@ -137,7 +138,7 @@ impl MapState {
         }
 
         for (entry, view) in self.spaces.iter().zip(views) {
-            garbage.views.push(entry.space.publish(view));
+            garbage.views.push(entry.space.publish(view, Extent::All));
         }
         self.clear_pending(garbage);
         for (at, (_, clients)) in before.iter().filter(|(_, (_, clients))| !clients.is_empty()) {

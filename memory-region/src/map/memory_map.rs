@@ -41,7 +41,7 @@ pub struct MemoryMap {
 }
 
 /// The right to change a map.
-struct UpdateLock<'a> {
+pub(super) struct UpdateLock<'a> {
     // In this order: first others may take the lock, then this thread, then what was deferred
     // takes it again.
     _lock: MutexGuard<'a, ()>,
@@ -68,7 +68,7 @@ impl MemoryMap {
         })
     }
 
-    fn lock_for_update(&self) -> Result<UpdateLock<'_>, MapError> {
+    pub(super) fn lock_for_update(&self) -> Result<UpdateLock<'_>, MapError> {
         let inside =
             ReentrancyGuard::enter(std::ptr::from_ref(self).cast()).ok_or(MapError::Reentrant)?;
         // The map changes only after everything that can fail or panic has run.
@@ -162,6 +162,27 @@ impl MemoryMap {
     /// [`MapError::UnknownRegion`], [`MapError::TooDeep`], [`MapError::TooComplex`] or
     /// [`MapError::Reentrant`].
     pub fn address_space(&self, name: &str, root: RegionId) -> Result<Arc<AddressSpace>, MapError> {
+        self.wrapping_address_space(name, root, 64)
+    }
+
+    /// An address space of `address_bits` address lines: it has 2 to the power of that many bytes,
+    /// upper bits of addresses do not count, and an access past its end goes on at address 0, as on
+    /// the buses of a 6502 (16) or a 68000 (24). By vm-memory, and in its view, it has the
+    /// addresses that `root` has.
+    ///
+    /// # Errors
+    ///
+    /// As [`address_space`](Self::address_space), and [`MapError::AddressBits`].
+    pub fn wrapping_address_space(
+        &self,
+        name: &str,
+        root: RegionId,
+        address_bits: u32,
+    ) -> Result<Arc<AddressSpace>, MapError> {
+        if !(1..=64).contains(&address_bits) {
+            return Err(MapError::AddressBits { name: name.to_owned(), bits: address_bits });
+        }
+        let mask = u64::MAX >> (64 - address_bits);
         self.change_spaces(|MapState { topology, logged, spaces }| {
             let shown = canonical(topology, root)?;
             let shows_it = |other: &&SpaceEntry| {
@@ -171,7 +192,7 @@ impl MemoryMap {
                 Some(other) => other.space.view(),
                 None => Arc::new(render(topology, shown, logged)?),
             };
-            let space = Arc::new(AddressSpace::new(name, root, view));
+            let space = Arc::new(AddressSpace::new(name, root, mask, view));
             spaces.push(SpaceEntry { space: space.clone(), listeners: Vec::new() });
             Ok(space)
         })

@@ -111,6 +111,8 @@ impl Printer<'_> {
                 Ok(RegionKind::RomDevice { .. }) => break ("romd", false),
                 Ok(RegionKind::Iommu(_)) => break ("iommu", false),
                 Ok(RegionKind::Reservation) => break ("reserved", false),
+                Ok(RegionKind::Trap(_)) => break ("trap", false),
+                Ok(RegionKind::OpenBus(_)) => break ("open bus", false),
                 Ok(RegionKind::Mmio(_)) | Err(_) => break ("i/o", false),
             }
         };
@@ -166,9 +168,9 @@ impl Printer<'_> {
         }
         range(f, base, region.size)?;
         write!(f, " (prio {priority}, {}): ", self.kind(id))?;
-        if let RegionKind::Alias { target, offset } = region.kind {
+        if let RegionKind::Alias { target, ref offset } = region.kind {
             write!(f, "alias {} @{} ", region.name, self.topology.name(target))?;
-            range(f, offset.into(), region.size)?;
+            range(f, offset.get().into(), region.size)?;
             self.aliased.insert(target);
         } else {
             write!(f, "{}", region.name)?;

@@ -10,7 +10,7 @@ use crate::device::iommu::Iommu;
 use crate::device::mmio::MmioDevice;
 use crate::error::MapError;
 use crate::region_id::RegionId;
-use crate::tree::topology::{RegionKind, Topology, check_size};
+use crate::tree::topology::{AliasOffset, Region, RegionKind, Topology, check_size};
 
 /// The edits of one transaction; see [`MemoryMap::transaction`](crate::MemoryMap::transaction).
 ///
@@ -133,6 +133,31 @@ impl Transaction<'_> {
         self.topology.add(name, size, RegionKind::Reservation)
     }
 
+    /// Addresses whose accesses a [`Tlb`](crate::Tlb) hands to its caller, with `token`
+    /// ([`AccessError::Trap`](crate::AccessError::Trap)): a device of an interpreter that needs no
+    /// handler. Other accesses, of other devices for example, fail with
+    /// [`AccessError::NobodyTakes`](crate::AccessError::NobodyTakes).
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Size`].
+    pub fn trap(&mut self, name: &str, size: u128, token: u64) -> Result<RegionId, MapError> {
+        self.topology.add(name, size, RegionKind::Trap(token))
+    }
+
+    /// Addresses at which nothing answers and nothing fails: each byte reads as `value`, and writes
+    /// have no effect. What lies below all other regions, at the lowest priority, is an open bus;
+    /// where there is no such region, accesses fail
+    /// ([`AccessError::Unassigned`](crate::AccessError::Unassigned)), and an interpreter whose bus
+    /// keeps the last value answers that error with it.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Size`].
+    pub fn open_bus(&mut self, name: &str, size: u128, value: u8) -> Result<RegionId, MapError> {
+        self.topology.add(name, size, RegionKind::OpenBus(value))
+    }
+
     /// A window of `size` bytes on `target` from its byte `offset` on; the target
     /// need not be placed anywhere itself, and may be an alias.
     ///
@@ -150,7 +175,27 @@ impl Transaction<'_> {
         let shown = self.topology.get(target)?;
         check_size(name, size)?;
         check_alias(name, offset, size, &shown.name, shown.size)?;
-        self.topology.add(name, size, RegionKind::Alias { target, offset })
+        self.topology.add(
+            name,
+            size,
+            RegionKind::Alias { target, offset: AliasOffset::new(offset) },
+        )
+    }
+
+    /// Lets an alias begin at byte `offset` of its target: another bank. A machine that switches
+    /// banks often does it by [`MemoryMap::set_alias_offset`](crate::MemoryMap::set_alias_offset),
+    /// which costs a tenth.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotAnAlias`], [`MapError::AliasOutside`] if it would show what is not there,
+    /// [`MapError::UnknownRegion`].
+    pub fn set_alias_offset(&mut self, alias: RegionId, offset: u64) -> Result<(), MapError> {
+        self.topology.check_alias_offset(alias, offset)?;
+        if let RegionKind::Alias { offset: current, .. } = &self.topology.get_mut(alias)?.kind {
+            current.set(offset);
+        }
+        Ok(())
     }
 
     /// Shows or hides a region with all that is in it.
@@ -220,6 +265,24 @@ impl Transaction<'_> {
         }
         self.topology.remove(id);
         Ok(())
+    }
+}
+
+impl Topology {
+    /// Whether an alias can begin at `offset` of its target; returns the target, and where it
+    /// begins now.
+    pub(crate) fn check_alias_offset(
+        &self,
+        alias: RegionId,
+        offset: u64,
+    ) -> Result<(&Region, u64), MapError> {
+        let region = self.get(alias)?;
+        let RegionKind::Alias { target, offset: current } = &region.kind else {
+            return Err(MapError::NotAnAlias { name: region.name.to_string() });
+        };
+        let target = self.get(*target)?;
+        check_alias(&region.name, offset, region.size, &target.name, target.size)?;
+        Ok((target, current.get()))
     }
 }
 

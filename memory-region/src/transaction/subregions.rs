@@ -88,7 +88,7 @@ impl Transaction<'_> {
             }
             RegionKind::Alias { target, offset } => {
                 let target = self.topology.get(*target)?;
-                check_alias(name, *offset, size, &target.name, target.size)?;
+                check_alias(name, offset.get(), size, &target.name, target.size)?;
             }
             RegionKind::Ram(block) | RegionKind::RomDevice { block, .. } => {
                 if size > u128::from(block.len()) {
@@ -96,7 +96,11 @@ impl Transaction<'_> {
                     return Err(MapError::BlockTooSmall { name, size, block_len });
                 }
             }
-            RegionKind::Mmio(_) | RegionKind::Iommu(_) | RegionKind::Reservation => {}
+            RegionKind::Mmio(_)
+            | RegionKind::Iommu(_)
+            | RegionKind::Reservation
+            | RegionKind::Trap(_)
+            | RegionKind::OpenBus(_) => {}
         }
         for (alias, offset) in self.topology.aliases_of(id) {
             check_alias(&alias.name, offset, alias.size, name, size)?;

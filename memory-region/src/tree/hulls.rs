@@ -50,7 +50,7 @@ impl Hulls {
                     children.iter().filter_map(placed).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
                 }
                 RegionKind::Alias { target, offset } => {
-                    known(target).map(|hull| moved(hull, -i128::from(*offset)))
+                    known(target).map(|hull| moved(hull, -i128::from(offset.get())))
                 }
                 _ => Some(whole),
             };

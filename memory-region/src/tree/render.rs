@@ -25,7 +25,7 @@ use crate::tree::hulls::{AddrRange, Children, Hulls};
 use crate::tree::log::{Logged, address_of};
 use crate::tree::topology::{Placement, RegionKind, Topology};
 use crate::view::flat_view::FlatView;
-use crate::view::section::{Section, SectionTarget};
+use crate::view::section::{Route, Section, SectionTarget};
 
 /// How deep regions may be nested, aliases counted.
 const MAX_DEPTH: usize = 128;
@@ -51,6 +51,8 @@ struct Inherited {
     depth: usize,
     /// Whether an alias may lead here as well.
     shared: bool,
+    /// The alias that leads here last.
+    via: Route,
 }
 
 struct Renderer<'a> {
@@ -84,7 +86,7 @@ pub(crate) fn canonical(topology: &Topology, root: RegionId) -> Result<RegionId,
             return Ok(id);
         }
         let only = match &region.kind {
-            RegionKind::Alias { target, offset: 0 } => *target,
+            RegionKind::Alias { target, offset } if offset.get() == 0 => *target,
             RegionKind::Container(children) => match children[..] {
                 [only] if only.offset == 0 => only.child,
                 _ => return Ok(id),
@@ -97,6 +99,26 @@ pub(crate) fn canonical(topology: &Topology, root: RegionId) -> Result<RegionId,
         id = only;
     }
     Err(MapError::TooDeep { root: topology.get(root)?.name.to_string(), limit: MAX_DEPTH })
+}
+
+/// Whether what `root` shows may be what `alias` shows, and nothing else: whether
+/// [`canonical`] could get there.
+pub(crate) fn leads_through(topology: &Topology, root: RegionId, alias: RegionId) -> bool {
+    let mut id = root;
+    for _ in 0..=MAX_DEPTH {
+        if id == alias {
+            return true;
+        }
+        id = match topology.get(id).map(|region| &region.kind) {
+            Ok(RegionKind::Alias { target, .. }) => *target,
+            Ok(RegionKind::Container(children)) => match children[..] {
+                [only] => only.child,
+                _ => return false,
+            },
+            _ => return false,
+        };
+    }
+    true
 }
 
 pub(crate) fn render(
@@ -125,8 +147,15 @@ fn render_counted(
         hulls: Hulls::default(),
     };
     let clip = (0, i128::from(u64::MAX));
-    let inherited =
-        Inherited { base: 0, clip, readonly: false, priority: 0, depth: 0, shared: false };
+    let inherited = Inherited {
+        base: 0,
+        clip,
+        readonly: false,
+        priority: 0,
+        depth: 0,
+        shared: false,
+        via: Route::Direct,
+    };
     renderer.visit(root, inherited)?;
     let Renderer { mut sections, steps, .. } = renderer;
     // Sections are large: what is sorted is their starts.
@@ -159,8 +188,8 @@ impl Renderer<'_> {
                 return self.visit_container(id, children, below);
             }
             RegionKind::Alias { target, offset } => {
-                return self
-                    .visit(*target, Inherited { base: base - i128::from(*offset), ..below });
+                let base = base - i128::from(offset.get());
+                return self.visit(*target, Inherited { base, via: Route::Alias(id), ..below });
             }
             RegionKind::Ram(block) => SectionTarget::Ram(block.clone()),
             RegionKind::RomDevice { block, registers, direct: true } => {
@@ -171,13 +200,13 @@ impl Renderer<'_> {
             }
             RegionKind::Iommu(iommu) => SectionTarget::Iommu(iommu.clone()),
             RegionKind::Reservation => SectionTarget::Reserved,
+            RegionKind::Trap(token) => SectionTarget::Trap(*token),
+            RegionKind::OpenBus(value) => SectionTarget::OpenBus(*value),
         };
         let (log, readonly) = match &target {
             SectionTarget::Ram(block) => (self.log_of(block), readonly),
             SectionTarget::RomDevice { block, .. } => (self.log_of(block), true),
-            SectionTarget::Mmio(_) | SectionTarget::Iommu(_) | SectionTarget::Reserved => {
-                (ClientSet::EMPTY, false)
-            }
+            _ => (ClientSet::EMPTY, false),
         };
         let (Ok(first), Ok(last)) = (u64::try_from(clip.0), u64::try_from(clip.1)) else {
             return Ok(()); // clipped to the 64-bit space above
@@ -194,6 +223,7 @@ impl Renderer<'_> {
                 priority: inherited.priority,
                 readonly,
                 log,
+                via: inherited.via,
                 target: target.clone(),
             });
         });

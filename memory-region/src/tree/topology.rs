@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{self, AtomicU64};
 
 use ram_block::{ClientSet, RamBlock};
 
@@ -29,9 +30,44 @@ pub(crate) enum RegionKind {
     Iommu(Arc<dyn Iommu>),
     Alias {
         target: RegionId,
-        offset: u64,
+        offset: AliasOffset,
     },
     Reservation,
+    /// With the token.
+    Trap(u64),
+    /// With what each byte reads as.
+    OpenBus(u8),
+}
+
+/// Where in its target an alias begins, in bytes.
+///
+/// A machine that switches banks changes it many times a second, so a commit that does nothing else
+/// changes it in place and does not copy the tree (`map/alias_offset`). Only the holder of the
+/// update lock changes it, in the tree that is the map; a transaction copies the region before it
+/// changes the copy's offset, so that what fails leaves the map's as it was. Who reads the tree
+/// without the lock, to print it, finds the offset before the change or after it.
+#[derive(Debug)]
+pub(crate) struct AliasOffset(AtomicU64);
+
+impl AliasOffset {
+    pub(crate) fn new(offset: u64) -> Self {
+        Self(AtomicU64::new(offset))
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(atomic::Ordering::Relaxed)
+    }
+
+    /// For the holder of the update lock.
+    pub(crate) fn set(&self, offset: u64) {
+        self.0.store(offset, atomic::Ordering::Relaxed);
+    }
+}
+
+impl Clone for AliasOffset {
+    fn clone(&self) -> Self {
+        Self::new(self.get())
+    }
 }
 
 /// Where a region is in its container.
@@ -206,7 +242,7 @@ impl Topology {
         aliases.filter_map(|(_, alias)| {
             let region = self.regions.get(alias)?;
             match region.kind {
-                RegionKind::Alias { offset, .. } => Some((&**region, offset)),
+                RegionKind::Alias { ref offset, .. } => Some((&**region, offset.get())),
                 _ => None,
             }
         })

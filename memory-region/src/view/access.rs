@@ -7,6 +7,7 @@ use ram_block::RamBlock;
 
 use crate::device::dispatch::Refusal;
 use crate::device::iommu::{Bus, Iommu, MAX_TRANSLATIONS, Translation};
+use crate::device::trap::Trap;
 use crate::error::AccessError;
 use crate::view::flat_view::FlatView;
 use crate::view::section::{Section, SectionTarget};
@@ -30,7 +31,13 @@ impl Access {
         match refusal {
             Refusal::TooSmall(size) => AccessError::TooSmall { address, len, name, size },
             Refusal::Reentered => AccessError::Reentered { address, len, name },
+            Refusal::Fault(fault) => AccessError::Fault { address, len, name, fault },
         }
+    }
+
+    fn nobody_takes(self, section: &Section) -> AccessError {
+        let (Self { address, len, .. }, name) = (self, section.name().to_owned());
+        AccessError::NobodyTakes { address, len, name }
     }
 
     /// Calls `each` for the pieces of `bytes` bytes of an IOMMU's region from `offset` on, with
@@ -86,6 +93,14 @@ impl Access {
                 data.fill(0xff);
                 Err(self.unassigned(section.start + (offset - section.offset)))
             }
+            SectionTarget::Trap(_) => {
+                data.fill(0xff);
+                Err(self.nobody_takes(section))
+            }
+            SectionTarget::OpenBus(value) => {
+                data.fill(*value);
+                Ok(())
+            }
         }
     }
 
@@ -110,6 +125,8 @@ impl Access {
             SectionTarget::Reserved => {
                 Err(self.unassigned(section.start + (offset - section.offset)))
             }
+            SectionTarget::Trap(_) => Err(self.nobody_takes(section)),
+            SectionTarget::OpenBus(_) => Ok(()),
         }
     }
 }
@@ -160,6 +177,48 @@ fn whole(view: &FlatView, address: u64, len: usize) -> Option<(&Section, u64)> {
     let from_start = address - section.start;
     let fits = (len as u64).wrapping_sub(1) <= section.last - address;
     fits.then(|| (section, section.offset + from_start))
+}
+
+/// The trap that has all of an access of `size` bytes, on a bus of which the bits of `mask` count.
+pub(crate) fn trap(
+    view: &FlatView,
+    mask: u64,
+    address: u64,
+    (size, value): (usize, Option<u64>),
+) -> Option<Trap> {
+    let address = address & mask;
+    let (section, offset) = whole(view, address, size)?;
+    match section.target {
+        SectionTarget::Trap(token) if size as u64 - 1 <= mask - address => {
+            Some(Trap { token, offset, size, value })
+        }
+        _ => None,
+    }
+}
+
+/// Calls `each` for the pieces of an access that passes the end of a bus of 2^n bytes, `mask` being
+/// 2^n - 1, and goes on at its start: their addresses, and their bytes.
+#[cold]
+pub(crate) fn wrap(
+    mask: u64,
+    address: u64,
+    len: usize,
+    mut each: impl FnMut(u64, Range<usize>) -> Result<(), AccessError>,
+) -> Result<(), AccessError> {
+    if mask == u64::MAX {
+        return each(address, 0..len);
+    }
+    let mut result = Ok(());
+    let mut done = 0;
+    while done < len {
+        let at = address.wrapping_add(done as u64) & mask;
+        let rest = len - done;
+        let size =
+            usize::try_from(mask - at).map_or(rest, |reach| reach.saturating_add(1).min(rest));
+        result = result.and(each(at, done..done + size));
+        done += size;
+    }
+    result
 }
 
 #[inline]
@@ -235,6 +294,7 @@ impl FlatView {
                 Ok((block, offset))
             }
             SectionTarget::Reserved => Err(access.unassigned(address)),
+            SectionTarget::Trap(_) => Err(access.nobody_takes(section)),
             _ => Err(AccessError::NotMemory { address, len, name: name() }),
         }
     }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
@@ -11,6 +10,7 @@ use crate::error::AccessError;
 use crate::region_id::RegionId;
 use crate::view::access::{self, Access};
 use crate::view::flat_view::FlatView;
+use crate::view::generation::{Extent, Generation};
 
 /// The addresses below one root region, as a processor or a device on that bus
 /// sees them.
@@ -24,17 +24,19 @@ use crate::view::flat_view::FlatView;
 pub struct AddressSpace {
     name: Arc<str>,
     root: RegionId,
+    /// The address lines that there are.
+    mask: u64,
     view: Arc<ArcSwap<FlatView>>,
-    /// How many views were published.
-    generation: Arc<AtomicU64>,
+    generation: Arc<Generation>,
     /// The new view of a commit under way, while listeners are notified of it.
     pending: Arc<ArcSwapOption<FlatView>>,
 }
 
 impl AddressSpace {
-    pub(crate) fn new(name: &str, root: RegionId, view: Arc<FlatView>) -> Self {
-        let view = Arc::new(ArcSwap::new(view));
-        Self { name: name.into(), root, view, generation: Arc::default(), pending: Arc::default() }
+    pub(crate) fn new(name: &str, root: RegionId, mask: u64, view: Arc<FlatView>) -> Self {
+        let (name, view) = (name.into(), Arc::new(ArcSwap::new(view)));
+        let (generation, pending) = (Arc::default(), Arc::default());
+        Self { name, root, mask, view, generation, pending }
     }
 
     /// The space's name, for messages.
@@ -54,6 +56,12 @@ impl AddressSpace {
     /// The region that the space shows.
     pub fn root(&self) -> RegionId {
         self.root
+    }
+
+    /// The bits of an address that count: all, unless the bus
+    /// [wraps](crate::MemoryMap::wrapping_address_space).
+    pub fn address_mask(&self) -> u64 {
+        self.mask
     }
 
     /// The current view; it stays as it is whatever is committed later.
@@ -80,17 +88,15 @@ impl AddressSpace {
         pending.into_iter().chain([self.view()])
     }
 
-    /// Publishes `view`; returns the former one.
-    pub(crate) fn publish(&self, view: Arc<FlatView>) -> Arc<FlatView> {
+    /// Publishes `view`, which differs from the former one in `extent`; returns the former one.
+    pub(crate) fn publish(&self, view: Arc<FlatView>, extent: Extent<'_>) -> Arc<FlatView> {
         let former = self.view.swap(view);
-        // After the view: who reads the new number finds this view, or a later one.
-        self.generation.fetch_add(1, Ordering::Release);
+        self.generation.advance(extent);
         former
     }
 
-    /// How many views were published, now and later: a view that is loaded after a number was read
-    /// (with `Acquire`) is as late as that or later.
-    pub(crate) fn shared_generation(&self) -> Arc<AtomicU64> {
+    /// Which views it has had.
+    pub(crate) fn generation(&self) -> Arc<Generation> {
         self.generation.clone()
     }
 
@@ -104,7 +110,8 @@ impl AddressSpace {
     /// all ones, the others are read all the same.
     #[inline]
     pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        access::read(&self.view.load(), address, data)
+        let access = Access { address, len: data.len(), translations: 0 };
+        self.read_as(access, data)
     }
 
     /// Writes `data` at `address`, and marks the RAM that it reaches for every client
@@ -116,7 +123,32 @@ impl AddressSpace {
     /// read-only. Such bytes are dropped, the others are written all the same.
     #[inline]
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
-        access::write(&self.view.load(), address, data)
+        let access = Access { address, len: data.len(), translations: 0 };
+        self.write_as(access, data)
+    }
+
+    #[inline]
+    fn read_as(&self, access: Access, data: &mut [u8]) -> Result<(), AccessError> {
+        let (view, address) = (self.view.load(), access.address & self.mask);
+        if (data.len() as u64).saturating_sub(1) <= self.mask - address {
+            return access::read_from(&view, Access { address, ..access }, data);
+        }
+        access::wrap(self.mask, address, data.len(), |address, bytes| {
+            let len = bytes.len();
+            access::read_from(&view, Access { address, len, ..access }, &mut data[bytes])
+        })
+    }
+
+    #[inline]
+    fn write_as(&self, access: Access, data: &[u8]) -> Result<(), AccessError> {
+        let (view, address) = (self.view.load(), access.address & self.mask);
+        if (data.len() as u64).saturating_sub(1) <= self.mask - address {
+            return access::write_to(&view, Access { address, ..access }, data);
+        }
+        access::wrap(self.mask, address, data.len(), |address, bytes| {
+            let len = bytes.len();
+            access::write_to(&view, Access { address, len, ..access }, &data[bytes])
+        })
     }
 }
 
@@ -127,11 +159,7 @@ impl Bus for AddressSpace {
         translations: usize,
         data: &mut [u8],
     ) -> Result<(), AccessError> {
-        access::read_from(
-            &self.view.load(),
-            Access { address, len: data.len(), translations },
-            data,
-        )
+        self.read_as(Access { address, len: data.len(), translations }, data)
     }
 
     fn write_translated(
@@ -140,7 +168,7 @@ impl Bus for AddressSpace {
         translations: usize,
         data: &[u8],
     ) -> Result<(), AccessError> {
-        access::write_to(&self.view.load(), Access { address, len: data.len(), translations }, data)
+        self.write_as(Access { address, len: data.len(), translations }, data)
     }
 }
 

@@ -3,9 +3,10 @@
 use std::sync::OnceLock;
 
 use crate::device::ioeventfd::{CoalescedRange, IoEventFd};
+use crate::region_id::RegionId;
 use crate::view::guest_ram::GuestRam;
 use crate::view::index::LookUp;
-use crate::view::section::Section;
+use crate::view::section::{Route, Section};
 
 /// The sections of an address space in ascending order, as one commit left them.
 ///
@@ -35,6 +36,46 @@ impl FlatView {
             ioeventfds,
             coalesced,
         }
+    }
+
+    /// This view with what `alias` shows of its target from `from` on replaced by what it has from
+    /// `to` on, and the addresses that show it. Nothing if such a view differs in more than that: if
+    /// sections would come together or apart, or events or coalesced writes move with them.
+    pub(crate) fn with_alias_moved(
+        &self,
+        alias: RegionId,
+        target: RegionId,
+        (from, to): (u64, u64),
+    ) -> Option<(Self, Vec<(u64, u64)>)> {
+        let by_alias = |section: &Section| section.via == Route::Alias(alias);
+        let is_mixed =
+            |section: &Section| section.via == Route::Several && section.region == target;
+        let has_events = |section: &Section| section.device().is_some_and(|d| d.has_events());
+        let mut moved = Vec::new();
+        for section in &self.sections {
+            if is_mixed(section) || by_alias(section) && has_events(section) {
+                return None;
+            }
+            if by_alias(section) {
+                moved.push((section.start, section.last));
+            }
+        }
+        let mut sections = self.sections.clone();
+        for section in sections.iter_mut().filter(|section| by_alias(section)) {
+            section.offset = section.offset.wrapping_sub(from).wrapping_add(to);
+        }
+        if sections.windows(2).any(|pair| pair[0].continues_in(&pair[1])) {
+            return None;
+        }
+        let Self { look_up, ioeventfds, coalesced, .. } = self;
+        let view = Self {
+            sections,
+            look_up: look_up.clone(),
+            ioeventfds: ioeventfds.clone(),
+            coalesced: coalesced.clone(),
+            ram: OnceLock::new(),
+        };
+        Some((view, moved))
     }
 
     /// The sections in ascending order.

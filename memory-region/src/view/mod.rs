@@ -4,6 +4,7 @@
 pub(crate) mod access;
 pub(crate) mod address_space;
 pub(crate) mod flat_view;
+pub(crate) mod generation;
 pub(crate) mod guest_ram;
 pub(crate) mod index;
 pub(crate) mod section;

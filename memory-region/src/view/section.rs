@@ -12,6 +12,7 @@ use crate::region_id::RegionId;
 
 /// What answers in a section.
 #[derive(Clone)]
+#[non_exhaustive]
 pub enum SectionTarget {
     /// Memory; the section's offset is one in this block.
     Ram(Arc<RamBlock>),
@@ -28,6 +29,21 @@ pub enum SectionTarget {
     Iommu(Arc<dyn Iommu>),
     /// Somebody outside of this map.
     Reserved,
+    /// The caller, who knows the region by this token; the section's offset is what it is given.
+    Trap(u64),
+    /// Nobody: each byte reads as this, and writes have no effect.
+    OpenBus(u8),
+}
+
+/// How a region came to a section: what moves with an alias.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Without an alias.
+    Direct,
+    /// By this alias last.
+    Alias(RegionId),
+    /// The section was put together of parts that came by different routes.
+    Several,
 }
 
 /// A range of addresses at which one region answers, without a gap.
@@ -42,6 +58,7 @@ pub struct Section {
     pub(crate) priority: i32,
     pub(crate) readonly: bool,
     pub(crate) log: ClientSet,
+    pub(crate) via: Route,
     pub(crate) target: SectionTarget,
 }
 
@@ -53,6 +70,8 @@ impl fmt::Debug for SectionTarget {
             Self::Mmio(_) => f.write_str("Mmio"),
             Self::Iommu(_) => f.write_str("Iommu"),
             Self::Reserved => f.write_str("Reserved"),
+            Self::Trap(token) => f.debug_tuple("Trap").field(token).finish(),
+            Self::OpenBus(value) => f.debug_tuple("OpenBus").field(value).finish(),
         }
     }
 }
@@ -107,7 +126,7 @@ impl Section {
     pub fn ram(&self) -> Option<&Arc<RamBlock>> {
         match &self.target {
             SectionTarget::Ram(block) | SectionTarget::RomDevice { block, .. } => Some(block),
-            SectionTarget::Mmio(_) | SectionTarget::Iommu(_) | SectionTarget::Reserved => None,
+            _ => None,
         }
     }
 
@@ -117,7 +136,7 @@ impl Section {
             SectionTarget::Mmio(registers) | SectionTarget::RomDevice { registers, .. } => {
                 Some(registers)
             }
-            SectionTarget::Ram(_) | SectionTarget::Iommu(_) | SectionTarget::Reserved => None,
+            _ => None,
         }
     }
 
@@ -130,6 +149,8 @@ impl Section {
             (SectionTarget::Mmio(_), _) => "i/o",
             (SectionTarget::Iommu(_), _) => "iommu",
             (SectionTarget::Reserved, _) => "reserved",
+            (SectionTarget::Trap(_), _) => "trap",
+            (SectionTarget::OpenBus(_), _) => "open bus",
         }
     }
 
@@ -140,14 +161,22 @@ impl Section {
             == (other.start, other.last, other.region, other.offset, other.kind())
     }
 
-    /// Appends `next` if it goes on where this one ends. One region has one log.
-    pub(crate) fn absorb(&mut self, next: &Self) -> bool {
-        let goes_on = self.last.checked_add(1) == Some(next.start)
+    /// Whether `next` goes on where this one ends.
+    pub(crate) fn continues_in(&self, next: &Self) -> bool {
+        self.last.checked_add(1) == Some(next.start)
             && self.region == next.region
             && self.kind() == next.kind()
-            && self.offset.checked_add(next.start - self.start) == Some(next.offset);
+            && self.offset.checked_add(next.start - self.start) == Some(next.offset)
+    }
+
+    /// Appends `next` if it goes on where this one ends. One region has one log.
+    pub(crate) fn absorb(&mut self, next: &Self) -> bool {
+        let goes_on = self.continues_in(next);
         if goes_on {
             self.last = next.last;
+            if self.via != next.via {
+                self.via = Route::Several;
+            }
         }
         goes_on
     }
