@@ -136,28 +136,23 @@ fn switch_banks(bench: &mut Bench, regions: u64) {
         })
         .unwrap();
     let space = memory.address_space("space", root).unwrap();
-    let switches = usize::try_from(SWITCHES).unwrap();
-    let each = |mut switch: Box<dyn FnMut(u64) + '_>| {
-        move || (0..SWITCHES).for_each(|number| switch(number % 64 * PAGE))
+    let mut time = |what: &str, switch: &mut dyn FnMut(u64)| {
+        let pieces = usize::try_from(SWITCHES).unwrap_or(usize::MAX);
+        let each = || (0..SWITCHES).for_each(|number| switch(number % 64 * PAGE));
+        let ours = bench.time(pieces, each);
+        bench.row(what, regions, ours, None);
     };
-    let ours =
-        bench.time(switches, each(Box::new(|at| memory.set_alias_offset(bank, at).unwrap())));
-    bench.row("bank switch", regions, ours, None);
+    time("bank switch", &mut |at| memory.set_alias_offset(bank, at).unwrap());
     let mut tlb: Tlb = Tlb::new(&space);
-    let ours = bench.time(
-        switches,
-        each(Box::new(|at| {
-            memory.set_alias_offset(bank, at).unwrap();
-            black_box(tlb.load_le::<u8>(0x10).unwrap());
-            black_box(tlb.load_le::<u8>(STEP).unwrap());
-        })),
-    );
-    bench.row("bank switch, two loads by a TLB", regions, ours, None);
-    let ours = bench.time(
-        switches,
-        each(Box::new(|at| memory.transaction(|map| map.set_alias_offset(bank, at)).unwrap())),
-    );
-    bench.row("bank switch by a transaction", regions, ours, None);
+    time("bank switch, two loads by a TLB", &mut |at| {
+        memory.set_alias_offset(bank, at).unwrap();
+        black_box(tlb.load_le::<u8>(0x10).unwrap());
+        black_box(tlb.load_le::<u8>(STEP).unwrap());
+    });
+    drop(tlb);
+    time("bank switch by a transaction", &mut |at| {
+        memory.transaction(|map| map.set_alias_offset(bank, at)).unwrap();
+    });
 }
 
 fn main() {
