@@ -1,10 +1,11 @@
 //! What interpreters ask of a bus: traps, bus faults, an open bus, banks, address lines, watchpoints.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use memory_region::{
-    AccessError, AccessSizes, AddressSpace, BusFault, MapError, MemoryMap, MmioAccess, MmioDevice,
-    RegionId, Tlb, Trap, Watchpoint, WatchpointKind,
+    AccessError, AccessSizes, AddressSpace, BusFault, ListenerError, MapError, MemoryListener,
+    MemoryMap, MmioAccess, MmioDevice, RegionId, Section, Tlb, Trap, ViewChange, Watchpoint,
+    WatchpointKind,
 };
 use proptest::prelude::*;
 use ram_block::RamBlock;
@@ -349,4 +350,64 @@ fn what_cannot_be_is_refused() {
     // From within an update.
     let inner = map.transaction(|_| map.set_alias_offset(alias, 0));
     assert!(matches!(inner, Err(MapError::Reentrant)));
+}
+
+#[test]
+fn a_bank_is_switched_at_all_its_addresses() {
+    let banked = Banked::new();
+    let block = banked.map.ram_blocks()[0].clone();
+    (0..16u8).for_each(|bank| block.write(u64::from(bank) * BANK, &[bank]).unwrap());
+    let root = banked.spaces[0].root();
+    let space = banked.map.wrapping_address_space("cpu", root, 16).unwrap();
+    let mut tlb: Tlb = Tlb::new(&space);
+    for bank in [3, 7, 5] {
+        banked.map.set_alias_offset(banked.aliases[0], u64::from(bank) * BANK).unwrap();
+        for upper in 0..4 {
+            let address = upper << 16 | BANK;
+            assert_eq!(tlb.load_le::<u8>(address).unwrap(), bank);
+            assert_eq!(tlb.fetch_le::<u8>(address).unwrap(), bank);
+        }
+    }
+}
+
+/// Notes where the sections that come begin in their regions; refuses some.
+#[derive(Default)]
+struct Follower(Mutex<Vec<u64>>);
+
+impl MemoryListener for Follower {
+    fn name(&self) -> &str {
+        "follower"
+    }
+
+    fn commit(&self, change: &ViewChange) -> Result<(), ListenerError> {
+        let added = change.added.iter().map(Section::offset);
+        if added.clone().any(|offset| offset == 13 * BANK) {
+            return Err("not this one".into());
+        }
+        self.0.lock().unwrap().extend(added);
+        Ok(())
+    }
+
+    fn sync(&self, _: &Section) -> Result<(), ListenerError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_listener_hears_of_a_switched_bank() {
+    let banked = Banked::new();
+    let follower = Arc::new(Follower::default());
+    banked.map.add_listener(&banked.spaces[0], follower.clone()).unwrap();
+    follower.0.lock().unwrap().clear();
+    let switch = |bank| banked.map.set_alias_offset(banked.aliases[0], bank * BANK);
+    switch(5).unwrap();
+    // It went on in the second window before.
+    assert_eq!(*follower.0.lock().unwrap(), [5 * BANK, BANK]);
+    let before = banked.views();
+    assert!(matches!(switch(13), Err(MapError::Refused { .. })));
+    assert_eq!(banked.views(), before);
+    // It is where it was.
+    banked.map.transaction(|map| map.set_enabled(banked.aliases[1], false)).unwrap();
+    let first = banked.spaces[0].view().sections()[0].offset();
+    assert_eq!(first, 5 * BANK);
 }

@@ -1,7 +1,7 @@
 //! A TLB does what the address space does, whatever is committed, harvested and watched meanwhile.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
@@ -464,4 +464,92 @@ fn an_atomic_access_that_is_refused_does_not_read_the_device() {
     let refused = tlb.compare_exchange_le(8, 0u32, 1);
     assert!(matches!(refused, Err(AccessError::NotMemory { .. })), "{refused:?}");
     assert_eq!(*counter.0.lock().unwrap(), 0);
+}
+
+/// Two harts load, fetch and store through a bank that a third thread switches, while a fourth
+/// harvests: what a hart finds is the bank of the last switch that it knows of, or of a later one,
+/// and each of its stores is in a harvest.
+#[test]
+fn harts_find_the_bank_that_was_switched_to() {
+    const BANKS: u64 = 64;
+    const SWITCHES: u64 = 40_000;
+    let map = MemoryMap::new();
+    let banks = RamBlock::anonymous("banks", BANKS * PAGE).unwrap();
+    for bank in 0..BANKS {
+        let byte = u8::try_from(bank).unwrap();
+        banks.write(bank * PAGE, &[byte; 64]).unwrap();
+    }
+    let (root, bank) = map
+        .transaction(|map| {
+            let root = map.container("system", 1 << 20)?;
+            let memory = map.ram("banks", banks.clone())?;
+            let bank = map.alias("bank", memory, 0, u128::from(PAGE))?;
+            let other = map.alias("other", memory, 0, u128::from(PAGE))?;
+            map.add_subregion(root, 0, other)?;
+            map.add_subregion(root, 2 * PAGE, bank)?;
+            Ok((root, bank))
+        })
+        .unwrap();
+    let space = map.address_space("cpu", root).unwrap();
+    let log = banks.dirty().claim("a log").unwrap();
+    let mut mirror = vec![0; usize::try_from(BANKS * PAGE).unwrap()];
+    banks.read(0, &mut mirror).unwrap();
+    let mut refresh = |log: &DirtyClaim| {
+        let harvest = log.snapshot_and_clear(0..BANKS).unwrap();
+        for page in harvest.pages() {
+            let at = usize::try_from(page * PAGE).unwrap();
+            banks.read(page * PAGE, &mut mirror[at..at + 4096]).unwrap();
+        }
+        harvest.commit();
+    };
+    // How many switches are complete.
+    let switched = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let harts = [0u64, 1].map(|hart| {
+            let (space, switched) = (&space, &switched);
+            scope.spawn(move || {
+                let mut tlb: Tlb = Tlb::new(space);
+                let mut count = 0u64;
+                loop {
+                    let before = switched.load(Ordering::Acquire);
+                    let at = 2 * PAGE + 8 * (count % 8);
+                    let found = match count % 3 {
+                        0 => tlb.fetch_le::<u8>(at).unwrap(),
+                        _ => tlb.load_le::<u8>(at).unwrap(),
+                    };
+                    let after = switched.load(Ordering::Acquire);
+                    // Of the switches from the last that was complete before to the one that may
+                    // have been under way after.
+                    let mut possible = before..=after + 1;
+                    assert!(
+                        after - before > BANKS || possible.any(|n| n % BANKS == u64::from(found)),
+                        "bank {found} of switches {before} to {after}"
+                    );
+                    tlb.store_le(2 * PAGE + 64 + 8 * hart, count).unwrap();
+                    count += 1;
+                    if after >= SWITCHES {
+                        return;
+                    }
+                }
+            })
+        });
+        let committer = scope.spawn(|| {
+            for n in 1..=SWITCHES {
+                map.set_alias_offset(bank, n % BANKS * PAGE).unwrap();
+                switched.store(n, Ordering::Release);
+                if n % 1000 == 0 {
+                    // All entries are compared again.
+                    map.transaction(|_| Ok(())).unwrap();
+                }
+            }
+        });
+        while !committer.is_finished() {
+            refresh(&log);
+        }
+        harts.into_iter().for_each(|hart| hart.join().unwrap());
+    });
+    refresh(&log);
+    let mut memory = vec![0; mirror.len()];
+    banks.read(0, &mut memory).unwrap();
+    assert!(memory == mirror, "a store is in no harvest");
 }

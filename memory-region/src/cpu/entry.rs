@@ -59,6 +59,11 @@ impl<const BITS: u32> Entry<BITS> {
         if self.store == tag::<BITS>(address, size) { self.page.as_mut() } else { None }
     }
 
+    /// The page's address, if it can be loaded from.
+    pub(super) fn address(&self) -> Option<u64> {
+        (self.load != NO_TAG).then_some(self.load)
+    }
+
     /// Keeps accesses from using the page until it was compared with the current view.
     pub(super) fn take_tags(&mut self) {
         (self.load, self.store) = (NO_TAG, NO_TAG);

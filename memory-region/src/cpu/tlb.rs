@@ -66,7 +66,10 @@ pub struct Tlb<const BITS: u32 = 12> {
     /// That view or a later one, for what is in no entry.
     pub(super) view: Arc<FlatView>,
     pub(super) entries: Box<[Entry<BITS>; ENTRIES]>,
-    /// The pages of instructions, so that data and they do not meet in one entry.
+    /// The page of the last instruction, which is in no entry of a table: whether the next one is
+    /// there, too, is found without a look-up, and data do not take its place.
+    executed: Entry<BITS>,
+    /// Pages of instructions before that.
     code: Box<[Entry<BITS>; CODE_ENTRIES]>,
     /// The bits of an address that count.
     pub(super) mask: u64,
@@ -85,6 +88,7 @@ impl<const BITS: u32> Tlb<BITS> {
             followed,
             view: space.view(),
             entries: empty(),
+            executed: Entry::empty(),
             code: empty(),
             mask: space.address_mask(),
             watchpoints: Watchpoints::default(),
@@ -115,9 +119,10 @@ impl<const BITS: u32> Tlb<BITS> {
     #[cold]
     #[inline(never)]
     fn follow(&mut self, current: u64) {
-        let Self { entries, code, mask, .. } = self;
+        let Self { entries, code, executed, mask, .. } = self;
         let is_all = self.current.moved_since(self.followed, |first, last| {
-            code.iter_mut().for_each(|entry| entry.take_tags_in(*mask, (first, last)));
+            let code = code.iter_mut().chain([&mut *executed]);
+            code.for_each(|entry| entry.take_tags_in(*mask, (first, last)));
             // Where upper bits do not count, a page has many tags.
             if *mask == u64::MAX && (last - first) >> BITS < (ENTRIES / 4) as u64 {
                 for page in first >> BITS..=last >> BITS {
@@ -136,7 +141,7 @@ impl<const BITS: u32> Tlb<BITS> {
     }
 
     fn all_entries(&mut self) -> impl Iterator<Item = &mut Entry<BITS>> {
-        self.entries.iter_mut().chain(&mut *self.code)
+        self.entries.iter_mut().chain(&mut *self.code).chain([&mut self.executed])
     }
 
     /// Has all pages compared with the current view before they are used again.
@@ -222,7 +227,7 @@ impl<const BITS: u32> Tlb<BITS> {
     #[inline(always)]
     fn fetch<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
         self.keep_up();
-        match self.code[Self::code_index(address)].for_load(address, T::SIZE) {
+        match self.executed.for_load(address, T::SIZE) {
             Some(page) => Ok(page.load(offset_in_page(address))),
             None => self.fetch_slowly(address),
         }
@@ -236,15 +241,22 @@ impl<const BITS: u32> Tlb<BITS> {
     #[cold]
     #[inline(never)]
     fn fetch_slowly<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
-        let entry = &mut self.code[Self::code_index(address)];
-        match self.view.find(address & self.mask) {
-            Ok(section) => entry.fill(address, self.mask, section),
-            Err(_) => *entry = Entry::empty(),
+        // The former page goes to its place, the next one comes from there.
+        if let Some(former) = self.executed.address() {
+            std::mem::swap(&mut self.executed, &mut self.code[Self::code_index(former)]);
         }
-        if let Some(page) = entry.for_load(address, T::SIZE) {
+        std::mem::swap(&mut self.executed, &mut self.code[Self::code_index(address)]);
+        if let Some(page) = self.executed.for_load(address, T::SIZE) {
             return Ok(page.load(offset_in_page(address)));
         }
-        self.read_view(address)
+        match self.view.find(address & self.mask) {
+            Ok(section) => self.executed.fill(address, self.mask, section),
+            Err(_) => self.executed = Entry::empty(),
+        }
+        match self.executed.for_load(address, T::SIZE) {
+            Some(page) => Ok(page.load(offset_in_page(address))),
+            None => self.read_view(address),
+        }
     }
 
     /// Loads the bytes at `address`, as they are in memory.

@@ -12,7 +12,6 @@ use crate::error::MapError;
 use crate::map::commit::MapState;
 use crate::map::memory_map::MemoryMap;
 use crate::region_id::RegionId;
-use crate::tree::render::leads_through;
 use crate::tree::topology::RegionKind;
 use crate::view::flat_view::FlatView;
 use crate::view::generation::Extent;
@@ -81,12 +80,10 @@ impl MapState {
         ) {
             return None;
         }
+        // A root may show its target's own view, without the alias; but only if it is as large as the
+        // target, and so cannot move.
         let mut moves: Vec<Moved> = Vec::with_capacity(self.spaces.len());
         for (number, entry) in self.spaces.iter().enumerate() {
-            // A root that is no more than a window shows its target's own view.
-            if leads_through(&self.topology, entry.space.root(), alias) {
-                return None;
-            }
             let former = entry.space.view();
             let shared = moves
                 .iter()

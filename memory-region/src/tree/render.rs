@@ -101,26 +101,6 @@ pub(crate) fn canonical(topology: &Topology, root: RegionId) -> Result<RegionId,
     Err(MapError::TooDeep { root: topology.get(root)?.name.to_string(), limit: MAX_DEPTH })
 }
 
-/// Whether what `root` shows may be what `alias` shows, and nothing else: whether
-/// [`canonical`] could get there.
-pub(crate) fn leads_through(topology: &Topology, root: RegionId, alias: RegionId) -> bool {
-    let mut id = root;
-    for _ in 0..=MAX_DEPTH {
-        if id == alias {
-            return true;
-        }
-        id = match topology.get(id).map(|region| &region.kind) {
-            Ok(RegionKind::Alias { target, .. }) => *target,
-            Ok(RegionKind::Container(children)) => match children[..] {
-                [only] => only.child,
-                _ => return false,
-            },
-            _ => return false,
-        };
-    }
-    true
-}
-
 pub(crate) fn render(
     topology: &Topology,
     root: RegionId,

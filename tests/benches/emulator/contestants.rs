@@ -13,6 +13,12 @@ pub const SIZE: u64 = 64 << 20;
 pub trait Memory {
     fn load(&mut self, address: u64) -> Option<u64>;
     fn store(&mut self, address: u64, value: u64) -> Option<()>;
+
+    /// Loads an instruction.
+    #[inline(always)]
+    fn fetch(&mut self, address: u64) -> Option<u64> {
+        self.load(address)
+    }
 }
 
 /// The emulator's own array, with the checks that safe Rust makes.
@@ -49,6 +55,11 @@ impl Memory for Tlb {
     #[inline(always)]
     fn store(&mut self, address: u64, value: u64) -> Option<()> {
         self.store_le(address, value).ok()
+    }
+
+    #[inline(always)]
+    fn fetch(&mut self, address: u64) -> Option<u64> {
+        self.fetch_le(address).ok()
     }
 }
 

@@ -249,7 +249,7 @@ pub fn run_decoded<M: Memory>(memory: &mut M, program: &[Instruction]) -> Option
 /// Runs a program from memory, decoding each instruction as it comes.
 #[inline(never)]
 pub fn run_encoded<M: Memory>(memory: &mut M) -> Option<u64> {
-    run(memory, |memory, pc| Some(Instruction::decode(memory.load(CODE + pc as u64 * 8)?)))
+    run(memory, |memory, pc| Some(Instruction::decode(memory.fetch(CODE + pc as u64 * 8)?)))
 }
 
 #[inline(always)]
