@@ -3,9 +3,9 @@
 use ram_block::{DirtyClient, DirtyError, RamBlockError};
 use thiserror::Error;
 
-use crate::cpu::watchpoint::Watchpoint;
-use crate::device::mmio::BusFault;
-use crate::device::trap::Trap;
+use crate::fault::bus_fault::BusFault;
+use crate::fault::trap::Trap;
+use crate::fault::watchpoint::Watchpoint;
 
 /// Why a listener refused; an error of its own type.
 pub type ListenerError = Box<dyn std::error::Error + Send + Sync>;

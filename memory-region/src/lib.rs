@@ -54,6 +54,7 @@
 mod cpu;
 mod device;
 mod error;
+mod fault;
 mod listener;
 mod map;
 mod region_id;
@@ -62,13 +63,14 @@ mod tree;
 mod view;
 
 pub use cpu::tlb::Tlb;
-pub use cpu::watchpoint::{Watchpoint, WatchpointKind};
 pub use device::dispatch::DeviceRegion;
 pub use device::ioeventfd::{CoalescedRange, IoEventFd};
 pub use device::iommu::{Iommu, Translation};
-pub use device::mmio::{AccessSizes, BusFault, Endianness, MmioAccess, MmioDevice};
-pub use device::trap::Trap;
+pub use device::mmio::{AccessSizes, Endianness, MmioAccess, MmioDevice};
 pub use error::{AccessError, ListenerError, MapError};
+pub use fault::bus_fault::BusFault;
+pub use fault::trap::Trap;
+pub use fault::watchpoint::{Watchpoint, WatchpointKind};
 pub use listener::change::{GlobalLogChange, ListDiff, LogChange, MemoryListener, ViewChange};
 pub use listener::external_log::{ExternalDirtyLog, ExternalDirtyLogListener};
 pub use listener::vhost_log::VhostLog;

@@ -1,4 +1,5 @@
-//! What interpreters ask of a bus: traps, bus faults, an open bus, banks, address lines, watchpoints.
+//! What interpreters ask of a bus: traps, bus faults, an open bus, banks, address lines,
+//! watchpoints.
 
 use std::sync::{Arc, Mutex};
 
@@ -207,8 +208,8 @@ proptest! {
         for (alias, bank, fine) in switches {
             let offset = bank * BANK + fine * 0x200;
             let moved = ours.map.set_alias_offset(ours.aliases[alias], offset);
-            let expected =
-                rendered.map.transaction(|map| map.set_alias_offset(rendered.aliases[alias], offset));
+            let alias = rendered.aliases[alias];
+            let expected = rendered.map.transaction(|map| map.set_alias_offset(alias, offset));
             let text = |result: Result<(), MapError>| result.map_err(|error| error.to_string());
             prop_assert_eq!(text(moved), text(expected));
             prop_assert_eq!(ours.views(), rendered.views());
@@ -247,7 +248,8 @@ proptest! {
                 .sum::<u64>();
             let mut found = [0; 8];
             space.read(address, &mut found[..size]).unwrap();
-            prop_assert_eq!(u64::from_le_bytes(found), expected, "{} bytes at {:#x}", size, address);
+            let found = u64::from_le_bytes(found);
+            prop_assert_eq!(found, expected, "{} bytes at {:#x}", size, address);
             let loaded = match size {
                 1 => tlb.load_le::<u8>(address).unwrap().into(),
                 2 => tlb.fetch_le::<u16>(address).unwrap().into(),

@@ -4,12 +4,13 @@
 //! - `reservation`: what a processor has loaded and reserved
 //! - `tlb`: loads and stores; what is not in an entry goes through the view
 //! - `atomics`: read-modify-writes by address
-//! - `watchpoint`: what a debugger stops
+//! - `watchpoints`, `debug`: what a debugger stops
 //!
 //! Built on `view`.
 
 mod atomics;
+mod debug;
 mod entry;
 mod reservation;
 pub(crate) mod tlb;
-pub(crate) mod watchpoint;
+mod watchpoints;

@@ -7,7 +7,7 @@ use ram_block::Scalar;
 
 use crate::cpu::entry::Entry;
 use crate::cpu::reservation::Reservation;
-use crate::cpu::watchpoint::Watchpoints;
+use crate::cpu::watchpoints::Watchpoints;
 use crate::error::AccessError;
 use crate::view::access;
 use crate::view::address_space::AddressSpace;

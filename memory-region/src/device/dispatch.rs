@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::device::ioeventfd::IoEventFd;
-use crate::device::mmio::{AccessSizes, BusFault, MmioAccess, MmioDevice};
+use crate::device::mmio::{AccessSizes, MmioAccess, MmioDevice};
 use crate::device::reentrancy::ReentrancyGuard;
 use crate::error::MapError;
+use crate::fault::bus_fault::BusFault;
 
 /// The registers of a device in a region.
 pub struct DeviceRegion {

@@ -1,6 +1,6 @@
 //! Devices on a bus, and what they say of their accesses.
 
-use thiserror::Error;
+use crate::fault::bus_fault::BusFault;
 
 /// A device whose registers are accessed through a region.
 ///
@@ -49,21 +49,6 @@ pub trait MmioDevice: Send + Sync {
     fn access(&self) -> MmioAccess {
         MmioAccess::default()
     }
-}
-
-/// How a device refuses an access: QEMU's `MemTxResult`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum BusFault {
-    /// The device failed, or refuses the access (`MEMTX_ERROR`; AXI: SLVERR).
-    #[error("a device error")]
-    Device,
-    /// Nothing is at this offset (`MEMTX_DECODE_ERROR`; AXI: DECERR).
-    #[error("a decode error")]
-    Decode,
-    /// The access is not permitted (`MEMTX_ACCESS_ERROR`).
-    #[error("an access error")]
-    Access,
 }
 
 /// Which accesses a device takes, and how its handlers are called for them.

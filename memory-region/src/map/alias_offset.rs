@@ -80,8 +80,8 @@ impl MapState {
         ) {
             return None;
         }
-        // A root may show its target's own view, without the alias; but only if it is as large as the
-        // target, and so cannot move.
+        // A root may show its target's own view, without the alias; but only if the alias is as
+        // large as the target, and so cannot move.
         let mut moves: Vec<Moved> = Vec::with_capacity(self.spaces.len());
         for (number, entry) in self.spaces.iter().enumerate() {
             let former = entry.space.view();

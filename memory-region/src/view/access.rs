@@ -7,8 +7,8 @@ use ram_block::RamBlock;
 
 use crate::device::dispatch::Refusal;
 use crate::device::iommu::{Bus, Iommu, MAX_TRANSLATIONS, Translation};
-use crate::device::trap::Trap;
 use crate::error::AccessError;
+use crate::fault::trap::Trap;
 use crate::view::flat_view::FlatView;
 use crate::view::section::{Section, SectionTarget};
 

@@ -39,8 +39,8 @@ impl FlatView {
     }
 
     /// This view with what `alias` shows of its target from `from` on replaced by what it has from
-    /// `to` on, and the addresses that show it. Nothing if such a view differs in more than that: if
-    /// sections would come together or apart, or events or coalesced writes move with them.
+    /// `to` on, and the addresses that show it. Nothing if such a view differs in more than that:
+    /// if sections would come together or apart, or events or coalesced writes move with them.
     pub(crate) fn with_alias_moved(
         &self,
         alias: RegionId,
