@@ -45,18 +45,31 @@
 //! # }
 //! ```
 //!
+//! # Hosts
+//!
+//! On Linux memory is mapped, and the kernel is asked for what only it knows. Other hosts (Windows,
+//! macOS, the BSDs, WebAssembly with WASI or in a browser; 64 or 32 bits, of either byte order) use
+//! zeroed memory of the program's allocator: [discarded](RamBlock::discard) bytes are zeroed and
+//! their memory is kept, [all of a block](RamBlock::data_extents) counts as data, a page has 4,096
+//! bytes, and what takes a file is [`RamBlockError::Unsupported`]. Transfers by descriptor, as
+//! `SendList::write_to_fd`, are Linux's only; those by `Read` and `Write` are everywhere.
+//!
+//! # Features
+//!
+//! - `vm-memory` (default): slices and bitmaps of the crate vm-memory, which needs a 64-bit host
+//!   with an operating system. Nothing else here needs it.
+//!
 //! # Where the unsafe code is
 //!
-//! `page` asks for the host's page size, `sys::mapping` maps memory, `sys::populate` and
-//! `sys::discard` allocate its pages and free them, `block::builder` takes memory of the caller,
-//! `block::ram_block` lends it to vm-memory, `block::ram_page` and `block::scalar` access it
-//! integer by integer, `content::compare` compares it in place, `bitmap::word` makes arrays of
-//! words of it, `bitmap::simd` and `content::zero_scan` choose instructions at run time;
-//! `sys::membarrier`, `io::vectored` and `sys::pagemap` issue system calls. Everything else is safe
-//! Rust.
-
-#[cfg(not(target_pointer_width = "64"))]
-compile_error!("guest memory is indexed with 64-bit offsets: a 64-bit host is needed");
+//! `page` asks for the host's page size. `sys::linux::mapping` maps memory,
+//! `sys::linux::populate` and `sys::linux::discard` allocate its pages and free them,
+//! `sys::linux::pagemap` and `sys::linux::membarrier` issue system calls, as `io::vectored` does;
+//! `sys::portable::mapping` allocates memory on other hosts. `sys::volatile` copies bytes that
+//! others access, `block::builder` takes memory of the caller, `block::ram_slice` lends it to
+//! vm-memory, `block::ram_block`, `block::ram_page` and `block::scalar` access it integer by
+//! integer, `content::compare` compares it in place, `bitmap::word` makes arrays of words of it,
+//! `bitmap::simd` and `content::zero_scan` choose instructions at run time. Everything else is
+//! safe Rust.
 
 mod bitmap;
 mod block;
@@ -71,8 +84,10 @@ pub use bitmap::page_set::PageSet;
 pub use bitmap::simd::summarize;
 pub use block::builder::RamBlockBuilder;
 pub use block::error::{MAX_ID_LEN, RamBlockError};
-pub use block::ram_block::{RamBlock, RamSlice};
+pub use block::ram_block::RamBlock;
 pub use block::ram_page::RamPage;
+#[cfg(feature = "vm-memory")]
+pub use block::ram_slice::RamSlice;
 pub use block::scalar::Scalar;
 pub use content::compare::difference;
 pub use content::extents::DataExtents;
@@ -83,11 +98,13 @@ pub use dirty::error::DirtyError;
 pub use dirty::harvest::Harvest;
 pub use dirty::memory::DirtyMemory;
 pub use dirty::snapshot::DirtySnapshot;
+#[cfg(feature = "vm-memory")]
 pub use dirty::vm_memory_bitmap::DirtyBitmap;
 pub use io::error::TransferError;
 pub use io::receive::ReceiveList;
 pub use io::send::SendList;
 pub use page::{PageSize, PageSizeError};
-pub use sys::mapping::HugePages;
+pub use sys::huge_pages::HugePages;
 /// The version of vm-memory whose traits the public types implement.
+#[cfg(feature = "vm-memory")]
 pub use vm_memory;

@@ -1,6 +1,7 @@
 //! The page size as a value.
 #![allow(unsafe_code)]
 
+use std::io;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -49,7 +50,8 @@ impl PageSize {
         }
     }
 
-    /// The page size of this host, the grain of KVM's dirty log.
+    /// The page size of this host, the grain of KVM's dirty log; 4,096 bytes on hosts other than
+    /// Linux.
     ///
     /// # Panics
     ///
@@ -113,17 +115,36 @@ impl PageSize {
 }
 
 /// The host's page size in bytes.
+#[cfg(target_os = "linux")]
 fn host_page_bytes() -> u64 {
     // SAFETY: sysconf reads no memory of ours.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(bytes).unwrap_or(0)
 }
 
-/// Narrows an index for use with slices; lossless, as hosts are 64-bit.
+/// The grain of dirty tracking where no kernel logs writes: a PC's page.
+#[cfg(not(target_os = "linux"))]
+fn host_page_bytes() -> u64 {
+    4096
+}
+
+/// Narrows an index for use with slices: lossless where addresses have 64 bits. A number that is
+/// too large for 32 of them becomes one that no slice has, so that it is never mistaken for
+/// another element.
 #[allow(clippy::cast_possible_truncation)]
 #[inline]
 pub(crate) const fn index(value: u64) -> usize {
+    #[cfg(not(target_pointer_width = "64"))]
+    if value > usize::MAX as u64 {
+        return usize::MAX;
+    }
     value as usize
+}
+
+/// The number of words, or of bytes, for an allocation: an error where addresses are too short.
+#[inline]
+pub(crate) fn allocation(value: u64) -> io::Result<usize> {
+    usize::try_from(value).map_err(|_| io::ErrorKind::OutOfMemory.into())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! The same suite runs against `DirtyBitmap`, a shared `DirtyMemory`, `AtomicBitmap`,
 //! `Option`s of them, and `()`, which tracks nothing.
+#![cfg(all(target_os = "linux", feature = "vm-memory"))]
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;

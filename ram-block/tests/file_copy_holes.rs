@@ -1,4 +1,5 @@
 //! Discards of private copies of files: what they take of the process's mappings.
+#![cfg(target_os = "linux")]
 #![allow(unsafe_code)] // mappings, until there are no more
 
 use std::fs::{File, OpenOptions};

@@ -2,6 +2,7 @@
 //!
 //! `mlockall` concerns a whole process, so each way of locking has a process of its own: this
 //! program, started again with `RAM_BLOCK_LOCK` set to the way.
+#![cfg(target_os = "linux")]
 #![allow(unsafe_code)] // system calls that lock memory, and forbid advice on it
 
 use std::fs::{File, OpenOptions};

@@ -1,4 +1,5 @@
 //! How much of the host's memory bitmaps take.
+#![cfg(target_os = "linux")]
 #![allow(unsafe_code)] // an allocator
 
 use std::alloc::{GlobalAlloc, Layout, System};

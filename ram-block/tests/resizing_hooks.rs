@@ -1,4 +1,5 @@
 //! Hooks of code watches that resize blocks.
+#![cfg(not(target_family = "wasm"))] // has no threads
 
 use std::sync::{Arc, Barrier, OnceLock, mpsc};
 use std::thread;

@@ -18,7 +18,7 @@ use std::ops::Range;
 use crate::bitmap::bits::{BITS, GRANULE, bits_of, mask_within, whole_words_of, words_of};
 use crate::bitmap::simd::{self, CHUNK, Chunk};
 use crate::bitmap::word::Owned;
-use crate::page::index;
+use crate::page::{allocation, index};
 use crate::sys::mapping::prefer_huge_pages;
 
 /// Pages of a chunk.
@@ -57,20 +57,20 @@ impl PageSet {
     ///
     /// # Errors
     ///
-    /// If the operating system has no addresses for it, or the process may not lock as much
+    /// If the host has no addresses for it, or the process may not lock as much
     /// (`RLIMIT_MEMLOCK`, after `mlockall`).
     pub fn new(pages: u64) -> io::Result<Self> {
         // Mappings, not vectors: many allocators write the zeros of `vec![0; n]`, which for 4 TiB
         // of 4 KiB pages makes 130 MiB of clean bits resident.
-        let summary = pages.div_ceil(BITS).div_ceil(BITS);
-        let leaves = index(summary).checked_mul(CHUNK).ok_or(io::ErrorKind::OutOfMemory)?;
+        let summary = allocation(pages.div_ceil(BITS).div_ceil(BITS))?;
+        let leaves = summary.checked_mul(CHUNK).ok_or(io::ErrorKind::OutOfMemory)?;
         let mut leaves = Owned::zeroed(leaves)?;
         prefer_huge_pages(&mut leaves);
         Ok(Self {
             leaves,
-            summary: Owned::zeroed(index(summary))?,
-            top: Owned::zeroed(index(summary.div_ceil(BITS)))?,
-            full: Owned::zeroed(index(summary.div_ceil(BITS)))?,
+            summary: Owned::zeroed(summary)?,
+            top: Owned::zeroed(summary.div_ceil(CHUNK))?,
+            full: Owned::zeroed(summary.div_ceil(CHUNK))?,
         })
     }
 

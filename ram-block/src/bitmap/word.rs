@@ -179,6 +179,7 @@ impl Word for AtomicU64 {
 /// sequentially consistent *fences* in full, so each `_seq_cst` operation is
 /// written as the access between two such fences.
 #[cfg(test)]
+#[cfg(not(any(target_family = "wasm", target_arch = "s390x")))]
 pub(crate) mod model {
     use super::{Word, io};
     use loom::sync::atomic::{AtomicU64, Ordering, fence};
@@ -246,6 +247,7 @@ pub(crate) mod model {
 /// The word of the second checker, which explores all interleavings but takes
 /// every access as sequentially consistent.
 #[cfg(test)]
+#[cfg(not(any(target_family = "wasm", target_arch = "s390x")))]
 pub(crate) mod interleaved {
     use super::{Word, io};
     use shuttle::sync::atomic::{AtomicU64, Ordering::SeqCst};

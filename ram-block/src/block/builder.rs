@@ -2,16 +2,16 @@
 #![allow(unsafe_code)]
 
 use std::any::Any;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::block::error::{MAX_ID_LEN, RamBlockError};
 use crate::block::ram_block::RamBlock;
-use crate::page::{PageSize, index};
-use crate::sys::mapping::{HugePages, Mapping};
+use crate::page::PageSize;
+use crate::sys::huge_pages::HugePages;
+use crate::sys::mapping::{MAPS_FILES, Mapping};
 
 /// Chooses a block's memory.
 ///
@@ -53,8 +53,8 @@ impl RamBlockBuilder {
         self
     }
 
-    /// Asks for huge pages. If there are none the next best are used, down to ordinary pages:
-    /// [`RamBlock::huge_pages`] returns which. Files have no pages of the [pool](HugePages::Pool),
+    /// Asks for huge pages. If there are none, as on all hosts but Linux, the next best are used,
+    /// down to ordinary pages: [`RamBlock::huge_pages`] returns which. Files have no pages of the [pool](HugePages::Pool),
     /// and memory of the caller keeps the pages that it has.
     pub fn huge_pages(mut self, huge: HugePages) -> Self {
         self.huge = huge;
@@ -66,7 +66,7 @@ impl RamBlockBuilder {
     /// # Errors
     ///
     /// [`RamBlockError::Id`], [`RamBlockError::Length`], [`RamBlockError::MaxLength`],
-    /// [`RamBlockError::Map`].
+    /// [`RamBlockError::Map`], and [`RamBlockError::HostAddresses`] on 32-bit hosts.
     pub fn anonymous(self) -> Result<Arc<RamBlock>, RamBlockError> {
         let huge = self.huge;
         self.finish(|max| Mapping::anonymous_of(max, huge))
@@ -77,8 +77,10 @@ impl RamBlockBuilder {
     ///
     /// # Errors
     ///
-    /// As [`anonymous`](Self::anonymous).
+    /// As [`anonymous`](Self::anonymous), and [`RamBlockError::Unsupported`] on hosts other than
+    /// Linux.
     pub fn memfd(self) -> Result<Arc<RamBlock>, RamBlockError> {
+        self.require_files("memory file")?;
         let huge = self.huge;
         self.finish(|max| Mapping::memfd(max, huge))
     }
@@ -93,8 +95,9 @@ impl RamBlockBuilder {
     ///
     /// As [`anonymous`](Self::anonymous), and [`RamBlockError::Unaligned`],
     /// [`RamBlockError::FileTooShort`], [`RamBlockError::Permission`] if the file is not
-    /// open for reading and writing.
+    /// open for reading and writing; [`RamBlockError::Unsupported`] on hosts other than Linux.
     pub fn file(self, file: File, offset: u64) -> Result<Arc<RamBlock>, RamBlockError> {
+        self.require_files("mapping of a file")?;
         self.check_file(&file, offset)?;
         let huge = self.huge;
         self.finish(|max| Mapping::file(file, offset, max, huge))
@@ -107,6 +110,7 @@ impl RamBlockBuilder {
     ///
     /// As [`file`](Self::file); a file that is open for reading suffices.
     pub fn file_private(self, file: &File, offset: u64) -> Result<Arc<RamBlock>, RamBlockError> {
+        self.require_files("copy of a mapped file")?;
         self.check_file(file, offset)?;
         let huge = self.huge;
         self.finish(|max| Mapping::file_private(file, offset, max, huge))
@@ -139,6 +143,17 @@ impl RamBlockBuilder {
         }
         // SAFETY: as this function demands.
         self.finish(|max| Ok(unsafe { Mapping::from_raw(start, max, owner) }))
+    }
+
+    /// Refuses `what` where files cannot be mapped.
+    fn require_files(&self, what: &'static str) -> Result<(), RamBlockError> {
+        if MAPS_FILES {
+            return Ok(());
+        }
+        // A processor's name, where there is no operating system.
+        let host = Some(std::env::consts::OS).filter(|os| !os.is_empty() && *os != "unknown");
+        let host = host.unwrap_or(std::env::consts::ARCH);
+        Err(RamBlockError::Unsupported { id: self.id.clone(), what, host })
     }
 
     /// Checks that all of the block lies in `file`.
@@ -178,7 +193,12 @@ impl RamBlockBuilder {
         if len > max {
             return Err(RamBlockError::MaxLength { id, len, max });
         }
-        match map(index(max)) {
+        // Slices of 32-bit hosts have half of the addresses; longer ones of others cannot be mapped.
+        let most = if usize::BITS < u64::BITS { (usize::MAX / 2) as u64 } else { u64::MAX };
+        let Some(bytes) = usize::try_from(max).ok().filter(|_| max <= most) else {
+            return Err(RamBlockError::HostAddresses { id, len: max, bits: usize::BITS });
+        };
+        match map(bytes) {
             Ok(mapping) => Ok(RamBlock::of(id, len, mapping)),
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                 Err(RamBlockError::Permission { id, source })
@@ -223,7 +243,7 @@ fn file_len(mut file: &File) -> io::Result<Option<u64>> {
     let metadata = file.metadata()?;
     if metadata.is_file() {
         Ok(Some(metadata.len()))
-    } else if metadata.file_type().is_block_device() {
+    } else if is_block_device(&metadata) {
         // The position is shared with the caller's other descriptors of the file.
         let position = file.stream_position()?;
         let len = file.seek(SeekFrom::End(0))?;
@@ -234,5 +254,18 @@ fn file_len(mut file: &File) -> io::Result<Option<u64>> {
     }
 }
 
+#[cfg(unix)]
+fn is_block_device(metadata: &Metadata) -> bool {
+    std::os::unix::fs::FileTypeExt::is_block_device(&metadata.file_type())
+}
+
+#[cfg(not(unix))]
+fn is_block_device(_metadata: &Metadata) -> bool {
+    false
+}
+
 #[cfg(test)]
+mod portable_tests;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 pub(crate) mod tests;

@@ -35,6 +35,13 @@ pub enum RamBlockError {
     /// The file may not be mapped so: it is not open for writing, or sealed.
     #[error("The file of block \"{id}\" cannot be mapped for reading and writing")]
     Permission { id: String, source: io::Error },
+    /// The host has no such memory: what was asked for, and the host's operating system or, if it
+    /// has none, its processor.
+    #[error("Block \"{id}\" cannot be made on {host}, which has no {what} for it")]
+    Unsupported { id: String, what: &'static str, host: &'static str },
+    /// The host's addresses have too few bits for so many bytes.
+    #[error("Block \"{id}\" of {len} bytes is too long for the {bits}-bit addresses of this host")]
+    HostAddresses { id: String, len: u64, bits: u32 },
     /// The operating system cannot map the memory.
     #[error("Mapping {len} bytes for block \"{id}\" failed")]
     Map { id: String, len: u64, source: io::Error },

@@ -5,17 +5,13 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vm_memory::bitmap::{Bitmap, RefSlice};
-use vm_memory::{VolatileMemoryError, VolatileSlice};
-
 use crate::block::error::RamBlockError;
 use crate::block::scalar::Scalar;
 use crate::dirty::memory::DirtyMemory;
 use crate::page::{PageSize, index};
-use crate::sys::mapping::{HugePages, Mapping};
-
-/// A slice of a block's memory; writes through it mark the block's clients.
-pub type RamSlice<'a> = VolatileSlice<'a, RefSlice<'a, DirtyMemory>>;
+use crate::sys::huge_pages::HugePages;
+use crate::sys::mapping::Mapping;
+use crate::sys::volatile::VolatileBytes;
 
 /// A piece of guest RAM: host memory and its dirty bitmaps.
 ///
@@ -96,37 +92,20 @@ impl RamBlock {
         self.mapping.start().as_ptr()
     }
 
-    /// All of the block as a slice for vm-memory's accessors.
+    /// `len` bytes from `offset` on; writes to them are not marked.
     #[inline]
-    pub fn as_slice(&self) -> RamSlice<'_> {
-        let bitmap = self.dirty.slice_at(0);
-        // SAFETY: the mapping is valid for its length as long as `self` lives, which
-        // the slice's lifetime is bound to, and all accesses to it are those of
-        // such slices or of a guest.
-        unsafe {
-            VolatileSlice::with_bitmap(
-                self.mapping.start().as_ptr(),
-                index(self.len()),
-                bitmap,
-                None,
-            )
-        }
-    }
-
-    /// `len` bytes from `offset` as a slice for vm-memory's accessors.
-    ///
-    /// # Errors
-    ///
-    /// [`RamBlockError::OutOfBounds`].
-    #[inline]
-    pub fn slice(&self, offset: u64, len: u64) -> Result<RamSlice<'_>, RamBlockError> {
-        let narrow = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        let slice = self.as_slice().subslice(narrow(offset), narrow(len));
-        slice.map_err(|_: VolatileMemoryError| self.out_of_bounds(offset, len))
+    pub(crate) fn bytes(
+        &self,
+        offset: u64,
+        len: usize,
+    ) -> Result<VolatileBytes<'_>, RamBlockError> {
+        let end = offset.checked_add(len as u64).filter(|end| *end <= self.len());
+        let end = end.ok_or_else(|| self.out_of_bounds(offset, len as u64))?;
+        Ok(self.mapping.bytes(index(offset)..index(end)))
     }
 
     #[cold]
-    fn out_of_bounds(&self, offset: u64, len: u64) -> RamBlockError {
+    pub(crate) fn out_of_bounds(&self, offset: u64, len: u64) -> RamBlockError {
         RamBlockError::OutOfBounds { id: self.id.clone(), offset, len, size: self.len() }
     }
 
@@ -149,7 +128,9 @@ impl RamBlock {
     /// multiples of the page size; [`RamBlockError::Discard`] if the operating system
     /// refuses, as it does for parts of a huge page and for files on some file systems.
     pub fn discard(&self, offset: u64, len: u64) -> Result<(), RamBlockError> {
-        self.slice(offset, len)?;
+        if offset.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(self.out_of_bounds(offset, len));
+        }
         let page_size = self.page_size();
         if !page_size.is_aligned(offset) || !page_size.is_aligned(len) {
             let (id, page) = (self.id.clone(), page_size.bytes());
@@ -196,14 +177,8 @@ impl RamBlock {
 
     /// Bytes of the reserved memory, whatever the length is now; writes to them are not
     /// marked. Cut to what there is.
-    pub(crate) fn reserved(&self, bytes: Range<u64>) -> VolatileSlice<'_> {
-        let len = self.mapping.len();
-        let (start, end) = (index(bytes.start).min(len), index(bytes.end).min(len));
-        // SAFETY: the place lies within the mapping, or at its end.
-        let address = unsafe { self.mapping.start().as_ptr().add(start) };
-        // SAFETY: the mapping is valid for its length, within which the range lies, as long
-        // as `self` lives, and all accesses to it tolerate concurrent ones.
-        unsafe { VolatileSlice::new(address, end.saturating_sub(start)) }
+    pub(crate) fn reserved(&self, bytes: Range<u64>) -> VolatileBytes<'_> {
+        self.mapping.bytes(index(bytes.start)..index(bytes.end))
     }
 
     #[inline]
@@ -230,6 +205,7 @@ impl RamBlock {
     }
 
     /// Whether memory of the block can vanish, so that an access kills the process (SIGBUS).
+    #[cfg(target_os = "linux")]
     pub(crate) fn may_vanish(&self) -> bool {
         self.mapping.may_vanish()
     }
@@ -296,7 +272,7 @@ impl RamBlock {
             _ => false,
         };
         if !is_read {
-            self.slice(offset, buf.len() as u64)?.copy_to(buf);
+            self.bytes(offset, buf.len())?.copy_to(buf);
         }
         Ok(())
     }
@@ -347,7 +323,8 @@ impl RamBlock {
             _ => false,
         };
         if !is_written {
-            self.slice(offset, data.len() as u64)?.copy_from(data);
+            self.bytes(offset, data.len())?.copy_from(data);
+            self.dirty.mark(offset, data.len() as u64);
         }
         Ok(())
     }
@@ -356,8 +333,6 @@ impl RamBlock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dirty::client::{Claimant, DirtyClient};
-    use vm_memory::Bytes;
 
     #[test]
     fn bad_ids_and_lengths_are_refused_by_name() {
@@ -375,7 +350,15 @@ mod tests {
             assert!(matches!(RamBlock::anonymous(id, page), Err(RamBlockError::Id { .. })));
         }
         let refused = RamBlock::anonymous("huge", (1 << 62) - page).unwrap_err();
-        assert!(matches!(refused, RamBlockError::Map { .. }), "{refused}");
+        assert!(
+            match refused {
+                RamBlockError::Map { .. } => usize::BITS == 64,
+                RamBlockError::HostAddresses { len, .. } =>
+                    usize::BITS < 64 && len == (1 << 62) - page,
+                _ => false,
+            },
+            "{refused}"
+        );
     }
 
     #[test]
@@ -392,30 +375,13 @@ mod tests {
         }
     }
 
-    #[test]
-    fn writes_through_vm_memory_mark_and_reads_do_not() {
-        for ram in
-            [RamBlock::anonymous("a", 1 << 20).unwrap(), RamBlock::memfd("m", 1 << 20).unwrap()]
-        {
-            let page = ram.page_size().bytes();
-            let claim = |client| ram.dirty().claim(client).unwrap();
-            let _logs = [DirtyClient::VGA, DirtyClient::MIGRATION].map(claim);
-            let slice = ram.slice(3 * page, 2 * page).unwrap();
-            slice.write_obj(0x1122_3344u32, index(page) - 2).unwrap();
-            let _: u64 = slice.read_obj(0).unwrap();
-            for client in [DirtyClient::VGA, DirtyClient::MIGRATION] {
-                let dirty: Vec<_> =
-                    (0..ram.pages()).filter(|p| ram.dirty().is_dirty(client, *p)).collect();
-                assert_eq!(dirty, [3, 4]);
-            }
-            assert!(!ram.dirty().is_dirty(DirtyClient::CODE, 3));
-        }
-    }
-
     /// Clean memory and clean bitmaps are addresses only.
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_block_of_16_tib_with_three_clients_costs_what_is_dirty() {
         use std::ops::ControlFlow;
+
+        use crate::dirty::client::{Claimant, DirtyClient};
         let ram = RamBlock::anonymous("huge", 16 << 40).unwrap();
         let [vga, migration] = [DirtyClient::VGA, DirtyClient::MIGRATION];
         let clients: [Claimant; 3] = [vga.into(), migration.into(), "reset".into()];
@@ -435,6 +401,7 @@ mod tests {
         }
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_memory_file_is_shared() {
         use std::os::unix::fs::FileExt;

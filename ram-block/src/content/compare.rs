@@ -148,9 +148,8 @@ impl RamBlock {
     ///
     /// [`RamBlockError::OutOfBounds`].
     pub fn difference(&self, offset: u64, known: &[u8]) -> Result<Range<usize>, RamBlockError> {
-        let slice = self.slice(offset, known.len() as u64)?;
-        let guard = slice.ptr_guard();
-        let pair = Pair { memory: guard.as_ptr(), known };
+        let memory = self.bytes(offset, known.len())?;
+        let pair = Pair { memory: memory.as_ptr(), known };
         pair.prefetch_later();
         Ok(pair.difference())
     }

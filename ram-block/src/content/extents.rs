@@ -1,27 +1,22 @@
 //! Where a block has data.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::iter::FusedIterator;
 use std::ops::Range;
 
 use crate::block::ram_block::RamBlock;
-use crate::page::PageSize;
-use crate::sys::mapping::{Data, Mapping};
-use crate::sys::pagemap::{self, Pagemap};
+use crate::sys::data::Data;
+use crate::sys::mapping::Mapping;
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests;
-
-/// About how many parts are looked up at once.
-const MAX_FOUND: usize = 1024;
 
 /// The parts of a range of a block that may hold something other than zeros: what
 /// [`RamBlock::data_extents`] found.
 #[derive(Debug)]
 pub struct DataExtents<'a> {
     mapping: &'a Mapping,
-    page: PageSize,
     data: Data<'a>,
     /// The requested range.
     range: Range<u64>,
@@ -46,8 +41,8 @@ impl RamBlock {
     /// size, 2 GiB of 4 KiB pages 3 ms. Of anonymous memory, the pages that this process has are
     /// data; of memory files and of files on ext4, XFS, Btrfs and tmpfs, what the file system
     /// reports, which includes the writes of other processes. Of anything else (copies of files,
-    /// memory of the caller), and if the kernel does not answer, all of the range is data. Bytes
-    /// outside the block are left out.
+    /// memory of the caller), if the kernel does not answer, and on hosts other than Linux, all of
+    /// the range is data. Bytes outside the block are left out.
     ///
     /// A concurrent store may be seen or not. A caller that must not miss one takes the dirty bits
     /// of the range first, then calls this, then reads: a later store sets its bit again.
@@ -73,19 +68,15 @@ impl RamBlock {
         }
         let mapping = self.mapping();
         let (found, open, buffer) = (VecDeque::new(), None, Vec::new());
-        DataExtents { mapping, page, data: mapping.data(), range, at, end, found, open, buffer }
+        DataExtents { mapping, data: mapping.data(), range, at, end, found, open, buffer }
     }
 }
 
 impl DataExtents<'_> {
     /// Asks the kernel for the next parts, and adds them to `found`.
     fn find_more(&mut self) {
-        let next = match self.data {
-            Data::Unknown => None,
-            Data::Pages(pagemap) => self.pages(pagemap),
-            Data::File { file, offset, pagemap } => self.file_and_pages(file, offset, pagemap),
-        };
-        let Some(next) = next else {
+        let (bytes, found) = (self.at..self.end, &mut self.found);
+        let Some(next) = self.data.find(self.mapping, bytes, found, &mut self.buffer) else {
             // Without an answer, all of it counts as data.
             self.found.clear();
             self.found.push_back(self.at..self.end);
@@ -93,61 +84,6 @@ impl DataExtents<'_> {
             return;
         };
         self.at = next;
-    }
-
-    /// Fills the buffer with the pages from `at` on that this process has; returns up to where
-    /// these are all.
-    fn present(&mut self, pagemap: &Pagemap) -> Option<u64> {
-        self.buffer.clear();
-        let base = self.mapping.start().as_ptr() as u64;
-        let result = pagemap.scan(base + self.at..base + self.end, &mut self.buffer);
-        for part in &mut self.buffer {
-            *part = part.start - base..part.end - base;
-        }
-        result.ok().map(|end| end - base)
-    }
-
-    fn pages(&mut self, pagemap: &Pagemap) -> Option<u64> {
-        let next = self.present(pagemap)?;
-        self.found.extend(self.buffer.drain(..));
-        Some(next)
-    }
-
-    /// The pages that this process has, and in the gaps between them the data of the file: the
-    /// process's pages are found faster.
-    fn file_and_pages(
-        &mut self,
-        file: &File,
-        offset: u64,
-        pagemap: Option<&Pagemap>,
-    ) -> Option<u64> {
-        let next = pagemap.and_then(|pagemap| self.present(pagemap));
-        if next.is_none() {
-            self.buffer.clear();
-        }
-        let next = next.unwrap_or(self.end);
-        let mut at = self.at;
-        let stop = next..next;
-        for part in self.buffer.iter().chain([&stop]) {
-            while at < part.start {
-                if self.found.len() >= MAX_FOUND {
-                    return Some(at);
-                }
-                let gap = offset + at..offset + part.start;
-                let Some(data) = pagemap::next_data(file, gap).ok()? else { break };
-                // A file system may report units smaller than a page.
-                let (start, end) = (data.start - offset, data.end - offset);
-                let start = self.page.page_of(start) * self.page.bytes();
-                let end = self.page.count(end) * self.page.bytes();
-                self.found.push_back(start.max(at)..end.min(part.start));
-                at = end;
-            }
-            if !part.is_empty() {
-                self.found.push_back(part.clone());
-            }
-            at = part.end;
-        }
-        Some(next)
     }
 }
 

@@ -95,7 +95,7 @@ impl RamBlock {
         let mut at = 0;
         while at < memory.len() {
             let some = (memory.len() - at).min(buffer.len());
-            let Ok(part) = memory.subslice(at, some) else { return };
+            let Some(part) = memory.part(at, some) else { return };
             part.copy_to(&mut buffer[..some]);
             if buffer[..some].iter().any(|byte| *byte != 0) {
                 return self.overwrite(bytes);

@@ -5,7 +5,7 @@
 //! store in part, as another CPU would.
 #![allow(unsafe_code)]
 
-use vm_memory::VolatileSlice;
+use crate::sys::volatile::VolatileBytes;
 
 /// Bytes that a loop reads in one turn.
 const TURN: usize = 256;
@@ -113,14 +113,13 @@ fn prefetch(address: *const u8) {
 ///
 /// The memory starts at a multiple of 256 bytes, and consists of whole pages of as many
 /// bytes, or more.
-pub(super) fn mask(memory: &VolatileSlice<'_>, page: usize) -> u64 {
+pub(super) fn mask(memory: &VolatileBytes<'_>, page: usize) -> u64 {
     mask_by(best(), memory, page)
 }
 
 #[inline(always)]
-fn mask_by(scan: Scan, memory: &VolatileSlice<'_>, page: usize) -> u64 {
-    let guard = memory.ptr_guard();
-    let start = guard.as_ptr();
+fn mask_by(scan: Scan, memory: &VolatileBytes<'_>, page: usize) -> u64 {
+    let start = memory.as_ptr().cast_const();
     assert!(page > 0 && page % TURN == 0 && start as usize % TURN == 0, "not whole turns");
     let mut mask = 0;
     for n in 0..(memory.len() / page).min(64) {
@@ -128,7 +127,7 @@ fn mask_by(scan: Scan, memory: &VolatileSlice<'_>, page: usize) -> u64 {
         for line in PREFETCHED_LINES {
             prefetch(at.wrapping_add(PREFETCH_DISTANCE * page + line));
         }
-        // SAFETY: page `n` lies within the slice, whose memory is mapped as long as the slice is;
+        // SAFETY: page `n` lies within the bytes, which are valid as long as they are borrowed;
         // the multiples were just checked, and `best` checks the CPU's features.
         mask |= u64::from(unsafe { scan(at, page) }) << n;
     }

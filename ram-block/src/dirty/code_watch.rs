@@ -181,7 +181,9 @@ impl fmt::Debug for CodeWatch {
     }
 }
 
+// WebAssembly with WASI has no threads.
 #[cfg(test)]
+#[cfg(not(target_family = "wasm"))]
 mod circle_tests;
 #[cfg(test)]
 mod tests;

@@ -43,7 +43,7 @@ use std::sync::atomic::AtomicU64;
 use crate::bitmap::atomic::Bitmap;
 use crate::bitmap::bits::BITS;
 use crate::bitmap::word::Word;
-use crate::page::index;
+use crate::page::{allocation, index};
 
 /// The marks of a block, for all clients that are on.
 pub(super) struct Marks<W: Word = AtomicU64> {
@@ -70,7 +70,7 @@ impl<W: Word> Marks<W> {
     /// Makes room for the marks of `pages` pages, unless that was done.
     pub(super) fn reserve(&self, pages: u64) -> io::Result<()> {
         if self.reserved.get().is_none() {
-            let stamps = W::zeroed(index(pages.div_ceil(BITS)))?;
+            let stamps = W::zeroed(allocation(pages.div_ceil(BITS))?)?;
             let reserved = Reserved { pages: Bitmap::new(pages)?, stamps };
             // Another thread's are as good.
             drop(self.reserved.set(reserved));
@@ -191,7 +191,10 @@ impl<W: Word> Drop for Running<'_, W> {
     }
 }
 
+// WebAssembly with WASI has no threads.
 #[cfg(test)]
+#[cfg(not(target_family = "wasm"))]
 mod litmus_tests;
 #[cfg(test)]
+#[cfg(not(any(target_family = "wasm", target_arch = "s390x")))]
 mod model_tests;

@@ -29,6 +29,7 @@ pub(crate) mod marks;
 pub(crate) mod memory;
 mod merge;
 #[cfg(test)]
+#[cfg(not(any(target_family = "wasm", target_arch = "s390x")))]
 mod model_tests;
 #[cfg(test)]
 mod oracle_tests;
@@ -38,5 +39,6 @@ pub(crate) mod snapshot;
 mod switch;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "vm-memory")]
 pub(crate) mod vm_memory_bitmap;
 mod watched;

@@ -2,7 +2,6 @@
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::bitmap::bits::GRANULE;
 use crate::dirty::claim::DirtyClaim;
@@ -10,7 +9,7 @@ use crate::dirty::client::{Claimant, ClientSet, DirtyClient};
 use crate::dirty::error::DirtyError;
 use crate::dirty::memory::DirtyMemory;
 use crate::dirty::snapshot::DirtySnapshot;
-use crate::page::{PageSize, index};
+use crate::page::PageSize;
 
 const VGA: DirtyClient = DirtyClient::VGA;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
@@ -210,15 +209,20 @@ fn a_harvest_whose_claim_ends_takes_nothing_from_the_next() {
 
 /// As one thread harvests and gives back without a break, its claim ends and the next begins: that
 /// one has what is marked for it, and nothing of what is given back.
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn claims_that_follow_each_other_share_no_bits() {
+    use std::sync::atomic::Ordering;
+
+    use crate::page::index;
+
     let memory = memory(2 * GRANULE);
     let (all, last) = (|| 0..memory.pages(), memory.pages() - 1);
     // Even pages, so many that a harvest takes its time.
     let even = vec![0x5555_5555_5555_5555; index(memory.pages() / 64)];
     for round in 0..400 {
         let first = memory.claim(VGA).unwrap();
-        let harvests = AtomicU32::new(0);
+        let harvests = std::sync::atomic::AtomicU32::new(0);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut words = vec![0; even.len()];

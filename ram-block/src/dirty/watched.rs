@@ -227,4 +227,5 @@ impl Watched {
 }
 
 #[cfg(test)]
+#[cfg(not(any(target_family = "wasm", target_arch = "s390x")))]
 mod model_tests;

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::block::error::RamBlockError;
@@ -11,7 +10,6 @@ use crate::block::ram_block::RamBlock;
 use crate::io::copy::{BUFFER, copy_in};
 use crate::io::error::TransferError;
 use crate::io::segments::{Bytes, Segment, Segments};
-use crate::io::vectored::{IoSliceMut, Stream, UIO_MAXIOV};
 use crate::page::index;
 
 impl Bytes for &mut [u8] {
@@ -32,7 +30,7 @@ impl Bytes for &mut [u8] {
 /// at [`SendList`](crate::SendList).
 #[derive(Default)]
 pub struct ReceiveList<'a> {
-    segments: Segments<&'a mut [u8]>,
+    pub(super) segments: Segments<&'a mut [u8]>,
     /// Bytes that came from a `Read` and are not distributed yet.
     buffer: Vec<u8>,
 }
@@ -81,79 +79,15 @@ impl<'a> ReceiveList<'a> {
         self.segments.rest().len()
     }
 
-    fn targets(&mut self) -> impl Iterator<Item = IoSliceMut<'_>> {
-        self.segments.rest_mut().iter_mut().map(|segment| match segment {
-            Segment::Bytes(bytes) => IoSliceMut::bytes(bytes),
-            Segment::Memory { block, range } => IoSliceMut::memory(&block.reserved(range.clone())),
-        })
-    }
-
-    /// Reads once, then marks what may have been written.
-    fn read_some(&mut self, stream: &mut Stream<'_>) -> io::Result<usize> {
-        let result = stream.read(self.targets());
-        let reach = match &result {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Reach::Nowhere,
-            // The kernel may have copied before it met the error.
-            Err(_) => Reach::Everywhere,
-            Ok(0) => Reach::Nowhere,
-            Ok(_) if stream.is_direct() => Reach::Everywhere,
-            Ok(count) => Reach::Exactly(*count as u64),
-        };
-        Marks { segments: self.segments.rest().iter(), left: UIO_MAXIOV, reach }.mark();
-        if let Ok(count) = result {
-            self.segments.advance(count as u64);
-        }
-        result
-    }
-
-    /// Reads once from a socket, a pipe or a file, straight into guest memory. Returns how many
-    /// bytes it got; 0 is the end of the stream, or of an empty list.
-    ///
-    /// Waits for the first byte if the descriptor is blocking; one that is not gives an error of
-    /// kind [`WouldBlock`](io::ErrorKind::WouldBlock).
-    ///
-    /// # Errors
-    ///
-    /// [`TransferError::Io`] and [`TransferError::MemoryGone`].
-    pub fn read_from_fd(&mut self, fd: BorrowedFd<'_>) -> Result<usize, TransferError> {
-        if self.is_empty() {
-            return Ok(0);
-        }
-        let result = self.read_some(&mut Stream::new(fd));
-        result.map_err(|source| self.segments.failure(0, source))
-    }
-
-    /// Reads from a socket, a pipe or a file, straight into guest memory, until everything is
-    /// filled. Waits also if the descriptor is nonblocking.
-    ///
-    /// # Errors
-    ///
-    /// [`TransferError`], with the number of bytes that were read; segments that were not filled
-    /// stay in the list.
-    pub fn read_exact_from_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), TransferError> {
-        let mut stream = Stream::new(fd);
-        let mut done = 0;
-        while !self.is_empty() {
-            match self.read_some(&mut stream) {
-                Ok(0) => return Err(TransferError::UnexpectedEof { done, missing: self.len() }),
-                Ok(count) => done += count as u64,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream
-                    .wait(libc::POLLIN)
-                    .map_err(|source| TransferError::Io { done, source })?,
-                Err(error) => return Err(self.segments.failure(done, error)),
-            }
-        }
-        Ok(())
-    }
-
     /// Reads from any `Read` until everything is filled, and not a byte more; guest memory is
     /// filled through a buffer of 256 KiB.
     ///
     /// # Errors
     ///
-    /// As [`read_exact_from_fd`](Self::read_exact_from_fd). If the file of a block was truncated,
-    /// the missing part is [`TransferError::MemoryGone`], unless the kernel refuses
-    /// `process_vm_writev`: then it is a bus error.
+    /// [`TransferError`], with the number of bytes that were read; segments that were not filled
+    /// stay in the list. If the file of a block was truncated, the missing part is
+    /// [`TransferError::MemoryGone`], unless the kernel refuses `process_vm_writev`: then it is a
+    /// bus error.
     pub fn read_from(&mut self, input: &mut dyn Read) -> Result<(), TransferError> {
         let mut done = 0;
         while !self.is_empty() {
@@ -221,53 +155,5 @@ impl fmt::Debug for ReceiveList<'_> {
             .field("len", &self.len())
             .field("segments", &self.segments())
             .finish()
-    }
-}
-
-/// How far into its segments a call may have written.
-#[derive(Clone, Copy)]
-enum Reach {
-    /// So many bytes. In memory that may vanish perhaps more: if the next byte could not be
-    /// written, the call does not report what it had copied before.
-    Exactly(u64),
-    Nowhere,
-    /// Unknown.
-    Everywhere,
-}
-
-/// Segments of a call that are not marked yet. Dropping it marks the rest of them, also if a hook
-/// that is called for a write panics.
-struct Marks<'b, 'a> {
-    segments: std::slice::Iter<'b, Segment<&'a mut [u8]>>,
-    /// The most segments that the call was given.
-    left: usize,
-    reach: Reach,
-}
-
-impl Marks<'_, '_> {
-    fn mark(&mut self) {
-        while let (Some(segment), 1..) = (self.segments.next(), self.left) {
-            self.left -= 1;
-            let len = segment.len();
-            let written = match &mut self.reach {
-                Reach::Nowhere => return,
-                Reach::Everywhere => len,
-                Reach::Exactly(rest) => {
-                    let written = len.min(*rest);
-                    *rest -= written;
-                    written
-                }
-            };
-            if let Segment::Memory { block, range } = segment {
-                let written = if block.may_vanish() { len } else { written };
-                block.dirty().mark(range.start, written);
-            }
-        }
-    }
-}
-
-impl Drop for Marks<'_, '_> {
-    fn drop(&mut self) {
-        self.mark();
     }
 }

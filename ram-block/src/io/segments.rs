@@ -1,14 +1,10 @@
 //! A list of segments, consumed from its front byte by byte: of bytes, and of guest memory.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::block::error::RamBlockError;
 use crate::block::ram_block::RamBlock;
-use crate::io::copy::copy_out;
-use crate::io::error::TransferError;
-use crate::io::vectored::UIO_MAXIOV;
 
 /// A segment, without the part that was dealt with already. `B` is the bytes: to be written, or to
 /// be filled.
@@ -38,19 +34,6 @@ impl<B: Bytes> Segment<B> {
             Self::Bytes(bytes) => bytes.cut(count),
             Self::Memory { range, .. } => range.start += count,
         }
-    }
-
-    /// If it is memory, and some of it is gone: the block's id, and the offset of the first byte.
-    fn first_gone(&self) -> Option<(String, u64)> {
-        let Self::Memory { block, range } = self else { return None };
-        if !block.may_vanish() {
-            return None;
-        }
-        let page = block.page_size();
-        let pages = page.pages_spanned(range.start, range.end - range.start);
-        let mut firsts = pages.map(|n| (n * page.bytes()).max(range.start));
-        let gone = firsts.find(|at| copy_out(block, *at, &mut [0]).is_err())?;
-        Some((block.id().to_owned(), gone))
     }
 }
 
@@ -141,16 +124,5 @@ impl<B: Bytes> Segments<B> {
             self.next += 1;
         }
         self.clear();
-    }
-
-    /// The error of a call on these segments that failed with `source`.
-    pub(super) fn failure(&self, done: u64, source: io::Error) -> TransferError {
-        if source.raw_os_error() == Some(libc::EFAULT) {
-            let gone = self.rest().iter().take(UIO_MAXIOV).find_map(Segment::first_gone);
-            if let Some((id, offset)) = gone {
-                return TransferError::MemoryGone { done, id, offset };
-            }
-        }
-        TransferError::Io { done, source }
     }
 }

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::block::error::RamBlockError;
@@ -11,18 +10,17 @@ use crate::block::ram_block::RamBlock;
 use crate::io::copy::{BUFFER, copy_out};
 use crate::io::error::TransferError;
 use crate::io::segments::{Bytes, Segment, Segments};
-use crate::io::vectored::{IoSlice, Stream};
 use crate::page::index;
 
 /// Bytes to be written.
-enum Source<'a> {
+pub(super) enum Source<'a> {
     Lent(&'a [u8]),
     /// A range of the list's own bytes.
     Copied(Range<usize>),
 }
 
 impl Source<'_> {
-    fn of<'b>(&'b self, copied: &'b [u8]) -> &'b [u8] {
+    pub(super) fn of<'b>(&'b self, copied: &'b [u8]) -> &'b [u8] {
         match self {
             Self::Lent(bytes) => bytes,
             Self::Copied(range) => &copied[range.clone()],
@@ -82,8 +80,8 @@ impl Bytes for Source<'_> {
 /// ```
 #[derive(Default)]
 pub struct SendList<'a> {
-    segments: Segments<Source<'a>>,
-    copied: Vec<u8>,
+    pub(super) segments: Segments<Source<'a>>,
+    pub(super) copied: Vec<u8>,
     /// The buffer for a `Write`.
     buffer: Vec<u8>,
 }
@@ -165,56 +163,20 @@ impl<'a> SendList<'a> {
     }
 
     /// Removes the first `count` bytes, which were written.
-    fn advance(&mut self, count: u64) {
+    pub(super) fn advance(&mut self, count: u64) {
         self.segments.advance(count);
         if self.is_empty() {
             self.clear();
         }
     }
 
-    fn sources(&self) -> impl Iterator<Item = IoSlice<'_>> {
-        self.segments.rest().iter().map(|segment| match segment {
-            Segment::Bytes(source) => IoSlice::bytes(source.of(&self.copied)),
-            Segment::Memory { block, range } => IoSlice::memory(&block.reserved(range.clone())),
-        })
-    }
-
-    /// Writes everything to a socket, a pipe or a file, straight from guest memory, in as
-    /// few calls as the operating system allows.
-    ///
-    /// Continues after short writes and signals, and waits also if the descriptor is nonblocking. A
-    /// socket that the other side has closed gives an error and no `SIGPIPE`; with a pipe the
-    /// program has to ignore that signal, as Rust programs do by default.
-    ///
-    /// # Errors
-    ///
-    /// [`TransferError`], with the number of bytes that were written; the rest stays in the list.
-    pub fn write_to_fd(&mut self, fd: BorrowedFd<'_>) -> Result<(), TransferError> {
-        let mut stream = Stream::new(fd);
-        let mut done = 0;
-        while !self.is_empty() {
-            match stream.write(self.sources()) {
-                Ok(0) => return Err(TransferError::UnexpectedEof { done, missing: self.len() }),
-                Ok(count) => {
-                    done += count as u64;
-                    self.advance(count as u64);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream
-                    .wait(libc::POLLOUT)
-                    .map_err(|source| TransferError::Io { done, source })?,
-                Err(error) => return Err(self.segments.failure(done, error)),
-            }
-        }
-        Ok(())
-    }
-
     /// Writes everything to any `Write`; guest memory goes through a buffer of 256 KiB.
     ///
     /// # Errors
     ///
-    /// As [`write_to_fd`](Self::write_to_fd). If the file of a block was truncated, the missing
-    /// part is [`TransferError::MemoryGone`], unless the kernel refuses `process_vm_readv`: then it
-    /// is a bus error.
+    /// [`TransferError`], with the number of bytes that were written; the rest stays in the list.
+    /// If the file of a block was truncated, the missing part is [`TransferError::MemoryGone`],
+    /// unless the kernel refuses `process_vm_readv`: then it is a bus error.
     pub fn write_to(&mut self, out: &mut dyn Write) -> Result<(), TransferError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut done = 0;

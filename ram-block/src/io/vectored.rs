@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use vm_memory::VolatileSlice;
+use crate::sys::volatile::VolatileBytes;
 
 /// Pieces that the kernel takes in one call.
 pub(super) const UIO_MAXIOV: usize = 1024;
@@ -27,8 +27,8 @@ impl<'a> IoSlice<'a> {
         Self(libc::iovec { iov_base: base, iov_len: bytes.len() }, PhantomData)
     }
 
-    pub(super) fn memory(memory: &VolatileSlice<'a>) -> Self {
-        let base = memory.ptr_guard().as_ptr().cast_mut().cast();
+    pub(super) fn memory(memory: &VolatileBytes<'a>) -> Self {
+        let base = memory.as_ptr().cast();
         Self(libc::iovec { iov_base: base, iov_len: memory.len() }, PhantomData)
     }
 }
@@ -43,8 +43,8 @@ impl<'a> IoSliceMut<'a> {
         Self(libc::iovec { iov_base: base, iov_len: bytes.len() }, PhantomData)
     }
 
-    pub(super) fn memory(memory: &VolatileSlice<'a>) -> Self {
-        let base = memory.ptr_guard_mut().as_ptr().cast();
+    pub(super) fn memory(memory: &VolatileBytes<'a>) -> Self {
+        let base = memory.as_ptr().cast();
         Self(libc::iovec { iov_base: base, iov_len: memory.len() }, PhantomData)
     }
 }
@@ -191,7 +191,7 @@ impl<'fd> Stream<'fd> {
 /// Copies guest memory by the kernel, which returns an error where an access by the process itself
 /// would kill it. Returns how many bytes were copied, all before the first that is gone; `None` if
 /// the kernel refuses the call.
-pub(super) fn copy_out(memory: &VolatileSlice<'_>, buffer: &mut [u8]) -> Option<usize> {
+pub(super) fn copy_out(memory: &VolatileBytes<'_>, buffer: &mut [u8]) -> Option<usize> {
     let (remote, local, process) = (IoSlice::memory(memory), IoSliceMut::bytes(buffer), own_id());
     // SAFETY: one piece that may be read and one that may be written, both until the call
     // returns. The process is this one.
@@ -201,7 +201,7 @@ pub(super) fn copy_out(memory: &VolatileSlice<'_>, buffer: &mut [u8]) -> Option<
 }
 
 /// As [`copy_out`], into guest memory.
-pub(super) fn copy_in(bytes: &[u8], memory: &VolatileSlice<'_>) -> Option<usize> {
+pub(super) fn copy_in(bytes: &[u8], memory: &VolatileBytes<'_>) -> Option<usize> {
     let (local, remote, process) = (IoSlice::bytes(bytes), IoSliceMut::memory(memory), own_id());
     // SAFETY: one piece that may be read and one that may be written, both until the call
     // returns. The process is this one.

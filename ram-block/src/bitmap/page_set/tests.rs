@@ -147,6 +147,7 @@ proptest! {
     }
 }
 
+#[cfg(panic = "unwind")]
 #[test]
 fn what_there_is_no_room_for_is_not_inserted() {
     let mut set = PageSet::new(4096).unwrap();

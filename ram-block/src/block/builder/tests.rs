@@ -1,4 +1,4 @@
-//! Blocks of each kind of memory.
+//! Blocks of each kind of memory that Linux has.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::dirty::client::DirtyClient;
+use crate::page::index;
 
 pub(crate) const LEN: u64 = 1 << 20;
 
@@ -78,7 +79,7 @@ fn every_kind_is_written_discarded_and_resized_alike() {
         let (page, pages) = (page(), LEN / page());
         let client = DirtyClient::MIGRATION;
         ram.discard(0, LEN).unwrap();
-        let late = ram.slice(LEN - 4, 4).unwrap();
+        let late = ram.bytes(LEN - 4, 4).unwrap();
         let log = ram.dirty().claim(client).unwrap();
         let dirty = || {
             let found: Vec<_> =

@@ -10,8 +10,11 @@ use super::*;
 use crate::block::builder::tests::{LEN, Temporary, each_kind};
 use crate::block::error::RamBlockError;
 use crate::dirty::client::DirtyClient;
+use crate::page::PageSize;
 use crate::page::index;
-use crate::sys::mapping::HugePages;
+use crate::sys::data::MAX_FOUND;
+use crate::sys::huge_pages::HugePages;
+use crate::sys::linux::pagemap::Pagemap;
 
 fn page() -> u64 {
     PageSize::host().bytes()

@@ -1,8 +1,7 @@
 //! Watches and reports of one block, with real threads.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Mutex, OnceLock};
-use std::thread;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 
 use super::*;
 use crate::block::ram_block::RamBlock;
@@ -76,13 +75,14 @@ fn a_report_makes_what_was_read_before_out_of_date() {
 }
 
 /// Writers meet at the same watched pages, by every way in, round after round.
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn of_many_writers_one_reports() {
     const ROUNDS: u64 = 300;
     let (ram, watch, reports) = watched(0..0);
     let start = std::sync::Barrier::new(4);
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
         for way in 0..3u64 {
             let (ram, start, stop) = (&ram, &start, &stop);
             scope.spawn(move || {
@@ -155,6 +155,7 @@ fn a_hook_may_use_its_block_and_end_the_watch() {
     ram.dirty().watch_code(|_| ()).unwrap();
 }
 
+#[cfg(panic = "unwind")]
 #[test]
 fn a_hook_that_panics_takes_no_bits_with_it() {
     let ram = RamBlock::anonymous("ram", MIB).unwrap();
@@ -207,10 +208,12 @@ fn the_client_is_on_while_a_page_is_watched() {
 }
 
 /// A write of the hook to its own page ends, and is reported if the page is watched again.
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn a_hook_may_write_the_page_that_it_is_told_of() {
     let ram = RamBlock::anonymous("ram", MIB).unwrap();
-    let (told, watch) = (Arc::new(AtomicU64::new(0)), Arc::new(OnceLock::<CodeWatch>::new()));
+    let (told, watch) =
+        (Arc::new(AtomicU64::new(0)), Arc::new(std::sync::OnceLock::<CodeWatch>::new()));
     let hook = {
         let (block, told, watch) = (Arc::downgrade(&ram), told.clone(), watch.clone());
         move |page| {
@@ -218,7 +221,7 @@ fn a_hook_may_write_the_page_that_it_is_told_of() {
             block.write(page * 4096, &[1]).unwrap();
             // Another thread translates the page again, once.
             if page == 2 && told.fetch_add(1, Ordering::SeqCst) == 0 {
-                thread::scope(|scope| {
+                std::thread::scope(|scope| {
                     scope.spawn(|| watch.get().unwrap().watch(2..3).unwrap());
                 });
                 block.write(page * 4096, &[2]).unwrap();

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use crate::page::{PageSize, index};
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
-const PAGEMAP_SCAN: u64 = 0xc060_6610;
+const PAGEMAP_SCAN: u32 = 0xc060_6610;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
@@ -167,9 +167,9 @@ pub(crate) fn knows_its_data(file: &File) -> bool {
     }
     // SAFETY: the call has succeeded, so it is filled.
     let stat = unsafe { stat.assume_init() };
-    // C libraries do not agree on the number's type.
+    // C libraries do not agree on the number's type; of 32 bits it may be negative.
     #[allow(clippy::cast_sign_loss)]
-    let kind = stat.f_type as u64;
+    let kind = stat.f_type as u64 & u64::from(u32::MAX);
     [TMPFS, EXT4, XFS, BTRFS].contains(&kind)
 }
 

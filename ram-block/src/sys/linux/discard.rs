@@ -6,10 +6,10 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{OnceLock, PoisonError};
 
-use crate::sys::mapping::{HUGE, HugePages, Mapping, MappingKind, check};
+use crate::sys::huge_pages::HugePages;
+use crate::sys::linux::mapping::{HUGE, Mapping, MappingKind, check};
 
 /// `MADV_DONTNEED` for memory that may be locked, since Linux 5.18 (`madvise(2)`).
 const MADV_DONTNEED_LOCKED: libc::c_int = 24;
@@ -160,17 +160,7 @@ impl Mapping {
     /// so that no memory is allocated for it.
     #[allow(clippy::unnecessary_wraps)] // one of two ways, and the other can fail
     fn zero(&self, bytes: Range<usize>) -> io::Result<()> {
-        for at in bytes.step_by(size_of::<u64>()) {
-            // SAFETY: the word lies within the mapping, whose length is rounded up to whole
-            // pages by the kernel, and which lives as long as `self`.
-            let address = unsafe { self.start.as_ptr().add(at) };
-            // SAFETY: as above, aligned to a word, as the mapping is to a page; others access
-            // it by atomic or volatile accesses, or are guests.
-            let word = unsafe { AtomicU64::from_ptr(address.cast()) };
-            if word.load(Ordering::Relaxed) != 0 {
-                word.store(0, Ordering::Relaxed);
-            }
-        }
+        self.bytes(bytes).zero();
         Ok(())
     }
 }

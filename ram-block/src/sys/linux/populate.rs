@@ -3,10 +3,9 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::page::{PageSize, index};
-use crate::sys::mapping::{Mapping, check};
+use crate::sys::linux::mapping::{Mapping, check};
 
 impl Mapping {
     /// Makes the pages of `bytes`, whole pages of the mapping, writable without a fault.
@@ -35,15 +34,6 @@ impl Mapping {
 
     /// Writes to a byte of each page of `bytes` the value that it has.
     pub(crate) fn touch(&self, bytes: Range<usize>) {
-        for at in bytes.step_by(index(PageSize::host().bytes())) {
-            // SAFETY: the byte lies within the mapping, which lives as long as `self`.
-            let address = unsafe { self.start.as_ptr().add(at) };
-            // SAFETY: as above; others access it by atomic or volatile accesses, or are guests.
-            let byte = unsafe { AtomicU8::from_ptr(address) };
-            // A successful exchange is a write also if it changes nothing. If it fails, another
-            // thread has written.
-            let value = byte.load(Ordering::Relaxed);
-            let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
-        }
+        self.bytes(bytes).touch(index(PageSize::host().bytes()));
     }
 }

@@ -4,30 +4,22 @@
 use std::any::Any;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, OnceLock};
 
 use crate::page::PageSize;
-use crate::sys::holes::Holes;
-use crate::sys::pagemap::{self, Pagemap};
+use crate::sys::huge_pages::HugePages;
+use crate::sys::linux::holes::Holes;
+use crate::sys::linux::pagemap::Pagemap;
+use crate::sys::volatile::VolatileBytes;
+
+/// Whether files can be mapped, and memory files made.
+pub(crate) const MAPS_FILES: bool = true;
 
 /// Bytes of the huge pages that are asked for: what x86-64 and Arm (of 4 KiB pages) have.
 pub(crate) const HUGE: usize = 2 << 20;
-
-/// Which page sizes of the host back a block's memory.
-///
-/// Dirty pages are counted in the host's base pages whatever backs them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HugePages {
-    /// As the host is set: nothing is asked for.
-    #[default]
-    Default,
-    /// Transparent huge pages (`MADV_HUGEPAGE`), where the kernel finds 2 MiB together.
-    Transparent,
-    /// 2 MiB pages from the host's pool (`MAP_HUGETLB`), which are reserved at once.
-    Pool,
-}
 
 /// The system call's own error, if it returned one.
 pub(super) fn check(result: libc::c_int) -> io::Result<()> {
@@ -66,17 +58,6 @@ pub(super) enum MappingKind {
     Borrowed(#[allow(dead_code)] Box<dyn Any + Send + Sync>),
 }
 
-/// The source that reports which parts of a mapping have data.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Data<'a> {
-    /// None: all of it counts as data.
-    Unknown,
-    /// The process's page tables: a page that is missing there is zero.
-    Pages(&'a Pagemap),
-    /// The file, from `offset` on; it includes the pages that the process has.
-    File { file: &'a File, offset: u64, pagemap: Option<&'a Pagemap> },
-}
-
 /// A readable and writable mapping.
 ///
 /// Invariant: `start` is the start of a mapping of `len` bytes, which lives until
@@ -88,9 +69,9 @@ pub(crate) struct Mapping {
     pub(super) kind: MappingKind,
     pub(super) huge: HugePages,
     /// To query the mapping's pages; opened on first use.
-    pagemap: OnceLock<Option<Pagemap>>,
+    pub(super) pagemap: OnceLock<Option<Pagemap>>,
     /// A second descriptor of the file, with a position of its own; opened on first use.
-    own_file: OnceLock<Option<File>>,
+    pub(super) own_file: OnceLock<Option<File>>,
 }
 
 // SAFETY: the mapping is plain memory without thread affinity, and the methods
@@ -260,31 +241,19 @@ impl Mapping {
         self.len
     }
 
-    pub(crate) fn huge_pages(&self) -> HugePages {
-        self.huge
+    /// Bytes of the mapping, cut to what there is.
+    #[inline]
+    pub(crate) fn bytes(&self, range: Range<usize>) -> VolatileBytes<'_> {
+        let (start, end) = (range.start.min(self.len), range.end.min(self.len));
+        // SAFETY: the place lies within the mapping, or at its end.
+        let address = unsafe { self.start.add(start) };
+        // SAFETY: the mapping is valid for its length, within which the range lies, as long as
+        // `self` lives, and all accesses to it tolerate concurrent ones.
+        unsafe { VolatileBytes::new(address, end.saturating_sub(start)) }
     }
 
-    /// The source that reports which parts have data.
-    pub(crate) fn data(&self) -> Data<'_> {
-        let open = || Pagemap::open().inspect_err(|error| log::info!("no page map: {error}")).ok();
-        let pagemap = self.pagemap.get_or_init(open).as_ref().filter(|pagemap| pagemap.is_ours());
-        let reopen = |file: &File| {
-            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            File::open(path)
-                .inspect_err(|error| log::info!("no second descriptor of the file: {error}"))
-                .ok()
-        };
-        let (file, offset) = match &self.kind {
-            MappingKind::Anonymous => return pagemap.map_or(Data::Unknown, Data::Pages),
-            MappingKind::Memory(file) => (file, 0),
-            MappingKind::Shared(file, offset) => (file, *offset),
-            MappingKind::Private(_) | MappingKind::Borrowed(_) => return Data::Unknown,
-        };
-        let open = || Some(file).filter(|file| pagemap::knows_its_data(file)).and_then(reopen);
-        match self.own_file.get_or_init(open) {
-            Some(file) => Data::File { file, offset, pagemap },
-            None => Data::Unknown,
-        }
+    pub(crate) fn huge_pages(&self) -> HugePages {
+        self.huge
     }
 
     /// Whether memory of the mapping can vanish: a file that is not ours can be truncated.

@@ -1,0 +1,9 @@
+//! All hosts but Linux: memory of the program's allocator.
+//!
+//! - `mapping`: allocates memory, and frees it
+//! - `data`: where memory holds data, which is not known
+//! - `membarrier`: whether a barrier of all threads can be had
+
+pub(crate) mod data;
+pub(crate) mod mapping;
+pub(crate) mod membarrier;
