@@ -16,6 +16,9 @@ pub enum KvmError {
     /// The map needs more memory slots than KVM has, or than `KvmConfig::slot_limit` allows.
     #[error("The memory map needs {needed} slots, KVM has {limit}")]
     SlotLimit { needed: usize, limit: usize },
+    /// A block whose writes are tracked in other pages than KVM logs.
+    #[error("Block \"{block}\" has pages of {found} bytes, KVM logs those of the host, of {host}")]
+    PageSize { block: String, found: u64, host: u64 },
     /// KVM refuses to make a memory slot, or, with a size of 0, to delete it.
     #[error("KVM refuses slot {slot}: {size:#x} bytes of \"{block}\" at guest address {guest:#x}")]
     SetSlot { slot: u32, guest: u64, size: u64, block: String, source: io::Error },

@@ -97,6 +97,11 @@ pub enum SendError {
     /// A block was unmapped during the migration, if only for a moment: its log has a gap.
     #[error("Block \"{block}\" was not logged all the time: it was off the map")]
     LogInterrupted { block: String },
+    /// A block that is tracked in smaller pages than those of the stream, or has a part of one.
+    #[error(
+        "Block \"{block}\" has {len} bytes in pages of {found}, the stream's are of {page} bytes"
+    )]
+    BlockPages { block: String, len: u64, found: u64, page: u64 },
     /// Channel packets support only pages of 4 KiB.
     #[error("Channels carry pages of 4096 bytes, {page} were asked for")]
     ChannelPageSize { page: u64 },

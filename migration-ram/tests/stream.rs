@@ -253,6 +253,40 @@ fn a_page_size_that_does_not_divide_the_hosts_is_refused() {
 }
 
 #[test]
+fn a_block_is_sent_in_pages_that_it_has() {
+    let block = |len: u64, page: u64| {
+        let size = PageSize::new(page).unwrap();
+        RamBlock::builder("ram", len).page_size(size).anonymous().unwrap()
+    };
+    // Larger ones than the stream's can be.
+    for (len, page, is_sent) in [
+        (pages(64), 64, false),
+        (2048, 64, false),
+        (pages(64), 512, false),
+        (pages(64), 4 * pages(1), true),
+    ] {
+        let source = block(len, page);
+        source.write(len / 2 + 100, b"here").unwrap();
+        let map = map_of(std::slice::from_ref(&source));
+        let mut stream = Vec::new();
+        let sent = Precopy::new(map).run(&mut stream, still, |_| ());
+        match sent {
+            Err(SendError::BlockPages { len: sent, found, .. }) => {
+                assert_eq!((sent, found, is_sent), (len, page, false));
+            }
+            other => assert!(other.is_ok() && is_sent, "{other:?}"),
+        }
+        if is_sent {
+            // Into smaller ones, too.
+            let target = [block(len, 64)];
+            receive(&mut stream.as_slice(), &target).unwrap();
+            assert_eq!(contents(&target[0]), contents(&source));
+        }
+        assert!(!source.dirty().enabled().contains(DirtyClient::MIGRATION));
+    }
+}
+
+#[test]
 fn what_is_written_meanwhile_is_sent_again() {
     // Writers that never stop, until the pause; each page holds its own counters.
     let source = blocks(&[("ram", pages(512))]);

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 /// A page size was asked for that no memory can have.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("Page size of {bytes} bytes: a power of two from 512 bytes to 1 GiB is needed")]
+#[error("Page size of {bytes} bytes: a power of two from 64 bytes to 1 GiB is needed")]
 pub struct PageSizeError {
     /// The size that was asked for, in bytes.
     pub bytes: u64,
@@ -18,7 +18,8 @@ pub struct PageSizeError {
 /// The grain of dirty tracking, in bytes: a power of two.
 ///
 /// KVM logs in host pages, which are 4, 16 or 64 KiB depending on the host, so
-/// nothing in these crates assumes one of them.
+/// nothing in these crates assumes one of them. Blocks that no accelerator maps may have smaller
+/// ones ([`RamBlockBuilder::page_size`](crate::RamBlockBuilder::page_size)).
 ///
 /// ```
 /// use ram_block::PageSize;
@@ -38,9 +39,9 @@ impl PageSize {
     ///
     /// # Errors
     ///
-    /// [`PageSizeError`] unless `bytes` is a power of two from 512 to 2^30.
+    /// [`PageSizeError`] unless `bytes` is a power of two from 64 to 2^30.
     pub const fn new(bytes: u64) -> Result<Self, PageSizeError> {
-        if bytes.is_power_of_two() && bytes >= 512 && bytes <= 1 << 30 {
+        if bytes.is_power_of_two() && bytes >= 64 && bytes <= 1 << 30 {
             // A power of two of at most 2^30 has at most 30 trailing zeros.
             #[allow(clippy::cast_possible_truncation)]
             let shift = bytes.trailing_zeros() as u8;
@@ -153,10 +154,10 @@ mod tests {
 
     #[test]
     fn only_powers_of_two_within_bounds_are_page_sizes() {
-        for bytes in [0, 1, 256, 4095, 4097, 6144, 1 << 31, u64::MAX] {
+        for bytes in [0, 1, 32, 96, 4095, 4097, 6144, 1 << 31, u64::MAX] {
             assert_eq!(PageSize::new(bytes), Err(PageSizeError { bytes }));
         }
-        for bytes in [512, 4096, 16384, 65536, 2 << 20, 1 << 30] {
+        for bytes in [64, 512, 4096, 16384, 65536, 2 << 20, 1 << 30] {
             assert_eq!(PageSize::new(bytes).map(PageSize::bytes), Ok(bytes));
         }
     }

@@ -52,6 +52,19 @@ fn plan(section: &Section, page: PageSize, most: u64) -> Vec<Slot> {
     (first..end).step_by(index(most)).filter_map(slot).collect()
 }
 
+/// Whether KVM's log has a bit for each page of the blocks that come.
+fn check_page_sizes(change: &ViewChange, host: PageSize) -> Result<(), KvmError> {
+    let blocks = change.added.iter().filter_map(Section::ram);
+    match blocks.map(|block| (block, block.page_size())).find(|(_, page)| *page != host) {
+        Some((block, page)) => Err(KvmError::PageSize {
+            block: block.id().to_owned(),
+            found: page.bytes(),
+            host: host.bytes(),
+        }),
+        None => Ok(()),
+    }
+}
+
 impl<E: Entries> Slots<E> {
     /// Applies `change`, or leaves the slots as they were.
     pub(crate) fn commit(
@@ -59,6 +72,7 @@ impl<E: Entries> Slots<E> {
         vm: &impl SlotCalls,
         change: &ViewChange,
     ) -> Result<(), KvmError> {
+        check_page_sizes(change, self.page)?;
         let removed: Vec<u64> = change
             .removed
             .iter()

@@ -33,15 +33,18 @@ pub struct RamBlockBuilder {
     id: String,
     len: u64,
     max: u64,
+    page_size: PageSize,
     huge: HugePages,
 }
 
 impl RamBlockBuilder {
     pub(crate) fn new(id: &str, len: u64) -> Self {
-        Self { id: id.to_owned(), len, max: len, huge: HugePages::Default }
+        let page_size = PageSize::host();
+        Self { id: id.to_owned(), len, max: len, page_size, huge: HugePages::Default }
     }
 
-    /// Reserves addresses and bitmaps for `max` bytes, a multiple of the page size, so that the
+    /// Reserves addresses and bitmaps for `max` bytes, a multiple of the [page
+    /// size](Self::page_size), so that the
     /// block can [grow](RamBlock::resize). What is not used takes no memory, except for pages of
     /// the [pool](HugePages::Pool). The reserved part of a file belongs to the block, which zeroes
     /// it when it grows.
@@ -50,6 +53,28 @@ impl RamBlockBuilder {
     /// all that is reserved at once, bitmaps included, unless `MCL_ONFAULT` is given too.
     pub fn max_len(mut self, max: u64) -> Self {
         self.max = max;
+        self
+    }
+
+    /// Tracks the block's memory in pages of `page_size`, of which its length is a multiple: from 64
+    /// bytes up, for RAM of a few KiB, a display whose damage is known to parts of a line, or code
+    /// that shares pages with data. Without this they are the host's pages.
+    ///
+    /// An accelerator logs in pages of the host, and refuses a block with others; so does a
+    /// migration if they are smaller than those of its stream. Bitmaps take a bit for each page, and
+    /// stores by a [`RamPage`](crate::RamPage) that is larger are marked each.
+    ///
+    /// ```
+    /// use ram_block::{DirtyClient, PageSize, RamBlock};
+    ///
+    /// let ram = RamBlock::builder("nes.ram", 2048).page_size(PageSize::new(64)?).anonymous()?;
+    /// let log = ram.dirty().claim(DirtyClient::VGA)?;
+    /// ram.write(130, &[1])?;
+    /// assert!(log.snapshot_and_clear(0..ram.pages())?.commit().is_dirty(2));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn page_size(mut self, page_size: PageSize) -> Self {
+        self.page_size = page_size;
         self
     }
 
@@ -69,7 +94,7 @@ impl RamBlockBuilder {
     /// [`RamBlockError::Map`], and [`RamBlockError::HostAddresses`] on 32-bit hosts.
     pub fn anonymous(self) -> Result<Arc<RamBlock>, RamBlockError> {
         let huge = self.huge;
-        self.finish(|max| Mapping::anonymous_of(max, huge))
+        self.finish(|_, reserved| Mapping::anonymous_of(reserved, huge))
     }
 
     /// Memory in a memory file, which another process can map through
@@ -82,7 +107,7 @@ impl RamBlockBuilder {
     pub fn memfd(self) -> Result<Arc<RamBlock>, RamBlockError> {
         self.require_files("memory file")?;
         let huge = self.huge;
-        self.finish(|max| Mapping::memfd(max, huge))
+        self.finish(|_, reserved| Mapping::memfd(reserved, huge))
     }
 
     /// The bytes of `file` from `offset` on, which is a multiple of the page size; writes go to the
@@ -100,7 +125,7 @@ impl RamBlockBuilder {
         self.require_files("mapping of a file")?;
         self.check_file(&file, offset)?;
         let huge = self.huge;
-        self.finish(|max| Mapping::file(file, offset, max, huge))
+        self.finish(|_, reserved| Mapping::file(file, offset, reserved, huge))
     }
 
     /// As [`file`](Self::file), but pages are copied when they are first written, so that the file
@@ -113,7 +138,7 @@ impl RamBlockBuilder {
         self.require_files("copy of a mapped file")?;
         self.check_file(file, offset)?;
         let huge = self.huge;
-        self.finish(|max| Mapping::file_private(file, offset, max, huge))
+        self.finish(|_, reserved| Mapping::file_private(file, offset, reserved, huge))
     }
 
     /// The caller's memory from `start` on, page-aligned; `owner` is dropped when the
@@ -142,7 +167,7 @@ impl RamBlockBuilder {
             return Err(RamBlockError::Address { id: self.id, address, page });
         }
         // SAFETY: as this function demands.
-        self.finish(|max| Ok(unsafe { Mapping::from_raw(start, max, owner) }))
+        self.finish(|max, _| Ok(unsafe { Mapping::from_raw(start, max, owner) }))
     }
 
     /// Refuses `what` where files cannot be mapped.
@@ -178,15 +203,16 @@ impl RamBlockBuilder {
         }
     }
 
+    /// Makes the block; `map` maps its memory, given its bytes, and those of the host's pages that
+    /// they take.
     fn finish(
         self,
-        map: impl FnOnce(usize) -> io::Result<Mapping>,
+        map: impl FnOnce(usize, usize) -> io::Result<Mapping>,
     ) -> Result<Arc<RamBlock>, RamBlockError> {
-        let Self { id, len, max, .. } = self;
+        let Self { id, len, max, page_size, .. } = self;
         if id.is_empty() || id.len() > MAX_ID_LEN {
             return Err(RamBlockError::Id { len: id.len() });
         }
-        let page_size = PageSize::host();
         if let Some(len) = [len, max].into_iter().find(|n| *n == 0 || !page_size.is_aligned(*n)) {
             return Err(RamBlockError::Length { len, page: page_size.bytes() });
         }
@@ -195,11 +221,14 @@ impl RamBlockBuilder {
         }
         // Slices of 32-bit hosts have half of the addresses; longer ones of others cannot be mapped.
         let most = if usize::BITS < u64::BITS { (usize::MAX / 2) as u64 } else { u64::MAX };
-        let Some(bytes) = usize::try_from(max).ok().filter(|_| max <= most) else {
+        let reserved = max.checked_next_multiple_of(PageSize::host().bytes());
+        let reserved = reserved.filter(|reserved| *reserved <= most);
+        let narrow = |bytes: u64| usize::try_from(bytes).ok();
+        let Some((bytes, reserved)) = narrow(max).zip(reserved.and_then(narrow)) else {
             return Err(RamBlockError::HostAddresses { id, len: max, bits: usize::BITS });
         };
-        match map(bytes) {
-            Ok(mapping) => Ok(RamBlock::of(id, len, mapping)),
+        match map(bytes, reserved) {
+            Ok(mapping) => Ok(RamBlock::of(id, (len, max), page_size, mapping)),
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                 Err(RamBlockError::Permission { id, source })
             }

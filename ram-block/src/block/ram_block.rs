@@ -21,19 +21,26 @@ use crate::sys::volatile::VolatileBytes;
 #[derive(Debug)]
 pub struct RamBlock {
     id: String,
-    /// All that is reserved; `dirty` has the length that is in use.
+    /// All that is reserved, in whole pages of the host unless it is the caller's; `dirty` has the
+    /// length that is in use.
     mapping: Mapping,
+    max_len: u64,
     dirty: Arc<DirtyMemory>,
     resizing: Mutex<()>,
 }
 
 impl RamBlock {
-    /// A block that uses `len` bytes of `mapping`; the rest is reserved.
-    pub(crate) fn of(id: String, len: u64, mapping: Mapping) -> Arc<Self> {
-        let page_size = PageSize::host();
-        let max = page_size.count(mapping.len() as u64);
-        let dirty = DirtyMemory::with_room(page_size.count(len), max, page_size);
-        Arc::new(Self { id, mapping, dirty, resizing: Mutex::new(()) })
+    /// A block that uses `len` bytes of `mapping`, and up to `max_len` later, which are whole pages
+    /// of `page_size` bytes.
+    pub(crate) fn of(
+        id: String,
+        (len, max_len): (u64, u64),
+        page_size: PageSize,
+        mapping: Mapping,
+    ) -> Arc<Self> {
+        let pages = (page_size.count(len), page_size.count(max_len));
+        let dirty = DirtyMemory::with_room(pages.0, pages.1, page_size);
+        Arc::new(Self { id, mapping, max_len, dirty, resizing: Mutex::new(()) })
     }
 
     /// The name in a migration stream.
@@ -50,7 +57,7 @@ impl RamBlock {
 
     /// The length that the block can be [resized](Self::resize) to, in bytes.
     pub fn max_len(&self) -> u64 {
-        self.mapping.len() as u64
+        self.max_len
     }
 
     /// The length in pages.
@@ -59,7 +66,8 @@ impl RamBlock {
         self.dirty.pages()
     }
 
-    /// The page size of the block's bitmaps: the host's.
+    /// The page size of the block's bitmaps: the host's, unless the block was
+    /// [built](crate::RamBlockBuilder::page_size) with another.
     #[inline]
     pub fn page_size(&self) -> PageSize {
         self.dirty.page_size()
@@ -150,9 +158,15 @@ impl RamBlock {
     fn zero_but_code(&self, bytes: Range<u64>) -> Result<(), RamBlockError> {
         let Range { start: offset, end } = bytes;
         let len = end - offset;
-        let result = match self.mapping.discard(index(offset)..index(end)) {
+        // What is no whole page of the host cannot be given back.
+        let host = PageSize::host();
+        let first = (host.count(offset) * host.bytes()).min(end);
+        let last = (host.page_of(end) * host.bytes()).max(first);
+        self.write_zeros(offset..first);
+        self.write_zeros(last..end);
+        let result = match self.mapping.discard(index(first)..index(last)) {
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
-                self.write_zeros(offset..end);
+                self.write_zeros(first..last);
                 Ok(())
             }
             result => result,
@@ -195,9 +209,10 @@ impl RamBlock {
     /// memory; some of the pages may be allocated then.
     pub fn populate(&self, range: Range<u64>) -> Result<(), RamBlockError> {
         self.check_range(&range)?;
-        let page = self.page_size();
+        let page = PageSize::host();
         let touched = page.pages_spanned(range.start, range.end - range.start);
-        let bytes = index(touched.start * page.bytes())..index(touched.end * page.bytes());
+        let end = index(touched.end * page.bytes()).min(self.mapping.len());
+        let bytes = index(touched.start * page.bytes())..end;
         self.mapping.populate(bytes).map_err(|source| {
             let (id, offset, len) = (self.id.clone(), range.start, range.end - range.start);
             RamBlockError::Populate { id, offset, len, source }

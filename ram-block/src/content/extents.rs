@@ -5,6 +5,7 @@ use std::iter::FusedIterator;
 use std::ops::Range;
 
 use crate::block::ram_block::RamBlock;
+use crate::page::PageSize;
 use crate::sys::data::Data;
 use crate::sys::mapping::Mapping;
 
@@ -59,7 +60,7 @@ impl RamBlock {
     /// # Ok::<(), ram_block::RamBlockError>(())
     /// ```
     pub fn data_extents(&self, range: Range<u64>) -> DataExtents<'_> {
-        let page = self.page_size();
+        let page = PageSize::host();
         let range = range.start..range.end.min(self.len());
         let (mut at, mut end) = (range.end, range.end);
         if !range.is_empty() {

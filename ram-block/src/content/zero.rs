@@ -58,9 +58,9 @@ impl RamBlock {
         Ok(())
     }
 
-    /// Zeroes bytes of the block page by page, where they are not zero.
+    /// Zeroes bytes of the block, by pages of the host, where they are not zero.
     fn zero_part(&self, part: Range<u64>) {
-        let page = self.page_size();
+        let page = PageSize::host();
         let up = |at: u64| page.count(at) * page.bytes();
         // Whole pages by masks, and the rest at both ends byte by byte.
         let whole = up(part.start)..page.page_of(part.end) * page.bytes();

@@ -10,6 +10,7 @@ use crate::io::receive::ReceiveList;
 use crate::io::segments::{Bytes, Segment, Segments};
 use crate::io::send::SendList;
 use crate::io::vectored::{IoSlice, IoSliceMut, Stream, UIO_MAXIOV};
+use crate::page::PageSize;
 
 impl SendList<'_> {
     fn sources(&self) -> impl Iterator<Item = IoSlice<'_>> {
@@ -123,7 +124,7 @@ impl<B: Bytes> Segment<B> {
         if !block.may_vanish() {
             return None;
         }
-        let page = block.page_size();
+        let page = PageSize::host();
         let pages = page.pages_spanned(range.start, range.end - range.start);
         let mut firsts = pages.map(|n| (n * page.bytes()).max(range.start));
         let gone = firsts.find(|at| copy_out(block, *at, &mut [0]).is_err())?;

@@ -6,7 +6,7 @@ use integration_tests::harness::Test;
 use kvm_accel::{KvmConfig, KvmError, SlotInfo};
 use machines::guest::{DATA, programs};
 use memory_region::MapError;
-use ram_block::{DirtyClient, RamBlock};
+use ram_block::{DirtyClient, PageSize, RamBlock};
 
 use super::machine::{Machine, Recorder, wait_until};
 
@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
         "a_full_slot_table_refuses_the_map_and_keeps_the_guest",
         a_full_slot_table_refuses_the_map_and_keeps_the_guest,
     ),
+    ("a_block_of_smaller_pages_is_refused", a_block_of_smaller_pages_is_refused),
     ("kvms_refusal_takes_the_commit_back", kvms_refusal_takes_the_commit_back),
     ("a_guest_runs_on_while_its_code_is_remapped", a_guest_runs_on_while_its_code_is_remapped),
 ];
@@ -112,6 +113,28 @@ fn a_full_slot_table_refuses_the_map_and_keeps_the_guest() {
     let beat = machine.words::<1>(DATA);
     wait_until("the next pass", || machine.words::<1>(DATA) != beat);
     guest.stop().unwrap();
+}
+
+fn a_block_of_smaller_pages_is_refused() {
+    let machine = Machine::new(16 << 20);
+    let before = machine.vm.slots();
+    for bytes in [64, 2 << 20] {
+        let size = PageSize::new(bytes).unwrap();
+        let block = RamBlock::builder("other", 4 << 20).page_size(size).anonymous().unwrap();
+        let refused = machine.memory.transaction(|map| {
+            let other = map.ram("other", block)?;
+            map.add_subregion(machine.system, 0xe000_0000, other)
+        });
+        let refused = refused.unwrap_err();
+        let found = match reason(&refused) {
+            KvmError::PageSize { found, .. } => *found,
+            other => panic!("{other}"),
+        };
+        assert_eq!(found, bytes);
+        assert_eq!(machine.vm.slots(), before);
+    }
+    machine.store(3, &[9 << 20]);
+    assert_eq!(machine.words::<1>(9 << 20), [3]);
 }
 
 fn kvms_refusal_takes_the_commit_back() {
