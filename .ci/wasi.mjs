@@ -1,8 +1,10 @@
 // Runs a WebAssembly program with WASI: `node .ci/wasi.mjs PROGRAM ARGUMENTS...`. Cargo's runner.
 import { readFile } from "node:fs/promises";
-import { argv, env, exit } from "node:process";
+import process from "node:process";
 import { WASI } from "node:wasi";
 
-const wasi = new WASI({ version: "preview1", args: argv.slice(2), env, preopens: {} });
-const program = await WebAssembly.compile(await readFile(argv[2]));
-exit(wasi.start(await WebAssembly.instantiate(program, wasi.getImportObject())));
+const [, , file, ...args] = process.argv;
+const wasi = new WASI({ version: "preview1", args: [file, ...args], env: process.env });
+const program = await WebAssembly.compile(await readFile(file));
+// Not `process.exit`, which crashes now and then while V8 still compiles.
+process.exitCode = wasi.start(await WebAssembly.instantiate(program, wasi.getImportObject()));

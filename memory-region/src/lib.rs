@@ -23,6 +23,12 @@
 //! Processors that are interpreted access memory through a [`Tlb`], at about the cost of an array.
 //! [`MemoryMap::mtree`] and [`MemoryMap::flat_views`] print what is there.
 //!
+//! # Hosts and features
+//!
+//! All of this is the same on every host, but that Linux alone has eventfds, and so a value of
+//! [`IoEventFd`]. The default feature `vm-memory`, for which see `ram_block`, makes an address space
+//! vm-memory's `GuestAddressSpace`, and on Linux brings the log that vhost-user shares.
+//!
 //! # Example
 //!
 //! ```
@@ -64,7 +70,7 @@ mod view;
 
 pub use cpu::tlb::Tlb;
 pub use device::dispatch::DeviceRegion;
-pub use device::ioeventfd::{CoalescedRange, IoEventFd};
+pub use device::ioeventfd::{CoalescedRange, EventFd, IoEventFd};
 pub use device::iommu::{Iommu, Translation};
 pub use device::mmio::{AccessSizes, Endianness, MmioAccess, MmioDevice};
 pub use error::{AccessError, ListenerError, MapError};
@@ -73,6 +79,7 @@ pub use fault::trap::Trap;
 pub use fault::watchpoint::{Watchpoint, WatchpointKind};
 pub use listener::change::{GlobalLogChange, ListDiff, LogChange, MemoryListener, ViewChange};
 pub use listener::external_log::{ExternalDirtyLog, ExternalDirtyLogListener};
+#[cfg(all(feature = "vm-memory", target_os = "linux"))]
 pub use listener::vhost_log::VhostLog;
 pub use map::global_log_claim::GlobalLogClaim;
 pub use map::log_claim::LogClaim;
@@ -84,7 +91,9 @@ pub use region_id::RegionId;
 pub use transaction::regions::Transaction;
 pub use view::address_space::AddressSpace;
 pub use view::flat_view::FlatView;
+#[cfg(feature = "vm-memory")]
 pub use view::guest_ram::{GuestRam, GuestRamRegion};
 pub use view::section::{Section, SectionTarget};
 /// The crates whose types appear in this one's.
+#[cfg(target_os = "linux")]
 pub use vmm_sys_util;

@@ -233,6 +233,7 @@ fn names_get_numbers_of_their_own_in_a_map_without_blocks() {
 
 /// A number that was free may be claimed in another map before this one's commit has it: the next
 /// one is tried then.
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn names_that_race_in_two_maps_get_a_number_each() {
     let block = block("shared");
@@ -457,6 +458,7 @@ fn of_refused_logs_those_that_can_stop_do() {
 }
 
 /// Each harvest of a region's log asks for its own block, and re-arms its own pages.
+#[cfg(target_pointer_width = "64")] // two blocks of 3 GiB
 #[test]
 fn each_harvest_syncs_and_rearms_the_pages_of_its_block() {
     let map = MemoryMap::new();

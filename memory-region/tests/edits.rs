@@ -1,4 +1,5 @@
 //! Regions that change: where they are, how large, who answers.
+#![cfg(all(target_os = "linux", feature = "vm-memory"))]
 
 use std::sync::{Arc, Mutex};
 

@@ -1,4 +1,5 @@
 //! Accesses that go on elsewhere.
+#![cfg(all(target_os = "linux", feature = "vm-memory"))]
 
 use std::sync::{Arc, Mutex, OnceLock};
 

@@ -503,6 +503,7 @@ fn a_snapshot_syncs_first_and_takes_one_clients_pages_of_exactly_the_range() {
     assert!(matches!(beyond, Err(MapError::ByteRange { .. })));
 }
 
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn readers_see_one_whole_view_while_a_writer_commits() {
     struct Tag(u8);
@@ -554,6 +555,7 @@ fn readers_see_one_whole_view_while_a_writer_commits() {
 }
 
 /// A commit that is under way keeps no reader waiting, however long it takes.
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn readers_go_on_while_a_commit_waits_for_them() {
     struct Waits<'a>(&'a std::sync::atomic::AtomicU64);

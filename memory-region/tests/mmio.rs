@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
+#[cfg(target_os = "linux")]
 use memory_region::vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use memory_region::{
-    AccessError, AccessSizes, AddressSpace, Endianness, IoEventFd, MapError, MemoryMap, MmioAccess,
-    MmioDevice, RegionId,
+    AccessError, AccessSizes, AddressSpace, Endianness, MemoryMap, MmioAccess, MmioDevice, RegionId,
 };
+#[cfg(target_os = "linux")]
+use memory_region::{IoEventFd, MapError};
 use proptest::prelude::*;
 
 const SIZE: usize = 64;
@@ -276,6 +278,7 @@ fn a_device_that_reaches_itself_is_answered() {
 }
 
 /// While one thread is in the handler, another's access arrives.
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn other_threads_reach_a_device_that_is_busy() {
     struct Meets(std::sync::Barrier);
@@ -299,6 +302,7 @@ fn other_threads_reach_a_device_that_is_busy() {
     });
 }
 
+#[cfg(panic = "unwind")]
 #[test]
 fn a_handler_that_panics_has_left() {
     struct Panics;
@@ -319,15 +323,18 @@ fn a_handler_that_panics_has_left() {
     assert_eq!(read(0x100).unwrap(), 7);
 }
 
+#[cfg(target_os = "linux")] // has eventfds
 fn event(address: u64, size: u8, datamatch: Option<u64>) -> IoEventFd {
     IoEventFd { address, size, datamatch, fd: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()) }
 }
 
+#[cfg(target_os = "linux")] // has eventfds
 /// How often it was signalled since the last call.
 fn signals(event: &IoEventFd) -> u64 {
     event.fd.read().unwrap_or(0)
 }
 
+#[cfg(target_os = "linux")] // has eventfds
 #[test]
 fn a_write_that_matches_signals_instead_of_the_handler() {
     let device = Arc::new(Calls::default());
@@ -361,6 +368,7 @@ fn a_write_that_matches_signals_instead_of_the_handler() {
 }
 
 /// One that could never be signalled, or that an accelerator could not tell from another.
+#[cfg(target_os = "linux")] // has eventfds
 #[test]
 fn an_eventfd_that_is_no_doorbell_is_refused() {
     let valid = AccessSizes::aligned(2, 4);
@@ -415,6 +423,7 @@ fn an_eventfd_that_is_no_doorbell_is_refused() {
 }
 
 /// The value is the register's; on the bus, where accelerators look, it is bytes.
+#[cfg(target_os = "linux")] // has eventfds
 #[test]
 fn a_value_to_match_has_the_byte_order_of_the_device() {
     for (endianness, bytes, on_bus) in
@@ -437,6 +446,7 @@ fn a_value_to_match_has_the_byte_order_of_the_device() {
 
 /// A long write is looked at as the device takes it: what is for a doorbell rings it, and the
 /// rest arrives.
+#[cfg(target_os = "linux")] // has eventfds
 #[test]
 fn a_long_write_rings_and_goes_on() {
     let valid = AccessSizes::aligned(1, 4);
@@ -461,6 +471,7 @@ fn a_long_write_rings_and_goes_on() {
 }
 
 /// A device may ring its own doorbell; what is not for it is not carried out.
+#[cfg(target_os = "linux")] // has eventfds
 #[test]
 fn a_device_that_rings_its_own_doorbell_is_heard() {
     let device = UsesBus::new(0x110);
@@ -473,6 +484,7 @@ fn a_device_that_rings_its_own_doorbell_is_heard() {
     assert_eq!(signals(&bell), 1);
 }
 
+#[cfg(target_os = "linux")] // has eventfds
 #[test]
 fn gathered_ranges_are_those_that_show() {
     let (map, region, space) = space_of(Arc::new(Calls::default()));
@@ -494,12 +506,14 @@ fn gathered_ranges_are_those_that_show() {
     }
 }
 
+#[cfg(target_os = "linux")] // has eventfds
 #[derive(Clone, Debug)]
 enum Tell {
     Gather(Vec<std::ops::Range<u64>>),
     Ring(u64, u8),
 }
 
+#[cfg(target_os = "linux")] // has eventfds
 proptest! {
     #![proptest_config(
         ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]

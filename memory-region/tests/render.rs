@@ -2,9 +2,8 @@
 //! region answers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 
-use memory_region::vmm_sys_util::eventfd::EventFd;
 use memory_region::{
     AddressSpace, CoalescedRange, FlatView, IoEventFd, ListDiff, ListenerError, MapError,
     MemoryListener, MemoryMap, MmioDevice, RegionId, Section, SectionTarget, Transaction,
@@ -297,7 +296,14 @@ fn change(
             let range = first * scale..end.unwrap_or(u64::MAX);
             return map.set_coalescing(tree[region % count].id, &[range]);
         }
+        #[cfg(not(target_os = "linux"))] // has no eventfds
+        Step::Signal { region: _region, at: _at } => return Ok(()),
+        #[cfg(target_os = "linux")]
         Step::Signal { region, at } => {
+            use std::sync::LazyLock;
+
+            use memory_region::vmm_sys_util::eventfd::EventFd;
+
             static FD: LazyLock<Arc<EventFd>> =
                 LazyLock::new(|| Arc::new(EventFd::new(0).unwrap()));
             let fd = FD.clone();

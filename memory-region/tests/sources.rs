@@ -1,4 +1,5 @@
 //! Writers that log by guest address.
+#![cfg(all(target_os = "linux", feature = "vm-memory"))]
 
 use std::collections::BTreeSet;
 use std::ops::Range;

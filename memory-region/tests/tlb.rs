@@ -1,8 +1,12 @@
 //! A TLB does what the address space does, whatever is committed, harvested and watched meanwhile.
 
 use std::collections::BTreeSet;
+#[cfg(not(target_family = "wasm"))]
+use std::sync::OnceLock;
+#[cfg(not(target_family = "wasm"))]
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
+#[cfg(not(target_family = "wasm"))]
 use std::thread;
 
 use memory_region::{AccessError, AddressSpace, MemoryMap, MmioDevice, RegionId, Tlb};
@@ -340,6 +344,7 @@ proptest! {
 
 /// Two harts store and add, while clients come and go and mirror the memory by their harvests: in
 /// the end each mirror is the memory.
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn mirrors_of_what_harts_store_are_complete() {
     let machine = Machine::new();
@@ -415,6 +420,7 @@ fn a_commit_is_followed_by_the_next_access() {
 
 /// A page that is watched again while its write is reported is reported at the next write, though
 /// the watch itself had nothing to change.
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn a_page_that_is_watched_during_its_report_is_reported_again() {
     let map = MemoryMap::new();
@@ -469,6 +475,7 @@ fn an_atomic_access_that_is_refused_does_not_read_the_device() {
 /// Two harts load, fetch and store through a bank that a third thread switches, while a fourth
 /// harvests: what a hart finds is the bank of the last switch that it knows of, or of a later one,
 /// and each of its stores is in a harvest.
+#[cfg(not(target_family = "wasm"))] // threads
 #[test]
 fn harts_find_the_bank_that_was_switched_to() {
     const BANKS: u64 = 64;

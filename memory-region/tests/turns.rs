@@ -1,4 +1,5 @@
 //! Who may call what from where: nothing waits for itself.
+#![cfg(not(target_family = "wasm"))] // has no threads
 
 #[path = "../../tests/machines/src/deadline.rs"]
 mod deadline;

@@ -2,12 +2,17 @@
 
 use std::cmp::Ordering;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
+#[cfg(target_os = "linux")]
+pub use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::mmio::Endianness;
+
+/// Linux's alone (`eventfd(2)`): no value of it can be made on this host.
+#[cfg(not(target_os = "linux"))]
+#[derive(Debug)]
+pub enum EventFd {}
 
 /// An eventfd that is signalled by certain writes, instead of the device's handler: a
 /// virtio queue's doorbell. With an accelerator the guest does not even exit.
@@ -16,6 +21,8 @@ use crate::device::mmio::Endianness;
 /// also those of the same vCPU. A thread that is woken by it and needs these writes has to flush
 /// them from the accelerator first. As soon as a commit notifies listeners of it, writes may
 /// signal it, also if a listener refuses the commit in the end.
+///
+/// On hosts other than Linux there is no [`EventFd`] to make one of.
 #[derive(Clone, Debug)]
 pub struct IoEventFd {
     /// Where: in a region its offset, in a view its address. In bytes.
@@ -33,7 +40,17 @@ pub struct IoEventFd {
 
 impl IoEventFd {
     fn key(&self) -> (u64, u8, Option<u64>, i32) {
-        (self.address, self.size, self.datamatch, self.fd.as_raw_fd())
+        (self.address, self.size, self.datamatch, self.descriptor())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn descriptor(&self) -> i32 {
+        std::os::fd::AsRawFd::as_raw_fd(&*self.fd)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn descriptor(&self) -> i32 {
+        match *self.fd {}
     }
 
     /// The bytes whose writes must not be coalesced, so that they signal the eventfd.
@@ -49,6 +66,12 @@ impl IoEventFd {
             && self.datamatch.is_none_or(|value| value == order.value(data))
     }
 
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn signal(&self, _name: &str) {
+        match *self.fd {}
+    }
+
+    #[cfg(target_os = "linux")]
     pub(crate) fn signal(&self, name: &str) {
         // Fails if the counter is full: the reader is behind by 2^64, but not asleep.
         if let Err(error) = self.fd.write(1) {

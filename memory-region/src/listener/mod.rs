@@ -6,4 +6,5 @@ pub(crate) mod diff;
 pub(crate) mod external_log;
 pub(crate) mod log_batch;
 pub(crate) mod notify;
+#[cfg(all(feature = "vm-memory", target_os = "linux"))]
 pub(crate) mod vhost_log;

@@ -1,9 +1,11 @@
 //! What a bus sees: sections, sorted, without overlap.
 
+#[cfg(feature = "vm-memory")]
 use std::sync::OnceLock;
 
 use crate::device::ioeventfd::{CoalescedRange, IoEventFd};
 use crate::region_id::RegionId;
+#[cfg(feature = "vm-memory")]
 use crate::view::guest_ram::GuestRam;
 use crate::view::index::LookUp;
 use crate::view::section::{Route, Section};
@@ -18,6 +20,7 @@ pub struct FlatView {
     ioeventfds: Vec<IoEventFd>,
     coalesced: Vec<CoalescedRange>,
     /// Made at the first call of `ram`.
+    #[cfg(feature = "vm-memory")]
     ram: OnceLock<GuestRam>,
 }
 
@@ -31,6 +34,7 @@ impl FlatView {
         debug_assert!(coalesced.windows(2).all(|pair| pair[0].last < pair[1].start));
         Self {
             look_up: LookUp::new(sections.iter().map(|section| section.last).collect()),
+            #[cfg(feature = "vm-memory")]
             ram: OnceLock::new(),
             sections: sections.into_boxed_slice(),
             ioeventfds,
@@ -95,7 +99,8 @@ impl FlatView {
 
     /// The RAM that can be written, but for the last page of the 64-bit space, for those who
     /// want vm-memory's `GuestMemoryBackend`. The view itself is a vm-memory `GuestMemory`,
-    /// of which ROM can be read too.
+    /// of which ROM can be read too. With the feature `vm-memory`.
+    #[cfg(feature = "vm-memory")]
     pub fn ram(&self) -> &GuestRam {
         self.ram.get_or_init(|| GuestRam::new(&self.sections))
     }

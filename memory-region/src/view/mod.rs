@@ -5,7 +5,9 @@ pub(crate) mod access;
 pub(crate) mod address_space;
 pub(crate) mod flat_view;
 pub(crate) mod generation;
+#[cfg(feature = "vm-memory")]
 pub(crate) mod guest_ram;
 pub(crate) mod index;
 pub(crate) mod section;
+#[cfg(feature = "vm-memory")]
 pub(crate) mod vm_memory;

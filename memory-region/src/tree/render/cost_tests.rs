@@ -189,6 +189,7 @@ fn many_small_windows_into_a_large_tree_are_cheap() {
 }
 
 /// However deep: built, printed, refused and dropped, on a small stack.
+#[cfg(not(target_family = "wasm"))] // has no threads
 #[test]
 fn depth_overflows_no_stack() {
     const DEEP: u32 = 20_000;
