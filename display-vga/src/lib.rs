@@ -16,6 +16,13 @@
 //!   guest --stores--> video memory --dirty pages--^    \--> damage
 //! ```
 //!
+//! # Hosts
+//!
+//! The device, the screen and PNG files are there on every host, in a browser too: there a VGA is
+//! given its clock ([`Vga::with_clock`]). `TerminalView` (feature `terminal`, a default) needs Unix
+//! or Windows, and is left out elsewhere. `window` and `vnc`, which are asked for by name, are
+//! refused by the compiler where they cannot be had: WebAssembly, and all hosts but Linux.
+//!
 //! # Example
 //!
 //! ```
@@ -69,6 +76,12 @@
 //! The vertical retrace lasts until the next frame begins: a guest whose port reads exit to the
 //! VMM would miss one of the real length.
 
+#[cfg(all(feature = "vnc", not(target_os = "linux")))]
+compile_error!("the feature `vnc` of display-vga needs Linux: its poll and its TCP timeouts");
+#[cfg(all(feature = "window", target_family = "wasm"))]
+compile_error!("the feature `window` of display-vga needs an operating system with windows");
+
+mod clock;
 mod device;
 mod draw;
 mod font;
@@ -89,11 +102,11 @@ pub use modes::mode::Mode;
 pub use output::input::InputEvent;
 #[cfg(feature = "png")]
 pub use output::png::{PngError, write_png};
-#[cfg(feature = "terminal")]
+#[cfg(all(feature = "terminal", any(unix, windows)))]
 pub use output::terminal::TerminalView;
-#[cfg(feature = "vnc")]
+#[cfg(all(feature = "vnc", target_os = "linux"))]
 pub use output::vnc::{VncBuilder, VncError, VncEvent, VncListener, VncServer};
-#[cfg(feature = "window")]
+#[cfg(all(feature = "window", not(target_family = "wasm")))]
 pub use output::window::{WindowError, WindowView};
 pub use picture::surface::{Rect, Surface, SurfaceError};
 pub use picture::text_screen::{TextCell, TextCursor, TextScreen};

@@ -1,6 +1,8 @@
 //! Rate-limits log records that a guest or a viewer can cause without end.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Instant;
 
 /// The least time between two records of one kind.
 const INTERVAL: Duration = Duration::from_secs(60);

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ram_block::{RamBlock, RamBlockError};
 use thiserror::Error;
 
+use crate::clock::Instant;
 use crate::device::edid::{Edid, EdidError};
 use crate::device::graphics_controller::Direct;
 use crate::device::state::{self, StateError};
@@ -116,6 +117,9 @@ impl Vga {
     }
 
     /// A VGA whose video memory is `vram`.
+    ///
+    /// In WebAssembly without an operating system no time passes for it, and guests that wait for a
+    /// retrace wait for ever: use [`with_clock`](Self::with_clock) there.
     ///
     /// # Errors
     ///

@@ -1,10 +1,10 @@
 //! The low window in the memory map: an alias of video memory where the mode allows it.
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use memory_region::{MapError, MemoryMap, RegionId};
 
+use crate::clock::Instant;
 use crate::device::graphics_controller::Direct;
 use crate::rare_log::RareLog;
 

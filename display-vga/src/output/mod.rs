@@ -3,9 +3,9 @@
 pub(crate) mod input;
 #[cfg(feature = "png")]
 pub(crate) mod png;
-#[cfg(feature = "terminal")]
+#[cfg(all(feature = "terminal", any(unix, windows)))]
 pub(crate) mod terminal;
-#[cfg(feature = "vnc")]
+#[cfg(all(feature = "vnc", target_os = "linux"))]
 pub(crate) mod vnc;
-#[cfg(feature = "window")]
+#[cfg(all(feature = "window", not(target_family = "wasm")))]
 pub(crate) mod window;

@@ -8,12 +8,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use memory_region::{LogClaim, MapError, MemoryMap, RegionId};
 use ram_block::{DirtyClient, DirtySnapshot, RamBlockError};
 use thiserror::Error;
 
+use crate::clock::Instant;
 use crate::device::vga::{Shown, Vga};
 use crate::draw::linear;
 use crate::draw::painter::Painter;
