@@ -105,6 +105,9 @@ pub enum SendError {
     /// Channel packets support only pages of 4 KiB.
     #[error("Channels carry pages of 4096 bytes, {page} were asked for")]
     ChannelPageSize { page: u64 },
+    /// The host lacks something that was asked for: threads for channels, or a clock.
+    #[error("This host has no {what}, which {by} need")]
+    Unsupported { what: &'static str, by: &'static str },
     /// The stream's pages must divide the host's.
     #[error("The stream's pages of {page} bytes do not divide the host's of {host}")]
     PageSize { page: u64, host: u64 },
@@ -191,6 +194,9 @@ pub enum ReceiveError {
     /// More channels than the limit of 16.
     #[error("A migration has at most 16 channels, {channels} were given")]
     TooManyChannels { channels: usize },
+    /// The host has no threads, which channels need.
+    #[error("This host has no threads, which {channels} channels need")]
+    NoThreads { channels: usize },
     /// The return path cannot be written.
     #[error("The sender cannot be answered")]
     ReturnPath { source: io::Error },

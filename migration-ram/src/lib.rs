@@ -16,6 +16,14 @@
 //!   guest runs until the last round                    receive --> RamBlocks
 //! ```
 //!
+//! # Hosts
+//!
+//! On Linux guest memory is sent to sockets, pipes and files without a copy, and received so;
+//! [`Socket`], [`Listener`] and all deadlines are there. On other hosts the same types of `std` are
+//! written and read through a buffer, and block without a deadline, as any other `Write` and `Read`
+//! in [`Buffered`] do. WebAssembly has no threads for channels, and without an operating system no
+//! clock: all times are zero then, and a bandwidth limit is refused ([`SendError::Unsupported`]).
+//!
 //! # Example
 //!
 //! ```
@@ -47,6 +55,7 @@ mod converge;
 mod devices;
 mod error;
 mod forecast;
+mod host;
 mod locks;
 mod pages;
 mod receive;
@@ -72,6 +81,7 @@ pub use send::{Cancel, Migrated, Precopy};
 pub use status::progress::{MigrationStatus, Progress, QueryMigrate, QueryMigrateRam};
 pub use status::stats::{DowntimeParts, MigrationStats, RoundStats};
 pub use wire::deadline::Deadlines;
+#[cfg(target_os = "linux")]
 pub use wire::socket::{Address, AddressError, Listener, Socket, SocketError};
 pub use wire::transport::{
     Buffered, IncomingChannels, OutgoingChannels, ReadTransport, ShutdownHandle, WriteTransport,

@@ -6,8 +6,9 @@ use std::error::Error;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::host::Instant;
 use crate::locks::{lock, unpoisoned};
 
 /// How long the vCPUs run between two pauses: QEMU's time slice.

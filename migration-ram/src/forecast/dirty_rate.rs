@@ -4,13 +4,14 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use memory_region::{GlobalLogClaim, MapError, MemoryMap};
 use ram_block::{DirtyClient, DirtyError, PageSet, RamBlock};
 use thiserror::Error;
 
 use crate::forecast::report::{BlockDirtyRate, DirtyRateReport, DirtySample};
+use crate::host::{HAS_CLOCK, Instant};
 
 /// The earliest sample of [`DirtyRate::measure`].
 const MIN_SAMPLE_TIME: Duration = Duration::from_millis(10);
@@ -26,6 +27,9 @@ const MAX_GAP: u64 = 1 << 13;
 #[non_exhaustive]
 #[allow(missing_docs)] // of fields: the messages say what they are
 pub enum DirtyRateError {
+    /// The host has no clock to measure by.
+    #[error("This host has no clock, which a rate is measured by")]
+    NoClock,
     /// The dirty log cannot be switched on or read, or all client numbers are in use.
     #[error(transparent)]
     Log(#[from] MapError),
@@ -126,6 +130,9 @@ impl DirtyRate {
         duration: Duration,
         mut wanted: impl FnMut() -> bool,
     ) -> Result<DirtyRateReport, DirtyRateError> {
+        if !HAS_CLOCK {
+            return Err(DirtyRateError::NoClock);
+        }
         let mut rate = Self::begin(memory)?;
         for until in sample_times(duration) {
             loop {

@@ -7,6 +7,7 @@ use ram_block::RamBlock;
 
 use crate::devices::device::{Device, Devices};
 use crate::error::ReceiveError;
+use crate::host::HAS_THREADS;
 use crate::receive::blocks::{BlockTarget, Blocks, MakeBlock};
 use crate::receive::multifd::Shared;
 use crate::receive::received::Received;
@@ -172,6 +173,9 @@ impl<'a> Receiver<'a> {
     ) -> Result<Received, ReceiveError> {
         let clock = Arc::new(Clock::new(self.deadlines));
         let (mut main, channels) = classify(inputs, &clock)?;
+        if !channels.is_empty() && !HAS_THREADS {
+            return Err(ReceiveError::NoThreads { channels: channels.len() });
+        }
         let blocks = Blocks::new(&self.blocks, self.by.take());
         let ends = channels.iter().filter_map(StreamReader::hang_up).collect();
         let shared = Shared::new(blocks, channels.len(), main.hang_up(), ends, clock);

@@ -1,13 +1,13 @@
 //! The run of a migration: its claim of the log, its connections and its threads.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use memory_region::GlobalLogClaim;
 use ram_block::DirtyClient;
 
 use crate::devices::device::DeviceError;
 use crate::error::SendError;
+use crate::host::{HAS_THREADS, Instant};
 use crate::send::multifd::Channels;
 use crate::send::precopy::{Migrated, Sending};
 use crate::send::settings::Precopy;
@@ -61,7 +61,9 @@ impl Precopy {
         let mut main = watched((0, main));
         let migrated = std::thread::scope(|scope| {
             let _over = watch.until_dropped();
-            scope.spawn(|| watch.run());
+            if HAS_THREADS {
+                scope.spawn(|| watch.run());
+            }
             let (main, observe) = (&mut main, &mut observe);
             self.send(begin, &mut logging, main, channels, channel_ends, back, pause, observe)
         });

@@ -11,7 +11,7 @@
 //! set after the sync: in both cases the next sync brings the bit, and the page is sent again.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use memory_region::GlobalLogClaim;
 use ram_block::RamBlock;
@@ -19,6 +19,7 @@ use ram_block::RamBlock;
 use crate::converge::trend::is_too_much;
 use crate::devices::device::DeviceError;
 use crate::error::SendError;
+use crate::host::Instant;
 use crate::send::devices::encode_first;
 use crate::send::multifd::Channels;
 use crate::send::pages::Pages;

@@ -1,8 +1,9 @@
 //! A bandwidth limit.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::SendError;
+use crate::host::Instant;
 use crate::send::cancel::Cancel;
 
 /// The longest sleep between two checks of the cancel.

@@ -2,11 +2,12 @@
 //! many bytes, all big-endian.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ram_block::ReceiveList;
 
 use crate::error::SendError;
+use crate::host::Instant;
 use crate::wire::format::{MIG_RP_MSG_PONG, MIG_RP_MSG_SHUT, MIG_RP_MSG_SWITCHOVER_ACK};
 use crate::wire::transport::ReadTransport;
 

@@ -13,6 +13,7 @@ use crate::converge::dirty_limit::DirtyLimit;
 use crate::devices::device::{Device, DeviceError, Devices};
 use crate::devices::section_info::SectionInfo;
 use crate::error::SendError;
+use crate::host::{HAS_CLOCK, HAS_THREADS};
 use crate::send::cancel::Cancel;
 use crate::send::throttling::SlowdownSettings;
 use crate::wire::deadline::Deadlines;
@@ -203,6 +204,12 @@ impl Precopy {
         let host = PageSize::host();
         if self.page > host || self.page < default_page_size() {
             return Err(SendError::PageSize { page: self.page.bytes(), host: host.bytes() });
+        }
+        if channels > 0 && !HAS_THREADS {
+            return Err(SendError::Unsupported { what: "threads", by: "channels" });
+        }
+        if self.bandwidth.is_some() && !HAS_CLOCK {
+            return Err(SendError::Unsupported { what: "clock", by: "bandwidth limits" });
         }
         if channels > MAX_CHANNELS {
             return Err(SendError::TooManyChannels { channels });

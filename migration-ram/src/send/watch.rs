@@ -5,11 +5,12 @@
 //! was completed for too long.
 
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ram_block::{SendList, TransferError};
 
 use crate::error::SendError;
+use crate::host::Instant;
 use crate::locks::{lock, unpoisoned};
 use crate::wire::transport::{ShutdownHandle, WriteTransport};
 

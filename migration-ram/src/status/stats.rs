@@ -1,7 +1,9 @@
 //! Statistics of a migration, round by round.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::host::Instant;
 
 /// One pass over the pages that were pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

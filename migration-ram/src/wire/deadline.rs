@@ -1,8 +1,9 @@
 //! How long one side of a migration waits for the other.
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::host::Instant;
 use crate::locks::lock;
 
 /// The fewest bytes that reset the idle deadline: a page. So a peer that sends one byte a second

@@ -61,10 +61,14 @@ pub(crate) fn default_page_size() -> PageSize {
     }
 }
 
-/// A number of bytes or pages as a `usize`; lossless, as hosts are 64-bit (`ram-block` refuses
-/// others).
+/// A number of bytes or pages as a `usize`: lossless where addresses have 64 bits. One that is too
+/// large for 32 of them is more than any slice has, and no other number.
 #[allow(clippy::cast_possible_truncation)]
 pub(crate) const fn index(value: u64) -> usize {
+    #[cfg(not(target_pointer_width = "64"))]
+    if value > usize::MAX as u64 {
+        return usize::MAX;
+    }
     value as usize
 }
 

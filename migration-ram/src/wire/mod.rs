@@ -13,6 +13,7 @@ pub(crate) mod deadline;
 pub(crate) mod format;
 pub(crate) mod multifd;
 pub(crate) mod reader;
+#[cfg(target_os = "linux")]
 pub(crate) mod socket;
 pub(crate) mod transport;
 pub(crate) mod writer;

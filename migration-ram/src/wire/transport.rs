@@ -4,19 +4,26 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+#[cfg(target_os = "linux")]
 use std::os::fd::{AsFd, BorrowedFd};
+#[cfg(unix)]
 use std::os::unix::net::UnixStream;
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ram_block::{ReceiveList, SendList, TransferError};
+#[cfg(target_os = "linux")]
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+#[cfg(target_os = "linux")]
 use rustix::io::Errno;
+
+#[cfg(target_os = "linux")]
+use crate::host::Instant;
 
 /// A transport that a stream is written to.
 ///
-/// Sockets, files and pipes are written straight from guest memory, without a copy. Wrap other
+/// On Linux sockets, files and pipes are written straight from guest memory, without a copy. Wrap other
 /// types that implement [`Write`] in [`Buffered`].
 pub trait WriteTransport: Send {
     /// Writes all of `list`, in order.
@@ -48,7 +55,7 @@ pub trait WriteTransport: Send {
 
 /// A transport that a stream is read from.
 ///
-/// Sockets, files and pipes are read straight into guest memory, without a copy. Wrap other
+/// On Linux sockets, files and pipes are read straight into guest memory, without a copy. Wrap other
 /// types that implement [`Read`] in [`Buffered`].
 pub trait ReadTransport: Send {
     /// Reads once into the rest of `list`: as many bytes as are available, but at least one; 0 at
@@ -119,10 +126,12 @@ impl<R: Read + Send> ReadTransport for Buffered<R> {
 }
 
 /// Waits until a descriptor can be read without waiting, for `limit` at most.
+#[cfg(target_os = "linux")]
 pub(crate) fn wait_for_input(descriptor: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
     wait_for(descriptor, PollFlags::IN, limit)
 }
 
+#[cfg(target_os = "linux")]
 fn wait_for(descriptor: BorrowedFd<'_>, event: PollFlags, limit: Duration) -> io::Result<bool> {
     let begin = Instant::now();
     loop {
@@ -138,6 +147,7 @@ fn wait_for(descriptor: BorrowedFd<'_>, event: PollFlags, limit: Duration) -> io
     }
 }
 
+#[cfg(target_os = "linux")]
 macro_rules! by_descriptor {
     ($($descriptor:ty $(, $shutdown:ident)?;)+) => {
         $(
@@ -175,30 +185,79 @@ macro_rules! by_descriptor {
     };
 }
 
+/// The same, through a buffer; nothing can be polled, so that deadlines have no effect.
+#[cfg(not(target_os = "linux"))]
+macro_rules! by_descriptor {
+    ($($stream:ty $(, $shutdown:ident)?;)+) => {
+        $(
+            impl WriteTransport for $stream {
+                fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+                    list.write_to(self)
+                }
+                $(by_descriptor!(@$shutdown Write);)?
+            }
+
+            impl ReadTransport for $stream {
+                fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+                    list.read_some_from(self)
+                }
+                $(by_descriptor!(@$shutdown Read);)?
+            }
+        )+
+    };
+    (@socket $side:ident) => {
+        fn hang_up(&self) -> Option<ShutdownHandle> {
+            let socket = self.try_clone().ok()?;
+            Some(ShutdownHandle::new(move || {
+                // Fails if the socket is closed already: nothing to end.
+                let _ = socket.shutdown(Shutdown::$side);
+            }))
+        }
+    };
+}
+
 by_descriptor! {
     TcpStream, socket;
     &TcpStream, socket;
-    UnixStream, socket;
-    &UnixStream, socket;
     File;
     &File;
 }
 
+#[cfg(unix)]
+by_descriptor! {
+    UnixStream, socket;
+    &UnixStream, socket;
+}
+
 impl WriteTransport for ChildStdin {
+    #[cfg(target_os = "linux")]
     fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
         list.write_to_fd(self.as_fd())
     }
 
+    #[cfg(not(target_os = "linux"))]
+    fn send(&mut self, list: &mut SendList<'_>) -> Result<(), TransferError> {
+        list.write_to(self)
+    }
+
+    #[cfg(target_os = "linux")]
     fn wait_for_room(&mut self, limit: Duration) -> io::Result<bool> {
         wait_for(self.as_fd(), PollFlags::OUT, limit)
     }
 }
 
 impl ReadTransport for ChildStdout {
+    #[cfg(target_os = "linux")]
     fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
         list.read_from_fd(self.as_fd())
     }
 
+    #[cfg(not(target_os = "linux"))]
+    fn receive(&mut self, list: &mut ReceiveList<'_>) -> Result<usize, TransferError> {
+        list.read_some_from(self)
+    }
+
+    #[cfg(target_os = "linux")]
     fn wait(&mut self, limit: Duration) -> io::Result<bool> {
         wait_for_input(self.as_fd(), limit)
     }
