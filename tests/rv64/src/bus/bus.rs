@@ -1,0 +1,89 @@
+//! What a hart asks of its memory.
+
+use ram_block::Scalar;
+
+/// Why an access failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing answers, or not to such an access: an access fault.
+    Access,
+    /// An atomic access that is not at a multiple of its size.
+    Misaligned,
+}
+
+/// A page of code that is about to be decoded and kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodePage {
+    /// By this [`Bus::generation`] is asked later.
+    pub page: usize,
+    /// The generation; what is decoded of the page is current as long as it has not changed.
+    pub generation: u64,
+}
+
+/// The memory of one hart, and its devices. Integers are little-endian, addresses physical.
+///
+/// # How decoded code stays current
+///
+/// [`watch_code`](Self::watch_code) comes before the code is read. A write to the page from then on
+/// changes its [`generation`](Self::generation) and the [`epoch`](Self::epoch), which is one number
+/// for all pages, and so is cheap to compare before each block and after each store.
+pub trait Bus {
+    /// Loads an integer at any address.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Access`].
+    fn load<T: Scalar>(&mut self, address: u64) -> Result<T, Fault>;
+
+    /// Stores an integer at any address.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Access`].
+    fn store<T: Scalar>(&mut self, address: u64, value: T) -> Result<(), Fault>;
+
+    /// Loads 16 bits of code at an even address.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Access`].
+    fn fetch(&mut self, address: u64) -> Result<u16, Fault>;
+
+    /// Replaces an integer by what `update` makes of it, sequentially consistent; returns what was
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`]; devices take no atomic accesses.
+    fn amo<T: Scalar>(&mut self, address: u64, update: impl FnMut(T) -> T) -> Result<T, Fault>;
+
+    /// Loads an integer and reserves it. Accesses that follow are not performed before it.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`].
+    fn load_reserved<T: Scalar>(&mut self, address: u64) -> Result<T, Fault>;
+
+    /// Stores an integer if it is reserved, sequentially consistent; returns whether it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault`].
+    fn store_conditional<T: Scalar>(&mut self, address: u64, value: T) -> Result<bool, Fault>;
+
+    /// Ends the reservation.
+    fn clear_reservation(&mut self);
+
+    /// Makes the stores of this hart visible to its own fetches, as `fence.i` does.
+    fn fence_i(&mut self);
+
+    /// Watches the page that has `pc`, if writes to it are found: without that its code is not
+    /// kept.
+    fn watch_code(&mut self, pc: u64) -> Option<CodePage>;
+
+    /// How often a page's code may have changed.
+    fn generation(&self, page: usize) -> u64;
+
+    /// Changes after the [`generation`](Self::generation) of any page.
+    fn epoch(&self) -> u64;
+}

@@ -1,0 +1,102 @@
+//! Which pages of RAM have decoded code, and how often each of them was written.
+//!
+//! # Why a block that is current was decoded from what is in memory
+//!
+//! The watch over a block of RAM reports the first write to a page after each
+//! [`watch`](CodeWatch::watch) of it, and then ends for this page. [`CodePages::watch`] reads the
+//! generation *before* it watches: a report that comes after that read raises the number, so what
+//! is decoded is found outdated. Were it read after the watch, a report in between would end the
+//! watch unseen: the number would be new, and no further write would be reported.
+//!
+//! One watch serves all harts: a block of RAM has one. Each hart compares the numbers itself, so
+//! that a report takes no lock and changes nothing but two counters.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ram_block::{CodeWatch, DirtyError, RamBlock};
+
+use crate::bus::bus::CodePage;
+
+#[derive(Debug)]
+struct Counters {
+    /// Reports of each page, by its number in the block.
+    reports: Box<[AtomicU64]>,
+    /// Times at which everything was forgotten.
+    resets: AtomicU64,
+    /// All of these together.
+    epoch: AtomicU64,
+}
+
+impl Counters {
+    fn written(&self, page: u64) {
+        let page = usize::try_from(page).ok().and_then(|page| self.reports.get(page));
+        if let Some(reports) = page {
+            reports.fetch_add(1, Ordering::Release);
+        }
+        // After the page's: a hart that reads this reads that.
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// The pages of one block of RAM, for all harts that execute code in it.
+#[derive(Debug)]
+pub struct CodePages {
+    ram: Arc<RamBlock>,
+    counters: Arc<Counters>,
+    watch: CodeWatch,
+}
+
+impl CodePages {
+    /// Watches code in `ram`.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyError::Watched`] if another watches the block, [`DirtyError::NoMemory`].
+    pub fn new(ram: &Arc<RamBlock>) -> Result<Self, DirtyError> {
+        let counters = Arc::new(Counters {
+            reports: (0..ram.pages()).map(|_| AtomicU64::new(0)).collect(),
+            resets: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+        });
+        let watch = ram.dirty().watch_code({
+            let counters = counters.clone();
+            move |page| counters.written(page)
+        })?;
+        Ok(Self { ram: ram.clone(), counters, watch })
+    }
+
+    /// Watches the page with byte `offset` of `block`, if it is the block of these.
+    pub(super) fn watch(&self, block: &Arc<RamBlock>, offset: u64) -> Option<CodePage> {
+        if !Arc::ptr_eq(block, &self.ram) {
+            return None;
+        }
+        let number = offset / self.ram.page_size().bytes();
+        let page = usize::try_from(number).ok().filter(|page| *page < self.counters.reports.len());
+        let page = page?;
+        let generation = self.generation(page);
+        self.watch.watch(number..number + 1).ok()?;
+        Some(CodePage { page, generation })
+    }
+
+    /// Makes all that was decoded outdated. To be called after a change of the memory map that
+    /// moves RAM, of which no write tells.
+    pub fn forget_all(&self) {
+        self.counters.resets.fetch_add(1, Ordering::Release);
+        self.counters.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// Writes to watched pages so far, and calls of [`forget_all`](Self::forget_all).
+    #[inline(always)]
+    pub fn epoch(&self) -> u64 {
+        self.counters.epoch.load(Ordering::Acquire)
+    }
+
+    /// As [`epoch`](Self::epoch), of one page.
+    pub(super) fn generation(&self, page: usize) -> u64 {
+        let reports = self.counters.reports.get(page);
+        let reports = reports.map_or(0, |reports| reports.load(Ordering::Acquire));
+        // Both only grow, so the sum is new if one of them is.
+        reports.wrapping_add(self.counters.resets.load(Ordering::Acquire))
+    }
+}
