@@ -244,7 +244,7 @@ pub(super) fn execute<B: Bus>(
                 };
                 trap!(Trap { exception, value: 0 })
             }
-            Ebreak => trap!(Trap { exception: Exception::Breakpoint, value: pc }),
+            Ebreak => trap!(Trap { exception: Exception::Breakpoint, value: 0 }),
             Mret => {
                 if state.mode != Mode::Machine {
                     trap!(illegal(op))

@@ -32,7 +32,7 @@ pub enum Exception {
 }
 
 /// An exception and what `mtval` is set to: the address of an access that failed, the bits of an
-/// illegal instruction, the address of `ebreak`, and otherwise 0.
+/// illegal instruction, and otherwise 0, as QEMU does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trap {
     /// Which.
