@@ -1,0 +1,248 @@
+//! The machine: harts, memory and devices.
+
+use std::sync::{Arc, MutexGuard};
+
+use memory_region::{AddressSpace, MapError, MemoryMap, RegionId};
+use ram_block::{DirtyError, RamBlock, RamBlockError};
+use thiserror::Error;
+
+use crate::bus::code_pages::CodePages;
+use crate::bus::tlb_bus::TlbBus;
+use crate::devices::clint::{CLINT_SIZE, Clint};
+use crate::devices::finisher::Finisher;
+use crate::devices::uart::Uart;
+use crate::hart::hart::{Exit, Hart};
+use crate::machine::layout;
+use crate::machine::shared::Shared;
+
+/// Why a machine cannot be made.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// Its map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Its memory.
+    #[error(transparent)]
+    Ram(#[from] RamBlockError),
+    /// The watch over its code, or a log.
+    #[error(transparent)]
+    Dirty(#[from] DirtyError),
+}
+
+/// How a machine has gone on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Each hart has had its instructions, or waits.
+    Steps,
+    /// The guest has ended the machine with this code; 0 is success.
+    Finished(u32),
+    /// All harts wait, and no timer is set.
+    Idle,
+}
+
+/// Instructions of each hart in a tick of the clock: 10 ticks in a microsecond at 1 GHz.
+pub(super) const INSTRUCTIONS_A_TICK: u64 = 100;
+/// Instructions of one hart before it is the next one's turn.
+const SLICE: u64 = 1000;
+
+/// A hart and its way to memory.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) hart: Hart,
+    pub(super) bus: TlbBus,
+    /// Whether it waits for an interrupt.
+    pub(super) waits: bool,
+}
+
+impl Core {
+    /// Whether there is something to do.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.waits || self.hart.is_awake()
+    }
+
+    /// Executes up to `steps` instructions; returns how many there were.
+    pub(super) fn run(&mut self, steps: u64) -> u64 {
+        let (exit, done) = self.hart.run(&mut self.bus, steps);
+        self.waits = exit == Exit::Wait;
+        done
+    }
+}
+
+/// A machine. Its clock counts instructions, so that two runs are the same; with each hart on a
+/// thread of its own ([`run_on_threads`](Self::run_on_threads)) it is the host's.
+///
+/// ```
+/// use rv64::assemble::{Program, reg, sb, sw};
+/// use rv64::{Machine, Outcome, layout};
+///
+/// let mut machine = Machine::new(16 << 20, 1)?;
+/// let mut p = Program::at(layout::RAM);
+/// p.li(reg::T0, layout::UART);
+/// for byte in *b"hi" {
+///     p.li(reg::T1, byte.into());
+///     p.put(sb(reg::T1, 0, reg::T0));
+/// }
+/// p.li(reg::T0, layout::FINISHER);
+/// p.li(reg::T1, 0x5555);
+/// p.put(sw(reg::T1, 0, reg::T0));
+/// machine.load(0, &p.finish())?;
+/// assert_eq!(machine.run(1000), Outcome::Finished(0));
+/// assert_eq!(machine.uart().take_output(), b"hi");
+/// # Ok::<(), rv64::MachineError>(())
+/// ```
+#[derive(Debug)]
+pub struct Machine {
+    memory: Arc<MemoryMap>,
+    space: Arc<AddressSpace>,
+    pub(super) ram: Arc<RamBlock>,
+    pub(super) frame_buffer: Arc<RamBlock>,
+    regions: [RegionId; 2],
+    pub(super) cores: Vec<Core>,
+    pub(super) clint: Arc<Shared<Clint>>,
+    pub(super) uart: Arc<Shared<Uart>>,
+    pub(super) finisher: Arc<Shared<Finisher>>,
+    /// Instructions since the last tick of the clock.
+    pub(super) since_tick: u64,
+}
+
+impl Machine {
+    /// A machine with `ram` bytes of RAM and so many harts, which start at its first byte.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError`]: memory cannot be had.
+    pub fn new(ram: u64, harts: usize) -> Result<Self, MachineError> {
+        let clint = Clint::new(harts);
+        let lines: Vec<_> = (0..harts).map(|hart| clint.lines(hart).clone()).collect();
+        let uart = Arc::new(Shared::new(match lines.first() {
+            Some(first) => Uart::new(first),
+            None => Uart::new(&Arc::default()),
+        }));
+        let clint = Arc::new(Shared::new(clint));
+        let finisher = Arc::new(Shared::new(Finisher::default()));
+        let ram = RamBlock::anonymous("ram", ram)?;
+        let pixels = layout::WIDTH * layout::HEIGHT * layout::PIXEL;
+        let page = ram.page_size().bytes();
+        let frame_buffer = RamBlock::anonymous("vram", pixels.next_multiple_of(page))?;
+        let memory = MemoryMap::new();
+        let (root, regions) = memory.transaction(|map| {
+            let root = map.container("system", 1 << 64)?;
+            let regions = [map.ram("ram", ram.clone())?, map.ram("vram", frame_buffer.clone())?];
+            map.add_subregion(root, layout::RAM, regions[0])?;
+            map.add_subregion(root, layout::FRAME_BUFFER, regions[1])?;
+            let device = map.mmio("clint", CLINT_SIZE.into(), clint.clone())?;
+            map.add_subregion(root, layout::CLINT, device)?;
+            let device = map.mmio("uart", 8, uart.clone())?;
+            map.add_subregion(root, layout::UART, device)?;
+            let device = map.mmio("finisher", 4, finisher.clone())?;
+            map.add_subregion(root, layout::FINISHER, device)?;
+            Ok((root, regions))
+        })?;
+        let space = memory.address_space("memory", root)?;
+        let code = Arc::new(CodePages::new(&ram)?);
+        let core = |(lines, id)| Core {
+            hart: Hart::with_lines(id, layout::RAM, lines),
+            bus: TlbBus::new(&space, &code),
+            waits: false,
+        };
+        let cores = lines.into_iter().zip(0..).map(core).collect();
+        Ok(Self {
+            memory,
+            ram,
+            frame_buffer,
+            regions,
+            cores,
+            clint,
+            uart,
+            finisher,
+            since_tick: 0,
+            space,
+        })
+    }
+
+    /// Puts bytes into RAM, `offset` bytes from its start.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Ram`] if there is no such memory.
+    pub fn load(&self, offset: u64, bytes: &[u8]) -> Result<(), MachineError> {
+        Ok(self.ram.write(offset, bytes)?)
+    }
+
+    /// The map, for logs of its memory and for devices that access it on their own.
+    pub fn memory(&self) -> &Arc<MemoryMap> {
+        &self.memory
+    }
+
+    /// What harts see.
+    pub fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
+    /// RAM.
+    pub fn ram(&self) -> &Arc<RamBlock> {
+        &self.ram
+    }
+
+    /// The memory of the frame buffer.
+    pub fn frame_buffer(&self) -> &Arc<RamBlock> {
+        &self.frame_buffer
+    }
+
+    /// The regions of RAM and of the frame buffer.
+    pub fn regions(&self) -> [RegionId; 2] {
+        self.regions
+    }
+
+    /// A hart.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such hart.
+    pub fn hart(&self, number: usize) -> &Hart {
+        &self.cores[number].hart
+    }
+
+    /// The serial port, locked.
+    pub fn uart(&self) -> MutexGuard<'_, Uart> {
+        self.uart.lock()
+    }
+
+    /// The clock, locked.
+    pub fn clint(&self) -> MutexGuard<'_, Clint> {
+        self.clint.lock()
+    }
+
+    /// The test finisher, locked.
+    pub fn finisher(&self) -> MutexGuard<'_, Finisher> {
+        self.finisher.lock()
+    }
+
+    /// Runs all harts in turn on this thread, each for up to `steps` instructions. Where all of
+    /// them wait for a timer the clock is set to that time.
+    pub fn run(&mut self, steps: u64) -> Outcome {
+        let mut left = steps;
+        while left > 0 {
+            if let Some(code) = self.finisher().code() {
+                return Outcome::Finished(code);
+            }
+            if !self.cores.iter().any(Core::is_ready) {
+                let Some(ticks) = self.clint().until_next() else { return Outcome::Idle };
+                self.clint().advance(ticks);
+                continue;
+            }
+            let slice = left.min(SLICE);
+            for core in &mut self.cores {
+                if core.is_ready() {
+                    core.run(slice);
+                }
+            }
+            left -= slice;
+            self.since_tick += slice;
+            let ticks = self.since_tick / INSTRUCTIONS_A_TICK;
+            self.since_tick %= INSTRUCTIONS_A_TICK;
+            self.clint().advance(ticks);
+        }
+        self.finisher().code().map_or(Outcome::Steps, Outcome::Finished)
+    }
+}

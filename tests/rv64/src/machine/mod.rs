@@ -1,0 +1,16 @@
+//! Harts, memory and devices put together.
+//!
+//! - `layout`: where things are
+//! - `shared`: devices in the memory map
+//! - `machine`: the parts, and all harts on one thread
+//! - `threads`: each hart on a thread of its own
+//! - `screen`: the picture in the frame buffer
+//!
+//! Built on all others.
+
+pub mod layout;
+#[allow(clippy::module_inception)] // the machine is the module's idea
+pub(crate) mod machine;
+pub(crate) mod screen;
+mod shared;
+mod threads;
