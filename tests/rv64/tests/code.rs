@@ -1,0 +1,192 @@
+//! Decoded code never outlives what it was decoded from, whoever writes it.
+
+use std::time::Instant;
+
+use rv64::assemble::{Condition::*, reg::*, *};
+use rv64::{Machine, Outcome, layout};
+
+#[path = "../../machines/src/deadline.rs"]
+mod deadline;
+
+const BASE: u64 = layout::RAM;
+const RAM: u64 = 1 << 20;
+/// Where routines are that are written while the machine runs.
+const ROUTINE: u64 = BASE + 0x8000;
+
+fn machine(harts: usize, p: Program) -> Machine {
+    let machine = Machine::new(RAM, harts).unwrap();
+    machine.load(0, &p.finish()).unwrap();
+    machine
+}
+
+/// A routine that returns a number in a0.
+fn returns(number: i32) -> Vec<u8> {
+    [addi(A0, ZERO, number), jalr(ZERO, 0, RA)].iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// Calls the routine for ever, with the sum of what it returns in s1.
+fn caller() -> Program {
+    let mut p = Program::at(BASE);
+    p.li(S0, ROUTINE);
+    let again = p.here();
+    p.put(jalr(RA, 0, S0));
+    p.put(add(S1, S1, A0));
+    p.jump(ZERO, again);
+    p
+}
+
+/// Adds a constant that the program itself writes into the next instructions, 1,000 times, with or
+/// without `fence.i` in between.
+fn self_modifying(fences: bool) -> Program {
+    let mut p = Program::at(BASE);
+    let target = p.label();
+    p.la(S0, target);
+    p.li(S1, 1000);
+    p.li(S2, 1 << 20); // one more in an addi's immediate
+    p.put(lw(T0, 0, S0));
+    let again = p.here();
+    p.put(addw(T0, T0, S2));
+    p.put(sw(T0, 0, S0));
+    if fences {
+        p.put(FENCE_I);
+    }
+    p.put(addi(S1, S1, -1));
+    p.bind(target);
+    p.put(addi(A0, A0, 0));
+    p.branch(Ne, S1, ZERO, again);
+    p.put(WFI);
+    p
+}
+
+#[test]
+fn a_program_changes_itself() {
+    for fences in [true, false] {
+        let mut machine = machine(1, self_modifying(fences));
+        assert_eq!(machine.run(1 << 20), Outcome::Idle);
+        assert_eq!(machine.hart(0).state.x.get(A0), (1..=1000).sum::<u64>(), "fences: {fences}");
+        let blocks = machine.hart(0).blocks_decoded();
+        assert!((1000..4000).contains(&blocks), "{blocks} blocks decoded");
+    }
+}
+
+/// An array does not find writes: the test above can see stale code.
+#[test]
+fn without_a_watch_the_program_runs_on_stale_code() {
+    let run = |fences| {
+        let mut bus = rv64::VecBus::new(BASE, 1 << 16);
+        let code = self_modifying(fences).finish();
+        bus.bytes[..code.len()].copy_from_slice(&code);
+        let mut hart = rv64::Hart::new(0, BASE);
+        hart.run(&mut bus, 1 << 20);
+        hart.state.x.get(A0)
+    };
+    assert_eq!(run(true), (1..=1000).sum::<u64>());
+    assert_ne!(run(false), (1..=1000).sum::<u64>());
+}
+
+#[test]
+fn code_that_stays_is_decoded_once_whatever_is_written_elsewhere() {
+    let mut p = Program::at(BASE);
+    p.li(S0, BASE + 0x4000);
+    p.li(S1, 100_000);
+    let again = p.here();
+    p.put(sd(S1, 0, S0));
+    p.put(addi(S1, S1, -1));
+    p.branch(Ne, S1, ZERO, again);
+    p.put(WFI);
+    let mut machine = machine(1, p);
+    let mut log = machine.memory().claim_log(machine.regions()[0], "test").unwrap();
+    assert_eq!(machine.run(1 << 20), Outcome::Idle);
+    // The budget of a slice may end anywhere.
+    assert!(machine.hart(0).blocks_decoded() < 16, "{}", machine.hart(0).blocks_decoded());
+    let harvest = log.snapshot_and_clear(0..RAM).unwrap();
+    assert_eq!(harvest.commit().pages().collect::<Vec<_>>(), [4]);
+}
+
+/// What others than harts write is found, too: each way writes the routine.
+#[test]
+fn writes_from_outside_are_found() {
+    type Write = fn(&Machine, &[u8]);
+    let ways: [(&str, Write); 3] = [
+        ("a device, by the address space", |machine, code| {
+            machine.space().write(ROUTINE, code).unwrap();
+        }),
+        ("a loader, by the block", |machine, code| {
+            machine.ram().write(ROUTINE - BASE, code).unwrap();
+        }),
+        ("vm-memory", |machine, code| {
+            use ram_block::vm_memory::Bytes;
+            let at = usize::try_from(ROUTINE - BASE).unwrap();
+            machine.ram().as_slice().write_slice(code, at).unwrap();
+        }),
+    ];
+    for (way, write) in ways {
+        let mut machine = machine(1, caller());
+        for number in 0..200 {
+            write(&machine, &returns(number));
+            machine.run(100);
+            assert_eq!(machine.hart(0).state.x.get(A0), u64::from(number.cast_unsigned()), "{way}");
+        }
+        assert!(machine.hart(0).blocks_decoded() > 200, "{way}");
+    }
+}
+
+#[test]
+fn memory_that_was_discarded_is_no_code_any_more() {
+    let mut machine = machine(1, caller());
+    machine.load(ROUTINE - BASE, &returns(5)).unwrap();
+    machine.run(100);
+    let page = machine.ram().page_size().bytes();
+    machine.ram().discard(ROUTINE - BASE, page).unwrap();
+    machine.run(10);
+    // Zeros are an illegal instruction, and mtvec is 0.
+    assert_eq!(machine.hart(0).state.mtval, 0);
+    assert!(machine.hart(0).state.pc < BASE);
+}
+
+/// Hart 0 writes a routine that returns n, and then publishes n; hart 1, which has seen n, fences
+/// and calls it: it must return n or what is later.
+#[test]
+fn a_hart_changes_the_code_of_another_one() {
+    let mut p = Program::at(BASE);
+    let (reader, failed, end) = (p.label(), p.label(), p.label());
+    const ROUNDS: u64 = 2000;
+    p.li(S0, ROUTINE);
+    p.li(S1, BASE + 0x4000); // published
+    p.put(csrrs(T0, csr::MHARTID, ZERO));
+    p.li(S4, ROUNDS);
+    p.branch(Ne, T0, ZERO, reader);
+    p.put(lw(T0, 0, S0));
+    p.li(T1, 1 << 20);
+    let again = p.here();
+    p.put(addw(T0, T0, T1));
+    p.put(sw(T0, 0, S0));
+    p.put(addi(S2, S2, 1));
+    p.put(FENCE);
+    p.put(sd(S2, 0, S1));
+    p.branch(Ne, S2, S4, again);
+    let wait = p.here();
+    p.put(WFI);
+    p.jump(ZERO, wait);
+    p.bind(reader);
+    let read = p.here();
+    p.put(ld(S2, 0, S1));
+    p.put(FENCE);
+    p.put(FENCE_I);
+    p.put(jalr(RA, 0, S0));
+    p.branch(Ltu, A0, S2, failed);
+    p.branch(Ne, S2, S4, read);
+    p.li(T1, 0x5555);
+    p.jump(ZERO, end);
+    p.bind(failed);
+    p.li(T1, 0x1_3333);
+    p.bind(end);
+    p.li(T0, layout::FINISHER);
+    p.put(sw(T1, 0, T0));
+    p.jump(ZERO, end);
+    let mut machine = machine(2, p);
+    // An immediate of 12 bits, without its sign.
+    machine.load(ROUTINE - BASE, &returns(0)).unwrap();
+    let deadline = Instant::now() + deadline::seconds(60);
+    assert_eq!(machine.run_on_threads(u64::MAX, deadline), Outcome::Finished(0));
+}
