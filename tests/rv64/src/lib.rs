@@ -38,4 +38,6 @@ pub use isa::decode::{decode, is_compressed};
 pub use isa::op::{Amo, Kind, Op, SINK};
 pub use machine::layout;
 pub use machine::machine::{Machine, MachineError, Outcome};
+pub use machine::rewind::Rewind;
+pub use machine::savestate::SaveError;
 pub use machine::screen::Screen;

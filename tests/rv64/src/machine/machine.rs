@@ -6,6 +6,7 @@ use memory_region::{AddressSpace, MapError, MemoryMap, RegionId};
 use ram_block::{DirtyError, RamBlock, RamBlockError};
 use thiserror::Error;
 
+use crate::bus::bus::Bus;
 use crate::bus::code_pages::CodePages;
 use crate::bus::tlb_bus::TlbBus;
 use crate::devices::clint::{CLINT_SIZE, Clint};
@@ -58,6 +59,11 @@ impl Core {
     /// Whether there is something to do.
     pub(super) fn is_ready(&self) -> bool {
         !self.waits || self.hart.is_awake()
+    }
+
+    /// Ends a reservation: memory or registers are no longer those that it was made with.
+    pub(super) fn clear_reservation(&mut self) {
+        self.bus.clear_reservation();
     }
 
     /// Executes up to `steps` instructions; returns how many there were.
