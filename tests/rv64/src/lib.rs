@@ -17,6 +17,7 @@
 
 pub mod assemble;
 mod bus;
+pub mod demo;
 mod devices;
 mod hart;
 mod isa;
