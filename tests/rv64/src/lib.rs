@@ -25,7 +25,7 @@ mod machine;
 
 pub use bus::bus::{Bus, CodePage, Fault};
 pub use bus::code_pages::CodePages;
-pub use bus::tlb_bus::TlbBus;
+pub use bus::tlb_bus::{Devices, TlbBus};
 pub use bus::vec_bus::VecBus;
 pub use devices::clint::{Clint, TICKS_A_SECOND};
 pub use devices::device::{Device, Reader};
@@ -37,6 +37,7 @@ pub use hart::registers::Registers;
 pub use hart::state::{Exception, Mode, State, Trap};
 pub use isa::decode::{decode, is_compressed};
 pub use isa::op::{Amo, Kind, Op, SINK};
+pub use machine::board::Board;
 pub use machine::layout;
 pub use machine::machine::{Machine, MachineError, Outcome};
 pub use machine::rewind::Rewind;

@@ -28,7 +28,7 @@ fn each_frame_is_drawn_where_it_changes() {
     let (mut frames, mut lines) = (0, 0);
     loop {
         let outcome = machine.run(100);
-        let output = machine.uart().take_output();
+        let output = machine.board().uart.take_output();
         printed.push_str(std::str::from_utf8(&output).unwrap());
         let shown = printed.matches('\n').count() as u64 - u64::from(printed.contains("rv64\n"));
         if shown > frames {
@@ -56,5 +56,5 @@ fn on_a_thread_of_its_own_it_does_the_same() {
     assert_eq!(machine.run_on_threads(u64::MAX, deadline), Outcome::Finished(0));
     screen.refresh().unwrap();
     assert_shows(&screen, 4);
-    assert_eq!(machine.uart().take_output(), demo::text(5).as_bytes());
+    assert_eq!(machine.board().uart.take_output(), demo::text(5).as_bytes());
 }

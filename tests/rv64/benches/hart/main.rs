@@ -23,7 +23,7 @@ use programs::{BASE, DATA, SIZE, data, memcpy, memset, quick_sort, sieve};
 struct Machine {
     ram: Arc<RamBlock>,
     logs: Vec<DirtyClaim>,
-    bus: TlbBus,
+    bus: TlbBus<()>,
 }
 
 fn machine(clients: usize) -> Result<Machine, Box<dyn Error>> {
@@ -37,7 +37,7 @@ fn machine(clients: usize) -> Result<Machine, Box<dyn Error>> {
         Ok(root)
     })?;
     let code = Arc::new(CodePages::new(&ram)?);
-    let bus = TlbBus::new(&map.address_space("hart", root)?, &code);
+    let bus = TlbBus::new(&map.address_space("hart", root)?, &code, ());
     let claim = |n| ram.dirty().claim(format!("log {n}").as_str());
     let logs = (0..clients).map(claim).collect::<Result<_, _>>()?;
     Ok(Machine { ram, logs, bus })

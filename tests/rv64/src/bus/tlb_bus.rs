@@ -9,15 +9,35 @@ use ram_block::Scalar;
 use crate::bus::bus::{Bus, CodePage, Fault};
 use crate::bus::code_pages::CodePages;
 
+/// Devices whose regions are traps ([`Transaction::trap`](memory_region::Transaction::trap)): the
+/// bus calls them itself, so they need not be what a memory map can call from any thread.
+pub trait Devices {
+    /// Reads `size` bytes at byte `offset` of the region that was made with `token`.
+    fn load(&mut self, token: u64, offset: u64, size: usize) -> u64;
+
+    /// Writes the low `size` bytes of `value` there.
+    fn store(&mut self, token: u64, offset: u64, size: usize, value: u64);
+}
+
+/// No devices.
+impl Devices for () {
+    fn load(&mut self, _: u64, _: u64, _: usize) -> u64 {
+        0
+    }
+
+    fn store(&mut self, _: u64, _: u64, _: usize, _: u64) {}
+}
+
 /// An address space as one hart accesses it, through a TLB of its own.
 ///
 /// Decoded code is dropped when anything writes it: this hart or another one, a device, a loader.
 /// The effect of a hart's own store is there for its next instruction, earlier than `fence.i`
 /// promises.
 #[derive(Debug)]
-pub struct TlbBus {
+pub struct TlbBus<D> {
     tlb: Tlb,
     code: Arc<CodePages>,
+    devices: D,
 }
 
 fn fault(error: &AccessError) -> Fault {
@@ -27,28 +47,53 @@ fn fault(error: &AccessError) -> Fault {
     }
 }
 
-impl TlbBus {
+impl<D: Devices> TlbBus<D> {
     /// A bus of `space`, in which code in the block of `code` is kept decoded.
-    pub fn new(space: &Arc<AddressSpace>, code: &Arc<CodePages>) -> Self {
-        Self { tlb: Tlb::new(space), code: code.clone() }
+    pub fn new(space: &Arc<AddressSpace>, code: &Arc<CodePages>, devices: D) -> Self {
+        Self { tlb: Tlb::new(space), code: code.clone(), devices }
+    }
+
+    /// What a load that memory has not answered gives.
+    #[cold]
+    #[inline(never)]
+    fn load_device<T: Scalar>(&mut self, error: AccessError) -> Result<T, Fault> {
+        let AccessError::Trap(trap) = error else { return Err(fault(&error)) };
+        let value = self.devices.load(trap.token, trap.offset, trap.size);
+        Ok(T::from_bytes(value.to_le_bytes()).little_endian())
+    }
+
+    /// As [`load_device`](Self::load_device), of a store.
+    #[cold]
+    #[inline(never)]
+    fn store_device(&mut self, error: AccessError) -> Result<(), Fault> {
+        let AccessError::Trap(trap) = error else { return Err(fault(&error)) };
+        let value = trap.value.unwrap_or_default();
+        self.devices.store(trap.token, trap.offset, trap.size, value);
+        Ok(())
     }
 }
 
-impl Bus for TlbBus {
+impl<D: Devices> Bus for TlbBus<D> {
     #[inline(always)]
     fn load<T: Scalar>(&mut self, address: u64) -> Result<T, Fault> {
-        self.tlb.load_le(address).map_err(|error| fault(&error))
+        match self.tlb.load_le(address) {
+            Ok(value) => Ok(value),
+            Err(error) => self.load_device(error),
+        }
     }
 
     #[inline(always)]
     fn store<T: Scalar>(&mut self, address: u64, value: T) -> Result<(), Fault> {
-        self.tlb.store_le(address, value).map_err(|error| fault(&error))
+        match self.tlb.store_le(address, value) {
+            Ok(()) => Ok(()),
+            Err(error) => self.store_device(error),
+        }
     }
 
     fn fetch(&mut self, address: u64) -> Result<u16, Fault> {
         // Devices have no code: to read them would change them.
         self.tlb.ram_at(address).ok_or(Fault::Access)?;
-        self.load(address)
+        self.tlb.fetch_le(address).map_err(|error| fault(&error))
     }
 
     fn amo<T: Scalar>(&mut self, address: u64, update: impl FnMut(T) -> T) -> Result<T, Fault> {

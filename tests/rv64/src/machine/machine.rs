@@ -9,12 +9,10 @@ use thiserror::Error;
 use crate::bus::bus::Bus;
 use crate::bus::code_pages::CodePages;
 use crate::bus::tlb_bus::TlbBus;
-use crate::devices::clint::{CLINT_SIZE, Clint};
-use crate::devices::finisher::Finisher;
-use crate::devices::uart::Uart;
+use crate::devices::clint::CLINT_SIZE;
 use crate::hart::hart::{Exit, Hart};
+use crate::machine::board::{Board, Shared};
 use crate::machine::layout;
-use crate::machine::shared::Shared;
 
 /// Why a machine cannot be made.
 #[derive(Debug, Error)]
@@ -50,7 +48,7 @@ const SLICE: u64 = 1000;
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) hart: Hart,
-    pub(super) bus: TlbBus,
+    pub(super) bus: TlbBus<Shared>,
     /// Whether it waits for an interrupt.
     pub(super) waits: bool,
 }
@@ -93,7 +91,7 @@ impl Core {
 /// p.put(sw(reg::T1, 0, reg::T0));
 /// machine.load(0, &p.finish())?;
 /// assert_eq!(machine.run(1000), Outcome::Finished(0));
-/// assert_eq!(machine.uart().take_output(), b"hi");
+/// assert_eq!(machine.board().uart.take_output(), b"hi");
 /// # Ok::<(), rv64::MachineError>(())
 /// ```
 #[derive(Debug)]
@@ -104,9 +102,7 @@ pub struct Machine {
     pub(super) frame_buffer: Arc<RamBlock>,
     regions: [RegionId; 2],
     pub(super) cores: Vec<Core>,
-    pub(super) clint: Arc<Shared<Clint>>,
-    pub(super) uart: Arc<Shared<Uart>>,
-    pub(super) finisher: Arc<Shared<Finisher>>,
+    pub(super) board: Shared,
     /// Instructions since the last tick of the clock.
     pub(super) since_tick: u64,
 }
@@ -118,14 +114,9 @@ impl Machine {
     ///
     /// [`MachineError`]: memory cannot be had.
     pub fn new(ram: u64, harts: usize) -> Result<Self, MachineError> {
-        let clint = Clint::new(harts);
-        let lines: Vec<_> = (0..harts).map(|hart| clint.lines(hart).clone()).collect();
-        let uart = Arc::new(Shared::new(match lines.first() {
-            Some(first) => Uart::new(first),
-            None => Uart::new(&Arc::default()),
-        }));
-        let clint = Arc::new(Shared::new(clint));
-        let finisher = Arc::new(Shared::new(Finisher::default()));
+        let board = Board::new(harts);
+        let lines: Vec<_> = (0..harts).map(|hart| board.clint.lines(hart).clone()).collect();
+        let board = Shared::new(board);
         let ram = RamBlock::anonymous("ram", ram)?;
         let pixels = layout::WIDTH * layout::HEIGHT * layout::PIXEL;
         let page = ram.page_size().bytes();
@@ -136,34 +127,25 @@ impl Machine {
             let regions = [map.ram("ram", ram.clone())?, map.ram("vram", frame_buffer.clone())?];
             map.add_subregion(root, layout::RAM, regions[0])?;
             map.add_subregion(root, layout::FRAME_BUFFER, regions[1])?;
-            let device = map.mmio("clint", CLINT_SIZE.into(), clint.clone())?;
-            map.add_subregion(root, layout::CLINT, device)?;
-            let device = map.mmio("uart", 8, uart.clone())?;
-            map.add_subregion(root, layout::UART, device)?;
-            let device = map.mmio("finisher", 4, finisher.clone())?;
-            map.add_subregion(root, layout::FINISHER, device)?;
+            for (name, at, size, token) in [
+                ("clint", layout::CLINT, CLINT_SIZE, Board::CLINT),
+                ("uart", layout::UART, 8, Board::UART),
+                ("finisher", layout::FINISHER, 4, Board::FINISHER),
+            ] {
+                let device = map.trap(name, size.into(), token)?;
+                map.add_subregion(root, at, device)?;
+            }
             Ok((root, regions))
         })?;
         let space = memory.address_space("memory", root)?;
         let code = Arc::new(CodePages::new(&ram)?);
         let core = |(lines, id)| Core {
             hart: Hart::with_lines(id, layout::RAM, lines),
-            bus: TlbBus::new(&space, &code),
+            bus: TlbBus::new(&space, &code, board.clone()),
             waits: false,
         };
         let cores = lines.into_iter().zip(0..).map(core).collect();
-        Ok(Self {
-            memory,
-            ram,
-            frame_buffer,
-            regions,
-            cores,
-            clint,
-            uart,
-            finisher,
-            since_tick: 0,
-            space,
-        })
+        Ok(Self { memory, ram, frame_buffer, regions, cores, board, since_tick: 0, space })
     }
 
     /// Puts bytes into RAM, `offset` bytes from its start.
@@ -209,19 +191,9 @@ impl Machine {
         &self.cores[number].hart
     }
 
-    /// The serial port, locked.
-    pub fn uart(&self) -> MutexGuard<'_, Uart> {
-        self.uart.lock()
-    }
-
-    /// The clock, locked.
-    pub fn clint(&self) -> MutexGuard<'_, Clint> {
-        self.clint.lock()
-    }
-
-    /// The test finisher, locked.
-    pub fn finisher(&self) -> MutexGuard<'_, Finisher> {
-        self.finisher.lock()
+    /// The devices, locked.
+    pub fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock()
     }
 
     /// Runs all harts in turn on this thread, each for up to `steps` instructions. Where all of
@@ -229,12 +201,12 @@ impl Machine {
     pub fn run(&mut self, steps: u64) -> Outcome {
         let mut left = steps;
         while left > 0 {
-            if let Some(code) = self.finisher().code() {
+            if let Some(code) = self.board().finisher.code() {
                 return Outcome::Finished(code);
             }
             if !self.cores.iter().any(Core::is_ready) {
-                let Some(ticks) = self.clint().until_next() else { return Outcome::Idle };
-                self.clint().advance(ticks);
+                let Some(ticks) = self.board().clint.until_next() else { return Outcome::Idle };
+                self.board().clint.advance(ticks);
                 continue;
             }
             let slice = left.min(SLICE);
@@ -247,8 +219,8 @@ impl Machine {
             self.since_tick += slice;
             let ticks = self.since_tick / INSTRUCTIONS_A_TICK;
             self.since_tick %= INSTRUCTIONS_A_TICK;
-            self.clint().advance(ticks);
+            self.board().clint.advance(ticks);
         }
-        self.finisher().code().map_or(Outcome::Steps, Outcome::Finished)
+        self.board().finisher.code().map_or(Outcome::Steps, Outcome::Finished)
     }
 }

@@ -1,7 +1,7 @@
 //! Harts, memory and devices put together.
 //!
 //! - `layout`: where things are
-//! - `shared`: devices in the memory map
+//! - `board`: the devices, and how harts reach them
 //! - `machine`: the parts, and all harts on one thread
 //! - `threads`: each hart on a thread of its own
 //! - `screen`: the picture in the frame buffer
@@ -11,6 +11,7 @@
 //!
 //! Built on all others.
 
+pub(crate) mod board;
 pub mod layout;
 #[allow(clippy::module_inception)] // the machine is the module's idea
 pub(crate) mod machine;
@@ -18,5 +19,4 @@ mod processors;
 pub(crate) mod rewind;
 pub(crate) mod savestate;
 pub(crate) mod screen;
-mod shared;
 mod threads;

@@ -15,9 +15,10 @@ impl Machine {
             let words = core.hart.state.to_words();
             into.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         }
-        self.clint().save(&mut into);
-        self.uart().save(&mut into);
-        self.finisher().save(&mut into);
+        let board = self.board();
+        let devices: [&dyn Device; 3] = [&board.clint, &board.uart, &board.finisher];
+        devices.iter().for_each(|device| device.save(&mut into));
+        drop(board);
         into
     }
 
@@ -39,9 +40,11 @@ impl Machine {
             Some((waits, State::from_words(&words)))
         };
         let states: Vec<_> = (0..harts).map(&mut state).collect::<Option<_>>()?;
-        self.clint().restore(from)?;
-        self.uart().restore(from)?;
-        self.finisher().restore(from)?;
+        let mut board = self.board();
+        board.clint.restore(from)?;
+        board.uart.restore(from)?;
+        board.finisher.restore(from)?;
+        drop(board);
         self.since_tick = since_tick;
         for (core, (waits, state)) in self.cores.iter_mut().zip(states) {
             (core.waits, core.hart.state) = (waits, state);

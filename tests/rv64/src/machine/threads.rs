@@ -18,7 +18,7 @@ impl Machine {
     /// the clock follows the host's meanwhile.
     pub fn run_on_threads(&mut self, steps: u64, deadline: Instant) -> Outcome {
         let mut cores = std::mem::take(&mut self.cores);
-        let (clint, finisher) = (&self.clint, &self.finisher);
+        let board = &self.board;
         let stop = AtomicBool::new(false);
         let begin = Instant::now();
         thread::scope(|scope| {
@@ -36,10 +36,10 @@ impl Machine {
                         if number == 0 {
                             let now = begin.elapsed().as_nanos() / NANOSECONDS_A_TICK;
                             let now = u64::try_from(now).unwrap_or(u64::MAX);
-                            clint.lock().advance(now - ticks);
+                            board.lock().clint.advance(now - ticks);
                             ticks = now;
                         }
-                        if finisher.lock().code().is_some() || Instant::now() >= deadline {
+                        if board.lock().finisher.code().is_some() || Instant::now() >= deadline {
                             stop.store(true, Ordering::Relaxed);
                         }
                     }
@@ -47,6 +47,6 @@ impl Machine {
             }
         });
         self.cores = cores;
-        self.finisher().code().map_or(Outcome::Steps, Outcome::Finished)
+        self.board().finisher.code().map_or(Outcome::Steps, Outcome::Finished)
     }
 }

@@ -93,7 +93,7 @@ fn on_tlb(image: &Image) -> Vec<u8> {
     });
     let space = map.address_space("hart", root.unwrap()).unwrap();
     let code = Arc::new(CodePages::new(&ram).unwrap());
-    run(image, &mut TlbBus::new(&space, &code));
+    run(image, &mut TlbBus::new(&space, &code, ()));
     let mut bytes = vec![0; SIZE];
     ram.read(0, &mut bytes).unwrap();
     bytes
