@@ -11,8 +11,8 @@ mod support;
 
 const OBJDUMP: &str = "riscv64-linux-gnu-objdump";
 /// Mnemonics that we print, but for orderings.
-const MNEMONICS: &str = " lui auipc jal jalr beq bne blt bge bltu bgeu lb lh lw ld lbu lhu lwu sb sh \
-    sw sd addi slti sltiu xori ori andi slli srli srai addiw slliw srliw sraiw add sub sll slt \
+const MNEMONICS: &str = " lui auipc jal jalr beq bne blt bge bltu bgeu lb lh lw ld lbu lhu lwu sb \
+    sh sw sd addi slti sltiu xori ori andi slli srli srai addiw slliw srliw sraiw add sub sll slt \
     sltu xor srl sra or and addw subw sllw srlw sraw fence ecall ebreak mul mulh mulhsu mulhu div \
     divu rem remu mulw divw divuw remw remuw lr.w lr.d sc.w sc.d amoswap.w amoadd.w amoxor.w \
     amoand.w amoor.w amomin.w amomax.w amominu.w amomaxu.w amoswap.d amoadd.d amoxor.d amoand.d \

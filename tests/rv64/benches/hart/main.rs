@@ -2,9 +2,9 @@
 //!
 //! `cargo bench -p rv64 [-- --rounds N]`
 //!
-//! Millions of instructions a second, medians of rounds in which both take turns; and the TLB's time
-//! as a multiple of the array's. With clients, their logs are on; the last column adds a harvest of
-//! all of them every 1/60 s.
+//! Millions of instructions a second, medians of rounds in which both take turns; and the TLB's
+//! time as a multiple of the array's. With clients, their logs are on; the last rows add a harvest
+//! of all of them every 1/60 s.
 
 mod programs;
 

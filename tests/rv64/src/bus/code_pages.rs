@@ -24,8 +24,8 @@ struct Counters {
     reports: Box<[AtomicU64]>,
     /// Times at which everything was forgotten.
     resets: AtomicU64,
-    /// All of these together.
-    epoch: AtomicU64,
+    /// All of these together: where a bus finds it without a detour.
+    epoch: Arc<AtomicU64>,
 }
 
 impl Counters {
@@ -57,7 +57,7 @@ impl CodePages {
         let counters = Arc::new(Counters {
             reports: (0..ram.pages()).map(|_| AtomicU64::new(0)).collect(),
             resets: AtomicU64::new(0),
-            epoch: AtomicU64::new(0),
+            epoch: Arc::default(),
         });
         let watch = ram.dirty().watch_code({
             let counters = counters.clone();
@@ -87,12 +87,11 @@ impl CodePages {
     }
 
     /// Writes to watched pages so far, and calls of [`forget_all`](Self::forget_all).
-    #[inline(always)]
-    pub fn epoch(&self) -> u64 {
-        self.counters.epoch.load(Ordering::Acquire)
+    pub(super) fn epoch(&self) -> &Arc<AtomicU64> {
+        &self.counters.epoch
     }
 
-    /// As [`epoch`](Self::epoch), of one page.
+    /// Writes to one page so far, and calls of [`forget_all`](Self::forget_all).
     pub(super) fn generation(&self, page: usize) -> u64 {
         let reports = self.counters.reports.get(page);
         let reports = reports.map_or(0, |reports| reports.load(Ordering::Acquire));

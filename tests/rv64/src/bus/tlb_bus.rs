@@ -1,7 +1,7 @@
 //! Memory behind a software TLB: what a machine's hart has.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memory_region::{AccessError, AddressSpace, Tlb};
 use ram_block::Scalar;
@@ -37,6 +37,8 @@ impl Devices for () {
 pub struct TlbBus<D> {
     tlb: Tlb,
     code: Arc<CodePages>,
+    /// That of `code`.
+    epoch: Arc<AtomicU64>,
     devices: D,
 }
 
@@ -50,7 +52,8 @@ fn fault(error: &AccessError) -> Fault {
 impl<D: Devices> TlbBus<D> {
     /// A bus of `space`, in which code in the block of `code` is kept decoded.
     pub fn new(space: &Arc<AddressSpace>, code: &Arc<CodePages>, devices: D) -> Self {
-        Self { tlb: Tlb::new(space), code: code.clone(), devices }
+        let epoch = code.epoch().clone();
+        Self { tlb: Tlb::new(space), code: code.clone(), epoch, devices }
     }
 
     /// What a load that memory has not answered gives.
@@ -130,6 +133,6 @@ impl<D: Devices> Bus for TlbBus<D> {
 
     #[inline(always)]
     fn epoch(&self) -> u64 {
-        self.code.epoch()
+        self.epoch.load(Ordering::Acquire)
     }
 }

@@ -1,18 +1,17 @@
 //! Control and status registers: the privileged ISA manual, "CSR Listing".
 
+use crate::hart::lines::Lines;
 use crate::hart::state::{Mode, State, mstatus};
 use crate::isa::op::{Kind, Op};
 
 /// What CSRs show that is not in the [`State`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Environment {
+pub(super) struct Environment<'a> {
     /// `mhartid`
     pub(super) hart: u64,
-    /// `mip`
-    pub(super) mip: u64,
-    /// `time`
-    pub(super) time: u64,
-    /// Instructions of the block before this one, which [`State::instret`] does not have yet.
+    /// `mip` and `time`
+    pub(super) lines: &'a Lines,
+    /// Instructions before this one that [`State::instret`] does not have yet.
     pub(super) retired: u64,
 }
 
@@ -26,7 +25,7 @@ const COUNTERS: u64 = 7;
 
 impl State {
     /// Executes an instruction of Zicsr; false if it is illegal.
-    pub(super) fn access_csr(&mut self, op: Op, environment: Environment) -> bool {
+    pub(super) fn access_csr(&mut self, op: Op, environment: Environment<'_>) -> bool {
         let number = op.imm.cast_unsigned() & 0xfff;
         let is_privileged = self.mode as u64 >= u64::from(number >> 8 & 3);
         let is_immediate = matches!(op.kind, Kind::Csrrwi | Kind::Csrrsi | Kind::Csrrci);
@@ -52,7 +51,7 @@ impl State {
     }
 
     /// A CSR that can be accessed in machine mode.
-    fn read_csr(&self, number: u32, environment: Environment) -> Option<u64> {
+    fn read_csr(&self, number: u32, environment: Environment<'_>) -> Option<u64> {
         let is_user = self.mode == Mode::User;
         if is_user && self.mcounteren >> (number & 31) & 1 == 0 {
             return None;
@@ -69,11 +68,11 @@ impl State {
             0x341 => self.mepc,
             0x342 => self.mcause,
             0x343 => self.mtval,
-            0x344 => environment.mip,
+            0x344 => environment.lines.pending(),
             // Physical memory protection without an entry.
             0x3a0..=0x3ef => 0,
             0xb00 | 0xb02 | 0xc00 | 0xc02 => self.instret.wrapping_add(environment.retired),
-            0xc01 => environment.time,
+            0xc01 => environment.lines.time(),
             // mvendorid, marchid, mimpid and mconfigptr, which are not implemented.
             0xf11..=0xf13 | 0xf15 => 0,
             0xf14 => environment.hart,
@@ -81,7 +80,7 @@ impl State {
         })
     }
 
-    fn write_csr(&mut self, number: u32, value: u64, environment: Environment) {
+    fn write_csr(&mut self, number: u32, value: u64, environment: Environment<'_>) {
         match number {
             0x300 => {
                 let mut value = value & MSTATUS;

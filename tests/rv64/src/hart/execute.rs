@@ -23,7 +23,7 @@ pub(super) enum End {
 }
 
 /// How many instructions retired, and what came then.
-pub(super) type Ran = (usize, End);
+pub(super) type Ran = (u64, End);
 
 fn load_trap(fault: Fault, address: u64) -> Trap {
     let exception = match fault {
@@ -43,7 +43,7 @@ fn store_trap(fault: Fault, address: u64) -> Trap {
 
 /// An illegal instruction by the bits from which it was decoded.
 #[cold]
-fn illegal(op: Op) -> Trap {
+fn illegal(op: &Op) -> Trap {
     let bits = match op.kind {
         Kind::Illegal => op.imm.cast_unsigned(),
         Kind::Mret => 0x3020_0073,
@@ -66,20 +66,46 @@ fn illegal(op: Op) -> Trap {
 }
 
 /// Executes `ops`, which are at `state.pc`, until one leads elsewhere, or a store has changed the
-/// `epoch`: the rest may be outdated then.
-///
-/// `environment` says what CSRs show; its `retired` is ignored.
+/// `epoch`: the rest may be outdated then. A loop that is one block goes on here, as long as
+/// there are `left` instructions for all of it and no interrupt comes or goes.
 #[inline(never)]
 pub(super) fn execute<B: Bus>(
     state: &mut State,
     bus: &mut B,
     ops: &[Op],
-    epoch: u64,
-    environment: impl Fn() -> Environment,
+    (epoch, left): (u64, u64),
+    environment: Environment<'_>,
 ) -> Ran {
+    let start = state.pc;
+    let pending = environment.lines.pending();
+    let mut retired = 0;
+    loop {
+        let (count, target) =
+            match once(state, bus, ops, epoch, Environment { retired, ..environment }) {
+                Ok(ran) => ran,
+                Err((count, end)) => return (retired + count as u64, end),
+            };
+        retired += count as u64;
+        let again = target == start && left - retired >= ops.len() as u64;
+        if !again || bus.epoch() != epoch || environment.lines.pending() != pending {
+            state.pc = target;
+            return (retired, End::Next);
+        }
+    }
+}
+
+/// Executes `ops` once; returns how many of them retired, and where the next instruction is.
+#[inline(always)]
+fn once<B: Bus>(
+    state: &mut State,
+    bus: &mut B,
+    ops: &[Op],
+    epoch: u64,
+    environment: Environment<'_>,
+) -> Result<(usize, u64), (usize, End)> {
     use Kind::*;
     let mut pc = state.pc;
-    for (n, &op) in ops.iter().enumerate() {
+    for (n, op) in ops.iter().enumerate() {
         let a = state.x.get(op.rs1);
         let b = state.x.get(op.rs2);
         let imm = i64::from(op.imm).cast_unsigned();
@@ -94,14 +120,13 @@ pub(super) fn execute<B: Bus>(
         macro_rules! trap {
             ($trap:expr) => {{
                 state.pc = pc;
-                return (n, End::Trap($trap));
+                return Err((n, End::Trap($trap)));
             }};
         }
         macro_rules! go {
-            ($to:expr) => {{
-                state.pc = $to;
-                return (n + 1, End::Next);
-            }};
+            ($to:expr) => {
+                return Ok((n + 1, $to))
+            };
         }
         macro_rules! branch {
             ($condition:expr) => {
@@ -227,13 +252,14 @@ pub(super) fn execute<B: Bus>(
             // 0 is success.
             ScW => modify!(bus.store_conditional(a, low(b)), |stored: bool| u64::from(!stored)),
             ScD => modify!(bus.store_conditional(a, b), |stored: bool| u64::from(!stored)),
-            AmoW(amo) => modify!(bus.amo(a, |old: u32| amo_word(amo, old, low(b))), extended),
-            AmoD(amo) => modify!(bus.amo(a, |old: u64| amo_double(amo, old, b)), u64::from),
+            AmoW(amo) => modify!(bus.amo(a, move |old: u32| amo_word(amo, old, low(b))), extended),
+            AmoD(amo) => modify!(bus.amo(a, move |old: u64| amo_double(amo, old, b)), u64::from),
             Fence => fence(Ordering::SeqCst),
             FenceI => bus.fence_i(),
             Csrrw | Csrrs | Csrrc | Csrrwi | Csrrsi | Csrrci => {
-                let environment = Environment { retired: n as u64, ..environment() };
-                if !state.access_csr(op, environment) {
+                let retired = environment.retired + n as u64;
+                let environment = Environment { retired, ..environment };
+                if !state.access_csr(*op, environment) {
                     trap!(illegal(op))
                 }
             }
@@ -251,19 +277,18 @@ pub(super) fn execute<B: Bus>(
                 }
                 state.leave();
                 bus.clear_reservation();
-                return (n + 1, End::Next);
+                return Err((n + 1, End::Next));
             }
             Wfi => {
                 if state.mode != Mode::Machine && state.mstatus & mstatus::TW != 0 {
                     trap!(illegal(op))
                 }
                 state.pc = next;
-                return (n + 1, End::Wait);
+                return Err((n + 1, End::Wait));
             }
             Illegal => trap!(illegal(op)),
         }
         pc = next;
     }
-    state.pc = pc;
-    (ops.len(), End::Next)
+    Ok((ops.len(), pc))
 }

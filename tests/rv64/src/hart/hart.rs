@@ -78,17 +78,11 @@ impl Hart {
             let (retired, end) = match self.blocks.at(bus, self.state.pc, epoch) {
                 Ok(ops) => {
                     let count = usize::try_from(left).map_or(ops.len(), |left| left.min(ops.len()));
-                    let environment = || Environment {
-                        hart: self.id,
-                        mip: self.lines.pending(),
-                        time: self.lines.time(),
-                        retired: 0,
-                    };
-                    execute(&mut self.state, bus, &ops[..count], epoch, environment)
+                    let environment = Environment { hart: self.id, lines: &self.lines, retired: 0 };
+                    execute(&mut self.state, bus, &ops[..count], (epoch, left), environment)
                 }
                 Err(trap) => (0, End::Trap(trap)),
             };
-            let retired = retired as u64;
             self.state.instret = self.state.instret.wrapping_add(retired);
             left -= retired;
             match end {

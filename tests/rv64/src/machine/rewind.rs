@@ -5,8 +5,8 @@
 //! A log is claimed for each block, and then the blocks are copied. At a checkpoint the log says
 //! which pages were written since the one before; the copy still has their former contents, which
 //! are kept as the step back, and then is given the new ones. So the copy is always the memory of
-//! the last checkpoint, and a page that is in no log is the same in both. To go back, first what was
-//! written since the last checkpoint is taken from the copy, then each step is taken backwards.
+//! the last checkpoint, and a page that is in no log is the same in both. To go back, first what
+//! was written since the last checkpoint is taken from the copy, then each step is taken backwards.
 //! A page that was written and is the same costs a page, and no harm.
 
 use std::collections::VecDeque;
@@ -95,9 +95,9 @@ impl Rewind {
         Ok(count)
     }
 
-    /// Makes `machine`, which is the one of all calls, what it was at the last checkpoint, or `back`
-    /// before that; as many as there are at most. Later ones are forgotten. Returns how far it went
-    /// back.
+    /// Makes `machine`, which is the one of all calls, what it was at the last checkpoint, or at
+    /// the one `back` before that; as many as there are at most. Later ones are forgotten. Returns
+    /// how many it went back.
     ///
     /// # Errors
     ///
