@@ -77,6 +77,7 @@ impl FlatView {
             look_up: look_up.clone(),
             ioeventfds: ioeventfds.clone(),
             coalesced: coalesced.clone(),
+            #[cfg(feature = "vm-memory")]
             ram: OnceLock::new(),
         };
         Some((view, moved))
