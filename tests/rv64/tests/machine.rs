@@ -1,7 +1,9 @@
 //! Traps, interrupts, privilege modes and devices, as guests see them.
 
 use rv64::assemble::{Condition::*, reg::*, *};
-use rv64::{Exit, Hart, Machine, Outcome, VecBus, layout};
+use std::sync::Arc;
+
+use rv64::{Exit, Hart, Interrupt, Lines, Machine, Outcome, VecBus, layout};
 
 const BASE: u64 = layout::RAM;
 const RAM: u64 = 1 << 20;
@@ -259,4 +261,40 @@ fn instructions_are_counted_one_by_one() {
     }
     assert_eq!(single.hart(0).state, whole.hart(0).state);
     assert_eq!(single.hart(0).state.instret, 500);
+}
+
+/// A loop that is one block is left when an interrupt comes, however many instructions are left.
+#[test]
+fn an_interrupt_ends_a_loop() {
+    let mut p = Program::at(BASE);
+    let handler = p.label();
+    p.la(T0, handler);
+    p.put(csrrw(ZERO, csr::MTVEC, T0));
+    p.li(T0, 1 << 11);
+    p.put(csrrw(ZERO, csr::MIE, T0));
+    p.put(csrrsi(ZERO, csr::MSTATUS, 8));
+    let again = p.here();
+    p.put(addi(A0, A0, 1));
+    p.jump(ZERO, again);
+    p.align(4);
+    p.bind(handler);
+    p.put(csrrw(ZERO, csr::MIE, ZERO));
+    p.put(WFI);
+    let code = p.finish();
+    for round in 0..50 {
+        let lines = Arc::new(Lines::default());
+        let device = lines.clone();
+        let hart = std::thread::spawn({
+            let code = code.clone();
+            move || {
+                let mut bus = VecBus::new(BASE, 1 << 12);
+                bus.bytes[..code.len()].copy_from_slice(&code);
+                let mut hart = Hart::with_lines(0, BASE, lines);
+                hart.run(&mut bus, u64::MAX).0
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_micros(round * 7));
+        device.set(Interrupt::External, true);
+        assert_eq!(hart.join().unwrap(), Exit::Wait);
+    }
 }

@@ -65,19 +65,29 @@ fn illegal(op: &Op) -> Trap {
     Trap { exception: Exception::IllegalInstruction, value: bits.into() }
 }
 
+/// What ends a block that leads to itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// The bus's, when the block was found.
+    pub(super) epoch: u64,
+    /// Instructions that may be executed, at least as many as the block has.
+    pub(super) left: u64,
+    /// The bits of `mip` for which no interrupt is taken.
+    pub(super) pending: u64,
+}
+
 /// Executes `ops`, which are at `state.pc`, until one leads elsewhere, or a store has changed the
-/// `epoch`: the rest may be outdated then. A loop that is one block goes on here, as long as
-/// there are `left` instructions for all of it and no interrupt comes or goes.
+/// epoch: the rest may be outdated then. A loop that is one block goes on here within its bounds.
 #[inline(never)]
 pub(super) fn execute<B: Bus>(
     state: &mut State,
     bus: &mut B,
     ops: &[Op],
-    (epoch, left): (u64, u64),
+    bounds: Bounds,
     environment: Environment<'_>,
 ) -> Ran {
     let start = state.pc;
-    let pending = environment.lines.pending();
+    let Bounds { epoch, left, pending } = bounds;
     let mut retired = 0;
     loop {
         let (count, target) =

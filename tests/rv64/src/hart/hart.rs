@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::bus::bus::Bus;
 use crate::hart::blocks::Blocks;
 use crate::hart::csr::Environment;
-use crate::hart::execute::{End, execute};
+use crate::hart::execute::{Bounds, End, execute};
 use crate::hart::lines::Lines;
 use crate::hart::state::State;
 
@@ -70,7 +70,8 @@ impl Hart {
     pub fn run<B: Bus>(&mut self, bus: &mut B, steps: u64) -> (Exit, u64) {
         let mut left = steps;
         while left > 0 {
-            if let Some(interrupt) = self.state.interrupt(self.lines.pending()) {
+            let pending = self.lines.pending();
+            if let Some(interrupt) = self.state.interrupt(pending) {
                 self.state.enter_interrupt(interrupt);
                 bus.clear_reservation();
             }
@@ -79,7 +80,8 @@ impl Hart {
                 Ok(ops) => {
                     let count = usize::try_from(left).map_or(ops.len(), |left| left.min(ops.len()));
                     let environment = Environment { hart: self.id, lines: &self.lines, retired: 0 };
-                    execute(&mut self.state, bus, &ops[..count], (epoch, left), environment)
+                    let bounds = Bounds { epoch, left, pending };
+                    execute(&mut self.state, bus, &ops[..count], bounds, environment)
                 }
                 Err(trap) => (0, End::Trap(trap)),
             };
