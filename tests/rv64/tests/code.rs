@@ -1,9 +1,12 @@
 //! Decoded code never outlives what it was decoded from, whoever writes it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use memory_region::MemoryMap;
+use ram_block::RamBlock;
 use rv64::assemble::{Condition::*, reg::*, *};
-use rv64::{Machine, Outcome, layout};
+use rv64::{CodePages, Hart, Machine, Outcome, TlbBus, layout};
 
 #[path = "../../machines/src/deadline.rs"]
 mod deadline;
@@ -26,8 +29,12 @@ fn returns(number: i32) -> Vec<u8> {
 
 /// Calls the routine for ever, with the sum of what it returns in s1.
 fn caller() -> Program {
+    caller_of(ROUTINE)
+}
+
+fn caller_of(routine: u64) -> Program {
     let mut p = Program::at(BASE);
-    p.li(S0, ROUTINE);
+    p.li(S0, routine);
     let again = p.here();
     p.put(jalr(RA, 0, S0));
     p.put(add(S1, S1, A0));
@@ -142,6 +149,39 @@ fn memory_that_was_discarded_is_no_code_any_more() {
     // Zeros are an illegal instruction, and mtvec is 0.
     assert_eq!(machine.hart(0).state.mtval, 0);
     assert!(machine.hart(0).state.pc < BASE);
+}
+
+/// A window on RAM shows another bank: no byte is written. The hart learns of it by `forget_all`,
+/// and not by itself.
+#[test]
+fn a_bank_switch_is_told() {
+    const WINDOW: u64 = 0x4000_0000;
+    let map = MemoryMap::new();
+    let ram = RamBlock::anonymous("ram", RAM).unwrap();
+    ram.write(0, &caller_of(WINDOW).finish()).unwrap();
+    ram.write(0x1_0000, &returns(1)).unwrap();
+    ram.write(0x2_0000, &returns(2)).unwrap();
+    let regions = map.transaction(|map| {
+        let root = map.container("system", 1 << 64)?;
+        let region = map.ram("ram", ram.clone())?;
+        map.add_subregion(root, BASE, region)?;
+        let window = map.alias("window", region, 0x1_0000, 0x1000)?;
+        map.add_subregion(root, WINDOW, window)?;
+        Ok((root, window))
+    });
+    let (root, window) = regions.unwrap();
+    let code = Arc::new(CodePages::new(&ram).unwrap());
+    let mut bus = TlbBus::new(&map.address_space("hart", root).unwrap(), &code, ());
+    let mut hart = Hart::new(0, BASE);
+    let mut returned = |hart: &mut Hart| {
+        hart.run(&mut bus, 1000);
+        hart.state.x.get(A0)
+    };
+    assert_eq!(returned(&mut hart), 1);
+    map.set_alias_offset(window, 0x2_0000).unwrap();
+    assert_eq!(returned(&mut hart), 1, "nothing tells of it");
+    code.forget_all();
+    assert_eq!(returned(&mut hart), 2);
 }
 
 /// Hart 0 writes a routine that returns n, and then publishes n; hart 1, which has seen n, fences

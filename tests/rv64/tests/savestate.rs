@@ -97,6 +97,26 @@ fn a_state_that_is_none_is_refused() {
     assert!(matches!(single.restore(&state), Err(SaveError::Damaged)));
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whatever a file has, the machine takes it or says no, and runs.
+    #[test]
+    fn damage_is_no_danger(flips in prop::collection::vec((any::<u32>(), any::<u8>()), 1..8)) {
+        let mut machine = busy();
+        machine.run(200);
+        let mut state = machine.save().unwrap();
+        for (at, bits) in flips {
+            let at = usize::try_from(at).unwrap() % state.len();
+            // Half of them in the harts and devices at the end.
+            let at = if bits & 1 == 0 { at } else { state.len() - 1 - at % 900 };
+            state[at] ^= bits;
+        }
+        drop(machine.restore(&state));
+        machine.run(1000);
+    }
+}
+
 /// What is done to a machine with checkpoints.
 #[derive(Clone, Debug)]
 enum Action {
