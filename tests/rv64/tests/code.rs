@@ -1,9 +1,11 @@
 //! Decoded code never outlives what it was decoded from, whoever writes it.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
 use memory_region::MemoryMap;
+use migration_ram::{Precopy, receive};
 use ram_block::RamBlock;
 use rv64::assemble::{Condition::*, reg::*, *};
 use rv64::{CodePages, Hart, Machine, Outcome, TlbBus, layout};
@@ -135,6 +137,38 @@ fn writes_from_outside_are_found() {
             assert_eq!(machine.hart(0).state.x.get(A0), u64::from(number.cast_unsigned()), "{way}");
         }
         assert!(machine.hart(0).blocks_decoded() > 200, "{way}");
+    }
+}
+
+/// A migration receives pages into memory whose code a hart has decoded: by a copy, and by a socket,
+/// from which the kernel writes to guest memory.
+#[test]
+fn code_arrives_with_a_migration() {
+    for by_socket in [false, true] {
+        let mut machine = machine(1, caller());
+        machine.load(ROUTINE - BASE, &returns(1)).unwrap();
+        machine.run(100);
+        let mut source = Machine::new(RAM, 1).unwrap();
+        source.load(0, &caller().finish()).unwrap();
+        source.load(ROUTINE - BASE, &returns(2)).unwrap();
+        source.run(50);
+        let blocks = [machine.ram().clone(), machine.frame_buffer().clone()];
+        let memory = source.memory().clone();
+        if by_socket {
+            let (mut from, mut to) = UnixStream::pair().unwrap();
+            let sender = std::thread::spawn(move || {
+                let sent = Precopy::new(memory).run(&mut from, || Ok(()), |_| ());
+                sent.map(drop).map_err(|error| error.to_string())
+            });
+            receive(&mut to, &blocks).unwrap();
+            sender.join().unwrap().unwrap();
+        } else {
+            let mut stream = Vec::new();
+            drop(Precopy::new(memory).run(&mut stream, || Ok(()), |_| ()).unwrap());
+            receive(&mut stream.as_slice(), &blocks).unwrap();
+        }
+        machine.run(100);
+        assert_eq!(machine.hart(0).state.x.get(A0), 2, "by a socket: {by_socket}");
     }
 }
 
