@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use rv64::{Exit, Hart, Interrupt, Lines, Machine, Outcome, VecBus, layout};
 
+#[path = "../../machines/src/deadline.rs"]
+mod deadline;
+
 const BASE: u64 = layout::RAM;
 const RAM: u64 = 1 << 20;
 
@@ -286,12 +289,13 @@ fn an_interrupt_ends_a_loop() {
         let device = lines.clone();
         let hart = std::thread::spawn({
             let code = code.clone();
-            move || {
+            let run = move || {
                 let mut bus = VecBus::new(BASE, 1 << 12);
                 bus.bytes[..code.len()].copy_from_slice(&code);
                 let mut hart = Hart::with_lines(0, BASE, lines);
                 hart.run(&mut bus, u64::MAX).0
-            }
+            };
+            move || deadline::in_time(run)
         });
         std::thread::sleep(std::time::Duration::from_micros(round * 7));
         device.set(Interrupt::External, true);
