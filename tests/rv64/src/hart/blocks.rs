@@ -69,20 +69,37 @@ impl Blocks {
         (parcel ^ parcel >> SLOTS.ilog2()) as usize & (SLOTS - 1)
     }
 
-    /// The instructions at `pc`, at least one. `epoch` is the bus's.
+    /// The block at `pc`, if it is known to be current in this epoch of the bus.
+    #[inline(always)]
+    pub(super) fn known(&self, pc: u64, epoch: u64) -> Option<&[Op]> {
+        let slot = &self.slots[Self::index(pc)];
+        if slot.pc == pc && slot.epoch == epoch { self.ops.get(slot.start..slot.end) } else { None }
+    }
+
+    /// The instructions at `pc`, at least one: where they are. `epoch` is the bus's.
     ///
     /// # Errors
     ///
     /// An instruction access fault.
     #[inline(always)]
-    pub(super) fn at<B: Bus>(&mut self, bus: &mut B, pc: u64, epoch: u64) -> Result<&[Op], Trap> {
+    pub(super) fn at<B: Bus>(
+        &mut self,
+        bus: &mut B,
+        pc: u64,
+        epoch: u64,
+    ) -> Result<Range<usize>, Trap> {
         let slot = &self.slots[Self::index(pc)];
-        let range = if slot.pc == pc && slot.epoch == epoch {
-            slot.start..slot.end
+        if slot.pc == pc && slot.epoch == epoch {
+            Ok(slot.start..slot.end)
         } else {
-            self.find(bus, pc, epoch)?
-        };
-        Ok(&self.ops[range])
+            self.find(bus, pc, epoch)
+        }
+    }
+
+    /// Instructions that [`at`](Self::at) has found.
+    #[inline(always)]
+    pub(super) fn ops(&self, range: Range<usize>) -> &[Op] {
+        &self.ops[range]
     }
 
     #[cold]

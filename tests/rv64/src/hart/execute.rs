@@ -7,6 +7,7 @@ use crate::hart::arithmetic::{
     amo_double, amo_word, byte, div, divu, divuw, divw, extended, half, low, mulh, mulhsu, mulhu,
     rem, remu, remuw, remw, word,
 };
+use crate::hart::blocks::Blocks;
 use crate::hart::csr::Environment;
 use crate::hart::state::{Exception, Mode, State, Trap, mstatus};
 use crate::isa::op::{Kind, Op};
@@ -65,28 +66,27 @@ fn illegal(op: &Op) -> Trap {
     Trap { exception: Exception::IllegalInstruction, value: bits.into() }
 }
 
-/// What ends a block that leads to itself.
+/// Until when blocks follow each other.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// The bus's, when the block was found.
+    /// The bus's, when the first block was found.
     pub(super) epoch: u64,
-    /// Instructions that may be executed, at least as many as the block has.
+    /// Instructions that may be executed, at least as many as the first block has.
     pub(super) left: u64,
     /// The bits of `mip` for which no interrupt is taken.
     pub(super) pending: u64,
 }
 
-/// Executes `ops`, which are at `state.pc`, until one leads elsewhere, or a store has changed the
-/// epoch: the rest may be outdated then. A loop that is one block goes on here within its bounds.
+/// Executes `ops`, which are at `state.pc`, and then blocks that are known, within the bounds: until
+/// code may have changed, or what can interrupt the hart.
 #[inline(never)]
 pub(super) fn execute<B: Bus>(
     state: &mut State,
     bus: &mut B,
-    ops: &[Op],
+    (blocks, mut ops): (&Blocks, &[Op]),
     bounds: Bounds,
     environment: Environment<'_>,
 ) -> Ran {
-    let start = state.pc;
     let Bounds { epoch, left, pending } = bounds;
     let mut retired = 0;
     loop {
@@ -96,9 +96,17 @@ pub(super) fn execute<B: Bus>(
                 Err((count, end)) => return (retired + count as u64, end),
             };
         retired += count as u64;
-        let again = target == start && left - retired >= ops.len() as u64;
-        if !again || bus.epoch() != epoch || environment.lines.pending() != pending {
-            state.pc = target;
+        // A loop may be one block.
+        let again = target == state.pc;
+        state.pc = target;
+        if bus.epoch() != epoch || environment.lines.pending() != pending {
+            return (retired, End::Next);
+        }
+        if !again {
+            let Some(next) = blocks.known(target, epoch) else { return (retired, End::Next) };
+            ops = next;
+        }
+        if left - retired < ops.len() as u64 {
             return (retired, End::Next);
         }
     }
@@ -272,6 +280,9 @@ fn once<B: Bus>(
                 if !state.access_csr(*op, environment) {
                     trap!(illegal(op))
                 }
+                // Another interrupt may be enabled now.
+                state.pc = next;
+                return Err((n + 1, End::Next));
             }
             Ecall => {
                 let exception = match state.mode {

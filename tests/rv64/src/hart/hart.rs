@@ -77,11 +77,13 @@ impl Hart {
             }
             let epoch = bus.epoch();
             let (retired, end) = match self.blocks.at(bus, self.state.pc, epoch) {
-                Ok(ops) => {
+                Ok(range) => {
+                    let ops = self.blocks.ops(range);
                     let count = usize::try_from(left).map_or(ops.len(), |left| left.min(ops.len()));
                     let environment = Environment { hart: self.id, lines: &self.lines, retired: 0 };
                     let bounds = Bounds { epoch, left, pending };
-                    execute(&mut self.state, bus, &ops[..count], bounds, environment)
+                    let blocks = (&self.blocks, &ops[..count]);
+                    execute(&mut self.state, bus, blocks, bounds, environment)
                 }
                 Err(trap) => (0, End::Trap(trap)),
             };

@@ -3,8 +3,8 @@
 //! - `registers`, `lines`: its integer registers, and its inputs
 //! - `state`, `csr`: its other registers, and what traps do to them
 //! - `arithmetic`: what instructions compute
-//! - `execute`: the instructions of a block
 //! - `blocks`: decoded blocks, found by their addresses
+//! - `execute`: the instructions of a block, and of those that follow
 //! - `hart`: block after block
 //!
 //! Built on `bus` and `isa`.
