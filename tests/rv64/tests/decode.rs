@@ -72,7 +72,7 @@ fn words_of_the_manual_are_decoded() {
         let wanted = text.replace("-0x1", "0xffffffff");
         assert_eq!(found, wanted, "{word:#x}");
     }
-    let op = Op { kind: Kind::AmoW(Amo::Add), rd: SINK, rs1: 1, rs2: 2, len: 4, imm: 0 };
+    let op = Op { kind: Kind::AmoW(Amo::Add), rd: SINK, rs1: 1, rs2: 2, len: 4, at: 0, imm: 0 };
     assert_eq!(decode(assemble::amoadd_w(0, 2, 1)), op);
 }
 

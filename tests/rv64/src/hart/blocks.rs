@@ -127,7 +127,9 @@ impl Blocks {
             && !self.ops.last().is_some_and(|op| op.ends_block())
         {
             // What cannot be fetched is the next block's fault.
-            let Ok(op) = instruction(bus, at) else { break };
+            let Ok(mut op) = instruction(bus, at) else { break };
+            // Less than a page.
+            op.at = u16::try_from(at - pc).unwrap_or(0);
             at = at.wrapping_add(op.len.into());
             if at.wrapping_sub(1) > end_of_page {
                 break;

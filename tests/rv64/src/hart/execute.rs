@@ -122,13 +122,16 @@ fn once<B: Bus>(
     environment: Environment<'_>,
 ) -> Result<(usize, u64), (usize, End)> {
     use Kind::*;
-    let mut pc = state.pc;
-    for (n, op) in ops.iter().enumerate() {
+    let start = state.pc;
+    let mut rest = ops.iter();
+    while let Some(op) = rest.next() {
         let a = state.x.get(op.rs1);
         let b = state.x.get(op.rs2);
         let imm = i64::from(op.imm).cast_unsigned();
         let address = a.wrapping_add(imm);
-        let next = pc.wrapping_add(op.len.into());
+        // Most instructions need neither of these, nor their number in the block.
+        let pc = || start.wrapping_add(op.at.into());
+        let next = || pc().wrapping_add(op.len.into());
         macro_rules! set {
             ($value:expr) => {{
                 let value = $value;
@@ -137,19 +140,19 @@ fn once<B: Bus>(
         }
         macro_rules! trap {
             ($trap:expr) => {{
-                state.pc = pc;
-                return Err((n, End::Trap($trap)));
+                state.pc = pc();
+                return Err((ops.len() - rest.len() - 1, End::Trap($trap)));
             }};
         }
         macro_rules! go {
             ($to:expr) => {
-                return Ok((n + 1, $to))
+                return Ok((ops.len() - rest.len(), $to))
             };
         }
         macro_rules! branch {
             ($condition:expr) => {
                 if $condition {
-                    go!(pc.wrapping_add(imm))
+                    go!(pc().wrapping_add(imm))
                 }
             };
         }
@@ -165,7 +168,7 @@ fn once<B: Bus>(
         macro_rules! stored {
             () => {
                 if bus.epoch() != epoch {
-                    go!(next)
+                    go!(next())
                 }
             };
         }
@@ -198,13 +201,13 @@ fn once<B: Bus>(
         }
         match op.kind {
             Lui => set!(imm),
-            Auipc => set!(pc.wrapping_add(imm)),
+            Auipc => set!(pc().wrapping_add(imm)),
             Jal => {
-                set!(next);
-                go!(pc.wrapping_add(imm))
+                set!(next());
+                go!(pc().wrapping_add(imm))
             }
             Jalr => {
-                set!(next);
+                set!(next());
                 go!(address & !1)
             }
             Beq => branch!(a == b),
@@ -275,14 +278,14 @@ fn once<B: Bus>(
             Fence => fence(Ordering::SeqCst),
             FenceI => bus.fence_i(),
             Csrrw | Csrrs | Csrrc | Csrrwi | Csrrsi | Csrrci => {
-                let retired = environment.retired + n as u64;
+                let retired = environment.retired + (ops.len() - rest.len() - 1) as u64;
                 let environment = Environment { retired, ..environment };
                 if !state.access_csr(*op, environment) {
                     trap!(illegal(op))
                 }
                 // Another interrupt may be enabled now.
-                state.pc = next;
-                return Err((n + 1, End::Next));
+                state.pc = next();
+                return Err((ops.len() - rest.len(), End::Next));
             }
             Ecall => {
                 let exception = match state.mode {
@@ -298,18 +301,18 @@ fn once<B: Bus>(
                 }
                 state.leave();
                 bus.clear_reservation();
-                return Err((n + 1, End::Next));
+                return Err((ops.len() - rest.len(), End::Next));
             }
             Wfi => {
                 if state.mode != Mode::Machine && state.mstatus & mstatus::TW != 0 {
                     trap!(illegal(op))
                 }
-                state.pc = next;
-                return Err((n + 1, End::Wait));
+                state.pc = next();
+                return Err((ops.len() - rest.len(), End::Wait));
             }
             Illegal => trap!(illegal(op)),
         }
-        pc = next;
     }
-    Ok((ops.len(), pc))
+    let end = ops.last().map_or(0, |last| u64::from(last.at) + u64::from(last.len));
+    Ok((ops.len(), start.wrapping_add(end)))
 }

@@ -22,7 +22,7 @@ struct Fields(u32);
 
 /// An instruction of 16 bits; `rd` is a register's number.
 fn op(kind: Kind, rd: u8, rs1: u8, rs2: u8, imm: i32) -> Option<Op> {
-    Some(Op { kind, rd: destination(rd), rs1, rs2, len: 2, imm })
+    Some(Op { kind, rd: destination(rd), rs1, rs2, len: 2, at: 0, imm })
 }
 
 impl Fields {

@@ -56,7 +56,7 @@ impl Fields {
     }
 
     fn of(self, kind: Kind) -> Op {
-        Op { kind, rd: destination(0), rs1: 0, rs2: 0, len: 4, imm: 0 }
+        Op { kind, rd: destination(0), rs1: 0, rs2: 0, len: 4, at: 0, imm: 0 }
     }
 
     fn r_type(self, kind: Kind) -> Op {

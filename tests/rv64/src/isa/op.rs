@@ -19,6 +19,8 @@ pub struct Op {
     pub rs2: u8,
     /// Bytes of the instruction in memory: 2 or 4.
     pub len: u8,
+    /// Bytes from the start of the block that it is in; 0 as it is decoded.
+    pub at: u16,
     /// The immediate, sign-extended: an offset in bytes, a shift, a CSR's number, or all bits of an
     /// instruction that is illegal.
     pub imm: i32,
@@ -137,7 +139,7 @@ impl Op {
     /// An instruction of the bits `word` that is none.
     pub(super) const fn illegal(word: u32, len: u8) -> Self {
         let imm = word.cast_signed();
-        Self { kind: Kind::Illegal, rd: SINK, rs1: 0, rs2: 0, len, imm }
+        Self { kind: Kind::Illegal, rd: SINK, rs1: 0, rs2: 0, len, at: 0, imm }
     }
 
     /// Whether the next instruction cannot be executed straight after this one: a jump, a trap, or
