@@ -5,8 +5,8 @@ use crate::hart::state::State;
 use crate::machine::machine::Machine;
 
 impl Machine {
-    /// Harts, clock and devices, but not memory.
-    pub(super) fn save_processors(&self) -> Vec<u8> {
+    /// Harts, clock and devices, but not memory: what goes along with a migration of that.
+    pub fn save_processors(&self) -> Vec<u8> {
         let mut into = Vec::new();
         into.extend((self.cores.len() as u64).to_le_bytes());
         into.extend(self.since_tick.to_le_bytes());
@@ -24,7 +24,7 @@ impl Machine {
 
     /// Takes what [`save_processors`](Self::save_processors) gave for a machine with as many harts;
     /// None if it is not that. Devices may then have the new state already.
-    pub(super) fn restore_processors(&mut self, from: &[u8]) -> Option<()> {
+    pub fn restore_processors(&mut self, from: &[u8]) -> Option<()> {
         let from = &mut Reader(from);
         let harts = from.number()?;
         if harts != self.cores.len() as u64 {
