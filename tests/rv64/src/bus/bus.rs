@@ -11,6 +11,9 @@ pub enum Fault {
     Misaligned,
 }
 
+/// Bytes of a page of code at least.
+pub(super) const CODE_PAGE: u64 = 4096;
+
 /// A page of code that is about to be decoded and kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodePage {
@@ -18,6 +21,8 @@ pub struct CodePage {
     pub page: usize,
     /// The generation; what is decoded of the page is current as long as it has not changed.
     pub generation: u64,
+    /// How many bytes from the address on are of the page.
+    pub len: u64,
 }
 
 /// The memory of one hart, and its devices. Integers are little-endian, addresses physical.

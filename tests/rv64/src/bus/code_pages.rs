@@ -16,11 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ram_block::{CodeWatch, DirtyError, RamBlock};
 
-use crate::bus::bus::CodePage;
+use crate::bus::bus::{CODE_PAGE, CodePage};
 
 #[derive(Debug)]
 struct Counters {
-    /// Reports of each page, by its number in the block.
+    /// Reports of each [`CODE_PAGE`] or larger page, by its number in the block.
     reports: Box<[AtomicU64]>,
     /// Times at which everything was forgotten.
     resets: AtomicU64,
@@ -39,10 +39,13 @@ impl Counters {
     }
 }
 
-/// The pages of one block of RAM, for all harts that execute code in it.
+/// The pages of one block of RAM, for all harts that execute code in it. Of a block that is tracked
+/// in smaller pages, several are one.
 #[derive(Debug)]
 pub struct CodePages {
     ram: Arc<RamBlock>,
+    /// How many pages of the block are one of these.
+    group: u64,
     counters: Arc<Counters>,
     watch: CodeWatch,
 }
@@ -54,16 +57,17 @@ impl CodePages {
     ///
     /// [`DirtyError::Watched`] if another watches the block, [`DirtyError::NoMemory`].
     pub fn new(ram: &Arc<RamBlock>) -> Result<Self, DirtyError> {
+        let group = (CODE_PAGE / ram.page_size().bytes()).max(1);
         let counters = Arc::new(Counters {
-            reports: (0..ram.pages()).map(|_| AtomicU64::new(0)).collect(),
+            reports: (0..ram.pages().div_ceil(group)).map(|_| AtomicU64::new(0)).collect(),
             resets: AtomicU64::new(0),
             epoch: Arc::default(),
         });
         let watch = ram.dirty().watch_code({
             let counters = counters.clone();
-            move |page| counters.written(page)
+            move |page| counters.written(page / group)
         })?;
-        Ok(Self { ram: ram.clone(), counters, watch })
+        Ok(Self { ram: ram.clone(), group, counters, watch })
     }
 
     /// Watches the page with byte `offset` of `block`, if it is the block of these.
@@ -71,12 +75,14 @@ impl CodePages {
         if !Arc::ptr_eq(block, &self.ram) {
             return None;
         }
-        let number = offset / self.ram.page_size().bytes();
+        let bytes = self.group * self.ram.page_size().bytes();
+        let number = offset / bytes;
         let page = usize::try_from(number).ok().filter(|page| *page < self.counters.reports.len());
         let page = page?;
         let generation = self.generation(page);
-        self.watch.watch(number..number + 1).ok()?;
-        Some(CodePage { page, generation })
+        let first = number * self.group;
+        self.watch.watch(first..(first + self.group).min(self.ram.pages())).ok()?;
+        Some(CodePage { page, generation, len: bytes - offset % bytes })
     }
 
     /// Makes all that was decoded outdated. To be called after a change of the memory map that

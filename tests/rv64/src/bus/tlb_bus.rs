@@ -124,7 +124,11 @@ impl<D: Devices> Bus for TlbBus<D> {
 
     fn watch_code(&mut self, pc: u64) -> Option<CodePage> {
         let (block, offset) = self.tlb.ram_at(pc)?;
-        self.code.watch(block, offset)
+        let page = self.code.watch(block, offset)?;
+        // What follows may be another section's, in memory of another page.
+        let (block, offset) = (block.clone(), offset + page.len - 1);
+        let (last_block, last) = self.tlb.ram_at(pc.wrapping_add(page.len - 1))?;
+        (Arc::ptr_eq(last_block, &block) && last == offset).then_some(page)
     }
 
     fn generation(&self, page: usize) -> u64 {

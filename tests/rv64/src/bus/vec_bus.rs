@@ -2,7 +2,7 @@
 
 use ram_block::Scalar;
 
-use crate::bus::bus::{Bus, CodePage, Fault};
+use crate::bus::bus::{Bus, CODE_PAGE, CodePage, Fault};
 
 /// A `Vec<u8>` from an address on, for one hart. There are no devices.
 ///
@@ -90,8 +90,8 @@ impl Bus for VecBus {
         self.fences += 1;
     }
 
-    fn watch_code(&mut self, _: u64) -> Option<CodePage> {
-        Some(CodePage { page: 0, generation: self.fences })
+    fn watch_code(&mut self, pc: u64) -> Option<CodePage> {
+        Some(CodePage { page: 0, generation: self.fences, len: CODE_PAGE - pc % CODE_PAGE })
     }
 
     fn generation(&self, _: usize) -> u64 {

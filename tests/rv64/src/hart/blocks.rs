@@ -20,8 +20,6 @@ const SLOTS: usize = 1 << 12;
 const MAX_OPS: usize = 1 << 17;
 /// The most instructions of a block: interrupts are taken between blocks.
 const MAX_BLOCK: usize = 64;
-/// Blocks end at multiples of this, the smallest size of a page that is watched.
-const PAGE: u64 = 4096;
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -34,8 +32,8 @@ struct Slot {
     end: usize,
 }
 
-const EMPTY: Slot =
-    Slot { pc: 1, epoch: 0, page: CodePage { page: 0, generation: 0 }, start: 0, end: 0 };
+const NO_PAGE: CodePage = CodePage { page: 0, generation: 0, len: 0 };
+const EMPTY: Slot = Slot { pc: 1, epoch: 0, page: NO_PAGE, start: 0, end: 0 };
 
 /// The blocks.
 #[derive(Clone, Debug)]
@@ -118,22 +116,20 @@ impl Blocks {
         let page = bus.watch_code(pc);
         let first = instruction(bus, pc)?;
         self.ops.push(first);
-        let end_of_page = pc | (PAGE - 1);
-        let mut at = pc.wrapping_add(first.len.into());
-        let crosses = at.wrapping_sub(1) > end_of_page;
-        let Some(page) = page.filter(|_| !crosses) else { return Ok(start..start + 1) };
-        while at <= end_of_page
-            && self.ops.len() - start < MAX_BLOCK
+        let mut len = u64::from(first.len);
+        let Some(page) = page.filter(|page| len <= page.len) else { return Ok(start..start + 1) };
+        while self.ops.len() - start < MAX_BLOCK
             && !self.ops.last().is_some_and(|op| op.ends_block())
         {
             // What cannot be fetched is the next block's fault.
-            let Ok(mut op) = instruction(bus, at) else { break };
-            // Less than a page.
-            op.at = u16::try_from(at - pc).unwrap_or(0);
-            at = at.wrapping_add(op.len.into());
-            if at.wrapping_sub(1) > end_of_page {
+            let within = page.len - len;
+            let Ok(mut op) = instruction(bus, pc.wrapping_add(len)) else { break };
+            if u64::from(op.len) > within {
                 break;
             }
+            // Less than that of a few dozen instructions.
+            op.at = u16::try_from(len).unwrap_or(0);
+            len += u64::from(op.len);
             self.ops.push(op);
         }
         let end = self.ops.len();
