@@ -4,9 +4,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use memory_region::MemoryMap;
+use memory_region::{MemoryMap, RegionId};
 use migration_ram::{Precopy, receive};
-use ram_block::RamBlock;
+use ram_block::{PageSize, RamBlock};
 use rv64::assemble::{Condition::*, reg::*, *};
 use rv64::{CodePages, Exit, Hart, Machine, Outcome, TlbBus, layout};
 
@@ -188,6 +188,33 @@ fn memory_that_was_discarded_is_no_code_any_more() {
     assert!((ROUTINE..ROUTINE + 8).contains(&machine.hart(0).state.mepc));
 }
 
+/// A window on RAM, elsewhere in the address space.
+const WINDOW: u64 = 0x4000_0000;
+
+/// A hart's memory without a machine: RAM, and [`WINDOW`] on what is at `offset` of it.
+struct Bare {
+    map: Arc<MemoryMap>,
+    window: RegionId,
+    code: Arc<CodePages>,
+    bus: TlbBus<()>,
+}
+
+fn bare(ram: &Arc<RamBlock>, offset: u64) -> Bare {
+    let map = MemoryMap::new();
+    let regions = map.transaction(|map| {
+        let root = map.container("system", 1 << 64)?;
+        let region = map.ram("ram", ram.clone())?;
+        map.add_subregion(root, BASE, region)?;
+        let window = map.alias("window", region, offset, 0x1000)?;
+        map.add_subregion(root, WINDOW, window)?;
+        Ok((root, window))
+    });
+    let (root, window) = regions.unwrap();
+    let code = Arc::new(CodePages::new(ram).unwrap());
+    let bus = TlbBus::new(&map.address_space("hart", root).unwrap(), &code, ());
+    Bare { map, window, code, bus }
+}
+
 /// A loop that is one block ends when another thread writes over it.
 #[test]
 fn a_loop_is_left_when_it_is_written() {
@@ -199,19 +226,8 @@ fn a_loop_is_left_when_it_is_written() {
         p.jump(ZERO, again);
         let ram = RamBlock::anonymous("ram", RAM).unwrap();
         ram.write(0, &p.finish()).unwrap();
-        let map = MemoryMap::new();
-        let root = map.transaction(|map| {
-            let root = map.container("system", 1 << 64)?;
-            let region = map.ram("ram", ram.clone())?;
-            map.add_subregion(root, BASE, region)?;
-            Ok(root)
-        });
-        let space = map.address_space("hart", root.unwrap()).unwrap();
-        let code = Arc::new(CodePages::new(&ram).unwrap());
-        let run = move || {
-            let mut hart = Hart::new(0, BASE);
-            hart.run(&mut TlbBus::new(&space, &code, ()), u64::MAX).0
-        };
+        let mut bus = bare(&ram, 0).bus;
+        let run = move || Hart::new(0, BASE).run(&mut bus, u64::MAX).0;
         let hart = std::thread::spawn(|| deadline::in_time(run));
         std::thread::sleep(std::time::Duration::from_micros(round * 11));
         ram.write(4, &WFI.to_le_bytes()).unwrap();
@@ -219,27 +235,40 @@ fn a_loop_is_left_when_it_is_written() {
     }
 }
 
+/// A block's second half is in another page than its first: of a block of RAM in small pages, or
+/// where a window shifts pages. It is the half that is written.
+#[test]
+fn the_end_of_a_block_is_watched_as_its_start_is() {
+    for (page_size, offset, routine) in [
+        (64, 0x1_0000, 0x3c),
+        (256, 0x1_0000, 0xfc),
+        (4096, 0x1_0000, 0x100),
+        (4096, 0x1_0800, 0x7fc),
+    ] {
+        let page_size = PageSize::new(page_size).unwrap();
+        let ram = RamBlock::builder("ram", RAM).page_size(page_size).anonymous().unwrap();
+        ram.write(0, &caller_of(WINDOW + routine).finish()).unwrap();
+        ram.write(offset + routine, &NOP.to_le_bytes()).unwrap();
+        let mut bus = bare(&ram, offset).bus;
+        let mut hart = Hart::new(0, BASE);
+        for number in 0..20 {
+            ram.write(offset + routine + 4, &returns(number)).unwrap();
+            hart.run(&mut bus, 100);
+            let returned = hart.state.x.get(A0);
+            assert_eq!(returned, u64::from(number.cast_unsigned()), "{page_size:?} {offset:#x}");
+        }
+    }
+}
+
 /// A window on RAM shows another bank: no byte is written. The hart learns of it by `forget_all`,
 /// and not by itself.
 #[test]
 fn a_bank_switch_is_told() {
-    const WINDOW: u64 = 0x4000_0000;
-    let map = MemoryMap::new();
     let ram = RamBlock::anonymous("ram", RAM).unwrap();
     ram.write(0, &caller_of(WINDOW).finish()).unwrap();
     ram.write(0x1_0000, &returns(1)).unwrap();
     ram.write(0x2_0000, &returns(2)).unwrap();
-    let regions = map.transaction(|map| {
-        let root = map.container("system", 1 << 64)?;
-        let region = map.ram("ram", ram.clone())?;
-        map.add_subregion(root, BASE, region)?;
-        let window = map.alias("window", region, 0x1_0000, 0x1000)?;
-        map.add_subregion(root, WINDOW, window)?;
-        Ok((root, window))
-    });
-    let (root, window) = regions.unwrap();
-    let code = Arc::new(CodePages::new(&ram).unwrap());
-    let mut bus = TlbBus::new(&map.address_space("hart", root).unwrap(), &code, ());
+    let Bare { map, window, code, mut bus } = bare(&ram, 0x1_0000);
     let mut hart = Hart::new(0, BASE);
     let mut returned = |hart: &mut Hart| {
         hart.run(&mut bus, 1000);
