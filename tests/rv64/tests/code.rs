@@ -194,6 +194,8 @@ const WINDOW: u64 = 0x4000_0000;
 /// A hart's memory without a machine: RAM, and [`WINDOW`] on what is at `offset` of it.
 struct Bare {
     map: Arc<MemoryMap>,
+    root: RegionId,
+    ram: RegionId,
     window: RegionId,
     code: Arc<CodePages>,
     bus: TlbBus<()>,
@@ -205,14 +207,14 @@ fn bare(ram: &Arc<RamBlock>, offset: u64) -> Bare {
         let root = map.container("system", 1 << 64)?;
         let region = map.ram("ram", ram.clone())?;
         map.add_subregion(root, BASE, region)?;
-        let window = map.alias("window", region, offset, 0x1000)?;
+        let window = map.alias("window", region, offset, 0x2000)?;
         map.add_subregion(root, WINDOW, window)?;
-        Ok((root, window))
+        Ok((root, region, window))
     });
-    let (root, window) = regions.unwrap();
+    let (root, region, window) = regions.unwrap();
     let code = Arc::new(CodePages::new(ram).unwrap());
     let bus = TlbBus::new(&map.address_space("hart", root).unwrap(), &code, ());
-    Bare { map, window, code, bus }
+    Bare { map, root, ram: region, window, code, bus }
 }
 
 /// A loop that is one block ends when another thread writes over it.
@@ -260,6 +262,28 @@ fn the_end_of_a_block_is_watched_as_its_start_is() {
     }
 }
 
+/// Two windows that follow each other show different pages: a block does not go on from one to the
+/// other, whose page would not be watched.
+#[test]
+fn a_block_ends_with_its_section() {
+    let ram = RamBlock::anonymous("ram", RAM).unwrap();
+    let Bare { map, root, ram: region, window, mut bus, .. } = bare(&ram, 0x1_0000);
+    let changed = map.transaction(|map| {
+        map.resize(window, 0x800)?;
+        let second = map.alias("second", region, 0x2_0800, 0x800)?;
+        map.add_subregion(root, WINDOW + 0x800, second)
+    });
+    changed.unwrap();
+    ram.write(0, &caller_of(WINDOW + 0x7fc).finish()).unwrap();
+    ram.write(0x1_07fc, &NOP.to_le_bytes()).unwrap();
+    let mut hart = Hart::new(0, BASE);
+    for number in 0..20 {
+        ram.write(0x2_0800, &returns(number)).unwrap();
+        hart.run(&mut bus, 100);
+        assert_eq!(hart.state.x.get(A0), u64::from(number.cast_unsigned()));
+    }
+}
+
 /// A window on RAM shows another bank: no byte is written. The hart learns of it by `forget_all`,
 /// and not by itself.
 #[test]
@@ -268,7 +292,7 @@ fn a_bank_switch_is_told() {
     ram.write(0, &caller_of(WINDOW).finish()).unwrap();
     ram.write(0x1_0000, &returns(1)).unwrap();
     ram.write(0x2_0000, &returns(2)).unwrap();
-    let Bare { map, window, code, mut bus } = bare(&ram, 0x1_0000);
+    let Bare { map, window, code, mut bus, .. } = bare(&ram, 0x1_0000);
     let mut hart = Hart::new(0, BASE);
     let mut returned = |hart: &mut Hart| {
         hart.run(&mut bus, 1000);
@@ -287,7 +311,7 @@ fn a_bank_switch_is_told() {
 fn a_hart_changes_the_code_of_another_one() {
     let mut p = Program::at(BASE);
     let (reader, failed, end) = (p.label(), p.label(), p.label());
-    const ROUNDS: u64 = 500;
+    const ROUNDS: u64 = 100;
     p.li(S0, ROUTINE);
     p.li(S1, BASE + 0x4000); // published
     p.put(csrrs(T0, csr::MHARTID, ZERO));
