@@ -13,6 +13,40 @@
 //!   isa      from bits to operations
 //! ```
 //!
+//! Where a reader may begin: `bus/code_pages.rs`, why decoded code is current; `hart/execute.rs`,
+//! the loop; `machine/rewind.rs`, why memory is exactly as it was.
+//!
+//! # Example
+//!
+//! ```
+//! use rv64::{Machine, Outcome, Rewind, Screen, demo};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut machine = Machine::new(1 << 20, 1)?;
+//! machine.load(0, &demo::guest(3))?;
+//! let mut screen = Screen::new(&machine)?;
+//! let mut rewind = Rewind::new(&machine, 10)?;
+//!
+//! let mut text = Vec::new();
+//! while !text.ends_with(b"frame 0\n") {
+//!     machine.run(100);
+//!     text.extend(machine.board().uart.take_output());
+//! }
+//! let pages = rewind.checkpoint(&machine)?; // of RAM and of the frame buffer
+//! assert!(pages > 60);
+//! assert_eq!(machine.run(u64::MAX), Outcome::Finished(0));
+//! text.extend(machine.board().uart.take_output());
+//! assert_eq!(text, demo::text(3).as_bytes());
+//!
+//! screen.refresh()?; // draws the lines of pages that were written
+//! assert_eq!(screen.pixels()[0], demo::pixel(2, 0, 0));
+//! rewind.rewind(&mut machine, 0)?; // to the checkpoint
+//! screen.refresh()?;
+//! assert_eq!(screen.pixels()[0], demo::pixel(0, 0, 0));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Sources are the RISC-V Instruction Set Manual, volumes I (unprivileged) and II (privileged).
 
 pub mod assemble;

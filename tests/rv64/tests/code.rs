@@ -140,8 +140,8 @@ fn writes_from_outside_are_found() {
     }
 }
 
-/// A migration receives pages into memory whose code a hart has decoded: by a copy, and by a socket,
-/// from which the kernel writes to guest memory.
+/// A migration receives pages into memory whose code a hart has decoded: by a copy, and by a
+/// socket, from which the kernel writes to guest memory.
 #[test]
 fn code_arrives_with_a_migration() {
     for by_socket in [false, true] {

@@ -77,8 +77,8 @@ pub(super) struct Bounds {
     pub(super) pending: u64,
 }
 
-/// Executes `ops`, which are at `state.pc`, and then blocks that are known, within the bounds: until
-/// code may have changed, or what can interrupt the hart.
+/// Executes `ops`, which are at `state.pc`, and then blocks that are known, within the bounds:
+/// until code may have changed, or what can interrupt the hart.
 #[inline(never)]
 pub(super) fn execute<B: Bus>(
     state: &mut State,
