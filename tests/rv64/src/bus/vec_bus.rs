@@ -1,5 +1,7 @@
 //! Memory as an array with bounds checks: the peer in comparisons of speed, and the oracle.
 
+use std::ops::Range;
+
 use ram_block::Scalar;
 
 use crate::bus::bus::{Bus, CODE_PAGE, CodePage, Fault};
@@ -23,11 +25,11 @@ impl VecBus {
         Self { base, bytes: vec![0; len], reservation: None, fences: 0 }
     }
 
+    /// Where the bytes of an integer are.
     #[inline(always)]
-    fn at<T: Scalar>(&self, address: u64) -> Result<usize, Fault> {
+    fn range<T: Scalar>(&self, address: u64) -> Result<Range<usize>, Fault> {
         let at = usize::try_from(address.wrapping_sub(self.base)).map_err(|_| Fault::Access)?;
-        let is_inside = at <= self.bytes.len().wrapping_sub(T::SIZE) && T::SIZE <= self.bytes.len();
-        if is_inside { Ok(at) } else { Err(Fault::Access) }
+        Ok(at..at.wrapping_add(T::SIZE))
     }
 
     fn aligned<T: Scalar>(address: u64) -> Result<(), Fault> {
@@ -38,17 +40,17 @@ impl VecBus {
 impl Bus for VecBus {
     #[inline(always)]
     fn load<T: Scalar>(&mut self, address: u64) -> Result<T, Fault> {
-        let at = self.at::<T>(address)?;
+        let found = self.bytes.get(self.range::<T>(address)?).ok_or(Fault::Access)?;
         let mut bytes = [0; 8];
-        bytes[..T::SIZE].copy_from_slice(&self.bytes[at..at + T::SIZE]);
+        bytes[..T::SIZE].copy_from_slice(found);
         Ok(T::from_bytes(bytes).little_endian())
     }
 
     #[inline(always)]
     fn store<T: Scalar>(&mut self, address: u64, value: T) -> Result<(), Fault> {
-        let at = self.at::<T>(address)?;
+        let range = self.range::<T>(address)?;
         let bytes = value.little_endian().to_bytes();
-        self.bytes[at..at + T::SIZE].copy_from_slice(&bytes[..T::SIZE]);
+        self.bytes.get_mut(range).ok_or(Fault::Access)?.copy_from_slice(&bytes[..T::SIZE]);
         Ok(())
     }
 
