@@ -44,8 +44,8 @@ fn caller_of(routine: u64) -> Program {
     p
 }
 
-/// Adds a constant that the program itself writes into the next instructions, 1,000 times, with or
-/// without `fence.i` in between.
+/// Adds a constant that the program itself writes into the next instructions, 1,000 times, with
+/// `fence.i` in between or, as x86 would have it, a jump.
 fn self_modifying(fences: bool) -> Program {
     let mut p = Program::at(BASE);
     let target = p.label();
@@ -56,10 +56,12 @@ fn self_modifying(fences: bool) -> Program {
     let again = p.here();
     p.put(addw(T0, T0, S2));
     p.put(sw(T0, 0, S0));
+    p.put(addi(S1, S1, -1));
     if fences {
         p.put(FENCE_I);
+    } else {
+        p.jump(ZERO, target);
     }
-    p.put(addi(S1, S1, -1));
     p.bind(target);
     p.put(addi(A0, A0, 0));
     p.branch(Ne, S1, ZERO, again);

@@ -31,7 +31,8 @@ pub struct CodePage {
 ///
 /// [`watch_code`](Self::watch_code) comes before the code is read. A write to the page from then on
 /// changes its [`generation`](Self::generation) and the [`epoch`](Self::epoch), which is one number
-/// for all pages, and so is cheap to compare before each block and after each store.
+/// for all pages, and so is cheap to compare before each block of instructions. A block that a hart
+/// is executing is not left: `fence.i`, without which a program may not rely on anything, ends one.
 pub trait Bus {
     /// Loads an integer at any address.
     ///

@@ -31,8 +31,7 @@ impl Devices for () {
 /// An address space as one hart accesses it, through a TLB of its own.
 ///
 /// Decoded code is dropped when anything writes it: this hart or another one, a device, a loader.
-/// The effect of a hart's own store is there for its next instruction, earlier than `fence.i`
-/// promises.
+/// A hart's own stores are there after its next jump, which is more than programs can rely on.
 #[derive(Debug)]
 pub struct TlbBus<D> {
     tlb: Tlb,

@@ -90,11 +90,10 @@ pub(super) fn execute<B: Bus>(
     let Bounds { epoch, left, pending } = bounds;
     let mut retired = 0;
     loop {
-        let (count, target) =
-            match once(state, bus, ops, epoch, Environment { retired, ..environment }) {
-                Ok(ran) => ran,
-                Err((count, end)) => return (retired + count as u64, end),
-            };
+        let (count, target) = match once(state, bus, ops, Environment { retired, ..environment }) {
+            Ok(ran) => ran,
+            Err((count, end)) => return (retired + count as u64, end),
+        };
         retired += count as u64;
         // A loop may be one block.
         let again = target == state.pc;
@@ -118,7 +117,6 @@ fn once<B: Bus>(
     state: &mut State,
     bus: &mut B,
     ops: &[Op],
-    epoch: u64,
     environment: Environment<'_>,
 ) -> Result<(usize, u64), (usize, End)> {
     use Kind::*;
@@ -164,18 +162,10 @@ fn once<B: Bus>(
                 }
             };
         }
-        // After a store the code that follows may be another.
-        macro_rules! stored {
-            () => {
-                if bus.epoch() != epoch {
-                    go!(next())
-                }
-            };
-        }
         macro_rules! store {
             ($value:expr) => {
                 match bus.store(address, $value) {
-                    Ok(()) => stored!(),
+                    Ok(()) => {}
                     Err(fault) => trap!(store_trap(fault, address)),
                 }
             };
@@ -191,10 +181,7 @@ fn once<B: Bus>(
         macro_rules! modify {
             ($result:expr, $extend:expr) => {
                 match $result {
-                    Ok(value) => {
-                        set!($extend(value));
-                        stored!()
-                    }
+                    Ok(value) => set!($extend(value)),
                     Err(fault) => trap!(store_trap(fault, a)),
                 }
             };
