@@ -1,8 +1,6 @@
 //! Atomic accesses by address.
 
-use std::sync::Arc;
-
-use ram_block::{RamBlock, RamPage, Scalar};
+use ram_block::{RamPage, Scalar};
 
 use crate::cpu::reservation::Reservation;
 use crate::cpu::tlb::{Tlb, offset_in_page};
@@ -113,17 +111,6 @@ impl<const BITS: u32> Tlb<BITS> {
     /// Ends a reservation, as an exception or the return from one does.
     pub fn clear_reservation(&mut self) {
         self.reservation = None;
-    }
-
-    /// The block that has `address` in memory that can be read, and the offset there, in bytes: for
-    /// a decoder, which watches the page ([`CodeWatch`](ram_block::CodeWatch)) before it reads it.
-    pub fn ram_at(&mut self, address: u64) -> Option<(&Arc<RamBlock>, u64)> {
-        self.keep_up();
-        let address = address & self.mask;
-        let section = self.view.find(address).ok()?;
-        let offset = section.offset + (address - section.start);
-        let block = section.ram().filter(|block| offset < block.len())?;
-        Some((block, offset))
     }
 
     fn check_aligned<T: Scalar>(&self, address: u64) -> Result<(), AccessError> {

@@ -4,6 +4,7 @@
 //! - `reservation`: what a processor has loaded and reserved
 //! - `tlb`: loads and stores; what is not in an entry goes through the view
 //! - `atomics`: read-modify-writes by address
+//! - `translate`: where code is
 //! - `watchpoints`, `debug`: what a debugger stops
 //!
 //! Built on `view`.
@@ -13,4 +14,5 @@ mod debug;
 mod entry;
 mod reservation;
 pub(crate) mod tlb;
+mod translate;
 mod watchpoints;

@@ -60,7 +60,7 @@ const CODE_ENTRIES: usize = 16;
 pub struct Tlb<const BITS: u32 = 12> {
     space: Arc<AddressSpace>,
     /// Which views the space has had, here without a detour by the space.
-    current: Arc<Generation>,
+    pub(super) current: Arc<Generation>,
     /// The number of the view up to which the entries have followed.
     followed: u64,
     /// That view or a later one, for what is in no entry.

@@ -17,9 +17,11 @@ pub(super) const CODE_PAGE: u64 = 4096;
 /// A page of code that is about to be decoded and kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodePage {
-    /// By this [`Bus::generation`] is asked later.
+    /// Its number.
     pub page: usize,
-    /// The generation; what is decoded of the page is current as long as it has not changed.
+    /// Where the address is in its memory.
+    pub offset: u64,
+    /// How often the page was written so far.
     pub generation: u64,
     /// How many bytes from the address on are of the page.
     pub len: u64,
@@ -30,8 +32,9 @@ pub struct CodePage {
 /// # How decoded code stays current
 ///
 /// [`watch_code`](Self::watch_code) comes before the code is read. A write to the page from then on
-/// changes its [`generation`](Self::generation) and the [`epoch`](Self::epoch), which is one number
-/// for all pages, and so is cheap to compare before each block of instructions. A block that a hart
+/// makes what was decoded of it no longer [current](Self::is_current), and so does a change of the
+/// memory map that moves it; both change the [`epoch`](Self::epoch), which is one number for all
+/// pages, and so is cheap to compare before each block of instructions. A block that a hart
 /// is executing is not left: `fence.i`, without which a program may not rely on anything, ends one.
 pub trait Bus {
     /// Loads an integer at any address.
@@ -87,9 +90,9 @@ pub trait Bus {
     /// kept.
     fn watch_code(&mut self, pc: u64) -> Option<CodePage>;
 
-    /// How often a page's code may have changed.
-    fn generation(&self, page: usize) -> u64;
+    /// Whether `page`, of which the code at `pc` was decoded, is still there and was not written.
+    fn is_current(&mut self, pc: u64, page: &CodePage) -> bool;
 
-    /// Changes after the [`generation`](Self::generation) of any page.
+    /// Changes after any page has changed or moved.
     fn epoch(&self) -> u64;
 }

@@ -22,8 +22,6 @@ use crate::bus::bus::{CODE_PAGE, CodePage};
 struct Counters {
     /// Reports of each [`CODE_PAGE`] or larger page, by its number in the block.
     reports: Box<[AtomicU64]>,
-    /// Times at which everything was forgotten.
-    resets: AtomicU64,
     /// All of these together: where a bus finds it without a detour.
     epoch: Arc<AtomicU64>,
 }
@@ -60,7 +58,6 @@ impl CodePages {
         let group = (CODE_PAGE / ram.page_size().bytes()).max(1);
         let counters = Arc::new(Counters {
             reports: (0..ram.pages().div_ceil(group)).map(|_| AtomicU64::new(0)).collect(),
-            resets: AtomicU64::new(0),
             epoch: Arc::default(),
         });
         let watch = ram.dirty().watch_code({
@@ -70,38 +67,33 @@ impl CodePages {
         Ok(Self { ram: ram.clone(), group, counters, watch })
     }
 
-    /// Watches the page with byte `offset` of `block`, if it is the block of these.
-    pub(super) fn watch(&self, block: &Arc<RamBlock>, offset: u64) -> Option<CodePage> {
+    /// The page with byte `offset` of `block`, if it is the block of these, as far as the `len` bytes
+    /// from there on.
+    pub(super) fn page_at(&self, block: &Arc<RamBlock>, offset: u64, len: u64) -> Option<CodePage> {
         if !Arc::ptr_eq(block, &self.ram) {
             return None;
         }
-        let bytes = self.group * self.ram.page_size().bytes();
-        let number = offset / bytes;
-        let page = usize::try_from(number).ok().filter(|page| *page < self.counters.reports.len());
-        let page = page?;
-        let generation = self.generation(page);
-        let first = number * self.group;
+        let bytes = self.bytes();
+        let page = usize::try_from(offset / bytes).ok()?;
+        let generation = self.counters.reports.get(page)?.load(Ordering::Acquire);
+        Some(CodePage { page, offset, generation, len: len.min(bytes - offset % bytes) })
+    }
+
+    /// As [`page_at`](Self::page_at), and watches the page.
+    pub(super) fn watch(&self, block: &Arc<RamBlock>, offset: u64, len: u64) -> Option<CodePage> {
+        let page = self.page_at(block, offset, len)?;
+        let first = offset / self.bytes() * self.group;
         self.watch.watch(first..(first + self.group).min(self.ram.pages())).ok()?;
-        Some(CodePage { page, generation, len: bytes - offset % bytes })
+        Some(page)
     }
 
-    /// Makes all that was decoded outdated. To be called after a change of the memory map that
-    /// moves RAM, of which no write tells.
-    pub fn forget_all(&self) {
-        self.counters.resets.fetch_add(1, Ordering::Release);
-        self.counters.epoch.fetch_add(1, Ordering::Release);
+    /// Bytes of a page.
+    fn bytes(&self) -> u64 {
+        self.group * self.ram.page_size().bytes()
     }
 
-    /// Writes to watched pages so far, and calls of [`forget_all`](Self::forget_all).
+    /// Writes to watched pages so far.
     pub(super) fn epoch(&self) -> &Arc<AtomicU64> {
         &self.counters.epoch
-    }
-
-    /// Writes to one page so far, and calls of [`forget_all`](Self::forget_all).
-    pub(super) fn generation(&self, page: usize) -> u64 {
-        let reports = self.counters.reports.get(page);
-        let reports = reports.map_or(0, |reports| reports.load(Ordering::Acquire));
-        // Both only grow, so the sum is new if one of them is.
-        reports.wrapping_add(self.counters.resets.load(Ordering::Acquire))
     }
 }

@@ -122,20 +122,18 @@ impl<D: Devices> Bus for TlbBus<D> {
     }
 
     fn watch_code(&mut self, pc: u64) -> Option<CodePage> {
-        let (block, offset) = self.tlb.ram_at(pc)?;
-        let page = self.code.watch(block, offset)?;
-        // What follows may be another section's, in memory of another page.
-        let (block, offset) = (block.clone(), offset + page.len - 1);
-        let (last_block, last) = self.tlb.ram_at(pc.wrapping_add(page.len - 1))?;
-        (Arc::ptr_eq(last_block, &block) && last == offset).then_some(page)
+        let (block, offset, len) = self.tlb.ram_at(pc)?;
+        self.code.watch(block, offset, len)
     }
 
-    fn generation(&self, page: usize) -> u64 {
-        self.code.generation(page)
+    fn is_current(&mut self, pc: u64, page: &CodePage) -> bool {
+        let Some((block, offset, len)) = self.tlb.ram_at(pc) else { return false };
+        self.code.page_at(block, offset, len) == Some(*page)
     }
 
     #[inline(always)]
     fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
+        // Both only grow, so the sum is new if one of them is.
+        self.epoch.load(Ordering::Acquire).wrapping_add(self.tlb.generation())
     }
 }

@@ -93,11 +93,12 @@ impl Bus for VecBus {
     }
 
     fn watch_code(&mut self, pc: u64) -> Option<CodePage> {
-        Some(CodePage { page: 0, generation: self.fences, len: CODE_PAGE - pc % CODE_PAGE })
+        let len = CODE_PAGE - pc % CODE_PAGE;
+        Some(CodePage { page: 0, offset: pc, generation: self.fences, len })
     }
 
-    fn generation(&self, _: usize) -> u64 {
-        self.fences
+    fn is_current(&mut self, _: u64, page: &CodePage) -> bool {
+        page.generation == self.fences
     }
 
     #[inline(always)]

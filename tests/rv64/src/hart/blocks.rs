@@ -32,7 +32,7 @@ struct Slot {
     end: usize,
 }
 
-const NO_PAGE: CodePage = CodePage { page: 0, generation: 0, len: 0 };
+const NO_PAGE: CodePage = CodePage { page: 0, offset: 0, generation: 0, len: 0 };
 const EMPTY: Slot = Slot { pc: 1, epoch: 0, page: NO_PAGE, start: 0, end: 0 };
 
 /// The blocks.
@@ -104,7 +104,7 @@ impl Blocks {
     #[inline(never)]
     fn find<B: Bus>(&mut self, bus: &mut B, pc: u64, epoch: u64) -> Result<Range<usize>, Trap> {
         let slot = &mut self.slots[Self::index(pc)];
-        if slot.pc == pc && bus.generation(slot.page.page) == slot.page.generation {
+        if slot.pc == pc && bus.is_current(pc, &slot.page) {
             slot.epoch = epoch;
             return Ok(slot.start..slot.end);
         }
