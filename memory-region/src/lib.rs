@@ -26,8 +26,8 @@
 //! # Hosts and features
 //!
 //! All of this is the same on every host, but that Linux alone has eventfds, and so a value of
-//! [`IoEventFd`]. The default feature `vm-memory`, for which see `ram_block`, makes an address space
-//! vm-memory's `GuestAddressSpace`, and on Linux brings the log that vhost-user shares.
+//! [`IoEventFd`]. The default feature `vm-memory`, for which see `ram_block`, makes an address
+//! space vm-memory's `GuestAddressSpace`, and on Linux brings the log that vhost-user shares.
 //!
 //! # Example
 //!

@@ -23,8 +23,8 @@ use crate::host::Instant;
 
 /// A transport that a stream is written to.
 ///
-/// On Linux sockets, files and pipes are written straight from guest memory, without a copy. Wrap other
-/// types that implement [`Write`] in [`Buffered`].
+/// On Linux sockets, files and pipes are written straight from guest memory, without a copy. Wrap
+/// other types that implement [`Write`] in [`Buffered`].
 pub trait WriteTransport: Send {
     /// Writes all of `list`, in order.
     ///
@@ -55,8 +55,8 @@ pub trait WriteTransport: Send {
 
 /// A transport that a stream is read from.
 ///
-/// On Linux sockets, files and pipes are read straight into guest memory, without a copy. Wrap other
-/// types that implement [`Read`] in [`Buffered`].
+/// On Linux sockets, files and pipes are read straight into guest memory, without a copy. Wrap
+/// other types that implement [`Read`] in [`Buffered`].
 pub trait ReadTransport: Send {
     /// Reads once into the rest of `list`: as many bytes as are available, but at least one; 0 at
     /// the end.

@@ -79,8 +79,8 @@ impl RamBlockBuilder {
     }
 
     /// Asks for huge pages. If there are none, as on all hosts but Linux, the next best are used,
-    /// down to ordinary pages: [`RamBlock::huge_pages`] returns which. Files have no pages of the [pool](HugePages::Pool),
-    /// and memory of the caller keeps the pages that it has.
+    /// down to ordinary pages: [`RamBlock::huge_pages`] returns which. Files have no pages of the
+    /// [pool](HugePages::Pool), and memory of the caller keeps the pages that it has.
     pub fn huge_pages(mut self, huge: HugePages) -> Self {
         self.huge = huge;
         self
@@ -219,7 +219,7 @@ impl RamBlockBuilder {
         if len > max {
             return Err(RamBlockError::MaxLength { id, len, max });
         }
-        // Slices of 32-bit hosts have half of the addresses; longer ones of others cannot be mapped.
+        // Slices of 32-bit hosts have half of the addresses; elsewhere the mapping fails.
         let most = if usize::BITS < u64::BITS { (usize::MAX / 2) as u64 } else { u64::MAX };
         let reserved = max.checked_next_multiple_of(PageSize::host().bytes());
         let reserved = reserved.filter(|reserved| *reserved <= most);

@@ -5,8 +5,9 @@
 //! - `linux`: by Linux's system calls
 //! - `portable`: for all other hosts, by the allocator of the program
 //!
-//! `linux` and `portable` have the same interface, and one of them is compiled: `mapping`, which is
-//! memory; `data`, where it holds any; `membarrier`, a barrier that all threads of the process pass.
+//! `linux` and `portable` have the same interface, and one of them is compiled: `mapping`, which
+//! is memory; `data`, where it holds any; `membarrier`, a barrier of all threads of the process.
+//!
 //! Built on `page` alone. It has no blocks, clients or bits.
 
 pub(crate) mod huge_pages;

@@ -15,8 +15,8 @@ use crate::sys::volatile::VolatileBytes;
 /// Whether files can be mapped, and memory files made.
 pub(crate) const MAPS_FILES: bool = false;
 
-/// What the allocator is asked to align to: no more than every allocator does by itself. Rust zeroes
-/// what is aligned to more by writing it, which would take memory for all of a block at once.
+/// What the allocator is asked to align to: no more than every allocator does by itself. Rust
+/// zeroes what is aligned to more by writing it, which would take memory for all of a block.
 const ALIGNMENT: usize = align_of::<u64>();
 
 /// What backs a mapping.
