@@ -313,6 +313,11 @@ mod tests {
     }
 
     proptest! {
+    // WebAssembly reads no PROPTEST_CASES, and is slow.
+    #![proptest_config(match cfg!(target_family = "wasm") {
+        true => ProptestConfig::with_cases(16),
+        false => ProptestConfig::default(),
+    })]
         /// Every sequence of marks and takes against a plain set of pages.
         #[test]
         fn behaves_as_a_set_of_pages(operations in operations()) {

@@ -266,6 +266,11 @@ impl Bench {
 }
 
 proptest! {
+    // WebAssembly reads no PROPTEST_CASES, and is slow.
+    #![proptest_config(match cfg!(target_family = "wasm") {
+        true => ProptestConfig::with_cases(16),
+        false => ProptestConfig::default(),
+    })]
     #[test]
     fn behaves_as_a_set_of_pages_for_each_client(
         steps in prop::collection::vec(step(), 1..60)

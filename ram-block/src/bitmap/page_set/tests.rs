@@ -31,7 +31,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(target_family = "wasm") { 8 } else { 48 }))]
 
     /// Two sets, one of which is moved to the other, against sets of pages.
     #[test]
@@ -87,6 +87,12 @@ proptest! {
 }
 
 proptest! {
+    // WebAssembly reads no PROPTEST_CASES, and is slow.
+    #![proptest_config(match cfg!(target_family = "wasm") {
+        true => ProptestConfig::with_cases(16),
+        false => ProptestConfig::default(),
+    })]
+
     /// Any merges and takes against a plain list of pages.
     #[test]
     fn behaves_as_a_list_of_pages(
