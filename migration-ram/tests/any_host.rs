@@ -31,13 +31,16 @@ fn memory_that_is_written_meanwhile_arrives_as_it_was_at_last() {
     ram.write(0x1234, &bytes).unwrap();
     ram.write(0x20_0000, &0x1122_3344_5566_7788_u64.to_ne_bytes()).unwrap();
     let mut stream = Buffered(Vec::new());
-    let pause = || Ok(ram.write(0x30_0007, b"the last store").unwrap());
+    let pause = || {
+        ram.write(0x30_0007, b"the last store").unwrap();
+        Ok(())
+    };
     let migrated = Precopy::new(memory).run(&mut stream, pause, |_| ()).unwrap();
     assert!(migrated.stats.pages() > ram.pages(), "the page of the last store goes again");
 
     let twin = block();
     let mut stream = Buffered(Slow(io::Cursor::new(stream.0)));
-    receive(&mut stream, &[twin.clone()]).unwrap();
+    receive(&mut stream, std::slice::from_ref(&twin)).unwrap();
     let (mut sent, mut received) = (vec![0; 4 << 20], vec![1; 4 << 20]);
     ram.read(0, &mut sent).unwrap();
     twin.read(0, &mut received).unwrap();
