@@ -30,8 +30,11 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Fewer on WebAssembly, which is slow.
+const CASES: u32 = if cfg!(target_family = "wasm") { 8 } else { 48 };
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(target_family = "wasm") { 8 } else { 48 }))]
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
 
     /// Two sets, one of which is moved to the other, against sets of pages.
     #[test]
