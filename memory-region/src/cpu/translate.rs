@@ -7,8 +7,8 @@ use ram_block::RamBlock;
 use crate::cpu::tlb::Tlb;
 
 impl<const BITS: u32> Tlb<BITS> {
-    /// The block that has `address` in memory that can be read, the offset there, and how many bytes
-    /// from there on it answers. A translator watches the pages
+    /// The block that has `address` in memory that can be read, the offset there, and for how many
+    /// bytes from there on it answers. A translator watches the pages
     /// ([`CodeWatch`](ram_block::CodeWatch)) before it reads them, and asks again once
     /// [`generation`](Self::generation) has changed.
     pub fn ram_at(&mut self, address: u64) -> Option<(&Arc<RamBlock>, u64, u64)> {

@@ -56,13 +56,13 @@ impl RamBlockBuilder {
         self
     }
 
-    /// Tracks the block's memory in pages of `page_size`, of which its length is a multiple: from 64
-    /// bytes up, for RAM of a few KiB, a display whose damage is known to parts of a line, or code
-    /// that shares pages with data. Without this they are the host's pages.
+    /// Tracks the block's memory in pages of `page_size`, of which its length is a multiple: from
+    /// 64 bytes up, for RAM of a few KiB, a display whose damage is known to parts of a line, or
+    /// code that shares pages with data. Without this they are the host's pages.
     ///
     /// An accelerator logs in pages of the host, and refuses a block with others; so does a
-    /// migration if they are smaller than those of its stream. Bitmaps take a bit for each page, and
-    /// stores by a [`RamPage`](crate::RamPage) that is larger are marked each.
+    /// migration if they are smaller than those of its stream. Bitmaps take a bit for each page,
+    /// and stores by a [`RamPage`](crate::RamPage) that is larger are marked each.
     ///
     /// ```
     /// use ram_block::{DirtyClient, PageSize, RamBlock};

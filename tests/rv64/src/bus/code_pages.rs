@@ -67,8 +67,8 @@ impl CodePages {
         Ok(Self { ram: ram.clone(), group, counters, watch })
     }
 
-    /// The page with byte `offset` of `block`, if it is the block of these, as far as the `len` bytes
-    /// from there on.
+    /// The page with byte `offset` of `block`, if it is the block of these, as far as the `len`
+    /// bytes from there on.
     pub(super) fn page_at(&self, block: &Arc<RamBlock>, offset: u64, len: u64) -> Option<CodePage> {
         if !Arc::ptr_eq(block, &self.ram) {
             return None;
