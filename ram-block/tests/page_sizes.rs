@@ -75,7 +75,7 @@ proptest! {
                 }
                 Step::Store(at, value) => {
                     // Pages of a TLB that are larger than the block's, where it has such.
-                    let at = at % len & !7;
+                    let at = (at % len) & !7;
                     if let Ok(mut page) = RamPage::<11>::new(&ram, at & !2047) {
                         page.store(index(at & 2047), value);
                         page.store(index(at & 2047), value.to_le());

@@ -47,9 +47,8 @@ impl<'a> Pages<'a> {
         blocks: &[Arc<RamBlock>],
         page: PageSize,
     ) -> Result<Self, SendError> {
-        let fits = |block: &&Arc<RamBlock>| {
-            block.page_size() >= page && page.is_aligned(block.len())
-        };
+        let fits =
+            |block: &&Arc<RamBlock>| block.page_size() >= page && page.is_aligned(block.len());
         if let Some(block) = blocks.iter().find(|block| !fits(block)) {
             return Err(SendError::BlockPages {
                 block: block.id().to_owned(),
