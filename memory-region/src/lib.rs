@@ -68,6 +68,7 @@ mod transaction;
 mod tree;
 mod view;
 
+pub use cpu::statistics::TlbStatistics;
 pub use cpu::tlb::Tlb;
 pub use device::dispatch::DeviceRegion;
 pub use device::ioeventfd::{CoalescedRange, EventFd, IoEventFd};

@@ -92,31 +92,43 @@ impl<const BITS: u32> Entry<BITS> {
     }
 
     /// Makes the page of `address` the entry's, if `section`, which has the address, as far as the
-    /// bits of `mask` count, in the current view, has all of it in memory.
-    pub(super) fn fill(&mut self, address: u64, mask: u64, section: &Section) {
+    /// bits of `mask` count, in the current view, has all of it in memory. Returns how many stores
+    /// were marked of a page that it lets go.
+    pub(super) fn fill(&mut self, address: u64, mask: u64, section: &Section) -> u64 {
         let tag = address & u64::MAX << BITS;
         let start = tag & mask;
         let last = start | !(u64::MAX << BITS);
-        let is_inside = section.start <= start && last <= section.last.min(mask);
         let (block, writable) = match &section.target {
             SectionTarget::Ram(block) => (block, !section.readonly),
             SectionTarget::RomDevice { block, .. } => (block, false),
-            _ => {
-                *self = Self::empty();
-                return;
-            }
+            _ => return self.let_go(),
         };
-        let offset = section.offset.wrapping_add(start.wrapping_sub(section.start));
+        if start < section.start || section.last.min(mask) < last {
+            return self.let_go();
+        }
+        let offset = section.offset + (start - section.start);
         // The same bytes as before: what is known of their marks still holds.
         let is_same =
             |page: &RamPage<BITS>| Arc::ptr_eq(page.block(), block) && page.offset() == offset;
-        let kept = self.page.take().filter(is_same);
-        let page = kept.or_else(|| RamPage::new(block, offset).ok()).filter(|_| is_inside);
+        let gone = if self.page.as_ref().is_some_and(is_same) { 0 } else { self.let_go() };
+        let page = self.page.take().or_else(|| RamPage::new(block, offset).ok());
         let has_page = page.is_some();
         *self = Self {
             load: if has_page { tag } else { NO_TAG },
             store: if has_page && writable { tag } else { NO_TAG },
             page,
         };
+        gone
+    }
+
+    /// Forgets the page; returns how many of its stores were marked.
+    pub(super) fn let_go(&mut self) -> u64 {
+        let gone = self.marked_stores();
+        *self = Self::empty();
+        gone
+    }
+
+    pub(super) fn marked_stores(&self) -> u64 {
+        self.page.as_ref().map_or(0, RamPage::marked_stores)
     }
 }

@@ -5,6 +5,7 @@
 //! - `tlb`: loads and stores; what is not in an entry goes through the view
 //! - `atomics`: read-modify-writes by address
 //! - `translate`: where code is
+//! - `statistics`: what a TLB has done
 //! - `watchpoints`, `debug`: what a debugger stops
 //!
 //! Built on `view`.
@@ -13,6 +14,7 @@ mod atomics;
 mod debug;
 mod entry;
 mod reservation;
+pub(crate) mod statistics;
 pub(crate) mod tlb;
 mod translate;
 mod watchpoints;

@@ -7,6 +7,7 @@ use ram_block::Scalar;
 
 use crate::cpu::entry::Entry;
 use crate::cpu::reservation::Reservation;
+use crate::cpu::statistics::TlbStatistics;
 use crate::cpu::watchpoints::Watchpoints;
 use crate::error::AccessError;
 use crate::view::access;
@@ -75,6 +76,8 @@ pub struct Tlb<const BITS: u32 = 12> {
     pub(super) mask: u64,
     pub(super) watchpoints: Watchpoints,
     pub(super) reservation: Option<Reservation>,
+    /// Without the marked stores of the pages that it has.
+    pub(super) statistics: TlbStatistics,
 }
 
 impl<const BITS: u32> Tlb<BITS> {
@@ -93,6 +96,7 @@ impl<const BITS: u32> Tlb<BITS> {
             mask: space.address_mask(),
             watchpoints: Watchpoints::default(),
             reservation: None,
+            statistics: TlbStatistics::default(),
         }
     }
 
@@ -103,7 +107,8 @@ impl<const BITS: u32> Tlb<BITS> {
 
     /// Forgets all pages, and so lets go of their blocks. The next accesses find them again.
     pub fn flush(&mut self) {
-        self.all_entries().for_each(|entry| *entry = Entry::empty());
+        let gone: u64 = self.all_entries().map(Entry::let_go).sum();
+        self.statistics.marked_stores += gone;
     }
 
     /// Follows the commits since the last access; to be called before entries are used.
@@ -135,9 +140,16 @@ impl<const BITS: u32> Tlb<BITS> {
         if !is_all {
             self.take_all_tags();
         }
+        self.statistics.commits += 1;
         // What is published after this number has another number; the loop of accesses finds it.
         self.followed = current;
         self.view = self.space.view();
+    }
+
+    /// Of the pages that it has.
+    pub(super) fn marked_stores(&self) -> u64 {
+        let entries = self.entries.iter().chain(&*self.code).chain([&self.executed]);
+        entries.map(Entry::marked_stores).sum()
     }
 
     fn all_entries(&mut self) -> impl Iterator<Item = &mut Entry<BITS>> {
@@ -249,10 +261,12 @@ impl<const BITS: u32> Tlb<BITS> {
         if let Some(page) = self.executed.for_load(address, T::SIZE) {
             return Ok(page.load(offset_in_page(address)));
         }
-        match self.view.find(address & self.mask) {
+        let gone = match self.view.find(address & self.mask) {
             Ok(section) => self.executed.fill(address, self.mask, section),
-            Err(_) => self.executed = Entry::empty(),
-        }
+            Err(_) => self.executed.let_go(),
+        };
+        self.statistics.refills += 1;
+        self.statistics.marked_stores += gone;
         match self.executed.for_load(address, T::SIZE) {
             Some(page) => Ok(page.load(offset_in_page(address))),
             None => self.read_view(address),
@@ -293,7 +307,8 @@ impl<const BITS: u32> Tlb<BITS> {
     }
 
     /// Reads what is in no entry.
-    fn read_view<T: Scalar>(&self, address: u64) -> Result<T, AccessError> {
+    fn read_view<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
+        self.statistics.by_view += 1;
         if let Some(trap) = access::trap(&self.view, self.mask, address, (T::SIZE, None)) {
             return Err(AccessError::Trap(trap));
         }
@@ -313,6 +328,7 @@ impl<const BITS: u32> Tlb<BITS> {
             page.store(offset_in_page(address), value);
             return Ok(());
         }
+        self.statistics.by_view += 1;
         let bytes = value.to_bytes();
         // As the caller of `store_le` has it.
         let stored = (T::SIZE, Some(u64::from_le_bytes(bytes)));
@@ -328,10 +344,12 @@ impl<const BITS: u32> Tlb<BITS> {
     pub(super) fn refill(&mut self, address: u64) {
         self.keep_up();
         let entry = &mut self.entries[Self::index(address)];
-        match self.view.find(address & self.mask) {
+        let gone = match self.view.find(address & self.mask) {
             Ok(section) => entry.fill(address, self.mask, section),
-            Err(_) => *entry = Entry::empty(),
-        }
+            Err(_) => entry.let_go(),
+        };
+        self.statistics.refills += 1;
+        self.statistics.marked_stores += gone;
         let first = address & u64::MAX << BITS;
         entry.withhold(self.watchpoints.stops_in(first, first | !(u64::MAX << BITS)));
     }

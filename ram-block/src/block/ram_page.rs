@@ -37,6 +37,8 @@ pub struct RamPage<const BITS: u32> {
     start: NonNull<u8>,
     /// The sequence as long as which stores need no mark.
     settled: u64,
+    /// How many stores were marked.
+    marked: u64,
     dirty: Arc<DirtyMemory>,
     block: Arc<RamBlock>,
 }
@@ -66,12 +68,18 @@ impl<const BITS: u32> RamPage<BITS> {
         }
         // SAFETY: the offset is within the block's memory, which starts at a page of the host.
         let start = unsafe { block.mapping().start().add(index(offset)) };
-        Ok(Self { start, settled: NEVER, dirty: block.dirty().clone(), block: block.clone() })
+        let dirty = block.dirty().clone();
+        Ok(Self { start, settled: NEVER, marked: 0, dirty, block: block.clone() })
     }
 
     /// The block.
     pub fn block(&self) -> &Arc<RamBlock> {
         &self.block
+    }
+
+    /// How many stores were marked so far: those that came first after a harvest or the like.
+    pub fn marked_stores(&self) -> u64 {
+        self.marked
     }
 
     /// The offset in the block, in bytes.
@@ -132,6 +140,7 @@ impl<const BITS: u32> RamPage<BITS> {
     #[cold]
     #[inline(never)]
     fn settle(&mut self, at: usize, len: usize) {
+        self.marked += 1;
         let offset = self.offset() + (at & (Self::LEN - 1) & !(len - 1)) as u64;
         let settled = self.dirty.settle(offset, len as u64);
         // Where the bitmaps are finer than this, another store may be to another of their pages.
