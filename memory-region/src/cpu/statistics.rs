@@ -2,8 +2,8 @@
 
 use crate::cpu::tlb::Tlb;
 
-/// What a [`Tlb`] has done since it was made, but for hits, which nothing counts: all other accesses
-/// were such. Counted where it costs nothing beside what is counted.
+/// What a [`Tlb`] has done since it was made, but for hits, which nothing counts: all other
+/// accesses were such. Counted where it costs nothing beside what is counted.
 ///
 /// ```
 /// # use memory_region::{MemoryMap, Tlb};

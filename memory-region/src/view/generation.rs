@@ -9,9 +9,27 @@ const KEPT: usize = 16;
 
 /// How many views a space has published, and which addresses the last of them moved.
 #[derive(Debug, Default)]
-pub(crate) struct Generation {
-    number: AtomicU64,
+pub(crate) struct Generation<N = AtomicU64> {
+    number: N,
     moved: Mutex<Moved>,
+}
+
+/// An atomic number, or a model's.
+pub(crate) trait Number {
+    fn load(&self) -> u64;
+    fn store(&self, value: u64);
+}
+
+impl Number for AtomicU64 {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        self.load(Ordering::Acquire)
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u64) {
+        self.store(value, Ordering::Release);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -31,16 +49,16 @@ pub(crate) enum Extent<'a> {
     Ranges(&'a [(u64, u64)]),
 }
 
-impl Generation {
+impl<N: Number> Generation<N> {
     /// The number of the current view: a view that is loaded after it is as late or later.
     #[inline(always)]
     pub(crate) fn number(&self) -> u64 {
-        self.number.load(Ordering::Acquire)
+        self.number.load()
     }
 
     /// To be called after a view was published, by one thread at a time.
     pub(crate) fn advance(&self, extent: Extent<'_>) {
-        let next = self.number.load(Ordering::Relaxed) + 1;
+        let next = self.number.load() + 1;
         {
             let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
             let Moved { unknown, ranges: kept } = &mut *moved;
@@ -57,7 +75,7 @@ impl Generation {
             }
         }
         // After the view and the ranges: who reads the new number finds both, or later ones.
-        self.number.store(next, Ordering::Release);
+        self.number.store(next);
     }
 
     /// Calls `each` with the first and last address of what moved after view number `since`;
@@ -74,6 +92,10 @@ impl Generation {
 }
 
 #[cfg(test)]
+#[cfg(not(any(target_family = "wasm", target_arch = "s390x")))]
+mod model_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -87,7 +109,7 @@ mod tests {
                 1..40,
             ),
         ) {
-            let generation = Generation::default();
+            let generation = Generation::<AtomicU64>::default();
             for commit in &commits {
                 generation.advance(commit.as_deref().map_or(Extent::All, Extent::Ranges));
             }

@@ -43,8 +43,9 @@ fn slow(shared: &Shared, round: u64) -> impl Iterator<Item = &Line> {
 /// One race at a time: two would have four threads wait for two processors.
 static RACING: Mutex<()> = Mutex::new(());
 
-/// Stores and harvests at the same moment, round by round, until one is lost or for `time`; in how
-/// many rounds the mark was left out, and whether a store was lost.
+/// Stores and harvests at the same moment, round by round, until one is lost or for `time`, and
+/// until a mark was left out, for which both threads have to run at once: five minutes at most. In
+/// how many rounds one was, and whether a store was lost.
 fn race(time: Duration, pass_barrier: impl Fn()) -> (u64, bool) {
     let _racing = RACING.lock().unwrap_or_else(PoisonError::into_inner);
     let shared = Shared::default();
@@ -70,10 +71,12 @@ fn race(time: Duration, pass_barrier: impl Fn()) -> (u64, bool) {
                 shared.writer.0.store(round, Release);
             }
         });
-        let end = Instant::now() + time;
+        let (end, deadline) = (Instant::now() + time, Instant::now() + Duration::from_secs(300));
         let mut lost = false;
         for round in 1.. {
-            if lost || Instant::now() >= end {
+            let now = Instant::now();
+            let is_done = now >= end && left_out.load(Relaxed) > 0;
+            if lost || is_done || now >= deadline {
                 break;
             }
             marks.mark(0);
