@@ -170,7 +170,8 @@ pub enum MapError {
 ///
 /// The rest of the access has been made. A guest gets no error: it reads all ones where nothing
 /// answers, and its writes there are dropped. Each error has the `address` and the `len` in bytes
-/// of the whole access.
+/// of the whole access; on a bus that wraps, the address within it, and of an access that passes
+/// its end those of the part.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 #[allow(missing_docs)] // of fields: the messages say what they are
@@ -212,8 +213,8 @@ pub enum AccessError {
     /// An access of a [`Tlb`](crate::Tlb) to a trap: the caller's to carry out.
     #[error("{0}")]
     Trap(Trap),
-    /// An access to a trap that does not come from a [`Tlb`](crate::Tlb), or of which only a part
-    /// is the trap's: nobody carries that part out.
+    /// An access to a trap that nobody carries out: one that does not come from a
+    /// [`Tlb`](crate::Tlb), an atomic one, or one of which only a part is the trap's.
     #[error("Access of {len} bytes at {address:#x}: \"{name}\" is a trap, which nobody takes here")]
     NobodyTakes { address: u64, len: usize, name: String },
     /// An access of a [`Tlb`](crate::Tlb) that reaches a watchpoint; it was not carried out.

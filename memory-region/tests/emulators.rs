@@ -171,6 +171,7 @@ impl Banked {
                 let outer = map.alias("outer", inner, 0, 2 * size)?;
                 let below = map.alias("below", memory, 8 * BANK, 4 * size)?;
                 let registers = map.alias("registers", device, 0, size)?;
+                map.set_coalescing(device, &[0x100..0x140, 0x2100..0x2200])?;
                 let only = map.alias("only", memory, 0, 8 * size)?;
                 map.add_subregion(root, BANK, first)?;
                 map.add_subregion(root, 2 * BANK, second)?;
@@ -192,7 +193,10 @@ impl Banked {
             let found: Vec<_> = (0..16)
                 .map(|page| view.section_at(page * BANK + 5).map(|section| section.start()))
                 .collect();
-            format!("{:?} {found:?}", view.sections())
+            let events = (view.ioeventfds(), view.coalesced());
+            #[cfg(feature = "vm-memory")]
+            let events = (events, view.ram());
+            format!("{:?} {found:?} {events:?}", view.sections())
         };
         self.spaces.iter().map(shown).collect()
     }
@@ -298,8 +302,12 @@ proptest! {
             let address = if what == 2 { at(address) & !(size - 1) } else { at(address) };
             let hit = watchpoints.iter().find(|watchpoint| {
                 let bytes = watchpoint.address..watchpoint.address + watchpoint.len;
-                let kind = if what == 0 { WatchpointKind::Read } else { WatchpointKind::Write };
-                (watchpoint.kind == kind || watchpoint.kind == WatchpointKind::Access)
+                let stops = match watchpoint.kind {
+                    WatchpointKind::Read => what != 1,
+                    WatchpointKind::Write => what != 0,
+                    WatchpointKind::Access => true,
+                };
+                stops
                     && (address..address + size).any(|byte| bytes.contains(&byte))
             });
             let mut before = [0; 8];
@@ -454,4 +462,162 @@ fn what_a_tlb_does_is_counted() {
     assert_eq!(tlb.load_le::<u8>(1 << 30).unwrap(), 2);
     let now = tlb.statistics();
     assert_eq!((now.by_view, now.commits, now.marked_stores), (3, 1, 2048));
+}
+
+#[test]
+fn a_trap_ends_with_the_bus() {
+    let map = MemoryMap::new();
+    // One byte more than the bus has.
+    let root = map.transaction(|map| map.trap("trap", (1 << 16) + 1, 3)).unwrap();
+    let mut tlb: Tlb = Tlb::new(&map.wrapping_address_space("cpu", root, 16).unwrap());
+    assert!(matches!(tlb.load_le::<u16>(0xfffe), Err(AccessError::Trap(_))));
+    assert!(matches!(tlb.load_le::<u16>(0xffff), Err(AccessError::NobodyTakes { .. })));
+}
+
+#[test]
+fn an_atomic_access_stays_in_its_section_and_on_its_bus() {
+    let map = MemoryMap::new();
+    let block = ram("ram", 0x1_0000);
+    let root = map.transaction(|map| {
+        let root = map.container("system", 1 << 16)?;
+        let memory = map.ram("ram", block.clone())?;
+        let part = map.alias("part", memory, 0x100, 4)?;
+        map.add_subregion(root, 0, part)?;
+        Ok((root, memory))
+    });
+    let (root, memory) = root.unwrap();
+    let mut tlb: Tlb = Tlb::new(&map.wrapping_address_space("cpu", root, 16).unwrap());
+    let set = |tlb: &mut Tlb, at| tlb.fetch_update_le(at, |old: u64| old | 1 << 40);
+    assert!(matches!(set(&mut tlb, 0), Err(AccessError::NotMemory { .. })));
+    assert!(tlb.fetch_update_le(0x5_0000, |old: u32| old | 1).is_ok(), "upper bits");
+    let mut tlb: Tlb = Tlb::new(&map.wrapping_address_space("small", memory, 2).unwrap());
+    assert!(matches!(set(&mut tlb, 0), Err(AccessError::NotMemory { .. })));
+    assert_eq!(tlb.ram_at(3).map(|(_, offset, len)| (offset, len)), Some((3, 1)));
+    let mut bytes = vec![0; 0x1_0000];
+    block.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 1);
+}
+
+#[test]
+fn a_conditional_store_is_of_what_was_reserved() {
+    let (_map, space) = machine(Arc::new(Faulty));
+    let mut tlb: Tlb = Tlb::new(&space);
+    tlb.load_reserved_le::<u32>(0x100).unwrap();
+    assert!(!tlb.store_conditional_le(0x100, 1_u64).unwrap(), "more than was reserved");
+    // A watchpoint that stops it leaves the reservation.
+    let watchpoint = Watchpoint { address: 0x100, len: 4, kind: WatchpointKind::Write };
+    tlb.insert_watchpoint(watchpoint);
+    tlb.load_reserved_le::<u32>(0x100).unwrap();
+    let stopped = tlb.store_conditional_le(0x100, 1_u32);
+    assert!(matches!(stopped, Err(AccessError::Watchpoint { .. })), "{stopped:?}");
+    assert!(tlb.ignoring_watchpoints(|tlb| tlb.store_conditional_le(0x100, 1_u32)).unwrap());
+    assert!(!tlb.ignoring_watchpoints(|tlb| tlb.store_conditional_le(0x100, 1_u32)).unwrap());
+}
+
+#[test]
+fn watchpoints_are_of_the_bus() {
+    let map = MemoryMap::new();
+    let root = map.transaction(|map| map.ram("ram", ram("ram", 0x1_0000))).unwrap();
+    let mut tlb: Tlb = Tlb::new(&map.wrapping_address_space("cpu", root, 16).unwrap());
+    tlb.insert_watchpoint(Watchpoint { address: 0, len: 1, kind: WatchpointKind::Write });
+    tlb.insert_watchpoint(Watchpoint { address: 0x2000, len: 8, kind: WatchpointKind::Read });
+    let is_stopped =
+        |result: Result<(), AccessError>| matches!(result, Err(AccessError::Watchpoint { .. }));
+    assert!(is_stopped(tlb.store_le(0xffff, 0x1234_u16)));
+    assert!(is_stopped(tlb.store_le(0x7_0000, 1_u8)), "upper bits do not count");
+    assert!(!is_stopped(tlb.store_le(1, 1_u8)));
+    assert!(!is_stopped(tlb.store_le(0x2000, 1_u8)));
+    // An atomic access loads as well.
+    assert!(is_stopped(tlb.compare_exchange_le(0x2000, 1_u8, 2).map(drop)));
+    assert!(is_stopped(tlb.fetch_update_le(0x2000, |old: u8| old).map(drop)));
+    assert_eq!(tlb.ignoring_watchpoints(|tlb| tlb.load_le::<u8>(0x2000)).unwrap(), 1);
+    // Also after a panic.
+    let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        tlb.ignoring_watchpoints(|_| panic!("as it should"));
+    }));
+    assert!(panics.is_err() && is_stopped(tlb.load_le::<u8>(0x2000).map(drop)));
+}
+
+#[test]
+fn a_removed_space_has_nothing() {
+    let (map, space) = machine(Arc::new(Faulty));
+    let mut tlb: Tlb = Tlb::new(&space);
+    tlb.store_le(0, 7_u8).unwrap();
+    assert_eq!(tlb.fetch_le::<u8>(0).unwrap(), 7);
+    let kept = space.view();
+    map.remove_address_space(&space).unwrap();
+    for result in [tlb.load_le::<u8>(0).map(drop), tlb.store_le(0, 1_u8), space.write(0, &[1])] {
+        assert!(matches!(result, Err(AccessError::Unassigned { .. })), "{result:?}");
+    }
+    assert!(tlb.fetch_le::<u8>(0).is_err() && tlb.ram_at(0).is_none());
+    let mut byte = [0];
+    kept.bus_read(0, &mut byte).unwrap();
+    assert_eq!(byte, [7]);
+}
+
+/// The page of the last instruction, and those before it.
+#[test]
+fn fetches_follow_a_switched_bank() {
+    let banked = Banked::new();
+    let block = banked.map.ram_blocks()[0].clone();
+    (0..16u8).for_each(|bank| block.write(u64::from(bank) * BANK, &[bank]).unwrap());
+    let mut tlb: Tlb = Tlb::new(&banked.spaces[0]);
+    for elsewhere in [false, true] {
+        for bank in [4, 9, 2] {
+            banked.map.set_alias_offset(banked.aliases[0], u64::from(bank) * BANK).unwrap();
+            assert_eq!(tlb.fetch_le::<u8>(BANK).unwrap(), bank);
+            if elsewhere {
+                tlb.fetch_le::<u8>(3 * BANK).unwrap();
+            }
+        }
+    }
+}
+
+/// A flash chip, and registers that fail when they are read.
+#[test]
+fn writes_of_a_rom_device_are_the_devices() {
+    struct Chip(Mutex<Vec<(u64, u64)>>);
+    impl MmioDevice for Chip {
+        fn read(&self, _: u64, _: usize) -> u64 {
+            0
+        }
+
+        fn write(&self, offset: u64, _: usize, value: u64) {
+            self.0.lock().unwrap().push((offset, value));
+        }
+
+        fn try_read(&self, _: u64, _: usize) -> Result<u64, BusFault> {
+            Err(BusFault::Decode)
+        }
+
+        fn access(&self) -> MmioAccess {
+            MmioAccess { implemented: AccessSizes::aligned(4, 4), ..MmioAccess::default() }
+        }
+    }
+    let chip = Arc::new(Chip(Mutex::default()));
+    let map = MemoryMap::new();
+    let block = ram("flash", 0x1000);
+    let flash = map.transaction(|map| map.rom_device("flash", block.clone(), chip.clone()));
+    let mut tlb: Tlb = Tlb::new(&map.address_space("cpu", flash.unwrap()).unwrap());
+    assert_eq!(tlb.load_le::<u32>(0x10).unwrap(), 0);
+    tlb.store_le(0x10, 0x98_u32).unwrap();
+    assert_eq!(*chip.0.lock().unwrap(), [(0x10, 0x98)]);
+    assert_eq!(tlb.load_le::<u32>(0x10).unwrap(), 0);
+    // Of a byte the word around it is read: what fails is not written.
+    let failed = tlb.store_le(0x20, 1_u8);
+    assert!(matches!(failed, Err(AccessError::Fault { fault: BusFault::Decode, .. })));
+    assert_eq!(chip.0.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn the_first_fault_of_an_access_is_told() {
+    let (_map, space) = machine(Arc::new(Faulty));
+    for result in [space.read(0x907c, &mut [0; 8]), space.write(0x907c, &[0; 8])] {
+        assert!(matches!(result, Err(AccessError::Fault { fault: BusFault::Device, .. })));
+    }
+    // In one access of the processor as well, and in several pieces.
+    assert!(matches!(
+        space.read(0x9078, &mut [0; 0x50]),
+        Err(AccessError::Fault { fault: BusFault::Device, .. })
+    ));
 }

@@ -62,7 +62,7 @@ impl PageSize {
         static HOST: OnceLock<PageSize> = OnceLock::new();
         *HOST.get_or_init(|| {
             let bytes = host_page_bytes();
-            Self::new(bytes).expect("the host's page size is a power of two of at least 512 bytes")
+            Self::new(bytes).expect("the host's page size is a power of two of at least 64 bytes")
         })
     }
 

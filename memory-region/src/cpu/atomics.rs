@@ -4,6 +4,7 @@ use ram_block::{RamPage, Scalar};
 
 use crate::cpu::reservation::Reservation;
 use crate::cpu::tlb::{Tlb, offset_in_page};
+use crate::cpu::watchpoints::Accesses;
 use crate::error::AccessError;
 
 impl<const BITS: u32> Tlb<BITS> {
@@ -39,7 +40,7 @@ impl<const BITS: u32> Tlb<BITS> {
             // Before the load: a device's register may change when it is read.
             self.refill(address);
             if self.entries[entry].for_store(address, T::SIZE).is_none() {
-                self.view.memory_for_atomic(address & self.mask, T::SIZE)?;
+                self.view.memory_for_atomic(self.mask, address, T::SIZE)?;
             }
         }
         let mut old = self.load_le(address)?;
@@ -105,7 +106,12 @@ impl<const BITS: u32> Tlb<BITS> {
             reservation.filter(|reserved| reserved.address == address && reserved.size == T::SIZE);
         let Some(Reservation { bytes, .. }) = reserved else { return Ok(false) };
         let (current, new) = (T::from_bytes(bytes).little_endian(), value.little_endian());
-        Ok(self.compare_exchange(address, current, new)?.is_ok())
+        let stored = self.compare_exchange(address, current, new);
+        if matches!(stored, Err(AccessError::Watchpoint { .. })) {
+            // Not carried out: the debugger lets the same store be made again.
+            self.reservation = reservation;
+        }
+        Ok(stored?.is_ok())
     }
 
     /// Ends a reservation, as an exception or the return from one does.
@@ -144,12 +150,12 @@ impl<const BITS: u32> Tlb<BITS> {
         new: T,
     ) -> Result<Result<T, T>, AccessError> {
         self.check_aligned::<T>(address)?;
-        self.watchpoints.check(address, T::SIZE, true)?;
+        self.watchpoints.check(self.mask, address, T::SIZE, Accesses::BOTH)?;
         self.refill(address);
         if let Some(page) = self.entries[Self::index(address)].for_store(address, T::SIZE) {
             return Ok(page.compare_exchange(offset_in_page(address), current, new));
         }
-        let (block, offset) = self.view.memory_for_atomic(address & self.mask, T::SIZE)?;
+        let (block, offset) = self.view.memory_for_atomic(self.mask, address, T::SIZE)?;
         // Of a page that several sections share, the sixteen bytes around these.
         let mut page = RamPage::<4>::new(block, offset & !15)?;
         Ok(page.compare_exchange(offset_in_page(offset), current, new))

@@ -6,9 +6,8 @@ use crate::fault::watchpoint::Watchpoint;
 impl<const BITS: u32> Tlb<BITS> {
     /// Stops accesses of this TLB that reach `watchpoint`: they are not carried out, and fail with
     /// [`AccessError::Watchpoint`](crate::AccessError::Watchpoint). Instruction fetches are not
-    /// stopped, nor what devices, other processors and accelerators do. On a bus that wraps
-    /// addresses are those that the processor uses. Accesses to other pages cost what they do
-    /// without watchpoints.
+    /// stopped, nor what devices, other processors and accelerators do. An atomic access is a load
+    /// and a store. Accesses to other pages cost what they do without watchpoints.
     ///
     /// ```
     /// # use memory_region::{AccessError, MemoryMap, Tlb, Watchpoint, WatchpointKind};
@@ -45,9 +44,20 @@ impl<const BITS: u32> Tlb<BITS> {
     pub fn ignoring_watchpoints<T>(&mut self, access: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::replace(&mut self.watchpoints.ignored, true);
         self.take_all_tags();
-        let value = access(self);
-        self.watchpoints.ignored = before;
-        self.take_all_tags();
-        value
+        let again = Again { tlb: self, before };
+        access(&mut *again.tlb)
+    }
+}
+
+/// Lets watchpoints stop accesses again when it is dropped, also by a panic.
+struct Again<'a, const BITS: u32> {
+    tlb: &'a mut Tlb<BITS>,
+    before: bool,
+}
+
+impl<const BITS: u32> Drop for Again<'_, BITS> {
+    fn drop(&mut self) {
+        self.tlb.watchpoints.ignored = self.before;
+        self.tlb.take_all_tags();
     }
 }

@@ -1,9 +1,7 @@
 //! What a TLB has done.
 
-use crate::cpu::tlb::Tlb;
-
-/// What a [`Tlb`] has done since it was made, but for hits, which nothing counts: all other
-/// accesses were such. Counted where it costs nothing beside what is counted.
+/// What a [`Tlb`](crate::Tlb) has done since it was made, but for hits, which nothing counts: all
+/// other accesses were such. Counted where it costs nothing beside what is counted.
 ///
 /// ```
 /// # use memory_region::{MemoryMap, Tlb};
@@ -31,12 +29,4 @@ pub struct TlbStatistics {
     pub marked_stores: u64,
     /// How often commits were followed: several at once count as one.
     pub commits: u64,
-}
-
-impl<const BITS: u32> Tlb<BITS> {
-    /// What it has done so far. Costs a look at each entry.
-    pub fn statistics(&self) -> TlbStatistics {
-        let marked = self.marked_stores();
-        TlbStatistics { marked_stores: self.statistics.marked_stores + marked, ..self.statistics }
-    }
 }

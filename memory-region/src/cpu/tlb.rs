@@ -8,7 +8,7 @@ use ram_block::Scalar;
 use crate::cpu::entry::Entry;
 use crate::cpu::reservation::Reservation;
 use crate::cpu::statistics::TlbStatistics;
-use crate::cpu::watchpoints::Watchpoints;
+use crate::cpu::watchpoints::{Accesses, Watchpoints};
 use crate::error::AccessError;
 use crate::view::access;
 use crate::view::address_space::AddressSpace;
@@ -23,10 +23,12 @@ const CODE_ENTRIES: usize = 16;
 /// A software TLB of one address space, for one processor: loads and stores of memory that it has
 /// accessed before, at about the speed of an array.
 ///
-/// Devices, ROM, holes, accesses that are not aligned and those that cross pages go through the
-/// view, as [`AddressSpace::read`] and [`AddressSpace::write`] do. Stores are marked for every
-/// client that is on. What a commit, a harvest, a code watch or a resize changes is followed by the
-/// next access.
+/// Devices, holes, stores to ROM, accesses that are not aligned and those that cross pages go
+/// through the view, as [`AddressSpace::read`] and [`AddressSpace::write`] do. Stores are marked
+/// for every client that is on. What a commit, a harvest or a code watch changes is followed by the
+/// next access; so is the resize of a block whose region is resized with it, as
+/// [`RamBlock::resize`](ram_block::RamBlock::resize) says. Once its space has been
+/// [removed](crate::MemoryMap::remove_address_space), nothing answers.
 ///
 /// Each processor that runs on a thread of its own has its own TLB; aligned accesses of several are
 /// atomic, and not ordered: an interpreter fences as its guest does.
@@ -146,10 +148,12 @@ impl<const BITS: u32> Tlb<BITS> {
         self.view = self.space.view();
     }
 
-    /// Of the pages that it has.
-    pub(super) fn marked_stores(&self) -> u64 {
+    /// What it has done so far. Costs a look at each entry.
+    pub fn statistics(&self) -> TlbStatistics {
         let entries = self.entries.iter().chain(&*self.code).chain([&self.executed]);
-        entries.map(Entry::marked_stores).sum()
+        let of_pages: u64 = entries.map(Entry::marked_stores).sum();
+        let marked_stores = self.statistics.marked_stores + of_pages;
+        TlbStatistics { marked_stores, ..self.statistics }
     }
 
     fn all_entries(&mut self) -> impl Iterator<Item = &mut Entry<BITS>> {
@@ -298,7 +302,7 @@ impl<const BITS: u32> Tlb<BITS> {
     #[cold]
     #[inline(never)]
     fn load_slowly<T: Scalar>(&mut self, address: u64) -> Result<T, AccessError> {
-        self.watchpoints.check(address, T::SIZE, false)?;
+        self.watchpoints.check(self.mask, address, T::SIZE, Accesses::LOAD)?;
         self.refill(address);
         if let Some(page) = self.entries[Self::index(address)].for_load(address, T::SIZE) {
             return Ok(page.load(offset_in_page(address)));
@@ -322,7 +326,7 @@ impl<const BITS: u32> Tlb<BITS> {
     #[cold]
     #[inline(never)]
     fn store_slowly<T: Scalar>(&mut self, address: u64, value: T) -> Result<(), AccessError> {
-        self.watchpoints.check(address, T::SIZE, true)?;
+        self.watchpoints.check(self.mask, address, T::SIZE, Accesses::STORE)?;
         self.refill(address);
         if let Some(page) = self.entries[Self::index(address)].for_store(address, T::SIZE) {
             page.store(offset_in_page(address), value);
@@ -351,7 +355,7 @@ impl<const BITS: u32> Tlb<BITS> {
         self.statistics.refills += 1;
         self.statistics.marked_stores += gone;
         let first = address & u64::MAX << BITS;
-        entry.withhold(self.watchpoints.stops_in(first, first | !(u64::MAX << BITS)));
+        entry.withhold(self.watchpoints.stops_in(self.mask, first, 1 << BITS));
     }
 }
 

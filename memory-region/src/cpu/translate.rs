@@ -9,8 +9,8 @@ use crate::cpu::tlb::Tlb;
 impl<const BITS: u32> Tlb<BITS> {
     /// The block that has `address` in memory that can be read, the offset there, and for how many
     /// bytes from there on it answers. A translator watches the pages
-    /// ([`CodeWatch`](ram_block::CodeWatch)) before it reads them, and asks again once
-    /// [`generation`](Self::generation) has changed.
+    /// ([`CodeWatch`](ram_block::CodeWatch)) before it reads them, and asks again once the
+    /// [`generation`](Self::generation) is no longer the one that it had read *before* it asked.
     pub fn ram_at(&mut self, address: u64) -> Option<(&Arc<RamBlock>, u64, u64)> {
         self.keep_up();
         let address = address & self.mask;

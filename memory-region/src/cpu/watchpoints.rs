@@ -1,7 +1,20 @@
 //! Which loads and stores a debugger stops.
 
 use crate::error::AccessError;
-use crate::fault::watchpoint::Watchpoint;
+use crate::fault::watchpoint::{Watchpoint, WatchpointKind};
+
+/// What an access does.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Accesses {
+    loads: bool,
+    stores: bool,
+}
+
+impl Accesses {
+    pub(super) const LOAD: Self = Self { loads: true, stores: false };
+    pub(super) const STORE: Self = Self { loads: false, stores: true };
+    pub(super) const BOTH: Self = Self { loads: true, stores: true };
+}
 
 /// The watchpoints of a TLB. Pages with one have no tag for what it stops, so that accesses to
 /// others do not look here.
@@ -12,28 +25,36 @@ pub(super) struct Watchpoints {
 }
 
 impl Watchpoints {
-    /// Whether loads from `first` to `last`, and stores there, may be stopped.
-    pub(super) fn stops_in(&self, first: u64, last: u64) -> (bool, bool) {
-        let here = self.active().filter(|watchpoint| watchpoint.has_any(first, last));
-        here.map(Watchpoint::stops)
-            .fold((false, false), |(load, store), (loads, stores)| (load || loads, store || stores))
+    /// Whether loads of the `len` bytes from `first` on, and stores there, may be stopped. What
+    /// stops loads may stop an atomic access, which uses the page as a store does.
+    pub(super) fn stops_in(&self, mask: u64, first: u64, len: u64) -> (bool, bool) {
+        let here = self.active().filter(|watchpoint| watchpoint.has_any(mask, first, len));
+        here.fold((false, false), |(loads, _), watchpoint| {
+            (loads || watchpoint.kind != WatchpointKind::Write, true)
+        })
     }
 
     fn active(&self) -> impl Iterator<Item = Watchpoint> {
         self.all.iter().copied().filter(|_| !self.ignored)
     }
 
-    /// The first that stops a load, or a store, of `len` bytes.
+    /// The first that stops an access of `len` bytes, on a bus of which the bits of `mask` count.
     ///
     /// # Errors
     ///
     /// [`AccessError::Watchpoint`].
-    pub(super) fn check(&self, address: u64, len: usize, store: bool) -> Result<(), AccessError> {
-        let last = address.saturating_add(len as u64 - 1);
+    pub(super) fn check(
+        &self,
+        mask: u64,
+        address: u64,
+        len: usize,
+        what: Accesses,
+    ) -> Result<(), AccessError> {
         let mut active = self.active();
         let hit = active.find(|watchpoint| {
-            let (loads, stores) = watchpoint.stops();
-            (if store { stores } else { loads }) && watchpoint.has_any(address, last)
+            let is_stopped = what.loads && watchpoint.kind != WatchpointKind::Write
+                || what.stores && watchpoint.kind != WatchpointKind::Read;
+            is_stopped && watchpoint.has_any(mask, address, len as u64)
         });
         hit.map_or(Ok(()), |watchpoint| Err(AccessError::Watchpoint { address, len, watchpoint }))
     }

@@ -16,24 +16,21 @@ pub enum WatchpointKind {
 /// A range of addresses of which a debugger wants to see accesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watchpoint {
-    /// The first byte.
+    /// The first byte; upper bits that the bus does not have do not count.
     pub address: u64,
-    /// How many bytes, on to the end of the 64-bit space at most.
+    /// How many bytes.
     pub len: u64,
     /// Which accesses.
     pub kind: WatchpointKind,
 }
 
 impl Watchpoint {
-    /// Whether it stops loads and stores.
-    pub(crate) fn stops(self) -> (bool, bool) {
-        (self.kind != WatchpointKind::Write, self.kind != WatchpointKind::Read)
-    }
-
-    /// Whether it has a byte from `first` to `last`.
-    pub(crate) fn has_any(self, first: u64, last: u64) -> bool {
-        let own = self.len.checked_sub(1).map(|more| self.address.saturating_add(more));
-        own.is_some_and(|own| self.address <= last && first <= own)
+    /// Whether it has one of the `len` bytes from `first` on, on a bus of which the bits of `mask`
+    /// count, and which goes on at 0 after its end.
+    pub(crate) fn has_any(self, mask: u64, first: u64, len: u64) -> bool {
+        let distance = |from: u64, to: u64| to.wrapping_sub(from) & mask;
+        self.len > 0
+            && (distance(self.address, first) < self.len || distance(first, self.address) < len)
     }
 }
 

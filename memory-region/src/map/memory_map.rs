@@ -16,6 +16,7 @@ use crate::transaction::regions::Transaction;
 use crate::tree::log::Log;
 use crate::tree::render::{canonical, render};
 use crate::view::address_space::AddressSpace;
+use crate::view::generation::Extent;
 
 /// The memory map of one machine: its regions, address spaces and listeners.
 ///
@@ -198,22 +199,26 @@ impl MemoryMap {
         })
     }
 
-    /// Removes an address space without listeners. Whoever has its view keeps that as it is.
+    /// Removes an address space without listeners. Whoever has its view keeps that as it is; by the
+    /// space, and by a [`Tlb`](crate::Tlb) of it, nothing answers any more.
     ///
     /// # Errors
     ///
     /// [`MapError::UnknownSpace`] if it is not of this map, [`MapError::InUse`],
     /// [`MapError::Reentrant`].
     pub fn remove_address_space(&self, space: &AddressSpace) -> Result<(), MapError> {
-        self.change_spaces(|current| {
+        let shown = self.change_spaces(|current| {
             let name = space.name().to_owned();
             let at = current.entry_of(space)?;
             if let Some(listener) = current.spaces[at].listeners.first() {
                 return Err(MapError::InUse { name, user: listener.name().to_owned() });
             }
-            current.spaces.remove(at);
-            Ok(())
-        })
+            let removed = current.spaces.remove(at);
+            Ok(removed.space.publish(Arc::default(), Extent::All))
+        })?;
+        // After the lock: perhaps the last to hold devices.
+        drop(shown);
+        Ok(())
     }
 
     /// Registers a listener of `space`, and notifies it of all that is there.

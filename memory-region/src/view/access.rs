@@ -273,14 +273,17 @@ pub(crate) fn write_to(view: &FlatView, access: Access, data: &[u8]) -> Result<(
 
 impl FlatView {
     /// The memory that an atomic access of `len` bytes, a multiple of which `address` is, writes:
-    /// its block, and the offset there.
+    /// its block, and the offset there. Of the address the bits of `mask` count.
     pub(crate) fn memory_for_atomic(
         &self,
+        mask: u64,
         address: u64,
         len: usize,
     ) -> Result<(&Arc<RamBlock>, u64), AccessError> {
+        let address = address & mask;
         let access = Access { address, len, translations: 0 };
         let section = self.find(address).map_err(|_| access.unassigned(address))?;
+        let last = section.last.min(mask);
         let name = || section.name().to_owned();
         let offset = section.offset + (address - section.start);
         match &section.target {
@@ -290,9 +293,7 @@ impl FlatView {
             SectionTarget::Ram(_) if offset % len as u64 != 0 => {
                 Err(AccessError::Misaligned { address, len })
             }
-            SectionTarget::Ram(block) if len as u64 - 1 <= section.last - address => {
-                Ok((block, offset))
-            }
+            SectionTarget::Ram(block) if len as u64 - 1 <= last - address => Ok((block, offset)),
             SectionTarget::Reserved => Err(access.unassigned(address)),
             SectionTarget::Trap(_) => Err(access.nobody_takes(section)),
             _ => Err(AccessError::NotMemory { address, len, name: name() }),
@@ -300,7 +301,7 @@ impl FlatView {
     }
 
     /// Reads as [`AddressSpace::read`](crate::AddressSpace::read) does, whatever was
-    /// committed since.
+    /// committed since; the view itself does not wrap.
     ///
     /// # Errors
     ///
@@ -311,7 +312,7 @@ impl FlatView {
     }
 
     /// Writes as [`AddressSpace::write`](crate::AddressSpace::write) does, whatever was
-    /// committed since.
+    /// committed since; the view itself does not wrap.
     ///
     /// # Errors
     ///

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use memory_region::{MemoryMap, RegionId};
 use migration_ram::{Precopy, receive};
-use ram_block::{PageSize, RamBlock};
+use ram_block::{PageSize, RamBlock, Scalar};
 use rv64::assemble::{Condition::*, reg::*, *};
-use rv64::{CodePages, Exit, Hart, Machine, Outcome, TlbBus, layout};
+use rv64::{Bus, CodePage, CodePages, Exit, Fault, Hart, Machine, Outcome, TlbBus, layout};
 
 #[path = "../../machines/src/deadline.rs"]
 mod deadline;
@@ -359,4 +359,83 @@ fn a_hart_changes_the_code_of_another_one() {
     machine.load(ROUTINE - BASE, &returns(0)).unwrap();
     let deadline = Instant::now() + deadline::seconds(60);
     assert_eq!(machine.run_on_threads(u64::MAX, deadline), Outcome::Finished(0));
+}
+
+/// A bus of which the bank is switched between the watch over a page and the first fetch.
+struct Switching {
+    bus: TlbBus<()>,
+    switch: Option<Box<dyn FnOnce()>>,
+}
+
+impl Bus for Switching {
+    fn load<T: Scalar>(&mut self, address: u64) -> Result<T, Fault> {
+        self.bus.load(address)
+    }
+
+    fn store<T: Scalar>(&mut self, address: u64, value: T) -> Result<(), Fault> {
+        self.bus.store(address, value)
+    }
+
+    fn fetch(&mut self, address: u64) -> Result<u16, Fault> {
+        self.bus.fetch(address)
+    }
+
+    fn amo<T: Scalar>(&mut self, address: u64, update: impl FnMut(T) -> T) -> Result<T, Fault> {
+        self.bus.amo(address, update)
+    }
+
+    fn load_reserved<T: Scalar>(&mut self, address: u64) -> Result<T, Fault> {
+        self.bus.load_reserved(address)
+    }
+
+    fn store_conditional<T: Scalar>(&mut self, address: u64, value: T) -> Result<bool, Fault> {
+        self.bus.store_conditional(address, value)
+    }
+
+    fn clear_reservation(&mut self) {
+        self.bus.clear_reservation();
+    }
+
+    fn fence_i(&mut self) {
+        self.bus.fence_i();
+    }
+
+    fn watch_code(&mut self, pc: u64) -> Option<CodePage> {
+        let page = self.bus.watch_code(pc);
+        self.switch.take().into_iter().for_each(|switch| switch());
+        page
+    }
+
+    fn is_current(&mut self, pc: u64, page: &CodePage) -> bool {
+        self.bus.is_current(pc, page)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.bus.epoch()
+    }
+}
+
+/// What was decoded of another bank than the one that was watched is not kept: it would be executed
+/// when the first is there again.
+#[test]
+fn a_bank_that_is_switched_while_it_is_decoded_is_not_kept() {
+    let ram = RamBlock::anonymous("ram", RAM).unwrap();
+    for (bank, number) in [(0x1_0000, 1), (0x2_0000, 2)] {
+        let mut p = Program::at(WINDOW);
+        p.li(A0, number);
+        p.put(WFI);
+        ram.write(bank, &p.finish()).unwrap();
+    }
+    let Bare { map, window, bus, .. } = bare(&ram, 0x1_0000);
+    let switch = {
+        let map = map.clone();
+        move || map.set_alias_offset(window, 0x2_0000).unwrap()
+    };
+    let mut bus = Switching { bus, switch: Some(Box::new(switch)) };
+    let mut hart = Hart::new(0, WINDOW);
+    hart.run(&mut bus, 10);
+    map.set_alias_offset(window, 0x1_0000).unwrap();
+    hart.state.pc = WINDOW;
+    hart.run(&mut bus, 10);
+    assert_eq!(hart.state.x.get(A0), 1);
 }

@@ -205,3 +205,55 @@ fn checkpoints_keep_the_pages_that_were_written() {
     assert_eq!(rewind.rewind(&mut machine, 3).unwrap(), 3);
     assert_eq!(rewind.checkpoint(&machine).unwrap(), 0, "the way back is not kept");
 }
+
+proptest! {
+    /// Damaged harts and devices are refused and change nothing, or are those of one that runs.
+    #[test]
+    fn damaged_processors_are_no_danger(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+        more in 0..3usize,
+    ) {
+        let mut machine = busy();
+        machine.run(5000);
+        let good = machine.save_processors();
+        let mut state = good.clone();
+        damage.iter().for_each(|(at, byte)| state[at.index(good.len())] = *byte);
+        state.truncate(cut.map_or(good.len(), |cut| cut.index(good.len())));
+        state.extend(vec![0; more]);
+        match machine.restore_processors(&state) {
+            Some(()) => {
+                prop_assert_eq!(state.len(), good.len());
+                machine.run(5000);
+            }
+            None => prop_assert!(machine.save_processors() == good, "changed"),
+        }
+    }
+}
+
+/// An instruction count that no machine has between two ticks.
+#[test]
+fn a_clock_past_its_tick_is_refused() {
+    let mut machine = busy();
+    let mut state = machine.save_processors();
+    state[8..16].fill(0xff);
+    assert!(machine.restore_processors(&state).is_none());
+}
+
+/// A guest that does not look whether anybody reads.
+#[test]
+fn output_that_nobody_takes_is_bounded() {
+    let mut p = Program::at(BASE);
+    p.li(S0, layout::UART);
+    let again = p.here();
+    p.put(sb(ZERO, 0, S0));
+    p.put(lbu(T0, 5, S0));
+    p.jump(ZERO, again);
+    let mut machine = Machine::new(RAM, 1).unwrap();
+    machine.load(0, &p.finish()).unwrap();
+    machine.run(1_000_000);
+    assert_eq!(machine.hart(0).state.x.get(T0) & 0x60, 0, "the transmitter is not empty");
+    assert_eq!(machine.board().uart.take_output().len(), 1 << 16);
+    machine.run(10);
+    assert_eq!(machine.hart(0).state.x.get(T0) & 0x60, 0x60);
+}

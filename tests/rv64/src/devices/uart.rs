@@ -12,6 +12,8 @@ use crate::hart::lines::{Interrupt, Lines};
 /// Received data available, transmitter empty (twice: holding and shift register).
 const RECEIVED: u8 = 1;
 const EMPTY: u8 = 0x60;
+/// Bytes that wait to be taken, from which on the transmitter is not empty.
+const MAX_OUTPUT: usize = 1 << 16;
 /// Divisor latch access bit of the line control register.
 const DLAB: u8 = 0x80;
 
@@ -44,7 +46,8 @@ impl Uart {
         }
     }
 
-    /// What the guest has transmitted since the last call.
+    /// What the guest has transmitted since the last call: up to 64 KiB, after which the guest
+    /// waits.
     pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)
     }
@@ -88,7 +91,10 @@ impl Device for Uart {
             }
             3 => self.line_control,
             4 => self.modem_control,
-            5 => EMPTY | if self.received.is_empty() { 0 } else { RECEIVED },
+            5 => {
+                let received = if self.received.is_empty() { 0 } else { RECEIVED };
+                received | if self.output.len() < MAX_OUTPUT { EMPTY } else { 0 }
+            }
             7 => self.scratch,
             _ => 0,
         };
@@ -99,6 +105,8 @@ impl Device for Uart {
         let [value, ..] = value.to_le_bytes();
         match offset {
             0 | 1 if self.is_latched() => self.divisor[usize::from(offset == 1)] = value,
+            // A full one loses what a program writes that does not wait.
+            0 if self.output.len() >= MAX_OUTPUT => {}
             0 => self.output.push(value),
             1 => {
                 self.interrupt_enable = value & 0xf;

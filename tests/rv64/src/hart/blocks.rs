@@ -133,8 +133,11 @@ impl Blocks {
             self.ops.push(op);
         }
         let end = self.ops.len();
-        self.slots[Self::index(pc)] = Slot { pc, epoch, page, start, end };
-        self.decoded += 1;
+        // If memory was moved meanwhile, the page may not be the one that was read.
+        if bus.epoch() == epoch {
+            self.slots[Self::index(pc)] = Slot { pc, epoch, page, start, end };
+            self.decoded += 1;
+        }
         Ok(start..end)
     }
 }

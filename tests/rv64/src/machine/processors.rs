@@ -2,7 +2,8 @@
 
 use crate::devices::device::{Device, Reader};
 use crate::hart::state::State;
-use crate::machine::machine::Machine;
+use crate::machine::board::Board;
+use crate::machine::machine::{INSTRUCTIONS_A_TICK, Machine};
 
 impl Machine {
     /// Harts, clock and devices, but not memory: what goes along with a migration of that.
@@ -23,14 +24,14 @@ impl Machine {
     }
 
     /// Takes what [`save_processors`](Self::save_processors) gave for a machine with as many harts;
-    /// None if it is not that. Devices may then have the new state already.
+    /// None if it is not that: nothing is changed then.
     pub fn restore_processors(&mut self, from: &[u8]) -> Option<()> {
         let from = &mut Reader(from);
         let harts = from.number()?;
         if harts != self.cores.len() as u64 {
             return None;
         }
-        let since_tick = from.number()?;
+        let since_tick = from.number().filter(|n| *n < INSTRUCTIONS_A_TICK)?;
         let mut state = |_| {
             let waits = from.number()? != 0;
             let mut words = [0; State::WORDS];
@@ -40,16 +41,22 @@ impl Machine {
             Some((waits, State::from_words(&words)))
         };
         let states: Vec<_> = (0..harts).map(&mut state).collect::<Option<_>>()?;
-        let mut board = self.board();
-        board.clint.restore(from)?;
-        board.uart.restore(from)?;
-        board.finisher.restore(from)?;
-        drop(board);
+        // On another board first, so that what is damaged changes nothing here.
+        let devices = from.0;
+        let restore = |board: &mut Board| {
+            let from = &mut Reader(devices);
+            board.clint.restore(from)?;
+            board.uart.restore(from)?;
+            board.finisher.restore(from)?;
+            from.0.is_empty().then_some(())
+        };
+        restore(&mut Board::new(self.cores.len()))?;
+        restore(&mut self.board())?;
         self.since_tick = since_tick;
         for (core, (waits, state)) in self.cores.iter_mut().zip(states) {
             (core.waits, core.hart.state) = (waits, state);
             core.clear_reservation();
         }
-        from.0.is_empty().then_some(())
+        Some(())
     }
 }

@@ -105,10 +105,12 @@ impl Machine {
         }
         let rest = from.number().and_then(|len| from.bytes(len));
         let rest = rest.filter(|_| from.0.is_empty()).ok_or(SaveError::Damaged)?;
+        // What is damaged changes nothing.
+        self.restore_processors(rest).ok_or(SaveError::Damaged)?;
         for (block, chunks) in blocks.iter().zip(contents) {
             fill(block, chunks)?;
         }
-        self.restore_processors(rest).ok_or(SaveError::Damaged)
+        Ok(())
     }
 }
 
