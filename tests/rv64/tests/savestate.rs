@@ -257,3 +257,48 @@ fn output_that_nobody_takes_is_bounded() {
     machine.run(10);
     assert_eq!(machine.hart(0).state.x.get(T0) & 0x60, 0x60);
 }
+
+/// Chunks that come twice, or in another order, are refused.
+#[test]
+fn chunks_are_in_order() {
+    let machine = Machine::new(RAM, 1).unwrap();
+    machine.load(0, &[1]).unwrap();
+    machine.load(0x1000, &[2]).unwrap();
+    let state = machine.save().unwrap();
+    // After the magic number, the version, the length of RAM and the count.
+    let (first, second) = (32, 32 + 8 + 4096);
+    assert_eq!(state[first..first + 9], [0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    assert_eq!(state[second..second + 9], [1, 0, 0, 0, 0, 0, 0, 0, 2]);
+    for (number, other) in [(1, 1), (0, 0), (1, 0)] {
+        let mut damaged = state.clone();
+        (damaged[first], damaged[second]) = (number, other);
+        let mut machine = Machine::new(RAM, 1).unwrap();
+        assert!(matches!(machine.restore(&damaged), Err(SaveError::Damaged)));
+    }
+}
+
+/// A conditional store of a hart that was restored fails, whatever it had reserved before.
+#[test]
+fn a_restored_hart_has_no_reservation() {
+    let mut p = Program::at(BASE);
+    p.li(S0, BASE + 0x1000);
+    p.put(lr_d(T0, S0));
+    p.put(sc_d(T1, ZERO, S0));
+    let stop = p.here();
+    p.put(WFI);
+    p.jump(ZERO, stop);
+    let code = p.finish();
+    for restores in [false, true] {
+        let mut machine = Machine::new(RAM, 1).unwrap();
+        machine.load(0, &code).unwrap();
+        while machine.hart(0).state.pc != BASE + code.len() as u64 - 12 {
+            machine.run(1);
+        }
+        if restores {
+            let state = machine.save_processors();
+            machine.restore_processors(&state).unwrap();
+        }
+        machine.run(1);
+        assert_eq!(machine.hart(0).state.x.get(T1), u64::from(restores));
+    }
+}
