@@ -287,8 +287,15 @@ impl RamBlock {
             _ => false,
         };
         if !is_read {
-            self.bytes(offset, buf.len())?.copy_to(buf);
+            self.read_bytes(offset, buf)?;
         }
+        Ok(())
+    }
+
+    /// Of any length: apart, so that what processors read is compiled into the caller.
+    #[inline(never)]
+    fn read_bytes(&self, offset: u64, buf: &mut [u8]) -> Result<(), RamBlockError> {
+        self.bytes(offset, buf.len())?.copy_to(buf);
         Ok(())
     }
 
@@ -338,9 +345,16 @@ impl RamBlock {
             _ => false,
         };
         if !is_written {
-            self.bytes(offset, data.len())?.copy_from(data);
-            self.dirty.mark(offset, data.len() as u64);
+            self.write_bytes(offset, data)?;
         }
+        Ok(())
+    }
+
+    /// As [`read_bytes`](Self::read_bytes).
+    #[inline(never)]
+    fn write_bytes(&self, offset: u64, data: &[u8]) -> Result<(), RamBlockError> {
+        self.bytes(offset, data.len())?.copy_from(data);
+        self.dirty.mark(offset, data.len() as u64);
         Ok(())
     }
 }
