@@ -171,7 +171,7 @@ fn split(
 }
 
 /// What answers all of an access, as nearly always one section does.
-#[inline]
+#[inline(always)]
 fn whole(view: &FlatView, address: u64, len: usize) -> Option<(&Section, u64)> {
     let section = view.find(address).ok()?;
     let from_start = address - section.start;
@@ -231,7 +231,7 @@ pub(crate) fn write(view: &FlatView, address: u64, data: &[u8]) -> Result<(), Ac
     write_to(view, Access { address, len: data.len(), translations: 0 }, data)
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn read_from(
     view: &FlatView,
     access: Access,
@@ -256,7 +256,7 @@ pub(crate) fn read_from(
     })
 }
 
-#[inline]
+#[inline(always)]
 pub(crate) fn write_to(view: &FlatView, access: Access, data: &[u8]) -> Result<(), AccessError> {
     if let Some((section, offset)) = whole(view, access.address, data.len()) {
         // What is written most, without a call.
