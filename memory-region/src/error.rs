@@ -215,8 +215,8 @@ pub enum AccessError {
     Trap(Trap),
     /// An access to a trap that nobody carries out: one that does not come from a
     /// [`Tlb`](crate::Tlb), an atomic one, or one of which only a part is the trap's.
-    #[error("Access of {len} bytes at {address:#x}: \"{name}\" is a trap, which nobody takes here")]
-    NobodyTakes { address: u64, len: usize, name: String },
+    #[error("Access of {len} bytes at {address:#x}: \"{name}\" is a trap that nobody handles")]
+    UnhandledTrap { address: u64, len: usize, name: String },
     /// An access of a [`Tlb`](crate::Tlb) that reaches a watchpoint; it was not carried out.
     #[error("Access of {len} bytes at {address:#x} reaches a watchpoint: {watchpoint}")]
     Watchpoint { address: u64, len: usize, watchpoint: Watchpoint },

@@ -87,18 +87,18 @@ fn an_access_to_a_trap_is_handed_to_the_caller() {
     assert_eq!(taken(tlb.store_be(0x8000, value)), trap(0, 8, Some(value)));
     // Of which a part is elsewhere.
     let crossing = tlb.store_le(0x7ffc, value);
-    assert!(matches!(crossing, Err(AccessError::NobodyTakes { .. })), "{crossing:?}");
+    assert!(matches!(crossing, Err(AccessError::UnhandledTrap { .. })), "{crossing:?}");
     assert_eq!(tlb.load_le::<u32>(0x7ffc).unwrap(), 0x5566_7788);
     let past = tlb.load_le::<u64>(0x80fc);
-    assert!(matches!(past, Err(AccessError::NobodyTakes { .. })), "{past:?}");
+    assert!(matches!(past, Err(AccessError::UnhandledTrap { .. })), "{past:?}");
     let atomic = tlb.fetch_update_le(0x8000, |old: u32| old + 1);
-    assert!(matches!(atomic, Err(AccessError::NobodyTakes { .. })), "{atomic:?}");
+    assert!(matches!(atomic, Err(AccessError::UnhandledTrap { .. })), "{atomic:?}");
     // By others than a TLB.
     let mut bytes = [0; 4];
     let read = space.read(0x8000, &mut bytes).unwrap_err();
-    assert!(matches!(&read, AccessError::NobodyTakes { name, .. } if name == "uart"), "{read}");
+    assert!(matches!(&read, AccessError::UnhandledTrap { name, .. } if name == "uart"), "{read}");
     assert_eq!(bytes, [0xff; 4]);
-    assert!(matches!(space.write(0x8000, &[1]), Err(AccessError::NobodyTakes { .. })));
+    assert!(matches!(space.write(0x8000, &[1]), Err(AccessError::UnhandledTrap { .. })));
 }
 
 #[test]
@@ -471,7 +471,7 @@ fn a_trap_ends_with_the_bus() {
     let root = map.transaction(|map| map.trap("trap", (1 << 16) + 1, 3)).unwrap();
     let mut tlb: Tlb = Tlb::new(&map.wrapping_address_space("cpu", root, 16).unwrap());
     assert!(matches!(tlb.load_le::<u16>(0xfffe), Err(AccessError::Trap(_))));
-    assert!(matches!(tlb.load_le::<u16>(0xffff), Err(AccessError::NobodyTakes { .. })));
+    assert!(matches!(tlb.load_le::<u16>(0xffff), Err(AccessError::UnhandledTrap { .. })));
 }
 
 #[test]

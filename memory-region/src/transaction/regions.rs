@@ -136,7 +136,7 @@ impl Transaction<'_> {
     /// Addresses whose accesses a [`Tlb`](crate::Tlb) hands to its caller, with `token`
     /// ([`AccessError::Trap`](crate::AccessError::Trap)): a device of an interpreter that needs no
     /// handler. Other accesses, of other devices for example, fail with
-    /// [`AccessError::NobodyTakes`](crate::AccessError::NobodyTakes).
+    /// [`AccessError::UnhandledTrap`](crate::AccessError::UnhandledTrap).
     ///
     /// # Errors
     ///

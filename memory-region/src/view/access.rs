@@ -35,9 +35,9 @@ impl Access {
         }
     }
 
-    fn nobody_takes(self, section: &Section) -> AccessError {
+    fn unhandled_trap(self, section: &Section) -> AccessError {
         let (Self { address, len, .. }, name) = (self, section.name().to_owned());
-        AccessError::NobodyTakes { address, len, name }
+        AccessError::UnhandledTrap { address, len, name }
     }
 
     /// Calls `each` for the pieces of `bytes` bytes of an IOMMU's region from `offset` on, with
@@ -95,7 +95,7 @@ impl Access {
             }
             SectionTarget::Trap(_) => {
                 data.fill(0xff);
-                Err(self.nobody_takes(section))
+                Err(self.unhandled_trap(section))
             }
             SectionTarget::OpenBus(value) => {
                 data.fill(*value);
@@ -125,7 +125,7 @@ impl Access {
             SectionTarget::Reserved => {
                 Err(self.unassigned(section.start + (offset - section.offset)))
             }
-            SectionTarget::Trap(_) => Err(self.nobody_takes(section)),
+            SectionTarget::Trap(_) => Err(self.unhandled_trap(section)),
             SectionTarget::OpenBus(_) => Ok(()),
         }
     }
@@ -295,7 +295,7 @@ impl FlatView {
             }
             SectionTarget::Ram(block) if len as u64 - 1 <= last - address => Ok((block, offset)),
             SectionTarget::Reserved => Err(access.unassigned(address)),
-            SectionTarget::Trap(_) => Err(access.nobody_takes(section)),
+            SectionTarget::Trap(_) => Err(access.unhandled_trap(section)),
             _ => Err(AccessError::NotMemory { address, len, name: name() }),
         }
     }
