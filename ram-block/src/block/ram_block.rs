@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::block::error::RamBlockError;
 use crate::block::scalar::Scalar;
+use crate::dirty::claim::DirtyClaim;
 use crate::dirty::memory::DirtyMemory;
 use crate::page::{PageSize, index};
 use crate::sys::huge_pages::HugePages;
@@ -346,6 +347,42 @@ impl RamBlock {
         };
         if !is_written {
             self.write_bytes(offset, data)?;
+        }
+        Ok(())
+    }
+
+    /// As [`write`](Self::write), by the client whose log `claim` is: marks the pages for every
+    /// other client that is on, and leaves its own log as it is.
+    ///
+    /// For a client that puts memory back as it was, and to which that is no change: a reset, a
+    /// rewind. A claim of another block makes this a write like any other.
+    ///
+    /// ```
+    /// use ram_block::RamBlock;
+    ///
+    /// let ram = RamBlock::anonymous("ram", 16 << 20)?;
+    /// let [reset, display] = ["reset", "display"].map(|name| ram.dirty().claim(name));
+    /// let (reset, display) = (reset?, display?);
+    /// ram.write_by(&reset, 0x5000, b"as it was")?;
+    /// assert!(!reset.snapshot_and_clear(0..ram.pages())?.commit().is_dirty(5));
+    /// assert!(display.snapshot_and_clear(0..ram.pages())?.commit().is_dirty(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`RamBlockError::OutOfBounds`]; nothing is copied then.
+    pub fn write_by(
+        &self,
+        claim: &DirtyClaim,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), RamBlockError> {
+        self.bytes(offset, data.len())?.copy_from(data);
+        if Arc::ptr_eq(claim.dirty(), &self.dirty) {
+            claim.mark_for_others(offset, data.len() as u64);
+        } else {
+            self.dirty.mark(offset, data.len() as u64);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@
 //! - `merge`: merging a log of others, such as KVM's
 //! - `switch`: switching clients on and off, and resizing, while marks are under way
 //! - `claim`: a client's log, on as long as it is claimed
+//! - `others`: marks for all clients but the one that writes
 //! - `snapshot`, `harvest`, `runs`: taking a claim's bits
 //! - `code_watch`: a translator's watch
 //! - `vm_memory_bitmap`: the bitmap traits of vm-memory
@@ -33,6 +34,7 @@ mod merge;
 mod model_tests;
 #[cfg(test)]
 mod oracle_tests;
+mod others;
 mod reports;
 mod runs;
 pub(crate) mod snapshot;
