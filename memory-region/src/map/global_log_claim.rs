@@ -203,6 +203,24 @@ impl GlobalLogClaim {
         Ok(self.log.of(block)?.move_into(0..block.pages(), into)?)
     }
 
+    /// Writes each of `data` at its offset in a block, in bytes, as the client whose log this is:
+    /// marks the pages for every other client, and leaves this log as it is. See
+    /// [`RamBlock::write_by`].
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::NotLogged`] if the block is not in the map, [`MapError::Block`] if it has no
+    /// such bytes: what comes before that is written.
+    pub fn write<'a>(
+        &mut self,
+        block: &Arc<RamBlock>,
+        data: impl IntoIterator<Item = (u64, &'a [u8])>,
+    ) -> Result<(), MapError> {
+        let claim = self.log.of(block)?;
+        let write = |(offset, data): (u64, &[u8])| block.write_by(&claim, offset, data);
+        Ok(data.into_iter().try_for_each(write)?)
+    }
+
     /// Re-arms the log of `bytes` of a block, whole pages whose bits were [moved](Self::move_to)
     /// before: the next write to each page is reported again. Call it before the pages are read.
     ///
