@@ -51,6 +51,7 @@
 //! # }
 //! ```
 
+mod checkpoint;
 mod converge;
 mod devices;
 mod error;
@@ -66,10 +67,13 @@ mod status;
 mod test_deadline;
 mod wire;
 
+pub use checkpoint::checkpoints::{CheckpointId, Checkpoints};
+pub use checkpoint::error::CheckpointError;
+pub use checkpoint::stats::{LiveStats, ResetStats};
 pub use converge::auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
 pub use converge::dirty_limit::{DirtyLimit, DirtyLimitError, DirtyLimiter};
 pub use converge::throttle::Throttle;
-pub use devices::device::{Device, DeviceError, FnDevice, Framing, MAX_STATE};
+pub use devices::device::{Device, DeviceError, DeviceState, FnDevice, Framing, MAX_STATE};
 pub use devices::section_info::SectionInfo;
 pub use error::{ReceiveError, SendError};
 pub use forecast::dirty_rate::{DirtyRate, DirtyRateError};

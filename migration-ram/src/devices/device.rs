@@ -1,5 +1,6 @@
 //! Devices whose state is migrated with RAM.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -70,6 +71,68 @@ pub trait Device: Send + Sync {
     ///
     /// If it is not a valid state of this device; the migration fails with it.
     fn restore(&self, version: u32, state: &[u8]) -> Result<(), DeviceError>;
+
+    /// Returns the state in a form of the device's own, to be [put back](Self::roll_back) within
+    /// this process. The machine is paused. By default what [`save`](Self::save) returns.
+    ///
+    /// A device that is checkpointed often need not encode its state: that of a vCPU, for example,
+    /// is a structure.
+    ///
+    /// # Errors
+    ///
+    /// If the state cannot be read; no checkpoint is taken then.
+    fn checkpoint(&self) -> Result<DeviceState, DeviceError> {
+        let state = self.save()?;
+        let bytes = state.len();
+        Ok(DeviceState::new(state, bytes))
+    }
+
+    /// Puts back a state that [`checkpoint`](Self::checkpoint) of this device has returned. The
+    /// machine is paused, its RAM is as it was then; it has run since, and may be in any state.
+    /// Called many times with the same state.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be put back. The machine's memory is as it was then, devices after this one
+    /// were not asked.
+    fn roll_back(&self, state: &DeviceState) -> Result<(), DeviceError> {
+        let bytes: &Vec<u8> = state.get()?;
+        self.restore(self.version(), bytes)
+    }
+}
+
+/// The state of a device in a form of its own, kept in this process.
+pub struct DeviceState {
+    value: Box<dyn Any + Send + Sync>,
+    bytes: usize,
+}
+
+impl DeviceState {
+    /// A state of any type, which takes about `bytes` bytes.
+    pub fn new<T: Any + Send + Sync>(value: T, bytes: usize) -> Self {
+        Self { value: Box::new(value), bytes }
+    }
+
+    /// The value that this was made of.
+    ///
+    /// # Errors
+    ///
+    /// If it is of another type.
+    pub fn get<T: Any>(&self) -> Result<&T, DeviceError> {
+        let wanted = std::any::type_name::<T>();
+        self.value.downcast_ref().ok_or_else(|| format!("the state is not of type {wanted}").into())
+    }
+
+    /// How many bytes it takes, about.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl fmt::Debug for DeviceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceState({} bytes)", self.bytes)
+    }
 }
 
 /// How a state is encoded in its section: the stream has no length field for sections.

@@ -1,0 +1,276 @@
+//! All RAM as it was at the current checkpoint, and what was written since.
+
+use std::fmt;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use memory_region::{GlobalLogClaim, MemoryMap};
+use ram_block::{PageSet, RamBlock, runs};
+
+use crate::checkpoint::error::CheckpointError;
+use crate::checkpoint::image::Image;
+use crate::checkpoint::stats::ResetStats;
+use crate::checkpoint::store::PageStore;
+use crate::checkpoint::tree::{Change, Removed};
+use crate::host::Instant;
+
+/// The memory of the current checkpoint, with the log of what was written since.
+///
+/// What was taken from the log stays in the images' sets of dirty pages until it was put back, or
+/// is in a checkpoint: an error leaves it there.
+pub(super) struct KeptMemory {
+    map: Arc<MemoryMap>,
+    log: GlobalLogClaim,
+    /// One for each block, once there is a checkpoint.
+    images: Vec<Image>,
+    /// One for each size of page.
+    stores: Vec<PageStore>,
+    /// The most bytes that the stores may take.
+    pub(super) limit: u64,
+    /// Words of pages that are put back: kept, so that a reset allocates nothing.
+    words: Vec<(u64, u64)>,
+}
+
+/// Pages that were copied for a checkpoint, each with the content that its last copy went to, which
+/// is not settled.
+#[derive(Debug, Default)]
+pub(super) struct Copied {
+    changes: Vec<Change>,
+    /// Where in `changes` a page is.
+    places: HashMap<(usize, u64), usize>,
+}
+
+impl KeptMemory {
+    pub(super) fn new(map: &Arc<MemoryMap>) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            map: map.clone(),
+            log: map.claim_global_log("checkpoints")?,
+            images: Vec::new(),
+            stores: Vec::new(),
+            limit: u64::MAX,
+            words: Vec::new(),
+        })
+    }
+
+    /// Bytes of all contents.
+    pub(super) fn bytes_used(&self) -> u64 {
+        self.stores.iter().map(PageStore::bytes_used).sum()
+    }
+
+    /// Drops all images and contents: there are no checkpoints.
+    pub(super) fn forget(&mut self) {
+        self.images.clear();
+        self.stores.clear();
+    }
+
+    /// Checks that the map has the blocks of the images, as they were.
+    pub(super) fn check(&self) -> Result<(), CheckpointError> {
+        let blocks = self.map.ram_blocks();
+        let name = |block: &RamBlock| block.id().to_owned();
+        let is_in = |image: &Image| blocks.iter().any(|block| Arc::ptr_eq(block, &image.block));
+        if let Some(gone) = self.images.iter().find(|image| !is_in(image)) {
+            return Err(CheckpointError::BlockGone { block: name(&gone.block) });
+        }
+        let has = |block: &&Arc<RamBlock>| {
+            self.images.iter().any(|image| Arc::ptr_eq(block, &image.block))
+        };
+        if let Some(joined) = blocks.iter().find(|block| !has(block)) {
+            return Err(CheckpointError::BlockJoined { block: name(joined) });
+        }
+        let client = self.log.client();
+        if let Some(changed) = self.images.iter().find(|image| !image.is_whole(client)) {
+            return Err(CheckpointError::BlockChanged { block: name(&changed.block) });
+        }
+        Ok(())
+    }
+
+    /// Begins anew, without checkpoints: images of zeros, and all pages dirty that may be other
+    /// than zero.
+    pub(super) fn begin(&mut self) -> Result<(), CheckpointError> {
+        self.forget();
+        let client = self.log.client();
+        for block in self.map.ram_blocks() {
+            let size = usize::try_from(block.page_size().bytes()).unwrap_or(usize::MAX);
+            let known = self.stores.iter().position(|store| store.page_size() == size);
+            let store = known.unwrap_or_else(|| {
+                self.stores.push(PageStore::new(size));
+                self.stores.len() - 1
+            });
+            let dirty = self.set_of(&block)?;
+            self.images.push(Image::new(block, client, store, dirty));
+        }
+        // What is written from here on is in the log, and what was before is in memory.
+        self.take_log(&mut ResetStats::default())?;
+        for at in 0..self.images.len() {
+            let block = self.images[at].block.clone();
+            let (size, mut dirty) = (block.page_size(), self.set_of(&block)?);
+            let mut count = 0;
+            for extent in block.data_extents(0..block.len()) {
+                let pages = size.pages_spanned(extent.start, extent.end - extent.start);
+                count += pages.end - pages.start;
+                dirty.insert(pages);
+            }
+            self.images[at].replace_dirty(dirty, count);
+        }
+        Ok(())
+    }
+
+    fn set_of(&self, block: &RamBlock) -> Result<PageSet, CheckpointError> {
+        let set = block.dirty().page_set();
+        set.map_err(|_| CheckpointError::NoMemory { used: self.bytes_used() })
+    }
+
+    /// Pages that are known to be dirty.
+    pub(super) fn dirty_pages(&self) -> u64 {
+        self.images.iter().map(Image::dirty_pages).sum()
+    }
+
+    /// Merges what accelerators have logged, and takes it from the log, which is not re-armed.
+    pub(super) fn look(&mut self) -> Result<(), CheckpointError> {
+        self.log.sync()?;
+        for image in &mut self.images {
+            image.take_dirty(&mut self.log)?;
+        }
+        Ok(())
+    }
+
+    /// Takes what is dirty from the log, and re-arms it: the pages may be read, or written.
+    pub(super) fn take_log(&mut self, stats: &mut ResetStats) -> Result<(), CheckpointError> {
+        let start = Instant::now();
+        self.look()?;
+        let got = Instant::now();
+        for image in self.images.iter().filter(|image| image.dirty_pages() > 0) {
+            self.log.clear(&image.block, 0..image.block.len())?;
+        }
+        stats.get += got.saturating_duration_since(start);
+        stats.clear += got.elapsed();
+        Ok(())
+    }
+
+    /// Makes room for copies of `pages` more pages.
+    pub(super) fn reserve(&mut self, pages: u64) -> Result<(), CheckpointError> {
+        let used = self.bytes_used();
+        let pages = usize::try_from(pages).unwrap_or(usize::MAX);
+        let reserved = self.stores.iter_mut().try_for_each(|store| store.reserve(pages));
+        reserved.map_err(|_| CheckpointError::NoMemory { used })
+    }
+
+    /// Copies the pages that are dirty, after they were [taken](Self::take_log). They are not dirty
+    /// any longer, unless this fails.
+    pub(super) fn copy(&mut self, copied: &mut Copied) -> Result<(), CheckpointError> {
+        let size = |image: &Image| image.block.page_size().bytes();
+        let more: u64 = self.images.iter().map(|image| image.dirty_pages() * size(image)).sum();
+        let needed = self.bytes_used().saturating_add(more);
+        if needed > self.limit {
+            return Err(CheckpointError::Limit { limit: self.limit, needed });
+        }
+        for at in 0..self.images.len() {
+            self.images[at].take_words(&mut self.words);
+            let result = self.copy_words(at, copied);
+            if result.is_err() {
+                self.images[at].insert_words(&self.words);
+            }
+            result?;
+        }
+        Ok(())
+    }
+
+    fn copy_words(&mut self, at: usize, copied: &mut Copied) -> Result<(), CheckpointError> {
+        let used = self.bytes_used();
+        let image = &self.images[at];
+        let (store, size) = (&mut self.stores[image.store], image.block.page_size());
+        for page in pages_of(&self.words) {
+            let place = copied.places.entry((at, page)).or_insert(usize::MAX);
+            if *place == usize::MAX {
+                let content = store.take().map_err(|_| CheckpointError::NoMemory { used })?;
+                *place = copied.changes.len();
+                copied.changes.push(Change { image: at, page, content });
+            }
+            let content = copied.changes[*place].content;
+            image.block.read(page * size.bytes(), store.bytes_mut(content))?;
+        }
+        Ok(())
+    }
+
+    /// Drops copies: their pages are dirty again.
+    pub(super) fn drop_copies(&mut self, copied: Copied) {
+        for Change { image, page, content } in copied.changes {
+            self.images[image].insert(page);
+            self.stores[self.images[image].store].release(content);
+        }
+    }
+
+    /// Makes the images those of the memory that was copied; returns what they held before where
+    /// that was something else, by image and page.
+    pub(super) fn adopt(&mut self, copied: Copied) -> Vec<Change> {
+        let mut changes = copied.changes;
+        changes.sort_unstable_by_key(|change| (change.image, change.page));
+        changes.retain_mut(|change| {
+            let image = &mut self.images[change.image];
+            let store = &mut self.stores[image.store];
+            let content = store.settle(change.content);
+            change.content = image.set(change.page, content);
+            if change.content == content {
+                store.release(content);
+                return false;
+            }
+            true
+        });
+        changes
+    }
+
+    /// Exchanges a page's content in its image and in `change`: the page is dirty then.
+    pub(super) fn exchange(&mut self, change: &mut Change) {
+        let image = &mut self.images[change.image];
+        change.content = image.set(change.page, change.content);
+        image.insert(change.page);
+    }
+
+    /// Counts references anew after checkpoints were removed.
+    pub(super) fn release(&mut self, removed: Removed) {
+        for Change { image, content, .. } in removed.shared {
+            self.stores[self.images[image].store].share(content);
+        }
+        self.release_all(removed.released);
+    }
+
+    /// Drops the references of changes.
+    pub(super) fn release_all(&mut self, changes: Vec<Change>) {
+        for Change { image, content, .. } in changes {
+            self.stores[self.images[image].store].release(content);
+        }
+    }
+
+    /// Writes what the images have to the pages that are dirty, which are so no longer; returns how
+    /// many. If this fails, all are dirty still.
+    pub(super) fn put_back(&mut self) -> Result<u64, CheckpointError> {
+        let mut pages = 0;
+        for image in &mut self.images {
+            pages += image.dirty_pages();
+            image.take_words(&mut self.words);
+            let (store, size) = (&self.stores[image.store], image.block.page_size().bytes());
+            let content = |page: u64| (page * size, store.bytes(image.get(page)));
+            let result = self.log.write(&image.block, pages_of(&self.words).map(content));
+            if result.is_err() {
+                image.insert_words(&self.words);
+            }
+            result?;
+        }
+        Ok(pages)
+    }
+}
+
+impl fmt::Debug for KeptMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeptMemory")
+            .field("blocks", &self.images.len())
+            .field("bytes", &self.bytes_used())
+            .field("dirty_pages", &self.dirty_pages())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The pages of words, in order.
+fn pages_of(words: &[(u64, u64)]) -> impl Iterator<Item = u64> {
+    runs(words.iter().copied()).flatten()
+}

@@ -1,0 +1,367 @@
+//! Checkpoints of machines without an accelerator, against plain copies of all memory.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use memory_region::{GlobalLogClaim, MemoryMap, RegionId};
+use migration_ram::{CheckpointError, CheckpointId, Checkpoints, Device, FnDevice};
+use proptest::prelude::*;
+use ram_block::{PageSize, RamBlock};
+
+type Memory = Vec<Vec<u8>>;
+
+/// A machine of two blocks, one of small pages, and a device.
+struct Machine {
+    map: Arc<MemoryMap>,
+    regions: Vec<RegionId>,
+    blocks: Vec<Arc<RamBlock>>,
+    counter: Arc<AtomicU64>,
+    /// Its state cannot be put back as long as this is set.
+    broken: Arc<AtomicBool>,
+}
+
+const PAGES: u64 = 600;
+
+impl Machine {
+    fn new() -> Self {
+        let map = MemoryMap::new();
+        let small = PageSize::new(64).unwrap();
+        let blocks = vec![
+            RamBlock::anonymous("ram", PAGES * 4096).unwrap(),
+            RamBlock::builder("nvram", PAGES * 64).page_size(small).anonymous().unwrap(),
+        ];
+        let regions = map
+            .transaction(|map| {
+                blocks.iter().map(|block| map.ram(block.id(), block.clone())).collect()
+            })
+            .unwrap();
+        Self { map, regions, blocks, counter: Arc::default(), broken: Arc::default() }
+    }
+
+    fn device(&self) -> Arc<dyn Device> {
+        let (save, restore, broken) =
+            (self.counter.clone(), self.counter.clone(), self.broken.clone());
+        Arc::new(FnDevice::new(
+            "counter",
+            move || Ok(save.load(Ordering::Relaxed).to_be_bytes().to_vec()),
+            move |_, state| {
+                if broken.load(Ordering::Relaxed) {
+                    return Err("out of order".into());
+                }
+                restore.store(u64::from_be_bytes(state.try_into()?), Ordering::Relaxed);
+                Ok(())
+            },
+        ))
+    }
+
+    fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(&self.map, vec![self.device()]).unwrap()
+    }
+
+    /// Writes, and counts it.
+    fn write(&self, write: Write) {
+        let Write { block, at, len, byte } = write;
+        let block = &self.blocks[usize::from(block)];
+        let at = at % block.len();
+        let len = usize::try_from(u64::from(len).min(block.len() - at)).unwrap();
+        block.write(at, &vec![byte; len]).unwrap();
+        self.counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn memory(&self) -> Memory {
+        let all = |block: &Arc<RamBlock>| {
+            let mut bytes = vec![0; usize::try_from(block.len()).unwrap()];
+            block.read(0, &mut bytes).unwrap();
+            bytes
+        };
+        self.blocks.iter().map(all).collect()
+    }
+
+    fn state(&self) -> (Memory, u64) {
+        (self.memory(), self.counter.load(Ordering::Relaxed))
+    }
+}
+
+/// A client that mirrors memory by its own log, as a migration or a display does.
+struct Mirror {
+    log: GlobalLogClaim,
+    copy: Memory,
+}
+
+impl Mirror {
+    fn new(machine: &Machine) -> Self {
+        let log = machine.map.claim_global_log("mirror").unwrap();
+        Self { log, copy: machine.memory() }
+    }
+
+    fn follow(&mut self, machine: &Machine) {
+        self.log.sync().unwrap();
+        for (block, copy) in machine.blocks.iter().zip(&mut self.copy) {
+            let size = block.page_size();
+            let visited = self.log.visit_runs(block, 0, |pages| {
+                let bytes = size.bytes_of(&pages);
+                let range =
+                    usize::try_from(bytes.start).unwrap()..usize::try_from(bytes.end).unwrap();
+                block.read(bytes.start, &mut copy[range]).unwrap();
+                ControlFlow::<()>::Continue(())
+            });
+            assert!(visited.unwrap().is_continue());
+        }
+        assert!(self.copy == machine.memory());
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    block: bool,
+    at: u64,
+    len: u16,
+    byte: u8,
+}
+
+fn write() -> impl Strategy<Value = Write> {
+    let at = prop_oneof![0..40 * 4096_u64, any::<u64>()];
+    let len = prop_oneof![1..10_u16, Just(64), Just(4096), 1..20_000_u16];
+    (any::<bool>(), at, len, 0..4_u8).prop_map(|(block, at, len, byte)| Write {
+        block,
+        at,
+        len,
+        byte,
+    })
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(Write),
+    Take,
+    TakeLive(Write),
+    Reset,
+    Restore(prop::sample::Index),
+    Remove(prop::sample::Index),
+    Count,
+    Follow,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => write().prop_map(Step::Write),
+        3 => Just(Step::Take),
+        1 => write().prop_map(Step::TakeLive),
+        2 => Just(Step::Reset),
+        4 => any::<prop::sample::Index>().prop_map(Step::Restore),
+        2 => any::<prop::sample::Index>().prop_map(Step::Remove),
+        1 => Just(Step::Count),
+        1 => Just(Step::Follow),
+    ]
+}
+
+proptest! {
+    /// Trees of checkpoints, visited and cut in any order: each is what all memory and the device
+    /// were when it was taken, and another client of the log misses nothing.
+    #[test]
+    fn each_checkpoint_is_its_instant(steps in prop::collection::vec(step(), 1..120)) {
+        let machine = Machine::new();
+        machine.write(Write { block: false, at: 0x3000, len: 9000, byte: 9 });
+        let mut checkpoints = machine.checkpoints();
+        let mut mirror = Mirror::new(&machine);
+        let mut taken: BTreeMap<CheckpointId, (Memory, u64)> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Write(write) => machine.write(write),
+                Step::Take => {
+                    taken.insert(checkpoints.take().unwrap(), machine.state());
+                }
+                Step::TakeLive(write) => {
+                    // Between the rounds and the pause it runs on.
+                    let pause = || {
+                        machine.write(write);
+                        Ok(())
+                    };
+                    let (checkpoint, _) = checkpoints.take_live(pause).unwrap();
+                    taken.insert(checkpoint, machine.state());
+                }
+                Step::Reset => match checkpoints.current() {
+                    Some(current) => {
+                        checkpoints.reset().unwrap();
+                        prop_assert!(machine.state() == taken[&current]);
+                        prop_assert_eq!(checkpoints.reset().unwrap().pages, 0);
+                    }
+                    None => {
+                        let refused = checkpoints.reset();
+                        prop_assert!(matches!(refused, Err(CheckpointError::NoCheckpoint)));
+                    }
+                },
+                Step::Restore(index) if !taken.is_empty() => {
+                    let (checkpoint, state) = index.get(&taken.iter().collect::<Vec<_>>()).to_owned();
+                    checkpoints.restore(*checkpoint).unwrap();
+                    prop_assert!(machine.state() == *state);
+                    prop_assert_eq!(checkpoints.current(), Some(*checkpoint));
+                }
+                Step::Remove(index) if !taken.is_empty() => {
+                    let before = machine.state();
+                    let checkpoint = *index.get(&taken.keys().collect::<Vec<_>>()).to_owned();
+                    checkpoints.remove(checkpoint).unwrap();
+                    taken.remove(&checkpoint);
+                    prop_assert!(machine.state() == before);
+                    let refused = checkpoints.restore(checkpoint);
+                    let removed = matches!(refused, Err(CheckpointError::Removed { .. }));
+                    prop_assert!(removed);
+                }
+                Step::Count => if let Some(current) = checkpoints.current() {
+                    let dirty = checkpoints.count_dirty().unwrap();
+                    prop_assert_eq!(checkpoints.count_dirty().unwrap(), dirty);
+                    // As many at least as differ.
+                    let (now, then) = (machine.memory(), &taken[&current].0);
+                    let differ = |(n, size): (usize, usize)| {
+                        now[n].chunks(size).zip(then[n].chunks(size)).filter(|(a, b)| a != b).count()
+                    };
+                    prop_assert!(dirty as usize >= [(0, 4096), (1, 64)].map(differ).iter().sum());
+                },
+                Step::Follow => mirror.follow(&machine),
+                _ => {}
+            }
+            prop_assert!(checkpoints.all().eq(taken.keys().copied()));
+        }
+        mirror.follow(&machine);
+        for (checkpoint, state) in &taken {
+            checkpoints.restore(*checkpoint).unwrap();
+            prop_assert!(machine.state() == *state);
+        }
+        mirror.follow(&machine);
+        for checkpoint in taken.keys() {
+            checkpoints.remove(*checkpoint).unwrap();
+        }
+        prop_assert_eq!(checkpoints.bytes_kept(), 0);
+    }
+}
+
+#[test]
+fn equal_pages_are_kept_once_and_zeros_not_at_all() {
+    let machine = Machine::new();
+    let mut checkpoints = machine.checkpoints();
+    for page in 0..100 {
+        machine.blocks[0].write(page * 4096, &[7; 4096]).unwrap();
+    }
+    machine.blocks[0].write(200 * 4096, &[0; 4096]).unwrap();
+    let first = checkpoints.take().unwrap();
+    assert_eq!(checkpoints.bytes_kept(), 4096);
+    // Written, and the same: nothing differs.
+    machine.blocks[0].write(0, &[7; 4096]).unwrap();
+    checkpoints.take().unwrap();
+    assert_eq!(checkpoints.bytes_kept(), 4096);
+    machine.blocks[0].write(0, &[8; 4096]).unwrap();
+    let third = checkpoints.take().unwrap();
+    assert_eq!(checkpoints.bytes_kept(), 2 * 4096);
+    checkpoints.remove(third).unwrap();
+    checkpoints.remove(first).unwrap();
+    assert_eq!(checkpoints.bytes_kept(), 4096);
+}
+
+#[test]
+fn what_a_live_checkpoint_copies_again_is_what_was_written_again() {
+    let machine = Machine::new();
+    let mut checkpoints = machine.checkpoints();
+    for page in 0..400 {
+        machine.blocks[0].write(page * 4096, &page.to_le_bytes()).unwrap();
+    }
+    let pause = || {
+        (0..10).for_each(|page| machine.blocks[0].write(page * 4096, &[1]).unwrap());
+        Ok(())
+    };
+    let (_, stats) = checkpoints.take_live(pause).unwrap();
+    assert!(stats.pages_live >= 400, "{stats:?}");
+    assert_eq!(stats.pages_paused, 10, "{stats:?}");
+    let paused = Arc::new(Mutex::new(Vec::new()));
+    struct Pause(Arc<Mutex<Vec<&'static str>>>);
+    impl Drop for Pause {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().push("goes on");
+        }
+    }
+    let pause = || {
+        paused.lock().unwrap().push("paused");
+        Ok(Pause(paused.clone()))
+    };
+    checkpoints.take_live(pause).unwrap();
+    assert_eq!(*paused.lock().unwrap(), ["paused", "goes on"]);
+    let refused = checkpoints.take_live(|| Err::<(), _>("it does not stop".into()));
+    assert!(matches!(refused, Err(CheckpointError::Pause(_))));
+}
+
+#[test]
+fn a_device_that_is_not_put_back_is_named_and_memory_is_whole() {
+    let machine = Machine::new();
+    let mut checkpoints = machine.checkpoints();
+    checkpoints.take().unwrap();
+    let state = machine.state();
+    machine.write(Write { block: false, at: 0, len: 9000, byte: 1 });
+    machine.broken.store(true, Ordering::Relaxed);
+    let refused = checkpoints.reset().unwrap_err();
+    assert!(
+        matches!(&refused, CheckpointError::RollBack { device, instance: 0, .. } if device == "counter"),
+        "{refused}"
+    );
+    assert!(machine.memory() == state.0);
+    machine.broken.store(false, Ordering::Relaxed);
+    assert_eq!(checkpoints.reset().unwrap().pages, 0);
+    assert!(machine.state() == state);
+}
+
+#[test]
+fn a_limit_is_kept_and_the_pages_are_not_lost() {
+    let machine = Machine::new();
+    let mut checkpoints = machine.checkpoints().limit_bytes(10 * 4096);
+    let start = checkpoints.take().unwrap();
+    let state = machine.state();
+    machine.write(Write { block: false, at: 0, len: 4096 * 11, byte: 1 });
+    for live in [false, true] {
+        let refused = match live {
+            false => checkpoints.take().map(drop),
+            true => checkpoints.take_live(|| Ok(())).map(drop),
+        };
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(refused, CheckpointError::Limit { limit: 40_960, needed: 45_056 }),
+            "{refused}"
+        );
+        assert_eq!(checkpoints.current(), Some(start));
+        assert_eq!(checkpoints.bytes_kept(), 0);
+        assert_eq!(checkpoints.count_dirty().unwrap(), 11);
+    }
+    assert_eq!(checkpoints.reset().unwrap().pages, 11);
+    assert!(machine.state() == state);
+}
+
+#[test]
+fn a_machine_whose_memory_has_changed_is_refused_by_name() {
+    let machine = Machine::new();
+    let mut checkpoints = machine.checkpoints();
+    let start = checkpoints.take().unwrap();
+
+    let other = Machine::new().checkpoints();
+    let mut of_other = other;
+    assert!(matches!(of_other.restore(start), Err(CheckpointError::OtherMachine { .. })));
+    assert!(matches!(of_other.reset(), Err(CheckpointError::NoCheckpoint)));
+
+    let joins = RamBlock::anonymous("more", 1 << 20).unwrap();
+    let more = machine.map.transaction(|map| map.ram("more", joins)).unwrap();
+    for refused in [checkpoints.reset().map(drop), checkpoints.take().map(drop)] {
+        let Err(CheckpointError::BlockJoined { block }) = refused else { panic!("{refused:?}") };
+        assert_eq!(block, "more");
+    }
+    machine.map.transaction(|map| map.remove(more)).unwrap();
+    checkpoints.reset().unwrap();
+
+    machine.map.transaction(|map| map.remove(machine.regions[0])).unwrap();
+    let refused = checkpoints.reset();
+    let Err(CheckpointError::BlockGone { block }) = refused else { panic!("{refused:?}") };
+    assert_eq!(block, "ram");
+    // Its log was interrupted.
+    let ram = machine.blocks[0].clone();
+    machine.map.transaction(|map| map.ram("ram", ram)).unwrap();
+    let refused = checkpoints.reset();
+    let Err(CheckpointError::BlockChanged { block }) = refused else { panic!("{refused:?}") };
+    assert_eq!(block, "ram");
+}
