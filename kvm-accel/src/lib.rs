@@ -90,6 +90,8 @@ pub use slots::table::SlotInfo;
 pub use stats::{CallStats, DirtyLogStats};
 pub use sys::vm_ioctls::VmIoctls;
 pub use tracking::DirtyTrackingMode;
+#[cfg(target_arch = "x86_64")]
+pub use vcpu::roll_back::RollBack;
 pub use vcpu::run::{Vcpu, VcpuEvent, VcpuKicker};
 #[cfg(target_arch = "x86_64")]
 pub use vcpu::run_page::RunPage;

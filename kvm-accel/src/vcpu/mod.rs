@@ -3,10 +3,13 @@
 //! - `run`: the loop that enters the guest and handles its exits
 //! - `thread`: a vCPU on a thread of its own
 //! - `state`: a vCPU's complete state, to be migrated
+//! - `roll_back`: back to an earlier state of its own
 //! - `run_page`: the fields of the page shared with KVM that a vCPU's owner sets
 //!
 //! Built on `machine`: on its gate, its rings and its queue of coalesced writes.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod roll_back;
 pub(crate) mod run;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod run_page;

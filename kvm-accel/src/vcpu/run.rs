@@ -50,6 +50,9 @@ pub struct Vcpu {
     incomplete: bool,
     /// The event that the last run did not return because a device's handler panicked.
     pending_event: Option<VcpuEvent>,
+    /// The next run takes registers from the page shared with KVM, which has them instead of KVM.
+    #[cfg(target_arch = "x86_64")]
+    registers_in_page: bool,
 }
 
 impl Vcpu {
@@ -60,7 +63,17 @@ impl Vcpu {
         buses: Buses,
         ring: RingOfVcpu,
     ) -> Self {
-        Self { fd, shared, machine, buses, ring, incomplete: false, pending_event: None }
+        Self {
+            fd,
+            shared,
+            machine,
+            buses,
+            ring,
+            incomplete: false,
+            pending_event: None,
+            #[cfg(target_arch = "x86_64")]
+            registers_in_page: false,
+        }
     }
 
     /// KVM's descriptor of the vCPU, for its registers.
@@ -105,6 +118,17 @@ impl Vcpu {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// Whether the next run takes registers from the page shared with KVM.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_registers_in_page(&self) -> bool {
+        self.registers_in_page
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn set_registers_in_page(&mut self, are_there: bool) {
+        self.registers_in_page = are_there;
     }
 
     /// The number it was created with.
@@ -244,6 +268,11 @@ impl Vcpu {
     ) -> Result<Option<VcpuEvent>, KvmError> {
         let mut flushed = Ok(());
         let event = self.run_once(other, &mut flushed);
+        #[cfg(target_arch = "x86_64")]
+        if self.registers_in_page {
+            // A vCPU that waits to be started has not taken them.
+            self.registers_in_page = self.fd.get_kvm_run().kvm_dirty_regs != 0;
+        }
         // The handler of a coalesced write panicked. The exit is independent of it, and KVM reports
         // it only once: its event is kept for the next run.
         if let Err(panic) = flushed {

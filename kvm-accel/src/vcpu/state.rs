@@ -22,19 +22,19 @@ use crate::vcpu::run::Vcpu;
 /// cannot take.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct VcpuState {
-    cpuid: CpuId,
-    tsc_khz: Option<u32>,
-    registers: kvm_regs,
-    special: kvm_sregs,
+    pub(super) cpuid: CpuId,
+    pub(super) tsc_khz: Option<u32>,
+    pub(super) registers: kvm_regs,
+    pub(super) special: kvm_sregs,
     /// The nested state, if KVM supports it.
-    nested: Option<KvmNestedStateBuffer>,
-    msrs: Vec<kvm_msr_entry>,
-    xsave: Xsave,
-    xcrs: kvm_xcrs,
-    events: kvm_vcpu_events,
-    debug: kvm_debugregs,
-    mp_state: Option<kvm_mp_state>,
-    lapic: Option<kvm_lapic_state>,
+    pub(super) nested: Option<KvmNestedStateBuffer>,
+    pub(super) msrs: Vec<kvm_msr_entry>,
+    pub(super) xsave: Xsave,
+    pub(super) xcrs: kvm_xcrs,
+    pub(super) events: kvm_vcpu_events,
+    pub(super) debug: kvm_debugregs,
+    pub(super) mp_state: Option<kvm_mp_state>,
+    pub(super) lapic: Option<kvm_lapic_state>,
 }
 
 impl VcpuState {
@@ -54,7 +54,7 @@ impl fmt::Debug for VcpuState {
 }
 
 /// Names a part of the state in an error.
-fn failed<T>(
+pub(super) fn failed<T>(
     id: u64,
     part: &'static str,
     result: Result<T, kvm_ioctls::Error>,
@@ -62,7 +62,7 @@ fn failed<T>(
     result.map_err(|error| KvmError::State { id, part, source: error.into() })
 }
 
-fn impossible(id: u64, part: &'static str, why: &str) -> KvmError {
+pub(super) fn impossible(id: u64, part: &'static str, why: &str) -> KvmError {
     KvmError::State { id, part, source: std::io::Error::other(why.to_owned()) }
 }
 
@@ -81,16 +81,27 @@ impl Vcpu {
         // The local APIC and the scheduling state first: reading them may change pending events.
         let mp_state = fd.get_mp_state().ok();
         let lapic = fd.get_lapic().ok();
+        let (registers, special, events) = match self.has_registers_in_page() {
+            true => {
+                let page = fd.sync_regs();
+                (page.regs, page.sregs, page.events)
+            }
+            false => (
+                failed(id, "registers", fd.get_regs())?,
+                failed(id, "special registers", fd.get_sregs())?,
+                failed(id, "events", fd.get_vcpu_events())?,
+            ),
+        };
         Ok(VcpuState {
             cpuid: failed(id, "CPUID", fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?,
             tsc_khz: fd.get_tsc_khz().ok().filter(|khz| *khz != 0),
-            registers: failed(id, "registers", fd.get_regs())?,
-            special: failed(id, "special registers", fd.get_sregs())?,
+            registers,
+            special,
             nested: self.save_nested()?,
             msrs: save_msrs(id, fd)?,
             xsave: self.save_xsave()?,
             xcrs: failed(id, "extended control registers", fd.get_xcrs())?,
-            events: failed(id, "events", fd.get_vcpu_events())?,
+            events,
             debug: failed(id, "debug registers", fd.get_debug_regs())?,
             mp_state,
             lapic,
@@ -109,6 +120,7 @@ impl Vcpu {
     /// The vCPU is not fit to run then.
     pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
         self.check_complete()?;
+        self.forget_registers_in_page();
         let (id, fd) = (self.id(), self.fd());
         failed(id, "CPUID", fd.set_cpuid2(&state.cpuid))?;
         if let Some(khz) = state.tsc_khz {
@@ -143,7 +155,7 @@ impl Vcpu {
 
     /// An access that KVM would complete in the next run, and an event which that run would return,
     /// belong to the state that they began in.
-    fn check_complete(&self) -> Result<(), KvmError> {
+    pub(super) fn check_complete(&self) -> Result<(), KvmError> {
         if self.is_incomplete() {
             return Err(impossible(self.id(), "the access under way", "it is not complete"));
         }
@@ -173,7 +185,7 @@ impl Vcpu {
         Ok(Some(state))
     }
 
-    fn restore_xsave(&self, xsave: &Xsave) -> Result<(), KvmError> {
+    pub(super) fn restore_xsave(&self, xsave: &Xsave) -> Result<(), KvmError> {
         let set = ioctl::set_xsave(self.fd(), self.xsave_bytes(), xsave);
         set.map_err(|source| KvmError::State { id: self.id(), part: "extended state", source })
     }
@@ -184,7 +196,7 @@ const NESTED: &str = "nested state";
 /// IA32_FEATURE_CONTROL (Intel's manual, volume 4): whether a guest may run guests of its own.
 const FEATURE_CONTROL: u32 = 0x3a;
 
-fn restore_nested(
+pub(super) fn restore_nested(
     id: u64,
     fd: &VcpuFd,
     state: Option<&KvmNestedStateBuffer>,
@@ -202,11 +214,11 @@ fn restore_nested(
 }
 
 /// The name of the state of model-specific registers in errors.
-const MSRS: &str = "model-specific registers";
+pub(super) const MSRS: &str = "model-specific registers";
 /// The most registers of a call: KVM refuses 256.
-const MAX_MSRS: usize = 255;
+pub(super) const MAX_MSRS: usize = 255;
 
-fn entry(index: u32) -> kvm_msr_entry {
+pub(super) fn entry(index: u32) -> kvm_msr_entry {
     kvm_msr_entry { index, ..Default::default() }
 }
 
@@ -250,7 +262,7 @@ fn save_msrs(id: u64, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, KvmError> {
 }
 
 /// Sets the registers. One that KVM refuses is skipped if it has the value already.
-fn restore_msrs(id: u64, fd: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<(), KvmError> {
+pub(super) fn restore_msrs(id: u64, fd: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<(), KvmError> {
     const PART: &str = MSRS;
     let wrong = |error| impossible(id, PART, &format!("{error:?}"));
     let mut left = msrs;
