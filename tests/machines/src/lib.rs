@@ -16,3 +16,5 @@ pub mod riscv;
 pub mod scene;
 pub mod size;
 pub mod software;
+#[cfg(target_arch = "x86_64")]
+pub mod vcpu_device;

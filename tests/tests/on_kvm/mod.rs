@@ -1,3 +1,4 @@
+mod checkpoints;
 mod converge;
 mod dirty_log;
 mod display;
@@ -44,6 +45,7 @@ pub fn tests() -> Vec<Named> {
         states::TESTS,
         precopy::TESTS,
         limits::TESTS,
+        checkpoints::TESTS,
     ]
     .concat();
     let in_each = MODES.iter().flat_map(|&(name, tracking)| {

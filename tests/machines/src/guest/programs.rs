@@ -132,6 +132,38 @@ pub fn store_and_report() -> Vec<u8> {
     })
 }
 
+/// Stores the second 64-bit word at `rsi` at each of as many 64-bit addresses, which lie from `rdi`
+/// on, as the first word says, then halts; over and over. In between changes registers of all kinds
+/// to values that go with the word. In ring 0.
+pub fn store_and_halt() -> Vec<u8> {
+    /// IA32_STAR.
+    const STAR: u32 = 0xc000_0081;
+    assemble(|a| {
+        let (mut again, mut next, mut done) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.set_label(&mut again)?;
+        a.mov(r8, qword_ptr(rsi))?;
+        a.mov(r9, qword_ptr(rsi + 8))?;
+        a.mov(rbx, rdi)?;
+        a.set_label(&mut next)?;
+        a.test(r8, r8)?;
+        a.jz(done)?;
+        a.mov(rax, qword_ptr(rbx))?;
+        a.mov(qword_ptr(rax), r9)?;
+        a.add(rbx, 8)?;
+        a.dec(r8)?;
+        a.jmp(next)?;
+        a.set_label(&mut done)?;
+        a.mov(dr0, r9)?;
+        a.mov(ecx, STAR)?;
+        a.mov(eax, r9d)?;
+        a.mov(edx, r9d)?;
+        a.wrmsr()?;
+        a.hlt()?;
+        a.jmp(again)
+    })
+}
+
 /// Increments the first byte of each page of `rdx` bytes from `rdi` up to `rsi`, over
 /// and over; after each pass increments the 64-bit word at `rcx`, as a heartbeat.
 pub fn increment_pages() -> Vec<u8> {
