@@ -169,6 +169,7 @@ fn a_vectored_handler_is_entered_at_its_place() {
     finish(&mut p);
     let mut machine = machine(1, p.finish());
     assert_eq!(machine.run(10_000), Outcome::Idle);
+    assert!(machine.board().clint.time() < 100, "there is no timer to advance to");
     machine.board().uart.receive(b"A");
     assert_eq!(machine.run(1000), Outcome::Finished(65));
     assert_eq!(machine.hart(0).lines().pending(), 0, "the byte was taken");

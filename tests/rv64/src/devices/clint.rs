@@ -14,6 +14,8 @@ const MSIP: u64 = 0;
 const MTIMECMP: u64 = 0x4000;
 /// The time.
 const MTIME: u64 = 0xbff8;
+/// What drivers write there for no interrupt at all: a time that is never reached.
+const NO_TIMER: u64 = u64::MAX;
 /// Bytes of the registers.
 pub const CLINT_SIZE: u64 = 0x1_0000;
 /// Ticks of the clock in a second, as QEMU's `virt` machine has them.
@@ -38,7 +40,7 @@ impl Clint {
     pub fn new(harts: usize) -> Self {
         let time = Arc::default();
         let hart =
-            |_| Hart { lines: Arc::new(Lines::new(&time)), software: false, compare: u64::MAX };
+            |_| Hart { lines: Arc::new(Lines::new(&time)), software: false, compare: NO_TIMER };
         let harts = (0..harts).map(hart).collect();
         Self { time, harts }
     }
@@ -65,7 +67,8 @@ impl Clint {
     /// In how many ticks the next timer is due that is not due yet.
     pub fn until_next(&self) -> Option<u64> {
         let time = self.time();
-        self.harts.iter().filter_map(|hart| hart.compare.checked_sub(time)).filter(|n| *n > 0).min()
+        let set = self.harts.iter().map(|hart| hart.compare).filter(|compare| *compare != NO_TIMER);
+        set.filter_map(|compare| compare.checked_sub(time)).filter(|ticks| *ticks > 0).min()
     }
 
     fn set_time(&mut self, time: u64) {
