@@ -143,6 +143,59 @@ fn a_timer_interrupts_and_ends_waiting() {
     assert_eq!(machine.hart(0).state.mcause, 1 << 63 | 7);
 }
 
+/// Adds one to a0 every 100 ticks, and waits in between.
+fn metronome() -> Vec<u8> {
+    with_handler(|p| {
+        p.li(S0, layout::CLINT + 0x4000);
+        p.li(T0, 1 << 7);
+        p.put(csrrw(ZERO, csr::MIE, T0));
+        let again = p.here();
+        p.put(addi(S1, S1, 100));
+        p.put(sd(S1, 0, S0));
+        p.put(WFI);
+        p.put(addi(A0, A0, 1));
+        p.jump(ZERO, again);
+    })
+}
+
+#[test]
+fn time_passes_while_harts_wait() {
+    let mut whole = machine(1, metronome());
+    assert_eq!(whole.run_for(100_050), Outcome::Steps);
+    assert_eq!(whole.board().clint.time(), 100_050);
+    assert_eq!(whole.hart(0).state.x.get(A0), 1000);
+    assert!(whole.hart(0).state.instret < 5100, "waiting takes no instructions");
+
+    let mut parts = machine(1, metronome());
+    for ticks in (0..33_350).map(|n| n % 7).chain([5]) {
+        parts.run_for(ticks);
+    }
+    assert_eq!(parts.board().clint.time(), 100_050);
+    assert_eq!(parts.hart(0).state.x.get(A0), 1000);
+
+    let mut asleep = machine(1, with_handler(|p| p.put(WFI)));
+    assert_eq!((asleep.run_for(70), asleep.board().clint.time()), (Outcome::Idle, 70));
+    let mut ended = machine(1, with_handler(|p| p.put(EBREAK)));
+    assert_eq!(ended.run_for(10), Outcome::Finished(0x30));
+}
+
+/// A guest that is always busy executes what the time has.
+#[test]
+fn a_tick_has_so_many_instructions() {
+    let mut machine = machine(
+        1,
+        with_handler(|p| {
+            let here = p.here();
+            p.jump(ZERO, here);
+        }),
+    );
+    machine.run(150);
+    machine.run_for(1);
+    assert_eq!(machine.hart(0).state.instret, 200, "half of this tick had been");
+    machine.run_for(1234);
+    assert_eq!(machine.hart(0).state.instret, 200 + 123_400);
+}
+
 #[test]
 fn a_vectored_handler_is_entered_at_its_place() {
     let mut p = Program::at(BASE);

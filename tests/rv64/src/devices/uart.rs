@@ -58,6 +58,11 @@ impl Uart {
         self.update();
     }
 
+    /// How many received bytes the guest has not read yet: there is no limit but the caller's.
+    pub fn unread(&self) -> usize {
+        self.received.len()
+    }
+
     fn interrupts(&self) -> bool {
         self.interrupt_enable & RECEIVED != 0 && !self.received.is_empty()
     }

@@ -210,17 +210,51 @@ impl Machine {
                 continue;
             }
             let slice = left.min(SLICE);
-            for core in &mut self.cores {
-                if core.is_ready() {
-                    core.run(slice);
-                }
-            }
+            self.take_turns(slice);
             left -= slice;
-            self.since_tick += slice;
-            let ticks = self.since_tick / INSTRUCTIONS_A_TICK;
-            self.since_tick %= INSTRUCTIONS_A_TICK;
-            self.board().clint.advance(ticks);
         }
         self.board().finisher.code().map_or(Outcome::Steps, Outcome::Finished)
+    }
+
+    /// As [`run`](Self::run), but for so many ticks of the clock: that of harts that wait passes
+    /// without instructions. A guest that sleeps between its frames costs what it executes, and
+    /// goes at the pace at which this is called.
+    ///
+    /// Where all harts wait and no timer is set, the clock has advanced all the same.
+    pub fn run_for(&mut self, ticks: u64) -> Outcome {
+        let mut left = ticks;
+        while left > 0 {
+            if let Some(code) = self.board().finisher.code() {
+                return Outcome::Finished(code);
+            }
+            if self.cores.iter().any(Core::is_ready) {
+                let instructions = left.saturating_mul(INSTRUCTIONS_A_TICK) - self.since_tick;
+                left -= self.take_turns(instructions.min(SLICE));
+                continue;
+            }
+            let mut board = self.board.lock();
+            let next = board.clint.until_next();
+            let passed = next.map_or(left, |next| next.min(left));
+            board.clint.advance(passed);
+            if next.is_none() {
+                return Outcome::Idle;
+            }
+            left -= passed;
+        }
+        self.board().finisher.code().map_or(Outcome::Steps, Outcome::Finished)
+    }
+
+    /// Each hart that is ready executes up to `slice` instructions; returns the ticks that pass.
+    fn take_turns(&mut self, slice: u64) -> u64 {
+        for core in &mut self.cores {
+            if core.is_ready() {
+                core.run(slice);
+            }
+        }
+        self.since_tick += slice;
+        let ticks = self.since_tick / INSTRUCTIONS_A_TICK;
+        self.since_tick %= INSTRUCTIONS_A_TICK;
+        self.board().clint.advance(ticks);
+        ticks
     }
 }
