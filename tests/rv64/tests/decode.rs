@@ -20,7 +20,8 @@ const MNEMONICS: &str = " lui auipc jal jalr beq bne blt bge bltu bgeu lb lh lw 
     mret wfi ";
 
 fn main() -> ExitCode {
-    let need = Need { program: OBJDUMP, required_by: "REQUIRE_RISCV_BINUTILS" };
+    let need =
+        Need { missing: support::cannot_run(OBJDUMP), required_by: "REQUIRE_RISCV_BINUTILS" };
     let always: &[support::Test] = &[
         ("words_of_the_manual_are_decoded", words_of_the_manual_are_decoded),
         ("what_is_assembled_is_decoded", what_is_assembled_is_decoded),

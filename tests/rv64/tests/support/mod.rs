@@ -8,18 +8,24 @@ use libtest_mimic::{Arguments, Trial};
 /// A test: its name and body. It fails by panicking.
 pub type Test = (&'static str, fn());
 
-/// A program that tests need.
+/// What tests need.
 pub struct Need {
-    pub program: &'static str,
-    /// The variable that, set to 1, makes the tests fail without the program.
+    /// Why it cannot be had here, if so.
+    pub missing: Option<String>,
+    /// The variable that, set to 1, makes the tests fail then.
     pub required_by: &'static str,
+}
+
+/// Why a program of the machine cannot be run, if so.
+pub fn cannot_run(program: &str) -> Option<String> {
+    let found = Command::new(program).arg("--version").output();
+    found.err().map(|error| format!("{program} cannot be run: {error}"))
 }
 
 /// Runs `always`, and `tests` if what they need is there.
 pub fn run(always: &[Test], need: &Need, tests: &[Test]) -> ExitCode {
     let arguments = Arguments::from_args();
-    let found = Command::new(need.program).arg("--version").output();
-    let missing = found.err().map(|error| format!("{} cannot be run: {error}", need.program));
+    let missing = &need.missing;
     let required = std::env::var(need.required_by).is_ok_and(|value| value == "1");
     if let Some(reason) = missing.as_ref().filter(|_| !required && !arguments.list) {
         println!("skipped: {} tests: {reason}", tests.len());
