@@ -11,8 +11,15 @@ use std::path::{Path, PathBuf};
 use syn::buffer::{Cursor, TokenBuffer};
 use syn::visit::{self, Visit};
 
-const CRATES: [&str; 6] =
-    ["ram-block", "memory-region", "kvm-accel", "migration-ram", "display-vga", "tests/rv64"];
+const CRATES: [&str; 7] = [
+    "ram-block",
+    "memory-region",
+    "kvm-accel",
+    "migration-ram",
+    "display-vga",
+    "tests/rv64",
+    "tests/browser",
+];
 const HEADING: &str = "# Layers";
 /// Methods of std's types that a type of a crate has, too: a call may mean either.
 const STD: [&str; 3] = ["get_mut", "is_empty", "try_clone"];
