@@ -1,4 +1,5 @@
-//! A RISC-V machine with a VGA, for a page in a browser.
+//! A RISC-V machine with a VGA, for a page in a browser: `cargo run --release -p browser` builds
+//! and serves it.
 //!
 //! The invariant: **what the page shows depends on the guest's time and the keys alone**, so that
 //! it is, pixel by pixel, what a native run with the same keys at the same times shows.
