@@ -68,7 +68,9 @@ mod test_deadline;
 mod wire;
 
 pub use checkpoint::checkpoints::{CheckpointId, Checkpoints};
+pub use checkpoint::epochs::{DirtyEpoch, DirtyEpochs};
 pub use checkpoint::error::CheckpointError;
+pub use checkpoint::rewind::Rewind;
 pub use checkpoint::stats::{LiveStats, ResetStats};
 pub use converge::auto_converge::{AutoConverge, AutoConvergeError, ThrottleSteps};
 pub use converge::dirty_limit::{DirtyLimit, DirtyLimitError, DirtyLimiter};

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use memory_region::{GlobalLogClaim, MemoryMap, RegionId};
-use migration_ram::{CheckpointError, CheckpointId, Checkpoints, Device, FnDevice};
+use migration_ram::{
+    CheckpointError, CheckpointId, Checkpoints, Device, DirtyEpochs, FnDevice, Rewind,
+};
 use proptest::prelude::*;
 use ram_block::{PageSize, RamBlock};
 
@@ -23,6 +25,10 @@ struct Machine {
 }
 
 const PAGES: u64 = 600;
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap()
+}
 
 impl Machine {
     fn new() -> Self {
@@ -217,7 +223,8 @@ proptest! {
                     let differ = |(n, size): (usize, usize)| {
                         now[n].chunks(size).zip(then[n].chunks(size)).filter(|(a, b)| a != b).count()
                     };
-                    prop_assert!(dirty as usize >= [(0, 4096), (1, 64)].map(differ).iter().sum());
+                    let differing: usize = [(0, 4096), (1, 64)].map(differ).iter().sum();
+                    prop_assert!(dirty >= differing as u64);
                 },
                 Step::Follow => mirror.follow(&machine),
                 _ => {}
@@ -234,7 +241,112 @@ proptest! {
             checkpoints.remove(*checkpoint).unwrap();
         }
         prop_assert_eq!(checkpoints.bytes_kept(), 0);
+        prop_assert_eq!(checkpoints.bytes_of_steps(), 0);
     }
+
+    /// A ring of the last checkpoints, against copies of all memory.
+    #[test]
+    fn a_rewind_plays_back_and_forth(
+        max_steps in 1..8_usize,
+        steps in prop::collection::vec((write(), prop::option::of(-6..6_isize)), 1..60),
+    ) {
+        let machine = Machine::new();
+        let checkpoints = Checkpoints::new(&machine.map, Vec::new()).unwrap();
+        let max_bytes = 40 * 4096;
+        let mut rewind = Rewind::new(checkpoints).limit_steps(max_steps).limit_bytes(max_bytes);
+        prop_assert!(matches!(rewind.seek(0), Err(CheckpointError::NoCheckpoint)));
+        let (mut copies, mut at) = (Vec::<Memory>::new(), 0_usize);
+        for (number, (write, seek)) in steps.into_iter().enumerate() {
+            machine.write(write);
+            match seek {
+                Some(seek) if !copies.is_empty() => {
+                    let (now, copy) = (at.saturating_add_signed(seek), &copies);
+                    at = now.min(copies.len() - 1);
+                    let state: &(usize, Memory) = rewind.seek(seek).unwrap();
+                    prop_assert!(state.1 == copy[at] && machine.memory() == copy[at]);
+                }
+                _ => {
+                    rewind.record((number, machine.memory())).unwrap();
+                    copies.truncate(at + 1);
+                    copies.push(machine.memory());
+                    // As many as fit, of the newest.
+                    prop_assert!((1..=max_steps.min(copies.len())).contains(&rewind.len()));
+                    let bytes = rewind.checkpoints().bytes_of_steps();
+                    prop_assert!(bytes <= max_bytes || rewind.len() == 1);
+                    copies.drain(..copies.len() - rewind.len());
+                    at = copies.len() - 1;
+                }
+            }
+            prop_assert_eq!((rewind.len(), rewind.position()), (copies.len(), at));
+        }
+    }
+
+    /// Three series that overlap, of which any epoch may be aborted: a copy that takes the pages of
+    /// each epoch that is committed is memory at that instant, and holds the last one until then.
+    #[test]
+    fn epochs_that_overlap_are_each_one_instant(
+        steps in prop::collection::vec((write(), 0..3_usize, 0..3_u8), 1..80),
+    ) {
+        let machine = Machine::new();
+        let mut all = ["backup", "fuzzer", "mirror"].map(|name| {
+            let empty = |block: &Arc<RamBlock>| vec![0xff; index(block.len())];
+            let empty: Memory = machine.blocks.iter().map(empty).collect();
+            (DirtyEpochs::new(&machine.map, name).unwrap(), empty)
+        });
+        for (write, number, action) in steps {
+            machine.write(write);
+            let (series, copy) = &mut all[number];
+            let epoch = series.begin().unwrap();
+            if action == 0 {
+                drop(epoch); // aborted
+                continue;
+            }
+            let (before, mut pages) = (copy.clone(), 0);
+            for (block, run) in epoch.runs() {
+                let at = machine.blocks.iter().position(|known| Arc::ptr_eq(known, block)).unwrap();
+                let bytes = block.page_size().bytes_of(&run);
+                let range = index(bytes.start)..index(bytes.end);
+                block.read(bytes.start, &mut copy[at][range]).unwrap();
+                pages += run.end - run.start;
+            }
+            prop_assert_eq!(epoch.pages(), pages);
+            prop_assert!(*copy == machine.memory());
+            if action == 1 {
+                *copy = before; // it cannot be kept
+            } else {
+                epoch.commit();
+            }
+        }
+    }
+}
+
+#[test]
+fn an_epoch_has_all_of_a_block_that_joins() {
+    let machine = Machine::new();
+    let mut series = DirtyEpochs::new(&machine.map, "backup").unwrap();
+    series.begin().unwrap().commit();
+    assert_eq!(series.begin().unwrap().pages(), 0);
+    let joins = RamBlock::anonymous("more", 1 << 20).unwrap();
+    let more = machine.map.transaction(|map| map.ram("more", joins.clone())).unwrap();
+    assert_eq!(series.begin().unwrap().pages(), joins.pages());
+    machine.map.transaction(|map| map.remove(more)).unwrap();
+    assert_eq!(series.begin().unwrap().pages(), 0);
+    machine.map.transaction(|map| map.ram("more", joins.clone())).unwrap();
+    series.begin().unwrap().commit();
+    assert_eq!(series.begin().unwrap().pages(), 0);
+}
+
+#[test]
+fn an_overshoot_is_what_was_written_beyond_the_limit() {
+    let machine = Machine::new();
+    let mut checkpoints = machine.checkpoints();
+    checkpoints.take().unwrap();
+    for (pages, found) in [(4, None), (5, Some(0)), (9, Some(4))] {
+        machine.blocks[0].write(0, &vec![1; pages * 4096]).unwrap();
+        assert_eq!(checkpoints.overshoot(5).unwrap(), found);
+    }
+    assert_eq!(checkpoints.reset().unwrap().pages, 9);
+    assert_eq!(checkpoints.overshoot(5).unwrap(), None);
 }
 
 #[test]

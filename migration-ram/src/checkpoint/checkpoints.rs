@@ -136,6 +136,12 @@ impl Checkpoints {
         self.memory.bytes_used()
     }
 
+    /// Bytes of the pages that differ between neighbouring checkpoints: what there is beside one
+    /// image of all memory. Pages that are equal count each.
+    pub fn bytes_of_steps(&self) -> u64 {
+        self.memory.step_bytes()
+    }
+
     fn id(&self, number: u64) -> CheckpointId {
         CheckpointId { machine: self.machine, number }
     }
@@ -158,6 +164,17 @@ impl Checkpoints {
         self.tree.current().ok_or(CheckpointError::NoCheckpoint)?;
         self.memory.look()?;
         Ok(self.memory.dirty_pages())
+    }
+
+    /// Looks whether `limit` or more pages were written since the current checkpoint, for a machine
+    /// that is stopped then: returns by how many pages it has overshot, or nothing as long as it
+    /// may go on. As [`count_dirty`](Self::count_dirty).
+    ///
+    /// # Errors
+    ///
+    /// As [`count_dirty`](Self::count_dirty).
+    pub fn overshoot(&mut self, limit: u64) -> Result<Option<u64>, CheckpointError> {
+        Ok(self.count_dirty()?.checked_sub(limit))
     }
 
     /// Takes a checkpoint, which is the current one from now on. Costs what was written since the
@@ -198,8 +215,7 @@ impl Checkpoints {
         let (mut copied, mut stats) = (Copied::default(), LiveStats::default());
         match self.copy_in_rounds(rounds, pause, &mut copied, &mut stats) {
             Ok(states) => {
-                let changes = self.memory.adopt(copied);
-                // Before the first there is nothing to go back to.
+                let changes = self.memory.adopt(copied, self.tree.current().is_none());
                 let number = self.tree.add(changes, states);
                 Ok((self.id(number), stats))
             }

@@ -27,6 +27,8 @@ pub(super) struct KeptMemory {
     stores: Vec<PageStore>,
     /// The most bytes that the stores may take.
     pub(super) limit: u64,
+    /// Bytes of the pages of all steps between checkpoints.
+    step_bytes: u64,
     /// Words of pages that are put back: kept, so that a reset allocates nothing.
     words: Vec<(u64, u64)>,
 }
@@ -48,6 +50,7 @@ impl KeptMemory {
             images: Vec::new(),
             stores: Vec::new(),
             limit: u64::MAX,
+            step_bytes: 0,
             words: Vec::new(),
         })
     }
@@ -57,8 +60,19 @@ impl KeptMemory {
         self.stores.iter().map(PageStore::bytes_used).sum()
     }
 
+    /// Bytes of the pages that differ between neighbouring checkpoints, equal ones included.
+    pub(super) fn step_bytes(&self) -> u64 {
+        self.step_bytes
+    }
+
+    fn bytes_of(&self, changes: &[Change]) -> u64 {
+        let size = |change: &Change| self.images[change.image].block.page_size().bytes();
+        changes.iter().map(size).sum()
+    }
+
     /// Drops all images and contents: there are no checkpoints.
     pub(super) fn forget(&mut self) {
+        self.step_bytes = 0;
         self.images.clear();
         self.stores.clear();
     }
@@ -201,8 +215,8 @@ impl KeptMemory {
     }
 
     /// Makes the images those of the memory that was copied; returns what they held before where
-    /// that was something else, by image and page.
-    pub(super) fn adopt(&mut self, copied: Copied) -> Vec<Change> {
+    /// that was something else, by image and page: a step, unless this is the first checkpoint.
+    pub(super) fn adopt(&mut self, copied: Copied, is_first: bool) -> Vec<Change> {
         let mut changes = copied.changes;
         changes.sort_unstable_by_key(|change| (change.image, change.page));
         changes.retain_mut(|change| {
@@ -214,8 +228,10 @@ impl KeptMemory {
                 store.release(content);
                 return false;
             }
-            true
+            // Before the first there is nothing to go back to.
+            !is_first
         });
+        self.step_bytes += self.bytes_of(&changes);
         changes
     }
 
@@ -226,17 +242,14 @@ impl KeptMemory {
         image.insert(change.page);
     }
 
-    /// Counts references anew after checkpoints were removed.
+    /// Counts the references of steps anew after a checkpoint was removed.
     pub(super) fn release(&mut self, removed: Removed) {
+        let (more, less) = (self.bytes_of(&removed.shared), self.bytes_of(&removed.released));
+        self.step_bytes = self.step_bytes + more - less;
         for Change { image, content, .. } in removed.shared {
             self.stores[self.images[image].store].share(content);
         }
-        self.release_all(removed.released);
-    }
-
-    /// Drops the references of changes.
-    pub(super) fn release_all(&mut self, changes: Vec<Change>) {
-        for Change { image, content, .. } in changes {
+        for Change { image, content, .. } in removed.released {
             self.stores[self.images[image].store].release(content);
         }
     }

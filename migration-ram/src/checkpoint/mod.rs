@@ -8,6 +8,8 @@
 //! - `image`: a block's memory at the current checkpoint
 //! - `memory`: all RAM at the current checkpoint, and what was written since
 //! - `checkpoints`: the checkpoints of a machine, with its devices
+//! - `rewind`: the way back and forth along the last ones
+//! - `epochs`: what was written from one moment to the next, for any other purpose
 //!
 //! # Copied, not protected
 //!
@@ -18,9 +20,11 @@
 //! migration does.
 
 pub(crate) mod checkpoints;
+pub(crate) mod epochs;
 pub(crate) mod error;
 mod image;
 mod memory;
+pub(crate) mod rewind;
 pub(crate) mod stats;
 mod store;
 mod tree;
