@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::slots::aligned_words::AlignedWords;
+
 /// Words for one bit of the summary.
 const CHUNK: usize = 64;
 /// Up to so many empty chunks are included in a part: scanning them costs less than another part.
@@ -13,7 +15,7 @@ const MAX_GAP: usize = 8;
 /// steps cost as much as there are bits set, not as there are pages.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SlotBitmap {
-    words: Vec<u64>,
+    words: AlignedWords,
     /// How many of the words belong to the last report.
     len: usize,
     /// A zero bit says that none of its words has a bit set. If all are zero, the words may hold
@@ -31,7 +33,7 @@ impl SlotBitmap {
         let words = index(pages.div_ceil(64));
         self.forget();
         if self.words.len() < words {
-            self.words.resize(words, 0);
+            self.words = AlignedWords::zeroed(words);
             self.summary.resize(words.div_ceil(CHUNK).div_ceil(64), 0);
         }
         self.len = words;
