@@ -63,9 +63,10 @@ pub struct KvmConfig {
     /// it is in the CPU's cache; RAM of more than KVM's number of slots times this size needs
     /// larger slots.
     pub max_slot_bytes: u64,
-    /// With manual protection, how much is write-protected by one call, in bytes: a multiple of 64
-    /// pages. A call of the default, 32 MiB, costs little more for each page than one of a
-    /// gibibyte, and leaves pages alone that are not about to be read.
+    /// With manual protection, how much is write-protected at least, in bytes: a multiple of 64
+    /// pages. What is cleared is widened to whole chunks, and a call takes as many of them as are
+    /// asked for, up to a gibibyte. A chunk of the default, 32 MiB, costs little more for each page
+    /// than one of a gibibyte, and leaves pages alone that are not about to be read.
     pub clear_chunk_bytes: u64,
     /// With the ring, how old the answer of a sync may be while guests run. With PML the CPU
     /// buffers what a guest wrote until it leaves the guest; a sync forces guests to exit for that

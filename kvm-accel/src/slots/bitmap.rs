@@ -109,10 +109,19 @@ impl SlotBitmap {
 
     /// The words from `first`, which is not zero, up to the last of `words` that is not.
     pub(super) fn up_to_last(&self, first: usize, end: usize) -> Range<usize> {
-        let chunk = |n: usize| self.summary[n / CHUNK / 64] >> (n / CHUNK % 64) & 1 != 0;
-        let end = end.min(self.len);
-        let last = (first..end).rev().find(|n| chunk(*n) && self.words[*n] != 0);
-        first..last.unwrap_or(first) + 1
+        let mut end = end.min(self.len);
+        while first < end {
+            let chunk = (end - 1) / CHUNK;
+            let start = first.max(chunk * CHUNK);
+            if self.summary[chunk / 64] >> (chunk % 64) & 1 != 0 {
+                let last = self.words[start..end].iter().rposition(|word| *word != 0);
+                if let Some(last) = last {
+                    return first..start + last + 1;
+                }
+            }
+            end = start;
+        }
+        first..first + 1
     }
 
     /// The words of a range in which a bit is set.

@@ -37,6 +37,10 @@ use crate::slots::table::{Mode, Slot, Slots};
 use crate::stats::DirtyLogStats;
 use crate::sys::ioctl::SlotCalls;
 
+/// With manual protection, the most words that one call clears, of 1 GiB of 4 KiB pages: KVM keeps
+/// guests from faulting meanwhile.
+const MAX_WORDS: usize = 4096;
+
 impl<E: Entries> Slots<E> {
     /// Merges KVM's log of the slots of the section at `at` into their block, for every client that
     /// is on. Does nothing without a slot or a log.
@@ -224,7 +228,7 @@ impl<E: Entries> Slots<E> {
 
 impl Slot {
     /// Clears the uncleared bits of `pages` in KVM (multiples of 64, which may reach past the
-    /// slot's `count` pages), a chunk at a time.
+    /// slot's `count` pages), as many chunks in a call as are asked for, and KVM is to take.
     fn clear(
         &mut self,
         vm: &impl SlotCalls,
@@ -235,10 +239,11 @@ impl Slot {
     ) -> Result<(), KvmError> {
         let words = index(pages.start / 64)..index(pages.end.min(count).div_ceil(64));
         let step = index(chunk / 64);
+        let step = (MAX_WORDS / step).max(1) * step;
         let mut from = words.start;
         let dirty = self.block.dirty();
         let page_at_start = PageSize::host().page_of(self.offset);
-        // Only the range between the first and the last uncleared bit of each chunk.
+        // Only the range between the first and the last uncleared bit of each call's chunks.
         while let Some(first) = self.uncleared.first(&(from..words.end)) {
             from = (first / step + 1) * step;
             let range = self.uncleared.up_to_last(first, from.min(words.end));

@@ -94,7 +94,7 @@ pub(super) struct SlotPages {
 pub(crate) enum Mode {
     /// KVM_GET_DIRTY_LOG clears the bits that it reports.
     Bitmap,
-    /// KVM_CLEAR_DIRTY_LOG clears them, `chunk` pages in one call.
+    /// KVM_CLEAR_DIRTY_LOG clears them, `chunk` pages in one call at least.
     ManualProtect { chunk: u64 },
     /// Dirty rings, and perhaps a bitmap of what was written outside of vCPUs.
     Rings { with_bitmap: bool },
