@@ -292,7 +292,7 @@ pub(crate) fn get_xsave(vcpu: &VcpuFd, bytes: usize) -> io::Result<Xsave> {
 /// Sets the extended state of a vCPU; `bytes` as above.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn set_xsave(vcpu: &VcpuFd, bytes: usize, xsave: &Xsave) -> io::Result<()> {
-    let needed = xsave_of(bytes)?.as_slice().len();
+    let needed = words_beyond_fixed(bytes);
     let found = xsave.as_slice().len();
     if found < needed {
         let message = format!("{found} words more than 4,096 bytes, where KVM reads {needed}");
@@ -311,7 +311,11 @@ pub(crate) fn set_xsave(vcpu: &VcpuFd, bytes: usize, xsave: &Xsave) -> io::Resul
 /// An empty structure of at least `bytes` bytes.
 #[cfg(target_arch = "x86_64")]
 fn xsave_of(bytes: usize) -> io::Result<Xsave> {
-    let more = bytes.saturating_sub(size_of::<kvm_bindings::kvm_xsave>());
-    Xsave::new(more.div_ceil(size_of::<u32>()))
-        .map_err(|error| io::Error::other(format!("{error:?}")))
+    Xsave::new(words_beyond_fixed(bytes)).map_err(|error| io::Error::other(format!("{error:?}")))
+}
+
+/// Words of a structure of `bytes` bytes after its fixed part.
+#[cfg(target_arch = "x86_64")]
+fn words_beyond_fixed(bytes: usize) -> usize {
+    bytes.saturating_sub(size_of::<kvm_bindings::kvm_xsave>()).div_ceil(size_of::<u32>())
 }

@@ -5,9 +5,12 @@
 //! - `state`: a vCPU's complete state, to be migrated
 //! - `roll_back`: back to an earlier state of its own
 //! - `run_page`: the fields of the page shared with KVM that a vCPU's owner sets
+//! - `capabilities`: what KVM says once about such states
 //!
 //! Built on `machine`: on its gate, its rings and its queue of coalesced writes.
 
+#[cfg(target_arch = "x86_64")]
+mod capabilities;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod roll_back;
 pub(crate) mod run;

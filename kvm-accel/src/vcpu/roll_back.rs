@@ -8,7 +8,7 @@
 //! with it (KVM_CAP_SYNC_REGS) may go with the next KVM_RUN.
 
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
-use kvm_ioctls::{Cap, SyncReg, VcpuFd};
+use kvm_ioctls::{SyncReg, VcpuFd};
 
 use crate::error::KvmError;
 use crate::vcpu::run::Vcpu;
@@ -84,9 +84,8 @@ impl Vcpu {
 
     /// Whether the special registers may follow the rest of the state.
     fn can_wait(&mut self, state: &VcpuState) -> bool {
-        let synced = self.machine().fd().check_extension_int(Cap::SyncRegs);
         // The local APIC's registers are those at its base; nested state needs the registers.
-        synced & SYNCED_BITS == SYNCED_BITS
+        self.capabilities().synced & SYNCED_BITS == SYNCED_BITS
             && self.run_page().apic_base() == state.special.apic_base
             && !can_nest(&state.cpuid)
     }

@@ -16,6 +16,8 @@ use crate::exclusion::run_state::VcpuMode;
 use crate::machine::Machine;
 use crate::sys::ioctl::{self, PortExit};
 #[cfg(target_arch = "x86_64")]
+use crate::vcpu::capabilities::Capabilities;
+#[cfg(target_arch = "x86_64")]
 use crate::vcpu::run_page::RunPage;
 
 /// Why [`Vcpu::run`] returned.
@@ -53,6 +55,8 @@ pub struct Vcpu {
     /// The next run takes registers from the page shared with KVM, which has them instead of KVM.
     #[cfg(target_arch = "x86_64")]
     registers_in_page: bool,
+    #[cfg(target_arch = "x86_64")]
+    capabilities: Capabilities,
 }
 
 impl Vcpu {
@@ -63,6 +67,8 @@ impl Vcpu {
         buses: Buses,
         ring: RingOfVcpu,
     ) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        let capabilities = Capabilities::of(machine.fd());
         Self {
             fd,
             shared,
@@ -73,6 +79,8 @@ impl Vcpu {
             pending_event: None,
             #[cfg(target_arch = "x86_64")]
             registers_in_page: false,
+            #[cfg(target_arch = "x86_64")]
+            capabilities,
         }
     }
 
@@ -118,6 +126,11 @@ impl Vcpu {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn capabilities(&self) -> Capabilities {
+        self.capabilities
     }
 
     /// Whether the next run takes registers from the page shared with KVM.

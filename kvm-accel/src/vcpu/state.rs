@@ -165,14 +165,8 @@ impl Vcpu {
         Ok(())
     }
 
-    /// The size of the extended state in bytes, as KVM says; 0 if it does not say.
-    fn xsave_bytes(&self) -> usize {
-        let bytes = self.machine().fd().check_extension_int(Cap::Xsave2);
-        usize::try_from(bytes).unwrap_or(0)
-    }
-
     fn save_xsave(&self) -> Result<Xsave, KvmError> {
-        let saved = ioctl::get_xsave(self.fd(), self.xsave_bytes());
+        let saved = ioctl::get_xsave(self.fd(), self.capabilities().xsave_bytes);
         saved.map_err(|source| KvmError::State { id: self.id(), part: "extended state", source })
     }
 
@@ -186,7 +180,7 @@ impl Vcpu {
     }
 
     pub(super) fn restore_xsave(&self, xsave: &Xsave) -> Result<(), KvmError> {
-        let set = ioctl::set_xsave(self.fd(), self.xsave_bytes(), xsave);
+        let set = ioctl::set_xsave(self.fd(), self.capabilities().xsave_bytes, xsave);
         set.map_err(|source| KvmError::State { id: self.id(), part: "extended state", source })
     }
 }
