@@ -26,7 +26,7 @@ impl Content {
 pub(super) struct PageStore {
     /// Bytes of a page.
     size: usize,
-    slabs: Vec<Box<[u8]>>,
+    slabs: Vec<Slab>,
     /// By the index of the content, as the next.
     entries: Vec<Entry>,
     /// Contents that nobody refers to.
@@ -35,6 +35,16 @@ pub(super) struct PageStore {
     settled: HashTable<Content>,
     hasher: DefaultHashBuilder,
     zero: Box<[u8]>,
+}
+
+/// Memory for contents, which begin with a page of the host's (or at a multiple of their size, if
+/// that is less): no content lies on more pages than it has to, and none is a few bytes further in
+/// its page than what it is copied from, where some processors copy at a fraction of their speed.
+#[derive(Debug)]
+struct Slab {
+    bytes: Box<[u8]>,
+    /// Where the first content is.
+    start: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +56,8 @@ struct Entry {
 
 /// Bytes of a slab, if a page is no larger.
 const SLAB: usize = 1 << 20;
+/// What slabs are aligned to, if a page is no smaller.
+const ALIGNMENT: usize = 4096;
 
 impl PageStore {
     /// An empty store of pages of `size` bytes, a power of two.
@@ -78,16 +90,20 @@ impl PageStore {
     /// Makes room for `pages` more contents, in memory that the host has allocated.
     pub(super) fn reserve(&mut self, pages: usize) -> io::Result<()> {
         while self.free.len() < pages {
-            let count = self.pages_of_a_slab();
+            let (count, alignment) = (self.pages_of_a_slab(), self.size.min(ALIGNMENT));
+            let bytes = count * self.size + alignment - 1;
             let out_of_memory = |_| io::Error::from(io::ErrorKind::OutOfMemory);
             let mut slab = Vec::new();
-            slab.try_reserve_exact(count * self.size).map_err(out_of_memory)?;
+            slab.try_reserve_exact(bytes).map_err(out_of_memory)?;
             self.slabs.try_reserve(1).map_err(out_of_memory)?;
             self.entries.try_reserve(count).map_err(out_of_memory)?;
             self.free.try_reserve(self.entries.len() + count).map_err(out_of_memory)?;
             // Written, not only reserved: the pages are there when they are needed in a hurry.
-            slab.resize(count * self.size, 0);
-            self.slabs.push(slab.into());
+            slab.resize(bytes, 0);
+            let slab: Box<[u8]> = slab.into();
+            // The result is no more than that, but for hosts that cannot tell.
+            let start = slab.as_ptr().align_offset(alignment).min(alignment - 1);
+            self.slabs.push(Slab { bytes: slab, start });
             let first = self.entries.len();
             self.entries.resize(first + count, Entry { references: 0, hash: None });
             let number = |index: usize| u32::try_from(index + 1).ok().map(Content);
@@ -117,15 +133,17 @@ impl PageStore {
         if content == Content::ZERO {
             return &self.zero;
         }
-        let (slab, start) = self.place(content);
-        &self.slabs[slab][start..start + self.size]
+        let (slab, at) = self.place(content);
+        let Slab { bytes, start } = &self.slabs[slab];
+        &bytes[start + at..start + at + self.size]
     }
 
     /// The bytes of a content that was taken, and is not settled.
     pub(super) fn bytes_mut(&mut self, content: Content) -> &mut [u8] {
         debug_assert!(self.entries[content.index()].hash.is_none(), "others refer to it");
-        let (slab, start) = self.place(content);
-        &mut self.slabs[slab][start..start + self.size]
+        let (slab, at) = self.place(content);
+        let Slab { bytes, start } = &mut self.slabs[slab];
+        &mut bytes[*start + at..*start + at + self.size]
     }
 
     /// Settles a content that was taken, and hands the reference to it on: to the one that is
