@@ -1,6 +1,8 @@
 //! What the tests and benchmarks of the whole stack share: a harness for tests that need
 //! something of the machine, QEMU and VNC viewers as peers, and the benchmarks' measurements.
 
+#![forbid(unsafe_code)]
+
 pub mod bench;
 pub mod harness;
 pub mod needs;
