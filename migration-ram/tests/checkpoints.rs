@@ -103,19 +103,23 @@ impl Mirror {
     }
 
     fn follow(&mut self, machine: &Machine) {
+        assert!(self.catch_up(machine));
+    }
+
+    /// Reads what is dirty; returns whether that is all that has changed.
+    fn catch_up(&mut self, machine: &Machine) -> bool {
         self.log.sync().unwrap();
         for (block, copy) in machine.blocks.iter().zip(&mut self.copy) {
             let size = block.page_size();
             let visited = self.log.visit_runs(block, 0, |pages| {
                 let bytes = size.bytes_of(&pages);
-                let range =
-                    usize::try_from(bytes.start).unwrap()..usize::try_from(bytes.end).unwrap();
+                let range = index(bytes.start)..index(bytes.end);
                 block.read(bytes.start, &mut copy[range]).unwrap();
                 ControlFlow::<()>::Continue(())
             });
             assert!(visited.unwrap().is_continue());
         }
-        assert!(self.copy == machine.memory());
+        self.copy == machine.memory()
     }
 }
 
@@ -200,7 +204,8 @@ proptest! {
                     }
                 },
                 Step::Restore(index) if !taken.is_empty() => {
-                    let (checkpoint, state) = index.get(&taken.iter().collect::<Vec<_>>()).to_owned();
+                    let all: Vec<_> = taken.iter().collect();
+                    let (checkpoint, state) = *index.get(&all);
                     checkpoints.restore(*checkpoint).unwrap();
                     prop_assert!(machine.state() == *state);
                     prop_assert_eq!(checkpoints.current(), Some(*checkpoint));
@@ -221,7 +226,8 @@ proptest! {
                     // As many at least as differ.
                     let (now, then) = (machine.memory(), &taken[&current].0);
                     let differ = |(n, size): (usize, usize)| {
-                        now[n].chunks(size).zip(then[n].chunks(size)).filter(|(a, b)| a != b).count()
+                        let pages = now[n].chunks(size).zip(then[n].chunks(size));
+                        pages.filter(|(now, then)| now != then).count()
                     };
                     let differing: usize = [(0, 4096), (1, 64)].map(differ).iter().sum();
                     prop_assert!(dirty >= differing as u64);
@@ -411,10 +417,10 @@ fn a_device_that_is_not_put_back_is_named_and_memory_is_whole() {
     machine.write(Write { block: false, at: 0, len: 9000, byte: 1 });
     machine.broken.store(true, Ordering::Relaxed);
     let refused = checkpoints.reset().unwrap_err();
-    assert!(
-        matches!(&refused, CheckpointError::RollBack { device, instance: 0, .. } if device == "counter"),
-        "{refused}"
-    );
+    let CheckpointError::RollBack { device, instance: 0, .. } = &refused else {
+        panic!("{refused}")
+    };
+    assert_eq!(device, "counter");
     assert!(machine.memory() == state.0);
     machine.broken.store(false, Ordering::Relaxed);
     assert_eq!(checkpoints.reset().unwrap().pages, 0);
@@ -476,4 +482,78 @@ fn a_machine_whose_memory_has_changed_is_refused_by_name() {
     let refused = checkpoints.reset();
     let Err(CheckpointError::BlockChanged { block }) = refused else { panic!("{refused:?}") };
     assert_eq!(block, "ram");
+}
+
+/// How a loop of resets puts memory back; returns how many pages.
+type PutBack = fn(&mut Loop) -> u64;
+
+/// A machine that is reset again and again, beside a client that mirrors it.
+struct Loop {
+    machine: Machine,
+    checkpoints: Checkpoints,
+    mirror: Mirror,
+    /// For a loop by hand: a log and a copy of its own.
+    own: Mirror,
+}
+
+impl Loop {
+    /// Puts back what the log of its own has, by `write`.
+    fn by_hand(&mut self, write: impl Fn(&mut GlobalLogClaim, &Arc<RamBlock>, u64, &[u8])) -> u64 {
+        let Mirror { log, copy } = &mut self.own;
+        let (block, mut dirty) = (&self.machine.blocks[0], Vec::new());
+        let visited = log.visit_runs(block, 0, |pages| {
+            dirty.extend(pages);
+            ControlFlow::<()>::Continue(())
+        });
+        assert!(visited.unwrap().is_continue());
+        for page in &dirty {
+            let bytes = &copy[0][index(page * 4096)..index((page + 1) * 4096)];
+            write(log, block, page * 4096, bytes);
+        }
+        dirty.len() as u64
+    }
+
+    /// Whether each reset puts back what was written since the last one, and no more, and the
+    /// mirror comes out right.
+    fn is_right(put_back: PutBack) -> bool {
+        let machine = Machine::new();
+        let mut checkpoints = machine.checkpoints();
+        checkpoints.take().unwrap();
+        let (before, mirror, own) = (machine.memory(), Mirror::new(&machine), {
+            let log = machine.map.claim_global_log("own").unwrap();
+            Mirror { log, copy: machine.memory() }
+        });
+        let mut it = Self { machine, checkpoints, mirror, own };
+        (1..20).all(|round| {
+            for page in round..2 * round {
+                it.machine.blocks[0].write(page * 4096, &[1]).unwrap();
+            }
+            it.mirror.follow(&it.machine);
+            let pages = put_back(&mut it);
+            let Self { machine, mirror, .. } = &mut it;
+            pages == round && machine.memory() == before && mirror.catch_up(machine)
+        })
+    }
+}
+
+#[test]
+fn resets_that_hear_themselves_or_take_anothers_pages_are_found_out() {
+    assert!(Loop::is_right(|it| it.checkpoints.reset().unwrap().pages));
+    let by_hand = |it: &mut Loop| {
+        it.by_hand(|log, block, offset, bytes| log.write(block, [(offset, bytes)]).unwrap())
+    };
+    assert!(Loop::is_right(by_hand));
+    // Its own log hears of what it writes.
+    let hears_itself =
+        |it: &mut Loop| it.by_hand(|_, block, offset, bytes| block.write(offset, bytes).unwrap());
+    assert!(!Loop::is_right(hears_itself));
+    // Takes the mirror's pages along.
+    let takes_all = |it: &mut Loop| {
+        let pages = it.checkpoints.reset().unwrap().pages;
+        let all = |_| ControlFlow::<()>::Continue(());
+        let taken = it.mirror.log.visit_runs(&it.machine.blocks[0], 0, all);
+        assert!(taken.unwrap().is_continue());
+        pages
+    };
+    assert!(!Loop::is_right(takes_all));
 }

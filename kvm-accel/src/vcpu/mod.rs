@@ -3,6 +3,7 @@
 //! - `run`: the loop that enters the guest and handles its exits
 //! - `thread`: a vCPU on a thread of its own
 //! - `state`: a vCPU's complete state, to be migrated
+//! - `registers_in_page`: registers that KVM takes with the next run
 //! - `roll_back`: back to an earlier state of its own
 //! - `run_page`: the fields of the page shared with KVM that a vCPU's owner sets
 //! - `capabilities`: what KVM says once about such states
@@ -11,6 +12,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod capabilities;
+#[cfg(target_arch = "x86_64")]
+mod registers_in_page;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod roll_back;
 pub(crate) mod run;

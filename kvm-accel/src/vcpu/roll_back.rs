@@ -8,7 +8,7 @@
 //! with it (KVM_CAP_SYNC_REGS) may go with the next KVM_RUN.
 
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
-use kvm_ioctls::{SyncReg, VcpuFd};
+use kvm_ioctls::VcpuFd;
 
 use crate::error::KvmError;
 use crate::vcpu::run::Vcpu;
@@ -26,11 +26,6 @@ pub enum RollBack {
     /// until then. As `Now` where KVM cannot do it.
     WithNextRun,
 }
-
-/// The registers that go with the next run.
-const SYNCED: [SyncReg; 3] = [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents];
-/// The same, as KVM_CAP_SYNC_REGS says (KVM_SYNC_X86_*).
-const SYNCED_BITS: i32 = 0b111;
 
 impl Vcpu {
     /// Puts this vCPU, which may have run since, back to a state that was [saved](Self::save) of
@@ -67,13 +62,7 @@ impl Vcpu {
             failed(id, "scheduling state", fd.set_mp_state(mp_state))?;
         }
         if with_next_run {
-            let mut page = self.run_page();
-            let registers = page.sync_regs_mut();
-            registers.regs = state.registers;
-            registers.sregs = state.special;
-            registers.events = state.events;
-            SYNCED.into_iter().for_each(|part| page.set_sync_dirty(part, true));
-            self.set_registers_in_page(true);
+            self.put_registers_in_page(state.registers, state.special, state.events);
         } else {
             failed(id, "registers", fd.set_regs(&state.registers))?;
             failed(id, "events", fd.set_vcpu_events(&state.events))?;
@@ -85,18 +74,9 @@ impl Vcpu {
     /// Whether the special registers may follow the rest of the state.
     fn can_wait(&mut self, state: &VcpuState) -> bool {
         // The local APIC's registers are those at its base; nested state needs the registers.
-        self.capabilities().synced & SYNCED_BITS == SYNCED_BITS
+        self.can_put_registers_in_page()
             && self.run_page().apic_base() == state.special.apic_base
             && !can_nest(&state.cpuid)
-    }
-
-    /// The next run takes no registers from the page shared with KVM.
-    pub(super) fn forget_registers_in_page(&mut self) {
-        if self.has_registers_in_page() {
-            let mut page = self.run_page();
-            SYNCED.into_iter().for_each(|part| page.set_sync_dirty(part, false));
-            self.set_registers_in_page(false);
-        }
     }
 }
 

@@ -112,7 +112,7 @@ impl DirtyEpochs {
                 words.push((word, bits));
                 from = word + 1;
             }
-            taken.push((block.clone(), words));
+            taken.push(Taken { block: block.clone(), words });
         }
         // From here on an error gives the pages back.
         let mut epoch = DirtyEpoch { series: self, taken };
@@ -125,13 +125,18 @@ impl DirtyEpochs {
 #[must_use = "an epoch that is dropped is aborted"]
 pub struct DirtyEpoch<'a> {
     series: &'a mut DirtyEpochs,
-    /// The words of each block's pages.
-    taken: Vec<(Arc<RamBlock>, Vec<(u64, u64)>)>,
+    taken: Vec<Taken>,
+}
+
+/// The words of a block's pages.
+struct Taken {
+    block: Arc<RamBlock>,
+    words: Vec<(u64, u64)>,
 }
 
 impl DirtyEpoch<'_> {
     fn re_arm(&mut self) -> Result<(), CheckpointError> {
-        for (block, _) in self.taken.iter().filter(|(_, words)| !words.is_empty()) {
+        for Taken { block, .. } in self.taken.iter().filter(|taken| !taken.words.is_empty()) {
             match self.series.log.clear(block, 0..block.len()) {
                 Ok(()) | Err(MapError::NotLogged { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -142,7 +147,7 @@ impl DirtyEpoch<'_> {
 
     /// How many pages there are.
     pub fn pages(&self) -> u64 {
-        let words = self.taken.iter().flat_map(|(_, words)| words);
+        let words = self.taken.iter().flat_map(|taken| &taken.words);
         words.map(|(_, bits)| u64::from(bits.count_ones())).sum()
     }
 
@@ -150,7 +155,7 @@ impl DirtyEpoch<'_> {
     pub fn runs(&self) -> impl Iterator<Item = (&Arc<RamBlock>, Range<u64>)> {
         self.taken
             .iter()
-            .flat_map(|(block, words)| runs(words.iter().copied()).map(move |pages| (block, pages)))
+            .flat_map(|taken| runs(taken.words.iter().copied()).map(|pages| (&taken.block, pages)))
     }
 
     /// Ends the epoch: its pages were dealt with.
@@ -161,7 +166,7 @@ impl DirtyEpoch<'_> {
 
 impl Drop for DirtyEpoch<'_> {
     fn drop(&mut self) {
-        for (block, words) in &self.taken {
+        for Taken { block, words } in &self.taken {
             let pending = &mut self.series.pending;
             let known = pending.iter_mut().find(|pending| Arc::ptr_eq(&pending.block, block));
             if let Some(Pending { pages, .. }) = known {

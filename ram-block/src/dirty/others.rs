@@ -5,10 +5,10 @@
 //! between. So its writes are put in the sets of the others at once, as a merge of KVM's log is.
 //!
 //! The order is that of a merge: the page is stored to first, then its bit is set under the lock of
-//! the sets. A client whose harvest takes the bit holds that lock later, and so reads the store. One
-//! that is switched on meanwhile either has its set here, or puts it there under the lock after
+//! the sets. A client whose harvest takes the bit holds that lock later, and so reads the store.
+//! One that is switched on meanwhile either has its set here, or puts it there under the lock after
 //! this, and then reads memory that has the store. Whether there is any other client is asked as a
-//! mark asks it ([`interested`](DirtyMemory::interested)).
+//! mark asks it (`DirtyMemory::interested`).
 
 use crate::dirty::claim::DirtyClaim;
 use crate::dirty::client::DirtyClient;
@@ -72,7 +72,8 @@ mod tests {
         ) {
             let size = PageSize::new(64).unwrap();
             let block = RamBlock::builder("ram", PAGES * 64).page_size(size).anonymous().unwrap();
-            let logs = ["reset", "display", "backup"].map(|name| block.dirty().claim(name).unwrap());
+            let names = ["reset", "display", "backup"];
+            let logs = names.map(|name| block.dirty().claim(name).unwrap());
             let mut expected = [const { Vec::<u64>::new() }; 2];
             for (page, len, by_reset) in first {
                 let bytes = vec![1; usize::try_from(len.min((PAGES - page) * 64)).unwrap()];

@@ -156,7 +156,7 @@ fn migrate_all_along(fuzzed: &Fuzzed, stop: &Arc<AtomicBool>) -> thread::JoinHan
             let moved = Precopy::new(memory.clone()).run(&mut stream, pause, |_| ()).unwrap();
             drop(moved); // it runs on
             let twin = RamBlock::anonymous("ram", RAM).unwrap();
-            receive(&mut stream.as_slice(), &[twin.clone()]).unwrap();
+            receive(&mut stream.as_slice(), std::slice::from_ref(&twin)).unwrap();
             assert!(holds(&twin, &at_the_end));
             migrated += 1;
         }
