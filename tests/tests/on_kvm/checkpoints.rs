@@ -181,15 +181,15 @@ fn resets_put_all_of_a_machine_back() {
             let _still = fuzzed.still.lock().unwrap();
             (checkpoints.take().unwrap(), contents(&block), registers(&fuzzed.vcpu()))
         };
-        fuzzed.run_case();
+        let still = fuzzed.still.clone();
         let second = {
-            let _still = fuzzed.still.lock().unwrap();
+            let _still = still.lock().unwrap();
+            fuzzed.run_case();
             (checkpoints.take().unwrap(), contents(&block), registers(&fuzzed.vcpu()))
         };
         assert!(first.1 != second.1 && first.2 != second.2);
 
         for case in 0..cases {
-            let still = fuzzed.still.clone();
             let _still = still.lock().unwrap();
             fuzzed.run_case();
             if case % 5 == 0 {
