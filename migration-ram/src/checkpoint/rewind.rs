@@ -86,6 +86,15 @@ impl<T> Rewind<T> {
         self.at
     }
 
+    /// How many pages were written since the last one, as [`Checkpoints::count_dirty`] says.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn count_dirty(&mut self) -> Result<u64, CheckpointError> {
+        self.checkpoints.count_dirty()
+    }
+
     /// Takes a checkpoint with `state`, after the one at which the machine was last: what was
     /// recorded after that is dropped. The machine is paused.
     ///

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Where a reader may begin: `bus/code_pages.rs`, why decoded code is current; `hart/execute.rs`,
-//! the loop; `machine/rewind.rs`, why memory is exactly as it was.
+//! the loop; `machine/rewind.rs`, the way back.
 //!
 //! # Example
 //!
