@@ -326,6 +326,34 @@ proptest! {
     }
 }
 
+/// As firmware may do while the machine runs.
+#[test]
+fn a_block_that_is_resized_while_a_checkpoint_is_taken_fails_it() {
+    let machine = Machine::new();
+    let ram = RamBlock::builder("rom", 0x2000).max_len(0x10_0000).anonymous().unwrap();
+    machine.map.transaction(|map| map.ram("rom", ram.clone())).unwrap();
+    let mut checkpoints = machine.checkpoints();
+    for live in [0x8_0000, 0x1000] {
+        let resize = || {
+            ram.resize(live)?;
+            ram.write(live - 1, &[1])?;
+            Ok(())
+        };
+        let refused = checkpoints.take_live(resize).unwrap_err();
+        let CheckpointError::BlockChanged { block } = &refused else { panic!("{refused}") };
+        assert_eq!(block, "rom");
+        // There was none before, so that the machine's memory as it is now is as good.
+        assert_eq!(checkpoints.current(), None);
+    }
+    let taken = checkpoints.take().unwrap();
+    ram.write(0, &[2; 0x1000]).unwrap();
+    assert_eq!(checkpoints.restore(taken).unwrap().pages, 1);
+    ram.resize(0x8_0000).unwrap();
+    assert!(checkpoints.count_dirty().unwrap() > 0);
+    let refused = checkpoints.reset();
+    assert!(matches!(refused, Err(CheckpointError::BlockChanged { .. })), "{refused:?}");
+}
+
 #[test]
 fn an_epoch_has_all_of_a_block_that_joins() {
     let machine = Machine::new();

@@ -22,8 +22,8 @@ pub enum RollBack {
     /// At once: [`Vcpu::fd`] shows them.
     Now,
     /// Registers, special registers and pending events with the next run, which saves three system
-    /// calls; all else at once. [`Vcpu::save`] knows of them, [`Vcpu::fd`] shows the former ones
-    /// until then. As `Now` where KVM cannot do it.
+    /// calls; all else at once. [`Vcpu::save`] knows of them. Until then [`Vcpu::fd`] shows the
+    /// former ones, and those that are set there are lost. As `Now` where KVM cannot do it.
     WithNextRun,
 }
 

@@ -234,18 +234,20 @@ impl Checkpoints {
         stats: &mut LiveStats,
     ) -> Result<Vec<DeviceState>, CheckpointError> {
         let (mut before, mut unused) = (u64::MAX, ResetStats::default());
-        while stats.rounds < rounds {
+        let mut is_worth_it = true;
+        while is_worth_it && stats.rounds < rounds {
             self.memory.take_log(&mut unused)?;
-            let pages = self.memory.dirty_pages();
+            let (pages, (part, of)) = (self.memory.dirty_pages(), WORTH);
+            is_worth_it = pages > FEW_PAGES && pages < before / of * part;
+            before = pages;
+            // For this round and for the pause, which finds about as many: it need not wait for
+            // memory then.
+            if !is_worth_it {
+                self.memory.reserve_twice()?;
+            }
             self.memory.copy(copied)?;
             stats.pages_live += pages;
             stats.rounds += 1;
-            let (part, of) = WORTH;
-            if pages <= FEW_PAGES || pages >= before / of * part {
-                self.memory.reserve(pages.saturating_mul(2))?;
-                break;
-            }
-            before = pages;
         }
         let guard = pause().map_err(CheckpointError::Pause)?;
         let start = Instant::now();
@@ -254,6 +256,8 @@ impl Checkpoints {
         self.memory.take_log(&mut unused)?;
         stats.pages_paused = self.memory.dirty_pages();
         self.memory.copy(copied)?;
+        // A machine that has run may have resized a block.
+        self.memory.check()?;
         stats.paused = start.elapsed();
         stats.rounds += 1;
         drop(guard);

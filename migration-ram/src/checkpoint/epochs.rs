@@ -107,12 +107,7 @@ impl DirtyEpochs {
         }
         let mut taken = Vec::with_capacity(self.pending.len());
         for Pending { block, pages, .. } in &mut self.pending {
-            let (mut words, mut from) = (Vec::new(), 0);
-            while let Some((word, bits)) = pages.take_word(from) {
-                words.push((word, bits));
-                from = word + 1;
-            }
-            taken.push(Taken { block: block.clone(), words });
+            taken.push(Taken { block: block.clone(), words: pages.drain_words().collect() });
         }
         // From here on an error gives the pages back.
         let mut epoch = DirtyEpoch { series: self, taken };

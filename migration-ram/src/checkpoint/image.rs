@@ -33,7 +33,9 @@ impl Image {
         store: usize,
         dirty: PageSet,
     ) -> Self {
-        let parts = usize::try_from(block.pages()).unwrap_or(usize::MAX).div_ceil(PART);
+        // Of all pages that it can have: a resize may come at any time, and is found out later.
+        let room = block.max_len() / block.page_size().bytes();
+        let parts = usize::try_from(room).unwrap_or(usize::MAX).div_ceil(PART);
         let epoch = block.dirty().epoch(client);
         Self { block, epoch, store, dirty, dirty_pages: 0, parts: vec![None; parts] }
     }
@@ -67,11 +69,7 @@ impl Image {
     /// Moves the words of the dirty pages to `words`.
     pub(super) fn take_words(&mut self, words: &mut Vec<(u64, u64)>) {
         words.clear();
-        let mut from = 0;
-        while let Some((word, bits)) = self.dirty.take_word(from) {
-            words.push((word, bits));
-            from = word + 1;
-        }
+        words.extend(self.dirty.drain_words());
         self.dirty_pages = 0;
     }
 
@@ -87,13 +85,13 @@ impl Image {
         (page / PART, page % PART)
     }
 
-    /// The content of a page that the block has.
+    /// The content of a page that the block has room for.
     pub(super) fn get(&self, page: u64) -> Content {
         let (part, at) = Self::place(page);
         self.parts[part].as_ref().map_or(Content::ZERO, |part| part[at])
     }
 
-    /// Sets the content of a page that the block has; returns the former one.
+    /// Sets the content of a page that the block has room for; returns the former one.
     pub(super) fn set(&mut self, page: u64, content: Content) -> Content {
         let (part, at) = Self::place(page);
         let part = self.parts[part].get_or_insert_with(|| Box::new([Content::ZERO; PART]));

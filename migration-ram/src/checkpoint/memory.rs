@@ -161,12 +161,18 @@ impl KeptMemory {
         Ok(())
     }
 
-    /// Makes room for copies of `pages` more pages.
-    pub(super) fn reserve(&mut self, pages: u64) -> Result<(), CheckpointError> {
+    /// Makes room for copies of as many pages of each size as are dirty, and as many again, within
+    /// the limit.
+    pub(super) fn reserve_twice(&mut self) -> Result<(), CheckpointError> {
         let used = self.bytes_used();
-        let pages = usize::try_from(pages).unwrap_or(usize::MAX);
-        let reserved = self.stores.iter_mut().try_for_each(|store| store.reserve(pages));
-        reserved.map_err(|_| CheckpointError::NoMemory { used })
+        for (at, store) in self.stores.iter_mut().enumerate() {
+            let images = self.images.iter().filter(|image| image.store == at);
+            let dirty = 2 * images.map(Image::dirty_pages).sum::<u64>();
+            let within = self.limit.saturating_sub(used) / store.page_size() as u64;
+            let pages = usize::try_from(dirty.min(within)).unwrap_or(usize::MAX);
+            store.reserve(pages).map_err(|_| CheckpointError::NoMemory { used })?;
+        }
+        Ok(())
     }
 
     /// Copies the pages that are dirty, after they were [taken](Self::take_log). They are not dirty
@@ -255,7 +261,7 @@ impl KeptMemory {
     }
 
     /// Writes what the images have to the pages that are dirty, which are so no longer; returns how
-    /// many. If this fails, all are dirty still.
+    /// many. If this fails, those that were not written are dirty still.
     pub(super) fn put_back(&mut self) -> Result<u64, CheckpointError> {
         let mut pages = 0;
         for image in &mut self.images {

@@ -115,6 +115,25 @@ impl PageSet {
         u64::from(new.count_ones())
     }
 
+    /// Takes all pages, word by word in ascending order, as [`take_word`](Self::take_word) does.
+    /// Those of words that were not asked for stay.
+    ///
+    /// ```
+    /// let mut pages = ram_block::PageSet::new(1 << 20)?;
+    /// pages.insert(62..66);
+    /// assert!(pages.drain_words().eq([(0, 0b11 << 62), (1, 0b11)]));
+    /// assert!(!pages.contains(64));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn drain_words(&mut self) -> impl Iterator<Item = (u64, u64)> {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let taken = self.take_word(from)?;
+            from = taken.0 + 1;
+            Some(taken)
+        })
+    }
+
     /// Takes the pages of the first word from number `from` on that has any: the word's number, and
     /// a bit for each page, the lowest bit for page 64 times that number. Costs a step for each
     /// 262,144 pages (1 GiB of 4 KiB pages) of which none is in the set, and a few for what is
