@@ -11,10 +11,10 @@ use kvm_accel::kvm_bindings::{
 };
 use kvm_accel::kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use machines::guest::{boot_descriptor, programs};
+use machines::tracking::{RING_ENTRIES, TrackingMode};
 use ram_block::RamBlock;
 
-use crate::case::{ASKED, Contestant, ENTRIES, LIST, Laps, PORT, Parts, pages_in_use, prepare};
-use crate::options::Way;
+use crate::case::{ASKED, Contestant, LIST, Laps, PORT, Parts, pages_in_use, prepare};
 use crate::raw::{self, Ring};
 use crate::registers::Registers;
 
@@ -35,7 +35,7 @@ pub enum Undo {
 /// The machine.
 pub struct Raw {
     undo: Undo,
-    way: Way,
+    way: TrackingMode,
     // Dropped in this order: the memory outlives what shows it.
     vcpu: VcpuFd,
     vm: VmFd,
@@ -53,17 +53,17 @@ pub struct Raw {
 }
 
 impl Raw {
-    pub fn new(gib: u64, way: Way, pages: u64, undo: Undo, msrs: &[u32]) -> Self {
+    pub fn new(gib: u64, way: TrackingMode, pages: u64, undo: Undo, msrs: &[u32]) -> Self {
         let vm = Kvm::new().unwrap().create_vm().unwrap();
         let enable = |cap: u32, argument: u64| {
             let args = [argument, 0, 0, 0];
             vm.enable_cap(&kvm_enable_cap { cap, args, ..Default::default() }).unwrap();
         };
-        let entries = usize::try_from(ENTRIES).unwrap();
+        let entries = usize::try_from(RING_ENTRIES).unwrap();
         match way {
-            Way::Bitmap => {}
-            Way::Manual => enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 1),
-            Way::Ring => enable(KVM_CAP_DIRTY_LOG_RING, Ring::bytes(entries) as u64),
+            TrackingMode::Bitmap => {}
+            TrackingMode::Manual => enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 1),
+            TrackingMode::Ring => enable(KVM_CAP_DIRTY_LOG_RING, Ring::bytes(entries) as u64),
         }
         let copy = match undo {
             Undo::Drop => RamBlock::memfd("copy", gib << 30).unwrap(),
@@ -77,7 +77,7 @@ impl Raw {
         };
         raw::set_slot(&vm, &ram, KVM_MEM_LOG_DIRTY_PAGES);
         let vcpu = vm.create_vcpu(0).unwrap();
-        let ring = (way == Way::Ring).then(|| Ring::new(&vcpu, entries));
+        let ring = (way == TrackingMode::Ring).then(|| Ring::new(&vcpu, entries));
         prepare(&ram, pages);
         let code = programs::store_and_report();
         boot_descriptor(&vcpu, &ram, machines::guest::CODE, &code, &[LIST, ASKED, PORT.into()]);
@@ -113,7 +113,7 @@ impl Raw {
 
     /// Finds the pages in the log, bit by bit.
     fn find(&mut self) {
-        if self.way == Way::Ring {
+        if self.way == TrackingMode::Ring {
             return;
         }
         self.words = (usize::MAX, 0);
@@ -129,12 +129,12 @@ impl Raw {
     fn clear(&self) {
         let ((first, end), log) = (self.words, &self.bitmap[self.log.clone()]);
         match self.way {
-            Way::Bitmap => {}
-            Way::Manual if first < end => {
+            TrackingMode::Bitmap => {}
+            TrackingMode::Manual if first < end => {
                 raw::clear_dirty_log(&self.vm, first as u64 * 64, &log[first..end]);
             }
-            Way::Manual => {}
-            Way::Ring => assert_eq!(raw::reset_rings(&self.vm), self.pages.len()),
+            TrackingMode::Manual => {}
+            TrackingMode::Ring => assert_eq!(raw::reset_rings(&self.vm), self.pages.len()),
         }
     }
 

@@ -17,8 +17,6 @@ pub const LIST: u64 = DATA + 0x1000;
 const FIRST: u64 = DATA + (1 << 20);
 /// The port that ends a case.
 pub const PORT: u16 = 0x510;
-/// Entries of a dirty ring.
-pub const ENTRIES: u32 = 65_536;
 
 /// What it stores to each.
 const STORED: u8 = 0xa5;

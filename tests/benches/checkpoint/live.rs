@@ -8,12 +8,13 @@ use integration_tests::bench::{Budget, FEWEST, Share, left_out};
 use kvm_accel::RollBack;
 use machines::guest::{DATA, boot_at, programs};
 use machines::heartbeat_port::HeartbeatPort;
+use machines::tracking::TrackingMode;
 use machines::vcpu_device::VcpuDevice;
 use migration_ram::{Checkpoints, Device};
 use serde_json::{Value, json};
 
 use crate::case::{PAGE, median};
-use crate::options::{Options, Way};
+use crate::options::Options;
 use crate::ours::Machine;
 use crate::raw;
 use crate::running::Running;
@@ -27,7 +28,7 @@ const FIRST: u64 = DATA + (1 << 20);
 /// From one checkpoint to the next.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-fn rows(options: &Options) -> impl Iterator<Item = (u64, Way, u64)> {
+fn rows(options: &Options) -> impl Iterator<Item = (u64, TrackingMode, u64)> {
     options.gib.iter().flat_map(move |gib| {
         let ways = options.ways.iter();
         ways.flat_map(move |way| options.rates.iter().map(move |rate| (*gib, *way, *rate)))
@@ -75,7 +76,7 @@ pub fn table(options: &Options, budget: &mut Budget) -> Vec<Value> {
 /// A row that was measured.
 struct Row {
     gib: u64,
-    way: Way,
+    way: TrackingMode,
     rate: u64,
     rounds: Vec<u32>,
     pages: Vec<u64>,
@@ -90,7 +91,7 @@ struct Row {
     state: Vec<Duration>,
 }
 
-fn measure(gib: u64, way: Way, rate: u64, options: &Options, share: Share) -> Option<Row> {
+fn measure(gib: u64, way: TrackingMode, rate: u64, options: &Options, share: Share) -> Option<Row> {
     let machine = Machine::new(gib, way, options)?;
     let beats =
         Arc::new(HeartbeatPort::new(Duration::from_secs(PAGES_A_BEAT) / u32::try_from(rate).ok()?));

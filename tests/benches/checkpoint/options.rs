@@ -4,10 +4,9 @@ use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use integration_tests::bench::{Budget, Extent};
-use kvm_accel::DirtyTracking;
+use machines::tracking::TrackingMode;
 use serde_json::json;
 
-use crate::case::ENTRIES;
 use crate::{live, resets};
 
 #[derive(Parser)]
@@ -22,7 +21,7 @@ pub struct Options {
     pub rounds: usize,
     /// Ways of tracking
     #[arg(long, value_delimiter = ',', default_value = "bitmap,manual,ring")]
-    pub ways: Vec<Way>,
+    pub ways: Vec<TrackingMode>,
     /// Sizes of the guests, in GiB
     #[arg(long, value_delimiter = ',', default_value = "1,64")]
     pub gib: Vec<u64>,
@@ -48,32 +47,6 @@ enum Table {
     Resets,
     /// Taken while the guest runs
     Live,
-}
-
-/// How KVM tracks written pages.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Way {
-    Bitmap,
-    Manual,
-    Ring,
-}
-
-impl Way {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bitmap => "bitmap",
-            Self::Manual => "manual",
-            Self::Ring => "ring",
-        }
-    }
-
-    pub fn tracking(self) -> DirtyTracking {
-        match self {
-            Self::Bitmap => DirtyTracking::Bitmap,
-            Self::Manual => DirtyTracking::ManualProtect,
-            Self::Ring => DirtyTracking::Ring { entries: ENTRIES },
-        }
-    }
 }
 
 pub fn main() {

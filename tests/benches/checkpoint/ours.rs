@@ -4,15 +4,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kvm_accel::kvm_ioctls::Kvm;
-use kvm_accel::{Buses, KvmConfig, KvmVm, RollBack, Vcpu, VcpuEvent, VcpuKicker};
+use kvm_accel::{Buses, KvmConfig, KvmVm, RollBack, Vcpu, VcpuEvent};
 use machines::guest::{boot, programs};
+use machines::kick_port::KickPort;
+use machines::tracking::TrackingMode;
 use machines::vcpu_device::VcpuDevice;
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use migration_ram::Checkpoints;
 use ram_block::RamBlock;
 
 use crate::case::{ASKED, Contestant, LIST, Laps, PORT, Parts, prepare};
-use crate::options::{Options, Way};
+use crate::options::Options;
 
 /// RAM, ports and KVM.
 pub struct Machine {
@@ -25,7 +27,7 @@ pub struct Machine {
 
 impl Machine {
     /// None if KVM does not track pages in this way.
-    pub fn new(gib: u64, way: Way, options: &Options) -> Option<Self> {
+    pub fn new(gib: u64, way: TrackingMode, options: &Options) -> Option<Self> {
         let mut config = KvmConfig {
             tracking: way.tracking(),
             // Each page is written and re-armed many times.
@@ -68,19 +70,6 @@ impl Machine {
     }
 }
 
-/// A port that ends the run of the processor that writes to it.
-struct Ends(VcpuKicker);
-
-impl MmioDevice for Ends {
-    fn read(&self, _: u64, _: usize) -> u64 {
-        0
-    }
-
-    fn write(&self, _: u64, _: usize, _: u64) {
-        self.0.kick();
-    }
-}
-
 /// A machine that is reset by its checkpoints.
 pub struct Ours {
     machine: Machine,
@@ -90,10 +79,16 @@ pub struct Ours {
 
 impl Ours {
     /// None if KVM does not track pages in this way.
-    pub fn new(gib: u64, way: Way, pages: u64, when: RollBack, options: &Options) -> Option<Self> {
+    pub fn new(
+        gib: u64,
+        way: TrackingMode,
+        pages: u64,
+        when: RollBack,
+        options: &Options,
+    ) -> Option<Self> {
         let machine = Machine::new(gib, way, options)?;
         let vcpu = machine.vcpu();
-        machine.add_port(PORT, 1, Arc::new(Ends(vcpu.kicker())));
+        machine.add_port(PORT, 1, Arc::new(KickPort(vcpu.kicker())));
         prepare(&machine.block, pages);
         let code = programs::store_and_report();
         boot(&vcpu, &machine.block, &code, &[LIST, ASKED, PORT.into()]);

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use crate::by_hand::{Raw, Undo};
 use crate::case::{Contestant, Parts, check, median};
-use crate::options::{Options, Way};
+use crate::options::Options;
 use crate::ours::Ours;
+use machines::tracking::TrackingMode;
 
 /// Cases of a turn: the first finds the caches as another machine left them, and does not count.
 const CASES: usize = 5;
@@ -28,7 +29,7 @@ const LINES: [(&str, usize); 6] = [
 const BY_HAND: usize = 2;
 const DROPPED: usize = 3;
 
-fn rows(options: &Options) -> impl Iterator<Item = (u64, Way, u64)> {
+fn rows(options: &Options) -> impl Iterator<Item = (u64, TrackingMode, u64)> {
     // The largest come last: they are what is left out if the time is over.
     options.gib.iter().flat_map(move |gib| {
         let ways = options.ways.iter();
@@ -90,7 +91,7 @@ pub fn table(options: &Options, budget: &mut Budget) -> Vec<Value> {
 /// Takes turns until the row's time is over.
 fn measure(
     gib: u64,
-    way: Way,
+    way: TrackingMode,
     pages: u64,
     options: &Options,
     share: Share,
@@ -137,7 +138,7 @@ fn measure(
 /// A row that was measured.
 struct Row {
     gib: u64,
-    way: Way,
+    way: TrackingMode,
     pages: u64,
     measured: [Measured; LINES.len()],
 }

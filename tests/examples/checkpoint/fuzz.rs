@@ -3,18 +3,19 @@
 use std::time::{Duration, Instant};
 
 use machines::demo::AnyError;
+use machines::tracking::TrackingMode;
 use migration_ram::ResetStats;
 use serde_json::{Value, json};
 
 use crate::machine::Machine;
-use crate::options::{Mode, Options};
+use crate::options::Options;
 
 /// The table's head. Times are means in microseconds.
 pub const HEAD: &str =
     "mode     resets/s   pages     run    get  clear   copy  state  picture memory";
 
 /// Runs cases from one checkpoint, and prints a row.
-pub fn run(options: &Options, mode: Mode) -> Result<Value, AnyError> {
+pub fn run(options: &Options, mode: TrackingMode) -> Result<Value, AnyError> {
     let mut machine = Machine::new(mode, options.pages)?;
     machine.checkpoints.take()?;
     let (picture, memory) = (machine.refreshed()?, machine.memory()?);

@@ -12,13 +12,13 @@ use kvm_accel::{Buses, KvmConfig, KvmVm, RollBack, Vcpu, VcpuEvent, VcpuKicker};
 use machines::demo::{AnyError, Board, FRAME_BUFFER};
 use machines::frame_port::FramePort;
 use machines::guest::{self, DATA, programs};
+use machines::kick_port::KickPort;
 use machines::scene::Scene;
+use machines::tracking::TrackingMode;
 use machines::vcpu_device::VcpuDevice;
 use memory_region::{MapError, MmioDevice};
-use migration_ram::{Checkpoints, Device, FnDevice};
+use migration_ram::Checkpoints;
 use ram_block::RamBlock;
-
-use crate::options::Mode;
 
 const PAGE: u64 = 4096;
 /// The code of the processor that writes pages, how many and what, and where.
@@ -49,19 +49,6 @@ impl MmioDevice for EndsFrame {
     }
 }
 
-/// A port that ends the run of the processor that writes to it.
-struct Ends(VcpuKicker);
-
-impl MmioDevice for Ends {
-    fn read(&self, _: u64, _: usize) -> u64 {
-        0
-    }
-
-    fn write(&self, _: u64, _: usize, _: u64) {
-        self.0.kick();
-    }
-}
-
 /// The machine, whose processors run when they are told to.
 pub struct Machine {
     pub board: Board,
@@ -73,7 +60,7 @@ pub struct Machine {
 
 impl Machine {
     /// A machine that has drawn frame 0. In a case it writes `pages` pages.
-    pub fn new(mode: Mode, pages: u64) -> Result<Self, AnyError> {
+    pub fn new(mode: TrackingMode, pages: u64) -> Result<Self, AnyError> {
         let board = Board::new()?;
         // Pages are re-armed many times, which costs less so.
         let config =
@@ -83,7 +70,7 @@ impl Machine {
         let buses = || Buses { memory: board.space.clone(), ports: board.ports.clone() };
         let [draws, writes] = [vm.create_vcpu(0, buses())?, vm.create_vcpu(1, buses())?];
         let frames = EndsFrame { frames: board.frames.clone(), kicker: draws.kicker() };
-        let ends = Ends(writes.kicker());
+        let ends = KickPort(writes.kicker());
         board.memory.transaction(|map| {
             let ports = board.ports.root();
             let frames = map.mmio("frame ends", FramePort::SIZE, Arc::new(frames))?;
@@ -99,7 +86,7 @@ impl Machine {
         guest::boot_at(&writes, &board.ram, CODE, &code, &[LIST, ASKED, PORT.into()]);
 
         let [draws, writes] = [draws, writes].map(|vcpu| Arc::new(Mutex::new(vcpu)));
-        let mut devices = devices(&board);
+        let mut devices = board.devices();
         for vcpu in [&draws, &writes] {
             devices.push(Arc::new(VcpuDevice::new(vcpu.clone(), RollBack::WithNextRun)));
         }
@@ -162,21 +149,4 @@ fn write_list(ram: &RamBlock, pages: u64) -> Result<(), AnyError> {
     ram.write(LIST, &list)?;
     ram.write(ASKED, &[pages, 0xff].map(u64::to_le_bytes).concat())?;
     Ok(())
-}
-
-/// The display and the port of frames.
-fn devices(board: &Board) -> Vec<Arc<dyn Device>> {
-    let (save, restore) = (board.vga.clone(), board.vga.clone());
-    let vga = FnDevice::new("vga", move || Ok(save.save()), move |_, s| Ok(restore.restore(s)?));
-    let (save, restore) = (board.frames.clone(), board.frames.clone());
-    let frames = FnDevice::new(
-        "frames",
-        move || Ok(serde_json::to_vec(&save.state())?),
-        move |_, state| {
-            let (allowed, done) = serde_json::from_slice(state)?;
-            restore.set_state(allowed, done);
-            Ok(())
-        },
-    );
-    vec![Arc::new(vga), Arc::new(frames)]
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
-use kvm_accel::DirtyTracking;
+use clap::Parser;
 use machines::demo::AnyError;
+use machines::tracking::TrackingMode;
 use serde_json::json;
 
 use crate::machine::MAX_PAGES;
@@ -15,7 +15,7 @@ use crate::{fuzz, rewind};
 pub struct Options {
     /// How KVM tracks written pages; all ways, one after the other, unless said
     #[arg(long, value_delimiter = ',', default_value = "bitmap,manual,ring")]
-    mode: Vec<Mode>,
+    mode: Vec<TrackingMode>,
     /// How often the guest is put back
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub resets: u64,
@@ -37,32 +37,6 @@ pub struct Options {
     /// Print the table as one JSON object, on the last line
     #[arg(long)]
     json: bool,
-}
-
-/// How KVM tracks written pages.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Mode {
-    Bitmap,
-    Manual,
-    Ring,
-}
-
-impl Mode {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bitmap => "bitmap",
-            Self::Manual => "manual",
-            Self::Ring => "ring",
-        }
-    }
-
-    pub fn tracking(self) -> DirtyTracking {
-        match self {
-            Self::Bitmap => DirtyTracking::Bitmap,
-            Self::Manual => DirtyTracking::ManualProtect,
-            Self::Ring => DirtyTracking::Ring { entries: 65_536 },
-        }
-    }
 }
 
 impl Options {

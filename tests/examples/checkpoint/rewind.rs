@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use display_vga::TerminalView;
 use machines::demo::AnyError;
+use machines::tracking::TrackingMode;
 use serde_json::{Value, json};
 
 use crate::machine::{MAX_PAGES, Machine};
-use crate::options::{Mode, Options};
+use crate::options::Options;
 
 /// The table's head. Times are means in microseconds.
 pub const HEAD: &str = "mode     frames  KiB/frame    take  restore   pages  pictures";
@@ -18,7 +19,7 @@ pub const HEAD: &str = "mode     frames  KiB/frame    take  restore   pages  pic
 const FRAME_TIME: Duration = Duration::from_nanos(1_000_000_000 / 30);
 
 /// Draws frames, goes back through them, and prints a row.
-pub fn run(options: &Options, mode: Mode) -> Result<Value, AnyError> {
+pub fn run(options: &Options, mode: TrackingMode) -> Result<Value, AnyError> {
     let mut machine = Machine::new(mode, MAX_PAGES)?;
     let mut view = View::new(options.show)?;
     let (mut frames, mut taking) = (Vec::new(), Duration::ZERO);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use display_vga::Vga;
 use kvm_accel::{KvmVm, PauseGuard, VcpuThread};
 use memory_region::{AddressSpace, MapError, MemoryMap, RegionId};
+use migration_ram::{Device, FnDevice};
 use ram_block::RamBlock;
 
 use crate::frame_port::FramePort;
@@ -92,6 +93,24 @@ impl Board {
         let space = memory.address_space("memory", system)?;
         let ports = memory.address_space("io", ports)?;
         Ok(Self { memory, space, ports, ram, vga, vram, frames })
+    }
+
+    /// The display and the port of frames, to be saved.
+    pub fn devices(&self) -> Vec<Arc<dyn Device>> {
+        let (save, restore) = (self.vga.clone(), self.vga.clone());
+        let vga =
+            FnDevice::new("vga", move || Ok(save.save()), move |_, s| Ok(restore.restore(s)?));
+        let (save, restore) = (self.frames.clone(), self.frames.clone());
+        let frames = FnDevice::new(
+            "frames",
+            move || Ok(serde_json::to_vec(&save.state())?),
+            move |_, state| {
+                let (allowed, done) = serde_json::from_slice(state)?;
+                restore.set_state(allowed, done);
+                Ok(())
+            },
+        );
+        vec![Arc::new(vga), Arc::new(frames)]
     }
 
     /// Starts a guest that draws `scene`, on KVM.

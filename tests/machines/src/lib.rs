@@ -6,6 +6,7 @@ pub mod demo;
 pub mod frame_port;
 pub mod guest;
 pub mod heartbeat_port;
+pub mod kick_port;
 pub mod kvm;
 pub mod link;
 #[cfg(target_arch = "x86_64")]
@@ -16,5 +17,6 @@ pub mod riscv;
 pub mod scene;
 pub mod size;
 pub mod software;
+pub mod tracking;
 #[cfg(target_arch = "x86_64")]
 pub mod vcpu_device;

@@ -199,20 +199,7 @@ impl Live {
             );
             devices.push(Arc::new(vcpu.instance(u32::try_from(id).unwrap_or(u32::MAX))));
         }
-        let (save, restore) = (self.board.vga.clone(), self.board.vga.clone());
-        let vga =
-            FnDevice::new("vga", move || Ok(save.save()), move |_, s| Ok(restore.restore(s)?));
-        devices.push(Arc::new(vga));
-        let (save, restore) = (self.board.frames.clone(), self.board.frames.clone());
-        devices.push(Arc::new(FnDevice::new(
-            "frames",
-            move || Ok(serde_json::to_vec(&save.state())?),
-            move |_, state| {
-                let (allowed, done) = serde_json::from_slice(state)?;
-                restore.set_state(allowed, done);
-                Ok(())
-            },
-        )));
+        devices.extend(self.board.devices());
         let (save, restore) = (self.beats.clone(), self.beats.clone());
         devices.push(Arc::new(FnDevice::new(
             "beats",

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use kvm_accel::kvm_bindings::kvm_sregs;
 use kvm_accel::kvm_ioctls::{Kvm, VmFd};
-use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuEvent, VcpuKicker, VcpuThread};
+use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuEvent, VcpuThread};
 pub use machines::deadline::{seconds, wait_until};
 use machines::guest::{DATA, boot};
+use machines::kick_port::KickPort;
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
 
@@ -135,19 +136,6 @@ pub struct Obedient {
     vcpu: Vcpu,
 }
 
-/// Ends the run of the processor that writes to it.
-struct Ends(VcpuKicker);
-
-impl MmioDevice for Ends {
-    fn read(&self, _: u64, _: usize) -> u64 {
-        0
-    }
-
-    fn write(&self, _: u64, _: usize, _: u64) {
-        self.0.kick();
-    }
-}
-
 impl Obedient {
     const PORT: u64 = 0x510;
     /// A page before its list.
@@ -156,7 +144,7 @@ impl Obedient {
 
     pub fn new(machine: &Machine) -> Self {
         let vcpu = machine.vcpu();
-        let ends = Arc::new(Ends(vcpu.kicker()));
+        let ends = Arc::new(KickPort(vcpu.kicker()));
         machine
             .memory
             .transaction(|map| {

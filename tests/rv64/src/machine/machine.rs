@@ -3,7 +3,6 @@
 use std::sync::{Arc, MutexGuard};
 
 use memory_region::{AddressSpace, MapError, MemoryMap, RegionId};
-use migration_ram::CheckpointError;
 use ram_block::{DirtyError, RamBlock, RamBlockError};
 use thiserror::Error;
 
@@ -27,9 +26,6 @@ pub enum MachineError {
     /// The watch over its code, or a log.
     #[error(transparent)]
     Dirty(#[from] DirtyError),
-    /// Its checkpoints.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
 }
 
 /// How a machine has gone on.

@@ -1,12 +1,12 @@
 //! A way back in time, at the cost of the pages that were written.
 //!
-//! Memory is `migration-ram`'s: a client of the dirty log, beside displays and migrations. Harts and
-//! devices, which the machine owns without a lock, go along as bytes.
+//! Memory is `migration-ram`'s: a client of the dirty log, beside displays and migrations. Harts
+//! and devices, which the machine owns without a lock, go along as bytes.
 
-use migration_ram::Checkpoints;
+use migration_ram::{CheckpointError, Checkpoints};
 use ram_block::PageSize;
 
-use crate::machine::machine::{Machine, MachineError};
+use crate::machine::machine::Machine;
 
 /// The checkpoints of one machine.
 #[derive(Debug)]
@@ -19,8 +19,8 @@ impl Rewind {
     ///
     /// # Errors
     ///
-    /// [`MachineError`]: a log, or memory for it, cannot be had.
-    pub fn new(machine: &Machine, limit: usize) -> Result<Self, MachineError> {
+    /// [`CheckpointError`]: a log, or memory for it, cannot be had.
+    pub fn new(machine: &Machine, limit: usize) -> Result<Self, CheckpointError> {
         let checkpoints = Checkpoints::new(machine.memory(), Vec::new())?;
         let mut rewind = migration_ram::Rewind::new(checkpoints).limit_steps(limit);
         rewind.record(machine.save_processors())?;
@@ -43,8 +43,8 @@ impl Rewind {
     ///
     /// # Errors
     ///
-    /// [`MachineError`]. There is no further checkpoint then.
-    pub fn checkpoint(&mut self, machine: &Machine) -> Result<u64, MachineError> {
+    /// [`CheckpointError`]. There is no further checkpoint then.
+    pub fn checkpoint(&mut self, machine: &Machine) -> Result<u64, CheckpointError> {
         let written = self.rewind.count_dirty()?;
         self.rewind.record(machine.save_processors())?;
         Ok(written)
@@ -55,8 +55,8 @@ impl Rewind {
     ///
     /// # Errors
     ///
-    /// [`MachineError`]; see [`CheckpointError`](migration_ram::CheckpointError) for what memory is then.
-    pub fn rewind(&mut self, machine: &mut Machine, back: usize) -> Result<usize, MachineError> {
+    /// [`CheckpointError`], which says what memory is then.
+    pub fn rewind(&mut self, machine: &mut Machine, back: usize) -> Result<usize, CheckpointError> {
         let steps = back.min(self.rewind.position());
         let processors = self.rewind.seek(-isize::try_from(steps).unwrap_or(isize::MAX))?;
         let restored = machine.restore_processors(processors);
