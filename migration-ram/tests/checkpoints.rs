@@ -277,6 +277,7 @@ proptest! {
                     copies.push(machine.memory());
                     // As many as fit, of the newest.
                     prop_assert!((1..=max_steps.min(copies.len())).contains(&rewind.len()));
+                    prop_assert_eq!(rewind.checkpoints().all().count(), rewind.len());
                     let bytes = rewind.checkpoints().bytes_of_steps();
                     prop_assert!(bytes <= max_bytes || rewind.len() == 1);
                     copies.drain(..copies.len() - rewind.len());
@@ -330,10 +331,10 @@ proptest! {
 #[test]
 fn a_block_that_is_resized_while_a_checkpoint_is_taken_fails_it() {
     let machine = Machine::new();
-    let ram = RamBlock::builder("rom", 0x2000).max_len(0x10_0000).anonymous().unwrap();
+    let ram = RamBlock::builder("rom", 0x2000).max_len(0x100_0000).anonymous().unwrap();
     machine.map.transaction(|map| map.ram("rom", ram.clone())).unwrap();
     let mut checkpoints = machine.checkpoints();
-    for live in [0x8_0000, 0x1000] {
+    for live in [0x80_0000, 0x1000] {
         let resize = || {
             ram.resize(live)?;
             ram.write(live - 1, &[1])?;
@@ -453,6 +454,33 @@ fn a_device_that_is_not_put_back_is_named_and_memory_is_whole() {
     machine.broken.store(false, Ordering::Relaxed);
     assert_eq!(checkpoints.reset().unwrap().pages, 0);
     assert!(machine.state() == state);
+}
+
+/// What was copied while the machine ran is still dirty.
+#[test]
+fn a_live_checkpoint_that_fails_loses_no_page() {
+    let machine = Machine::new();
+    let mut checkpoints = machine.checkpoints();
+    checkpoints.take().unwrap();
+    let state = machine.state();
+    machine.write(Write { block: false, at: 0, len: 9000, byte: 1 });
+    let refused = checkpoints.take_live(|| Err::<(), _>("it does not stop".into()));
+    assert!(matches!(refused, Err(CheckpointError::Pause(_))));
+    assert_eq!(checkpoints.bytes_kept(), 0);
+    assert_eq!(checkpoints.count_dirty().unwrap(), 3);
+    assert_eq!(checkpoints.reset().unwrap().pages, 3);
+    assert!(machine.state() == state);
+}
+
+#[test]
+fn a_page_that_differs_on_the_way_and_was_written_is_put_back_once() {
+    let machine = Machine::new();
+    let mut checkpoints = machine.checkpoints();
+    let first = checkpoints.take().unwrap();
+    machine.blocks[0].write(0x1000, &[1]).unwrap();
+    checkpoints.take().unwrap();
+    machine.blocks[0].write(0x1000, &[2; 0x2000]).unwrap();
+    assert_eq!(checkpoints.restore(first).unwrap().pages, 2);
 }
 
 #[test]
