@@ -22,6 +22,7 @@ use super::machine::Machine;
 
 pub const TESTS: &[Test] = &[
     ("resets_put_all_of_a_machine_back", resets_put_all_of_a_machine_back),
+    ("a_guest_that_is_put_back_does_the_same_again", a_guest_that_is_put_back_does_the_same_again),
     ("a_reset_does_not_hear_itself", a_reset_does_not_hear_itself),
     ("a_live_checkpoint_is_one_instant", a_live_checkpoint_is_one_instant),
 ];
@@ -215,6 +216,30 @@ fn resets_put_all_of_a_machine_back() {
         stop.store(true, Ordering::Relaxed);
         assert!(migrations.join().unwrap() > 10);
     }
+}
+
+/// However registers go back, the guest runs on with them.
+fn a_guest_that_is_put_back_does_the_same_again() {
+    let ends = [RollBack::Now, RollBack::WithNextRun].map(|when| {
+        let fuzzed = Fuzzed::new();
+        let block = &fuzzed.machine.block;
+        let device = Arc::new(VcpuDevice::new(fuzzed.vcpu.clone(), when));
+        let mut checkpoints = Checkpoints::new(&fuzzed.machine.memory, vec![device]).unwrap();
+        block.write(LIST, &FIRST.to_le_bytes()).unwrap();
+        block.write(COUNT, &[1, 7].map(u64::to_le_bytes).concat()).unwrap();
+        checkpoints.take().unwrap();
+        let ends = [1, 2, 3].map(|_| {
+            // One of its registers is a sum over all that it has done.
+            assert_eq!(fuzzed.vcpu().run().unwrap(), VcpuEvent::Halted);
+            let end = (fuzzed.vcpu().fd().get_regs().unwrap(), contents(block));
+            checkpoints.reset().unwrap();
+            end
+        });
+        assert!(ends[0] == ends[1] && ends[0] == ends[2]);
+        assert_eq!(ends[0].0.r12, 7);
+        ends[0].0
+    });
+    assert_eq!(ends[0], ends[1]);
 }
 
 /// What a reset writes is no news to the next one, and is to another client.

@@ -154,6 +154,7 @@ pub fn store_and_halt() -> Vec<u8> {
         a.dec(r8)?;
         a.jmp(next)?;
         a.set_label(&mut done)?;
+        a.add(r12, r9)?; // over all passes
         a.mov(dr0, r9)?;
         a.mov(ecx, STAR)?;
         a.mov(eax, r9d)?;
