@@ -72,7 +72,32 @@ struct Fuzzed {
     vcpu: Arc<Mutex<Vcpu>>,
     random: TestRng,
     /// Held while anything may write: whoever has it finds the machine paused.
-    still: Arc<Mutex<()>>,
+    still: Arc<Still>,
+}
+
+/// A lock for two, of whom neither takes it again before the other one who waits.
+#[derive(Default)]
+struct Still {
+    lock: Mutex<()>,
+    is_wanted: AtomicBool,
+}
+
+impl Still {
+    /// For the migration.
+    fn wait(&self) -> MutexGuard<'_, ()> {
+        self.is_wanted.store(true, Ordering::Relaxed);
+        let held = self.lock.lock().unwrap();
+        self.is_wanted.store(false, Ordering::Relaxed);
+        held
+    }
+
+    /// For the machine, which takes it again and again.
+    fn take(&self) -> MutexGuard<'_, ()> {
+        while self.is_wanted.load(Ordering::Relaxed) {
+            thread::yield_now(); // it is free, and the other one takes it
+        }
+        self.lock.lock().unwrap()
+    }
 }
 
 impl Fuzzed {
@@ -150,7 +175,7 @@ fn migrate_all_along(fuzzed: &Fuzzed, stop: &Arc<AtomicBool>) -> thread::JoinHan
         while !stop.load(Ordering::Relaxed) {
             let (mut stream, mut at_the_end) = (Vec::new(), Vec::new());
             let pause = || {
-                let paused = still.lock().unwrap();
+                let paused = still.wait();
                 at_the_end = contents(&block);
                 Ok(paused)
             };
@@ -179,19 +204,19 @@ fn resets_put_all_of_a_machine_back() {
         let migrations = migrate_all_along(&fuzzed, &stop);
 
         let first = {
-            let _still = fuzzed.still.lock().unwrap();
+            let _still = fuzzed.still.take();
             (checkpoints.take().unwrap(), contents(&block), registers(&fuzzed.vcpu()))
         };
         let still = fuzzed.still.clone();
         let second = {
-            let _still = still.lock().unwrap();
+            let _still = still.take();
             fuzzed.run_case();
             (checkpoints.take().unwrap(), contents(&block), registers(&fuzzed.vcpu()))
         };
         assert!(first.1 != second.1 && first.2 != second.2);
 
         for case in 0..cases {
-            let _still = still.lock().unwrap();
+            let _still = still.take();
             fuzzed.run_case();
             if case % 5 == 0 {
                 assert!(!holds(&block, &second.1));
