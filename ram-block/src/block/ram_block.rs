@@ -53,7 +53,8 @@ impl RamBlock {
     #[allow(clippy::len_without_is_empty)] // never empty
     #[inline]
     pub fn len(&self) -> u64 {
-        self.pages() * self.page_size().bytes()
+        let page = self.page_size().bytes();
+        self.pages() * page
     }
 
     /// The length that the block can be [resized](Self::resize) to, in bytes.
@@ -279,18 +280,21 @@ impl RamBlock {
     /// [`RamBlockError::OutOfBounds`]; nothing is copied then.
     #[inline]
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), RamBlockError> {
-        // What processors and devices read, without the detour by a slice.
-        let is_read = match buf.len() {
+        if self.read_aligned(offset, buf) { Ok(()) } else { self.read_bytes(offset, buf) }
+    }
+
+    /// As [`read`](Self::read), of an integer of 1, 2, 4 or 8 bytes that is aligned to its size;
+    /// returns false, without a copy, if it is none, or not in the block. What processors and
+    /// devices read: some instructions, which call nothing.
+    #[inline(always)]
+    pub fn read_aligned(&self, offset: u64, buf: &mut [u8]) -> bool {
+        match buf.len() {
             1 => self.read_scalar::<u8>(offset, buf),
             2 => self.read_scalar::<u16>(offset, buf),
             4 => self.read_scalar::<u32>(offset, buf),
             8 => self.read_scalar::<u64>(offset, buf),
             _ => false,
-        };
-        if !is_read {
-            self.read_bytes(offset, buf)?;
         }
-        Ok(())
     }
 
     /// Of any length: apart, so that what processors read is compiled into the caller.
@@ -300,14 +304,14 @@ impl RamBlock {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_scalar<T: Scalar>(&self, offset: u64, buf: &mut [u8]) -> bool {
         let Some(cell) = self.cell::<T>(offset) else { return false };
         buf.copy_from_slice(&T::load(cell).to_bytes()[..T::SIZE]);
         true
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_scalar<T: Scalar>(&self, offset: u64, data: &[u8]) -> bool {
         let Some(cell) = self.cell::<T>(offset) else { return false };
         let mut bytes = [0; 8];
@@ -318,7 +322,7 @@ impl RamBlock {
     }
 
     /// The integer at `offset`, if the block has it and it is aligned.
-    #[inline]
+    #[inline(always)]
     fn cell<T: Scalar>(&self, offset: u64) -> Option<&T::Atomic> {
         let size = T::SIZE as u64;
         if offset % size != 0 || self.len().checked_sub(size)? < offset {
@@ -338,17 +342,20 @@ impl RamBlock {
     /// [`RamBlockError::OutOfBounds`]; nothing is copied then.
     #[inline]
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), RamBlockError> {
-        let is_written = match data.len() {
+        if self.write_aligned(offset, data) { Ok(()) } else { self.write_bytes(offset, data) }
+    }
+
+    /// As [`write`](Self::write), of an integer of 1, 2, 4 or 8 bytes that is aligned to its size;
+    /// returns false, without a copy, if it is none, or not in the block.
+    #[inline(always)]
+    pub fn write_aligned(&self, offset: u64, data: &[u8]) -> bool {
+        match data.len() {
             1 => self.write_scalar::<u8>(offset, data),
             2 => self.write_scalar::<u16>(offset, data),
             4 => self.write_scalar::<u32>(offset, data),
             8 => self.write_scalar::<u64>(offset, data),
             _ => false,
-        };
-        if !is_written {
-            self.write_bytes(offset, data)?;
         }
-        Ok(())
     }
 
     /// As [`write`](Self::write), by the client whose log `claim` is: marks the pages for every

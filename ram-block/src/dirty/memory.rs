@@ -168,12 +168,18 @@ impl DirtyMemory {
     pub fn mark(&self, offset: u64, len: u64) {
         let clients = self.interested();
         if !clients.is_empty() {
-            let page = self.page_size.page_of(offset);
-            let last = self.page_size.page_of(offset.wrapping_add(len.wrapping_sub(1)));
-            // What the stores of a processor and most of those of a device are.
-            if page != last || !self.is_settled(clients, page) {
-                self.mark_bytes(clients, offset, len);
-            }
+            self.mark_for(clients, offset, len);
+        }
+    }
+
+    /// Apart, so that a write while no client is on is compiled into the caller.
+    #[inline(never)]
+    fn mark_for(&self, clients: ClientSet, offset: u64, len: u64) {
+        let page = self.page_size.page_of(offset);
+        let last = self.page_size.page_of(offset.wrapping_add(len.wrapping_sub(1)));
+        // What the stores of a processor and most of those of a device are.
+        if page != last || !self.is_settled(clients, page) {
+            self.mark_bytes(clients, offset, len);
         }
     }
 
