@@ -61,20 +61,21 @@
 //!
 //! # Where the unsafe code is
 //!
-//! `page` asks for the host's page size. `sys::linux::mapping` maps memory,
-//! `sys::linux::populate` and `sys::linux::discard` allocate its pages and free them,
-//! `sys::linux::pagemap` and `sys::linux::membarrier` issue system calls, as `io::vectored` does;
-//! `sys::portable::mapping` allocates memory on other hosts. `sys::volatile` copies bytes that
-//! others access, `block::builder` takes memory of the caller, `block::ram_slice` lends it to
-//! vm-memory, `block::ram_block`, `block::ram_page` and `block::scalar` access it integer by
-//! integer, `content::compare` compares it in place, `bitmap::word` makes arrays of words of it,
-//! `bitmap::simd` and `content::zero_scan` choose instructions at run time. Everything else is
-//! safe Rust.
+//! `page` asks for the host's page size. `sys::linux::mapping` maps memory, `sys::linux::populate`
+//! and `sys::linux::discard` allocate its pages and free them, `sys::linux::pagemap` and
+//! `sys::linux::membarrier` issue system calls, as `io::vectored` does; `sys::portable::mapping`
+//! allocates memory on other hosts. `sys::volatile` copies bytes that others access,
+//! `block::builder` takes memory of the caller, `block::ram_slice` lends it to vm-memory,
+//! `block::ram_block`, `block::ram_page` and `block::scalar` access it integer by integer,
+//! `content::compare` compares it in place, `hazard::cell` shares values that others replace,
+//! `bitmap::word` makes arrays of words of a mapping, `bitmap::simd` and `content::zero_scan`
+//! choose instructions at run time. Everything else is safe Rust.
 
 mod bitmap;
 mod block;
 mod content;
 mod dirty;
+mod hazard;
 mod io;
 mod page;
 mod sys;
@@ -100,6 +101,7 @@ pub use dirty::memory::DirtyMemory;
 pub use dirty::snapshot::DirtySnapshot;
 #[cfg(feature = "vm-memory")]
 pub use dirty::vm_memory_bitmap::DirtyBitmap;
+pub use hazard::cell::{HazardCell, HazardGuard, Reclaimed};
 pub use io::error::TransferError;
 pub use io::receive::ReceiveList;
 pub use io::send::SendList;

@@ -11,7 +11,8 @@
 //! mask.
 //!
 //! A harvest that has taken marks does the same, so that a writer may leave out a mark of a page
-//! that is marked already (`dirty::marks`).
+//! that is marked already (`dirty::marks`); and so does a thread that drops what others may read
+//! (`hazard`).
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;

@@ -1,0 +1,76 @@
+//! Threads that end, and the last of several that read.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use super::{Counted, cell, replace};
+use crate::hazard::cell::{HazardCell, HazardGuard};
+
+thread_local! {
+    /// Dropped after or before what the cells have of this thread: it is made before, or after.
+    static GUARD: RefCell<Option<HazardGuard<'static, Counted>>> = const { RefCell::new(None) };
+    static READER: RefCell<Option<ReadsAtTheEnd>> = const { RefCell::new(None) };
+}
+
+struct ReadsAtTheEnd(&'static HazardCell<Counted>, Arc<AtomicUsize>);
+
+impl Drop for ReadsAtTheEnd {
+    fn drop(&mut self) {
+        let guards = [self.0.load(), self.0.load()];
+        assert_eq!(guards[0].0.load(Ordering::SeqCst), 0);
+        replace(self.0);
+        assert_eq!(guards[1].0.load(Ordering::SeqCst), 0);
+        self.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn threads_read_until_their_very_end() {
+    let done = Arc::new(AtomicUsize::new(0));
+    for first in [true, false] {
+        let (cell, drops) = cell();
+        let (other, other_drops) = super::cell();
+        let [cell, other]: [&'static _; 2] =
+            [Box::leak(Box::new(cell)), Box::leak(Box::new(other))];
+        let counts = done.clone();
+        let thread = thread::spawn(move || {
+            if first {
+                drop(other.load());
+            }
+            GUARD.with(|_| ());
+            READER.set(Some(ReadsAtTheEnd(cell, counts)));
+            GUARD.set(Some(other.load()));
+            replace(other);
+        });
+        thread.join().unwrap();
+        assert_eq!((drops(), other_drops()), (1, 1));
+    }
+    assert_eq!(done.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_value_is_dropped_by_the_last_thread_that_reads_it() {
+    let (cell, drops) = cell();
+    let (begin, replaced) = (Barrier::new(9), Barrier::new(9));
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let guard = cell.load();
+                    begin.wait();
+                    replaced.wait();
+                    assert_eq!(guard.0.load(Ordering::SeqCst), 0);
+                    drop(guard);
+                })
+            })
+            .collect();
+        begin.wait();
+        replace(&cell);
+        assert_eq!(drops(), 0);
+        replaced.wait();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert_eq!(drops(), 1);
+    });
+}
