@@ -170,13 +170,12 @@ fn split(
     result
 }
 
-/// What answers all of an access, as nearly always one section does.
-#[inline(always)]
-fn whole(view: &FlatView, address: u64, len: usize) -> Option<(&Section, u64)> {
-    let section = view.find(address).ok()?;
-    let from_start = address - section.start;
-    let fits = (len as u64).wrapping_sub(1) <= section.last - address;
-    fits.then(|| (section, section.offset + from_start))
+impl Section {
+    /// Where in the region an address of the section is.
+    #[inline(always)]
+    fn offset_of(&self, address: u64) -> u64 {
+        self.offset + (address - self.start)
+    }
 }
 
 /// The trap that has all of an access of `size` bytes, on a bus of which the bits of `mask` count.
@@ -187,9 +186,10 @@ pub(crate) fn trap(
     (size, value): (usize, Option<u64>),
 ) -> Option<Trap> {
     let address = address & mask;
-    let (section, offset) = whole(view, address, size)?;
+    let section = view.whole(address, size)?;
     match section.target {
         SectionTarget::Trap(token) if size as u64 - 1 <= mask - address => {
+            let offset = section.offset_of(address);
             Some(Trap { token, offset, size, value })
         }
         _ => None,
@@ -237,12 +237,40 @@ pub(crate) fn read_from(
     access: Access,
     data: &mut [u8],
 ) -> Result<(), AccessError> {
-    if let Some((section, offset)) = whole(view, access.address, data.len()) {
-        // What is read most, without a call.
+    if read_main(view, access.address, data) {
+        return Ok(());
+    }
+    let section = view.whole(access.address, data.len());
+    if let Some(section) = section {
         if let SectionTarget::Ram(block) = &section.target {
-            return read_block(block, offset, data);
+            if block.read_aligned(section.offset_of(access.address), data) {
+                return Ok(());
+            }
         }
-        return access.read(section, offset, data);
+    }
+    read_any(view, section, (access.address, access.translations), data)
+}
+
+/// What is read most: returns false, and does nothing, if it is not that.
+#[inline(always)]
+pub(crate) fn read_main(view: &FlatView, address: u64, data: &mut [u8]) -> bool {
+    let ram = view.main_ram(address, data.len());
+    ram.is_some_and(|(block, offset)| block.read_aligned(offset, data))
+}
+
+/// As [`read_from`], of which it is a part, of the section that has all of it, if one does: apart,
+/// so that an access of memory keeps nothing ready for what it hardly ever needs.
+#[cold]
+#[inline(never)]
+fn read_any(
+    view: &FlatView,
+    section: Option<&Section>,
+    (address, translations): (u64, usize),
+    data: &mut [u8],
+) -> Result<(), AccessError> {
+    let access = Access { address, len: data.len(), translations };
+    if let Some(section) = section {
+        return access.read(section, section.offset_of(address), data);
     }
     split(view, access, |piece, bytes| {
         let data = &mut data[bytes];
@@ -258,12 +286,39 @@ pub(crate) fn read_from(
 
 #[inline(always)]
 pub(crate) fn write_to(view: &FlatView, access: Access, data: &[u8]) -> Result<(), AccessError> {
-    if let Some((section, offset)) = whole(view, access.address, data.len()) {
-        // What is written most, without a call.
+    if write_main(view, access.address, data) {
+        return Ok(());
+    }
+    let section = view.whole(access.address, data.len());
+    if let Some(section) = section {
         if let (SectionTarget::Ram(block), false) = (&section.target, section.readonly) {
-            return Ok(block.write(offset, data)?);
+            if block.write_aligned(section.offset_of(access.address), data) {
+                return Ok(());
+            }
         }
-        return access.write(section, offset, data);
+    }
+    write_any(view, section, (access.address, access.translations), data)
+}
+
+/// What is written most: returns false, and does nothing, if it is not that.
+#[inline(always)]
+pub(crate) fn write_main(view: &FlatView, address: u64, data: &[u8]) -> bool {
+    let ram = view.main_ram(address, data.len());
+    ram.is_some_and(|(block, offset)| block.write_aligned(offset, data))
+}
+
+/// As [`read_any`].
+#[cold]
+#[inline(never)]
+fn write_any(
+    view: &FlatView,
+    section: Option<&Section>,
+    (address, translations): (u64, usize),
+    data: &[u8],
+) -> Result<(), AccessError> {
+    let access = Access { address, len: data.len(), translations };
+    if let Some(section) = section {
+        return access.write(section, section.offset_of(address), data);
     }
     split(view, access, |piece, bytes| match piece {
         Some((section, offset)) => access.write(section, offset, &data[bytes]),

@@ -3,11 +3,14 @@
 #[cfg(feature = "vm-memory")]
 use std::sync::OnceLock;
 
+use ram_block::RamBlock;
+
 use crate::device::ioeventfd::{CoalescedRange, IoEventFd};
 use crate::region_id::RegionId;
 #[cfg(feature = "vm-memory")]
 use crate::view::guest_ram::GuestRam;
 use crate::view::index::LookUp;
+use crate::view::main_ram::MainRam;
 use crate::view::section::{Route, Section};
 
 /// The sections of an address space in ascending order, as one commit left them.
@@ -15,6 +18,7 @@ use crate::view::section::{Route, Section};
 /// A value that never changes: readers keep the one they loaded.
 #[derive(Clone, Debug, Default)]
 pub struct FlatView {
+    main_ram: Option<MainRam>,
     sections: Box<[Section]>,
     look_up: LookUp,
     ioeventfds: Vec<IoEventFd>,
@@ -33,6 +37,7 @@ impl FlatView {
         coalesced.sort_unstable();
         debug_assert!(coalesced.windows(2).all(|pair| pair[0].last < pair[1].start));
         Self {
+            main_ram: MainRam::of(&sections),
             look_up: LookUp::new(sections.iter().map(|section| section.last).collect()),
             #[cfg(feature = "vm-memory")]
             ram: OnceLock::new(),
@@ -72,7 +77,12 @@ impl FlatView {
             return None;
         }
         let Self { look_up, ioeventfds, coalesced, .. } = self;
+        let mut main_ram = self.main_ram.clone();
+        if let Some(main_ram) = &mut main_ram {
+            sections.iter().for_each(|section| main_ram.follow(section));
+        }
         let view = Self {
+            main_ram,
             sections,
             look_up: look_up.clone(),
             ioeventfds: ioeventfds.clone(),
@@ -106,25 +116,35 @@ impl FlatView {
         self.ram.get_or_init(|| GuestRam::new(&self.sections))
     }
 
+    /// The block and the offset in it of an access of `len` bytes to the RAM that most are to.
+    #[inline(always)]
+    pub(crate) fn main_ram(&self, address: u64, len: usize) -> Option<(&RamBlock, u64)> {
+        self.main_ram.as_ref()?.holding(address, len)
+    }
+
     /// The section that holds `address`, or where the next one starts.
     ///
     /// `Err(None)` says that nothing answers from `address` to the end.
-    #[inline]
     pub(crate) fn find(&self, address: u64) -> Result<&Section, Option<u64>> {
-        let at = match &*self.sections {
-            [only] => usize::from(only.last < address),
-            _ => self.look_up.first_reaching(address),
-        };
-        match self.sections.get(at) {
-            Some(section) if section.start <= address => Ok(section),
-            next => Err(next.map(|section| section.start)),
-        }
+        let next = || self.sections.get(self.look_up.first_reaching(address));
+        self.section_at(address).ok_or_else(|| next().map(|section| section.start))
+    }
+
+    /// The section that holds all of an access, as nearly always one does.
+    #[inline]
+    pub(crate) fn whole(&self, address: u64, len: usize) -> Option<&Section> {
+        let section = self.section_at(address)?;
+        ((len as u64).wrapping_sub(1) <= section.last - address).then_some(section)
     }
 
     /// The section that answers at `address`.
     #[inline]
     pub fn section_at(&self, address: u64) -> Option<&Section> {
-        self.find(address).ok()
+        let at = match &*self.sections {
+            [only] => usize::from(only.last < address),
+            _ => self.look_up.first_reaching(address),
+        };
+        self.sections.get(at).filter(|section| section.start <= address)
     }
 
     /// The sections that have a byte from `first` to `last`, in ascending order.

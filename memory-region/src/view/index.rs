@@ -7,19 +7,21 @@
 //! in the first megabytes as among windows of gigabytes above. Between two entries few
 //! sections are left to search.
 
-/// The last addresses of sections, in ascending order.
+use std::sync::Arc;
+
+/// The last addresses of sections, in ascending order. Views with the same ones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LookUp {
-    lasts: Box<[u64]>,
+    lasts: Arc<[u64]>,
     /// How many bits below the highest one count.
     bits: u32,
     /// For each key the first section that reaches the lowest address with that key; one
     /// more at the end. Empty where there are few sections.
-    table: Box<[u32]>,
+    table: Arc<[u32]>,
 }
 
 impl LookUp {
-    pub(crate) fn new(lasts: Box<[u64]>) -> Self {
+    pub(crate) fn new(lasts: Arc<[u64]>) -> Self {
         // The table costs a commit less than the sections do.
         let bits = match lasts.len() {
             0..16 => return Self { lasts, ..Self::default() },
@@ -39,12 +41,12 @@ impl LookUp {
             })
             .collect();
         table.push(u32::try_from(lasts.len()).unwrap_or(u32::MAX));
-        Self { lasts, bits, table: table.into_boxed_slice() }
+        Self { lasts, bits, table: table.into() }
     }
 
     /// The number of the first section that ends at `address` or above it; one past the
     /// last if there is none.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn first_reaching(&self, address: u64) -> usize {
         if self.table.is_empty() {
             // So few that counting them all is faster than steps that wait for each other.
@@ -57,7 +59,7 @@ impl LookUp {
 }
 
 /// Ascending with the address. Addresses below 2^`bits` share the lowest keys.
-#[inline]
+#[inline(always)]
 fn key(address: u64, bits: u32) -> usize {
     let address = address.max(1 << bits);
     let exponent = address.ilog2() - bits;
@@ -100,7 +102,7 @@ mod tests {
                 .prop_map(|(at, by)| at >> by), 0..600),
             extra in any::<u64>(),
         ) {
-            let lasts: Box<[u64]> = lasts.into_iter().collect();
+            let lasts: Arc<[u64]> = lasts.into_iter().collect();
             let look_up = LookUp::new(lasts.clone());
             let near = |last: &u64| [last.wrapping_sub(1), *last, last.wrapping_add(1)];
             for address in lasts.iter().flat_map(near).chain([0, 1, extra, u64::MAX]) {

@@ -8,6 +8,7 @@ pub(crate) mod generation;
 #[cfg(feature = "vm-memory")]
 pub(crate) mod guest_ram;
 pub(crate) mod index;
+pub(crate) mod main_ram;
 pub(crate) mod section;
 #[cfg(feature = "vm-memory")]
 pub(crate) mod vm_memory;
