@@ -8,11 +8,14 @@
 
 use std::sync::Arc;
 
+use ram_block::Reclaimed;
+
 use crate::error::MapError;
 use crate::map::commit::MapState;
 use crate::map::memory_map::MemoryMap;
 use crate::region_id::RegionId;
 use crate::tree::topology::RegionKind;
+use crate::view::address_space::AddressSpace;
 use crate::view::flat_view::FlatView;
 use crate::view::generation::Extent;
 
@@ -20,7 +23,7 @@ use crate::view::generation::Extent;
 struct Moved {
     space: usize,
     view: Arc<FlatView>,
-    ranges: Arc<[(u64, u64)]>,
+    ranges: Vec<(u64, u64)>,
 }
 
 impl MemoryMap {
@@ -56,12 +59,15 @@ impl MemoryMap {
         let lock = self.lock_for_update()?;
         let current = self.current();
         current.topology.check_alias_offset(alias, offset)?;
-        let former = current.move_alias(alias, offset);
+        let moved = current.move_alias(alias, offset);
         drop(lock);
         // Here, after the lock: the last holders of views may drop devices, which may use the map.
         drop(current);
-        match former {
-            Some(_) => Ok(()),
+        match moved {
+            Some(former_views) => {
+                drop(former_views);
+                Ok(())
+            }
             None => self.transaction(|map| map.set_alias_offset(alias, offset)),
         }
     }
@@ -69,8 +75,8 @@ impl MemoryMap {
 
 impl MapState {
     /// Moves an alias to an offset that its target has, if nothing else changes by that; returns
-    /// the former views. For the holder of the update lock.
-    fn move_alias(&self, alias: RegionId, to: u64) -> Option<Vec<Arc<FlatView>>> {
+    /// what is to be dropped after the update lock. For the holder of that.
+    fn move_alias(&self, alias: RegionId, to: u64) -> Option<Reclaimed> {
         let region = self.topology.get(alias).ok()?;
         let RegionKind::Alias { target, offset } = &region.kind else { return None };
         let from = offset.get();
@@ -92,7 +98,7 @@ impl MapState {
                 Some(Moved { view, ranges, .. }) => (view.clone(), ranges.clone()),
                 None => {
                     let (view, ranges) = former.with_alias_moved(alias, *target, (from, to))?;
-                    (Arc::new(view), ranges.into())
+                    (Arc::new(view), ranges)
                 }
             };
             if !ranges.is_empty() {
@@ -103,9 +109,12 @@ impl MapState {
             }
         }
         offset.set(to);
-        let publish = |Moved { space, view, ranges }: Moved| {
-            self.spaces[space].space.publish(view, Extent::Ranges(&ranges))
-        };
-        Some(moves.into_iter().map(publish).collect())
+        let mut are_many = false;
+        for Moved { space, view, ranges } in moves {
+            are_many |= self.spaces[space].space.publish(view, Extent::Ranges(&ranges));
+        }
+        // Otherwise they are kept: the new views have all that they have.
+        let spaces = self.spaces.iter().filter(|_| are_many);
+        Some(AddressSpace::reclaim(spaces.map(|entry| &*entry.space)))
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use ram_block::ClientSet;
+use ram_block::{ClientSet, Reclaimed};
 
 use crate::error::MapError;
 use crate::listener::change::{GlobalLogChange, MemoryListener, ViewChange};
@@ -60,8 +60,10 @@ pub(crate) struct Garbage {
     pub(crate) new_objects: NewObjects,
     /// The views of the edited tree, by their roots.
     rendered: BTreeMap<RegionId, Arc<FlatView>>,
-    /// The former views, or, if the commit failed, the rendered ones.
+    /// Views that were pending.
     views: Vec<Arc<FlatView>>,
+    /// Former views, if they have what the new ones do not have, or are many.
+    former_views: Reclaimed,
     /// The former map.
     pub(crate) former: Option<Arc<MapState>>,
 }
@@ -137,8 +139,16 @@ impl MapState {
             return Err(error);
         }
 
+        let (mut reclaims, mut compared) = (false, None);
         for (entry, view) in self.spaces.iter().zip(views) {
-            garbage.views.push(entry.space.publish(view, Extent::All));
+            let former = entry.space.view();
+            // Spaces that share a view follow each other.
+            let pair = (Arc::as_ptr(&former), Arc::as_ptr(&view));
+            if !reclaims && compared != Some(pair) {
+                compared = Some(pair);
+                reclaims = !view.has_all_of(&former);
+            }
+            reclaims |= entry.space.publish(view, Extent::All);
         }
         self.clear_pending(garbage);
         for (at, (_, clients)) in before.iter().filter(|(_, (_, clients))| !clients.is_empty()) {
@@ -146,6 +156,9 @@ impl MapState {
             let gone: ClientSet = gone.collect();
             let logs = self.topology.logs_of(*at).filter(|log| gone.contains(log.client));
             logs.for_each(|log| log.stop(*at));
+        }
+        if reclaims {
+            garbage.former_views = AddressSpace::reclaim(self.spaces.iter().map(|e| &*e.space));
         }
         let (topology, spaces) = (std::mem::take(&mut garbage.topology), self.spaces.clone());
         Ok(Self { topology, logged, spaces })

@@ -28,6 +28,10 @@ use crate::view::generation::Extent;
 /// are notified; called by a thread that holds it already, from within an update's closure or a
 /// listener, they fail with [`MapError::Reentrant`]. So a listener must not wait for another thread
 /// that may change the map, nor for a lock that such a thread may hold.
+///
+/// Commits that remove something use the `membarrier` system call. A sandbox that begins to forbid
+/// it after the first access should allow it: what leaves the map is then kept as long as the
+/// address space that has shown it.
 pub struct MemoryMap {
     /// The map as the last commit left it.
     current: ArcSwap<MapState>,
@@ -214,7 +218,8 @@ impl MemoryMap {
                 return Err(MapError::InUse { name, user: listener.name().to_owned() });
             }
             let removed = current.spaces.remove(at);
-            Ok(removed.space.publish(Arc::default(), Extent::All))
+            removed.space.publish(Arc::default(), Extent::All);
+            Ok(AddressSpace::reclaim([&*removed.space].into_iter()))
         })?;
         // After the lock: perhaps the last to hold devices.
         drop(shown);

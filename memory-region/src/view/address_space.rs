@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
+use ram_block::{HazardCell, HazardGuard, Reclaimed};
 
 use crate::device::iommu::{Bus, Translation};
 use crate::error::AccessError;
@@ -11,6 +12,11 @@ use crate::region_id::RegionId;
 use crate::view::access::{self, Access};
 use crate::view::flat_view::FlatView;
 use crate::view::generation::{Extent, Generation};
+
+/// How many former views a space keeps at most, and of how many sections together: what is kept
+/// costs memory, what is not costs a barrier of all threads.
+const MAX_KEPT_VIEWS: usize = 32;
+const MAX_KEPT_SECTIONS: usize = 4096;
 
 /// The addresses below one root region, as a processor or a device on that bus
 /// sees them.
@@ -26,7 +32,7 @@ pub struct AddressSpace {
     root: RegionId,
     /// The address lines that there are.
     mask: u64,
-    view: Arc<ArcSwap<FlatView>>,
+    view: Arc<HazardCell<FlatView>>,
     generation: Arc<Generation>,
     /// The new view of a commit under way, while listeners are notified of it.
     pending: Arc<ArcSwapOption<FlatView>>,
@@ -34,7 +40,7 @@ pub struct AddressSpace {
 
 impl AddressSpace {
     pub(crate) fn new(name: &str, root: RegionId, mask: u64, view: Arc<FlatView>) -> Self {
-        let (name, view) = (name.into(), Arc::new(ArcSwap::new(view)));
+        let (name, view) = (name.into(), Arc::new(HazardCell::new(view)));
         let (generation, pending) = (Arc::default(), Arc::default());
         Self { name, root, mask, view, generation, pending }
     }
@@ -88,11 +94,20 @@ impl AddressSpace {
         pending.into_iter().chain([self.view()])
     }
 
-    /// Publishes `view`, which differs from the former one in `extent`; returns the former one.
-    pub(crate) fn publish(&self, view: Arc<FlatView>, extent: Extent<'_>) -> Arc<FlatView> {
-        let former = self.view.swap(view);
+    /// Publishes `view`, which differs from the former one in `extent`; returns whether so many
+    /// former views are kept that they are to be [reclaimed](Self::reclaim), also if the current
+    /// one has all that they have.
+    pub(crate) fn publish(&self, view: Arc<FlatView>, extent: Extent<'_>) -> bool {
+        let sections = view.sections().len();
+        let kept = self.view.set(view);
         self.generation.advance(extent);
-        former
+        kept >= MAX_KEPT_VIEWS || kept * sections >= MAX_KEPT_SECTIONS
+    }
+
+    /// The former views of these spaces, to be dropped after the update lock; those that threads
+    /// are reading are dropped by the last of them.
+    pub(crate) fn reclaim<'a>(spaces: impl Iterator<Item = &'a Self>) -> Reclaimed {
+        HazardCell::reclaim(spaces.map(|space| &*space.view))
     }
 
     /// Which views it has had.
@@ -110,8 +125,15 @@ impl AddressSpace {
     /// all ones, the others are read all the same.
     #[inline]
     pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        let access = Access { address, len: data.len(), translations: 0 };
-        self.read_as(access, data)
+        if let Some(address) = self.within(address, data.len()) {
+            if let Some(view) = self.view.load_at_once() {
+                if access::read_main(&view, address, data) {
+                    return Ok(());
+                }
+                return read_rest(view, address, data);
+            }
+        }
+        self.read_as(address, 0, data)
     }
 
     /// Writes `data` at `address`, and marks the RAM that it reaches for every client
@@ -123,33 +145,79 @@ impl AddressSpace {
     /// read-only. Such bytes are dropped, the others are written all the same.
     #[inline]
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
-        let access = Access { address, len: data.len(), translations: 0 };
-        self.write_as(access, data)
+        if let Some(address) = self.within(address, data.len()) {
+            if let Some(view) = self.view.load_at_once() {
+                if access::write_main(&view, address, data) {
+                    return Ok(());
+                }
+                return write_rest(view, address, data);
+            }
+        }
+        self.write_as(address, 0, data)
     }
 
-    #[inline]
-    fn read_as(&self, access: Access, data: &mut [u8]) -> Result<(), AccessError> {
-        let (view, address) = (self.view.load(), access.address & self.mask);
-        if (data.len() as u64).saturating_sub(1) <= self.mask - address {
-            return access::read_from(&view, Access { address, ..access }, data);
+    /// Where on the bus an access is, unless it passes its end.
+    #[inline(always)]
+    fn within(&self, address: u64, len: usize) -> Option<u64> {
+        let address = address & self.mask;
+        ((len as u64).saturating_sub(1) <= self.mask - address).then_some(address)
+    }
+
+    /// As [`read`](Self::read), after so many translations. What a thread does for the first time,
+    /// or from within another access, comes here, and what passes the end of the bus.
+    #[inline(never)]
+    fn read_as(
+        &self,
+        address: u64,
+        translations: usize,
+        data: &mut [u8],
+    ) -> Result<(), AccessError> {
+        let view = self.view.load();
+        let len = data.len();
+        if let Some(address) = self.within(address, len) {
+            return access::read_from(&view, Access { address, len, translations }, data);
         }
-        access::wrap(self.mask, address, data.len(), |address, bytes| {
-            let len = bytes.len();
-            access::read_from(&view, Access { address, len, ..access }, &mut data[bytes])
+        access::wrap(self.mask, address & self.mask, len, |address, bytes| {
+            let access = Access { address, len: bytes.len(), translations };
+            access::read_from(&view, access, &mut data[bytes])
         })
     }
 
-    #[inline]
-    fn write_as(&self, access: Access, data: &[u8]) -> Result<(), AccessError> {
-        let (view, address) = (self.view.load(), access.address & self.mask);
-        if (data.len() as u64).saturating_sub(1) <= self.mask - address {
-            return access::write_to(&view, Access { address, ..access }, data);
+    /// As [`read_as`](Self::read_as), for a write.
+    #[inline(never)]
+    fn write_as(&self, address: u64, translations: usize, data: &[u8]) -> Result<(), AccessError> {
+        let view = self.view.load();
+        let len = data.len();
+        if let Some(address) = self.within(address, len) {
+            return access::write_to(&view, Access { address, len, translations }, data);
         }
-        access::wrap(self.mask, address, data.len(), |address, bytes| {
-            let len = bytes.len();
-            access::write_to(&view, Access { address, len, ..access }, &data[bytes])
+        access::wrap(self.mask, address & self.mask, len, |address, bytes| {
+            let access = Access { address, len: bytes.len(), translations };
+            access::write_to(&view, access, &data[bytes])
         })
     }
+}
+
+/// Reads what is not in the RAM that most reads are to. It is given the guard, so that nothing is
+/// called that may panic while the other reads have it: a guard that is dropped then, too, would be
+/// in memory.
+#[inline(never)]
+fn read_rest(
+    view: HazardGuard<'_, FlatView>,
+    address: u64,
+    data: &mut [u8],
+) -> Result<(), AccessError> {
+    access::read(&view, address, data)
+}
+
+/// As [`read_rest`].
+#[inline(never)]
+fn write_rest(
+    view: HazardGuard<'_, FlatView>,
+    address: u64,
+    data: &[u8],
+) -> Result<(), AccessError> {
+    access::write(&view, address, data)
 }
 
 impl Bus for AddressSpace {
@@ -159,7 +227,7 @@ impl Bus for AddressSpace {
         translations: usize,
         data: &mut [u8],
     ) -> Result<(), AccessError> {
-        self.read_as(Access { address, len: data.len(), translations }, data)
+        self.read_as(address, translations, data)
     }
 
     fn write_translated(
@@ -168,7 +236,7 @@ impl Bus for AddressSpace {
         translations: usize,
         data: &[u8],
     ) -> Result<(), AccessError> {
-        self.write_as(Access { address, len: data.len(), translations }, data)
+        self.write_as(address, translations, data)
     }
 }
 

@@ -13,6 +13,9 @@ use crate::view::index::LookUp;
 use crate::view::main_ram::MainRam;
 use crate::view::section::{Route, Section};
 
+/// How often a section that has moved is searched for among all of another view.
+const MAX_SEARCHES: usize = 8;
+
 /// The sections of an address space in ascending order, as one commit left them.
 ///
 /// A value that never changes: readers keep the one they loaded.
@@ -91,6 +94,23 @@ impl FlatView {
             ram: OnceLock::new(),
         };
         Some((view, moved))
+    }
+
+    /// Whether all that answers in `former` answers in this view too, so that nothing is dropped
+    /// with the former one. False if that is not known: if much has moved.
+    pub(crate) fn has_all_of(&self, former: &Self) -> bool {
+        let mut searches = 0;
+        let mut next = 0;
+        former.sections.iter().all(|section| {
+            // Most sections stay where they are.
+            let before = |own: &Section| own.last < section.start;
+            next += self.sections[next..].iter().take_while(|own| before(own)).count();
+            let stays = self.sections.get(next).is_some_and(|own| own.has_all_of(section));
+            stays || section.holds_nothing() || {
+                searches += 1;
+                searches <= MAX_SEARCHES && self.sections.iter().any(|own| own.has_all_of(section))
+            }
+        })
     }
 
     /// The sections in ascending order.

@@ -154,6 +154,29 @@ impl Section {
         }
     }
 
+    /// Whether dropping the section drops no block, device or handler.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        use SectionTarget::{OpenBus, Reserved, Trap};
+        matches!(self.target, Reserved | Trap(_) | OpenBus(_))
+    }
+
+    /// Whether the section has the blocks, devices and handlers that `other` has.
+    pub(crate) fn has_all_of(&self, other: &Self) -> bool {
+        let has_block = || match (self.ram(), other.ram()) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (_, other) => other.is_none(),
+        };
+        let has_device = || match (self.device(), other.device()) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (_, other) => other.is_none(),
+        };
+        match (&self.target, &other.target) {
+            (SectionTarget::Iommu(own), SectionTarget::Iommu(other)) => Arc::ptr_eq(own, other),
+            (_, SectionTarget::Iommu(_)) => false,
+            _ => has_block() && has_device(),
+        }
+    }
+
     /// Whether both show the same part of the same region at the same addresses, in
     /// the same way but perhaps for the logging clients.
     pub fn same_mapping(&self, other: &Self) -> bool {
