@@ -43,9 +43,15 @@ pub enum KvmError {
     /// it was called.
     #[error("Written pages cannot be tracked by {tracking}: {reason}")]
     Tracking { tracking: DirtyTracking, reason: String, source: Option<io::Error> },
-    /// A dirty limit was set without dirty rings: only they count the pages that each vCPU writes.
-    #[error("A dirty limit needs dirty rings: written pages are tracked by {tracking}")]
-    NoRings { tracking: DirtyTracking },
+    /// A dirty limit or bound was set without dirty rings: only they count the pages that vCPUs
+    /// write.
+    #[error("{what} needs dirty rings: written pages are tracked by {tracking}")]
+    NoRings { what: &'static str, tracking: DirtyTracking },
+    /// A dirty bound of fewer pages than the rings of all vCPUs have entries.
+    #[error(
+        "A dirty bound is at least {least} pages, the entries of all rings: {asked} were asked"
+    )]
+    DirtyBound { asked: u64, least: u64 },
     /// The thread that keeps the dirty limit cannot be started.
     #[error("The thread that keeps the dirty limit cannot be started")]
     LimitThread { source: io::Error },

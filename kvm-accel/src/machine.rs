@@ -3,6 +3,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub(crate) struct Machine {
     chosen: DirtyTrackingMode,
     pml_flush_interval: Duration,
     slots: Mutex<Slots>,
+    /// Whether guests may not run, as the dirty bound is reached.
+    bound_reached: Arc<AtomicBool>,
     gate: Arc<Gate>,
     coalesced: CoalescedQueue,
     /// When guests were last forced to exit to flush PML buffers.
@@ -48,6 +51,7 @@ impl Machine {
             fd,
             chosen,
             pml_flush_interval,
+            bound_reached: slots.bound_reached().clone(),
             slots: Mutex::new(slots),
             gate: Arc::default(),
             coalesced: CoalescedQueue::default(),
@@ -79,7 +83,7 @@ impl Machine {
         let mut ring = RingOfVcpu::default();
         if let DirtyTracking::Ring { entries } = self.chosen.tracking {
             let entries = MappedEntries::new(vcpu, entries)?;
-            ring = lock(&self.slots).rings.add(entries);
+            ring = lock(&self.slots).add_ring(entries);
         }
         self.gate.add(shared);
         Ok(ring)
@@ -123,6 +127,16 @@ impl Machine {
     /// from before the guest was entered.
     pub(crate) fn ring_full(&self, ring: &RingOfVcpu, moves: u64) -> Result<(), KvmError> {
         lock(&self.slots).ring_full(&self.calls(), ring, moves)
+    }
+
+    /// Removes the bound on what vCPUs dirty, or sets it anew, from now on.
+    pub(crate) fn set_dirty_bound(&self, pages: Option<u64>) -> Result<(), KvmError> {
+        lock(&self.slots).set_dirty_bound(&self.calls(), pages)
+    }
+
+    /// Whether no guest may run until the dirty bound is set anew.
+    pub(crate) fn is_dirty_bound_reached(&self) -> bool {
+        self.bound_reached.load(Ordering::Acquire)
     }
 
     /// How many entries KVM has pushed to the ring of this number so far.

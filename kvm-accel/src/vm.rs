@@ -169,14 +169,53 @@ impl KvmVm {
     /// [`KvmError::NoRings`] if written pages are not tracked by dirty rings, [`KvmError::Config`]
     /// for a limit of 0, [`KvmError::LimitThread`]. The limit is unchanged then.
     pub fn set_dirty_limit(self: &Arc<Self>, bytes: Option<u64>) -> Result<(), KvmError> {
-        let tracking = self.machine.chosen().tracking;
-        if !matches!(tracking, DirtyTracking::Ring { .. }) {
-            return Err(KvmError::NoRings { tracking });
-        }
+        self.check_rings("A dirty limit")?;
         if bytes == Some(0) {
             return Err(KvmError::Config { what: "A dirty limit", unit: 1, found: 0 });
         }
         self.limit.set(&self.machine, bytes).map_err(|source| KvmError::LimitThread { source })
+    }
+
+    fn check_rings(&self, what: &'static str) -> Result<(), KvmError> {
+        match self.machine.chosen().tracking {
+            DirtyTracking::Ring { .. } => Ok(()),
+            tracking => Err(KvmError::NoRings { what, tracking }),
+        }
+    }
+
+    /// Stops all vCPUs before they have dirtied more than `pages` pages together, counted from
+    /// now: [`Vcpu::run`] returns [`VcpuEvent::DirtyBound`](crate::VcpuEvent::DirtyBound), and
+    /// does so again until the bound is set anew. `None`, the default, is no bound.
+    ///
+    /// A vCPU dirties no more pages than its ring has entries before the rings are looked at: they
+    /// stop when every ring, filled once more, could bring the sum past the bound. So `pages` is at
+    /// least the entries of all rings, and with one vCPU and as many pages as entries, it stops
+    /// when its ring is full. They may stop with as many pages fewer: KVM calls a ring full with 64
+    /// entries left, or with 576 where there is PML; and a page counts again when it is written
+    /// after a sync.
+    ///
+    /// What devices write does not count, nor does anything while nothing is logged. If KVM loses
+    /// entries ([`DirtyLogStats::ring_overruns`]), all pages count as written, and the vCPUs stop.
+    /// With another way of tracking, look at a log from time to time.
+    ///
+    /// ```no_run
+    /// # use kvm_accel::{KvmError, KvmVm, Vcpu, VcpuEvent};
+    /// # fn example(vm: &std::sync::Arc<KvmVm>, vcpu: &mut Vcpu) -> Result<(), KvmError> {
+    /// vm.set_dirty_bound(Some(4096))?; // 16 MiB since the checkpoint
+    /// if vcpu.run()? == VcpuEvent::DirtyBound {
+    ///     // Take a checkpoint or go back to one; then set the bound again.
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::NoRings`], [`KvmError::DirtyBound`], and those of taking the rings. The bound is
+    /// unchanged then.
+    pub fn set_dirty_bound(&self, pages: Option<u64>) -> Result<(), KvmError> {
+        self.check_rings("A dirty bound")?;
+        self.machine.set_dirty_bound(pages)
     }
 
     /// How many bytes per second each vCPU may dirty, if that is limited.

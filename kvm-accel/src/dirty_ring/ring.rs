@@ -325,6 +325,16 @@ impl<E: Entries> Ring<E> {
         }
     }
 
+    /// How many entries were taken so far.
+    pub(crate) fn handed_out(&self) -> u64 {
+        self.handed_out
+    }
+
+    /// How many entries the ring has.
+    pub(crate) fn count(&self) -> u64 {
+        self.entries.count() as u64
+    }
+
     /// How many entries KVM has pushed so far, including those that are not taken yet, which are
     /// only counted. After a loss, approximate.
     pub(crate) fn seen(&self) -> u64 {

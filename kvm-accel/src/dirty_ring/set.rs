@@ -143,6 +143,16 @@ impl<E: Entries> Rings<E> {
         Ok(!self.rings.iter().any(Ring::is_overrun))
     }
 
+    /// How many entries were taken from all rings so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.rings.iter().map(Ring::handed_out).sum()
+    }
+
+    /// How many entries all rings have.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.rings.iter().map(Ring::count).sum()
+    }
+
     /// How many entries KVM has pushed to ring `number` so far.
     pub(crate) fn seen(&self, number: usize) -> u64 {
         self.rings.get(number).map_or(0, Ring::seen)

@@ -43,8 +43,10 @@ impl Gate {
         vcpus.push(Arc::downgrade(vcpu));
     }
 
+    /// Whether a guest must not be entered. Acquire: a vCPU that finds the gate open sees what was
+    /// done while it was closed.
     pub(crate) fn is_closed(&self) -> bool {
-        self.exclusions.load(Ordering::Relaxed) + self.pauses.load(Ordering::Relaxed) > 0
+        self.exclusions.load(Ordering::Acquire) + self.pauses.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn is_exclusive(&self) -> bool {

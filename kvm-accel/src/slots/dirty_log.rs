@@ -26,6 +26,8 @@
 //! are marked, while no vCPU runs guest code.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use ram_block::PageSize;
 
@@ -130,8 +132,20 @@ impl<E: Entries> Slots<E> {
     }
 
     /// Takes the entries of all rings and marks their pages; if some may be lost, marks all pages.
-    /// Returns how many entries were found.
+    /// Returns how many entries were found. With a bound on what is dirty, keeps guests out
+    /// meanwhile.
     pub(crate) fn take_rings(&mut self, vm: &impl SlotCalls) -> Result<usize, KvmError> {
+        if !self.bound.is_on() {
+            return self.take_and_mark(vm);
+        }
+        vm.exclude(|| {
+            let found = self.take_and_mark(vm);
+            self.bound.check(self.rings.taken(), self.rings.capacity());
+            found
+        })
+    }
+
+    fn take_and_mark(&mut self, vm: &impl SlotCalls) -> Result<usize, KvmError> {
         let (mut lost, failed) = match self.rings.take(vm, &mut self.stats) {
             Ok(lost) => (lost, None),
             Err(error) => (true, Some(error)),
@@ -145,6 +159,35 @@ impl<E: Entries> Slots<E> {
             Some(source) => Err(KvmError::ResetRings { source }),
             None => Ok(found),
         }
+    }
+
+    /// What is true while no guest may run, as the dirty bound is reached.
+    pub(crate) fn bound_reached(&self) -> &Arc<AtomicBool> {
+        self.bound.reached()
+    }
+
+    /// Removes the bound on what vCPUs dirty, or sets it anew, from now on.
+    pub(crate) fn set_dirty_bound(
+        &mut self,
+        vm: &impl SlotCalls,
+        pages: Option<u64>,
+    ) -> Result<(), KvmError> {
+        let least = self.rings.capacity();
+        if let Some(asked) = pages.filter(|pages| *pages < least) {
+            return Err(KvmError::DirtyBound { asked, least });
+        }
+        vm.exclude(|| {
+            self.take_and_mark(vm)?;
+            self.bound.set(pages, self.rings.taken());
+            Ok(())
+        })
+    }
+
+    /// Adds the ring of a new vCPU.
+    pub(crate) fn add_ring(&mut self, entries: E) -> RingOfVcpu {
+        let ring = self.rings.add(entries);
+        self.bound.check(self.rings.taken(), self.rings.capacity());
+        ring
     }
 
     /// Handles an exit because `ring` is full. When the guest was entered, the ring's count of
@@ -211,6 +254,7 @@ impl<E: Entries> Slots<E> {
         log::log!(level, "KVM lost entries of a dirty ring: all pages count as written");
         self.needs_recovery = true;
         vm.exclude(|| {
+            self.bound.stop();
             let realigned = self.rings.realign(vm, &mut self.stats);
             let mut result = Ok(());
             for slot in self.used.values_mut().flatten().filter(|slot| slot.logged) {

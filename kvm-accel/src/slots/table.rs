@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY};
 use ram_block::{PageSize, RamBlock};
 
+use crate::dirty_ring::bound::DirtyBound;
 use crate::dirty_ring::ring::Entries;
 use crate::dirty_ring::set::Rings;
 use crate::error::KvmError;
@@ -119,6 +120,7 @@ pub(crate) struct Slots<E = MappedEntries> {
     /// Pages of one block that are to be marked; kept to reuse its memory.
     pub(super) pages: Vec<u64>,
     pub(crate) rings: Rings<E>,
+    pub(super) bound: DirtyBound,
     /// Entries were lost, and the log of a slot could not be re-armed, or a ring not be realigned.
     pub(super) needs_recovery: bool,
     pub(crate) stats: DirtyLogStats,
@@ -139,6 +141,7 @@ impl<E: Entries> Slots<E> {
             report: SlotBitmap::default(),
             pages: Vec::new(),
             rings: Rings::default(),
+            bound: DirtyBound::default(),
             needs_recovery: false,
             stats: DirtyLogStats::default(),
         }

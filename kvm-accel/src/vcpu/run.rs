@@ -25,6 +25,9 @@ use crate::vcpu::run_page::RunPage;
 pub enum VcpuEvent {
     /// [`VcpuKicker::kick`] was called.
     Kicked,
+    /// The vCPUs have dirtied what they may:
+    /// [`KvmVm::set_dirty_bound`](crate::KvmVm::set_dirty_bound).
+    DirtyBound,
     /// The guest halted, and no interrupt controller in the kernel waits for it.
     Halted,
     /// The guest shut down: a triple fault, on x86.
@@ -201,13 +204,17 @@ impl Vcpu {
         }
         loop {
             let waits = || gate.is_pause_wanted() || shared.is_throttled();
+            let is_bound = self.machine.is_dirty_bound_reached();
             // Complete the guest's access first: a paused or returned vCPU has no access under way.
-            if shared.is_kicked() || waits() {
+            if shared.is_kicked() || is_bound || waits() {
                 if let Some(event) = self.complete(&mut other)? {
                     return Ok(event);
                 }
                 if shared.take_kick() {
                     return Ok(VcpuEvent::Kicked);
+                }
+                if is_bound {
+                    return Ok(VcpuEvent::DirtyBound);
                 }
                 gate.wait_while(&shared, VcpuMode::Parked, || waits() && !shared.is_kicked());
                 continue;
@@ -218,7 +225,14 @@ impl Vcpu {
                 continue;
             }
             // A request may have come since the checks above: `enter` checks behind its fence.
-            let wanted_out = || shared.is_kicked() || shared.is_throttled() || gate.is_closed();
+            let machine = &self.machine;
+            let wanted_out = || {
+                // The bound last: it is reached while the gate is closed.
+                shared.is_kicked()
+                    || shared.is_throttled()
+                    || gate.is_closed()
+                    || machine.is_dirty_bound_reached()
+            };
             if shared.state.enter(|| shared.clear_immediate_exit(), wanted_out) {
                 if let Some(event) = self.enter_guest(&mut other)? {
                     return Ok(event);

@@ -170,6 +170,9 @@ impl Checkpoints {
     /// that is stopped then: returns by how many pages it has overshot, or nothing as long as it
     /// may go on. As [`count_dirty`](Self::count_dirty).
     ///
+    /// KVM's dirty rings can stop the machine before it passes the limit: `KvmVm::set_dirty_bound`
+    /// of `kvm-accel`.
+    ///
     /// # Errors
     ///
     /// As [`count_dirty`](Self::count_dirty).

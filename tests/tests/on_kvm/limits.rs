@@ -2,11 +2,12 @@
 //! dirtied memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use integration_tests::harness::Test;
-use kvm_accel::{DirtyTracking, KvmConfig, KvmError, PauseGuard, VcpuThread};
+use kvm_accel::{DirtyTracking, KvmConfig, KvmError, PauseGuard, VcpuEvent, VcpuThread};
 use machines::guest::{DATA, TABLE_PAGES, programs};
 use memory_region::GlobalLogClaim;
 use migration_ram::{DirtyRate, Throttle};
@@ -24,6 +25,7 @@ pub const ONCE: &[Test] = &[
     ("a_vcpu_dirties_at_its_limit", a_vcpu_dirties_at_its_limit),
     ("each_vcpu_has_its_own_limit", each_vcpu_has_its_own_limit),
     ("a_vcpu_that_waits_for_its_limit_can_be_had", a_vcpu_that_waits_for_its_limit_can_be_had),
+    ("vcpus_stop_before_they_pass_their_bound", vcpus_stop_before_they_pass_their_bound),
     ("limits_that_cannot_be_kept_are_refused", limits_that_cannot_be_kept_are_refused),
 ];
 
@@ -285,7 +287,7 @@ fn a_vcpu_that_waits_for_its_limit_can_be_had() {
         assert_eq!(seen("while it is kept out"), 0);
         // A kick gets it out of its run, and no limit lets it go on.
         let (vcpu, event) = guest.stop().unwrap();
-        assert_eq!(event, kvm_accel::VcpuEvent::Kicked);
+        assert_eq!(event, VcpuEvent::Kicked);
         let guest = vcpu.spawn("vcpu").unwrap();
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(seen("after a kick"), 0);
@@ -295,12 +297,82 @@ fn a_vcpu_that_waits_for_its_limit_can_be_had() {
     });
 }
 
+/// Two guests that go through memory, beside a thread that syncs another client: again and again
+/// from a log that is clean, until they stop.
+fn vcpus_stop_before_they_pass_their_bound() {
+    const ENTRIES: u64 = 1024;
+    tracked_by(DirtyTracking::Ring { entries: 1024 }, || {
+        let (machine, mut log) = populated();
+        let least = 2 * ENTRIES;
+        // For one vCPU too few.
+        machine.vm.set_dirty_bound(Some(0)).unwrap();
+        let stopped = |guest: VcpuThread| {
+            let (vcpu, event) = guest.join().unwrap();
+            assert_eq!(event, VcpuEvent::DirtyBound);
+            vcpu
+        };
+        let mut vcpus = [sweep(&machine, 0, 150), sweep(&machine, 150, 300)].map(stopped);
+        let ended = AtomicBool::new(false);
+        let other = machine.memory.claim_global_log(DirtyClient::VGA).unwrap();
+        vcpus = thread::scope(|scope| {
+            let _ends = SetOnDrop(&ended);
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    other.sync().unwrap();
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let mut stopped_early = 0;
+            for bound in [least, least + 1, least + 500, 3 * least, 10 * least].repeat(4) {
+                log.sync().unwrap();
+                drop(log.snapshot_and_clear(&machine.block, 0..RAM).unwrap().commit());
+                machine.vm.set_dirty_bound(Some(bound)).unwrap();
+                let overruns = machine.vm.dirty_log_stats().ring_overruns;
+                let guests = vcpus.map(|vcpu| vcpu.spawn("vcpu").unwrap());
+                wait_until("the guests to stop", || guests.iter().all(VcpuThread::is_finished));
+                vcpus = guests.map(stopped);
+                assert_eq!(machine.vm.dirty_log_stats().ring_overruns, overruns);
+                log.sync().unwrap();
+                let harvest = log.snapshot_and_clear(&machine.block, 0..RAM).unwrap();
+                let pages = harvest.commit().count();
+                println!("{pages} pages of {bound}");
+                assert!(pages <= bound, "{pages} pages are dirty, {bound} were allowed");
+                stopped_early += u64::from(pages + least + TABLE_PAGES < bound);
+            }
+            // A page that is written again after a sync counts again: such as the one in which a
+            // guest counts its passes.
+            assert!(stopped_early < 10, "{stopped_early} of 20 stopped too early");
+            vcpus
+        });
+        machine.vm.set_dirty_bound(None).unwrap();
+        let guests = vcpus.map(|vcpu| vcpu.spawn("vcpu").unwrap());
+        let mut dirtied = 0;
+        wait_until("the guests to go on without a bound", || {
+            log.sync().unwrap();
+            dirtied += take(&mut log, &machine.block, 0, 300);
+            dirtied > 20_000
+        });
+        guests.into_iter().for_each(|guest| drop(guest.stop().unwrap()));
+    });
+}
+
+/// Ends the thread beside, also after a panic.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn limits_that_cannot_be_kept_are_refused() {
     for tracking in [DirtyTracking::Bitmap, DirtyTracking::ManualProtect] {
         tracked_by(tracking, || {
             let machine = Machine::new(1 << 20);
             let refused = machine.vm.set_dirty_limit(Some(1 << 20)).unwrap_err();
-            assert!(matches!(refused, KvmError::NoRings { tracking: t } if t == tracking));
+            assert!(matches!(refused, KvmError::NoRings { tracking: t, .. } if t == tracking));
+            let refused = machine.vm.set_dirty_bound(Some(1 << 20)).unwrap_err();
+            assert!(matches!(refused, KvmError::NoRings { tracking: t, .. } if t == tracking));
             assert_eq!(machine.vm.dirty_limit(), None);
         });
     }
@@ -308,5 +380,12 @@ fn limits_that_cannot_be_kept_are_refused() {
         let machine = Machine::new(1 << 20);
         let refused = machine.vm.set_dirty_limit(Some(0)).unwrap_err();
         assert!(matches!(refused, KvmError::Config { found: 0, .. }), "{refused}");
+        machine.vm.set_dirty_bound(Some(0)).unwrap(); // of no vCPUs
+        let mut vcpu = machine.vcpu();
+        assert_eq!(vcpu.run().unwrap(), VcpuEvent::DirtyBound);
+        let refused = machine.vm.set_dirty_bound(Some(65_535)).unwrap_err();
+        let least = 65_536;
+        assert!(matches!(refused, KvmError::DirtyBound { asked: 65_535, least: l } if l == least));
+        assert_eq!(vcpu.run().unwrap(), VcpuEvent::DirtyBound);
     });
 }

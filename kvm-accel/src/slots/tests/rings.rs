@@ -7,8 +7,10 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use ram_block::{DirtyClaim, DirtyClient, PageSize, RamBlock};
@@ -62,6 +64,8 @@ struct PaperVcpu {
     budget: u64,
     /// Out of the guest, as the ring is full.
     stopped: bool,
+    /// Out of the guest, as the bound is reached.
+    bound: bool,
 }
 
 /// A guest's memory, of which KVM has one slot.
@@ -76,6 +80,9 @@ struct Memory {
     /// How often each page was stored to.
     version: Vec<u32>,
     still: bool,
+    /// How many entries were pushed.
+    pushed: u64,
+    bound_reached: Arc<AtomicBool>,
     seed: u64,
 }
 
@@ -106,6 +113,13 @@ impl Memory {
         }
     }
 
+    /// What vCPUs do before they enter the guest.
+    fn look_at_the_bound(&mut self, vcpus: Range<usize>) {
+        let is_reached = self.bound_reached.load(Ordering::Relaxed);
+        let looking = self.vcpus.iter_mut().enumerate().filter(|(n, _)| vcpus.contains(n));
+        looking.for_each(|(_, vcpu)| vcpu.bound = is_reached);
+    }
+
     fn protect(&mut self) {
         for page in self.closing.drain(..) {
             self.open[page] = false;
@@ -115,7 +129,7 @@ impl Memory {
     fn store(&mut self, vcpu: usize, stores: u64) {
         let pages = self.open.len();
         for _ in 0..stores {
-            if self.vcpus[vcpu].stopped {
+            if self.vcpus[vcpu].stopped || self.vcpus[vcpu].bound {
                 return;
             }
             let page = if self.kind.random {
@@ -128,6 +142,7 @@ impl Memory {
             let vcpu = &mut self.vcpus[vcpu];
             if self.logged && !std::mem::replace(&mut self.open[page], true) {
                 vcpu.ring.push(0, page as u64);
+                self.pushed += 1;
             }
             self.version[page] += 1;
             vcpu.budget -= 1;
@@ -201,7 +216,12 @@ impl SlotCalls for Kvm {
         let kept_out = self.0.borrow().kind.kept_out;
         let before = std::mem::replace(&mut self.0.borrow_mut().still, kept_out);
         let result = work();
-        self.0.borrow_mut().still = before;
+        let mut memory = self.0.borrow_mut();
+        memory.still = before;
+        if kept_out {
+            memory.look_at_the_bound(0..usize::MAX);
+        }
+        drop(memory);
         result
     }
 
@@ -269,6 +289,7 @@ impl Machine {
             next: n * pages / kind.vcpus,
             budget: 1,
             stopped: false,
+            bound: false,
         };
         let kvm = Kvm(Rc::new(RefCell::new(Memory {
             kind,
@@ -278,6 +299,8 @@ impl Machine {
             logged: false,
             version: vec![0; pages],
             still: true,
+            pushed: 0,
+            bound_reached: Arc::default(),
             seed: (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         })));
         let size = pages as u64 * PageSize::host().bytes();
@@ -297,9 +320,10 @@ impl Machine {
         };
         slot.create(&kvm).unwrap();
         slots.enter(0, slot);
+        kvm.0.borrow_mut().bound_reached = slots.bound_reached().clone();
         let mapped: Vec<_> = kvm.0.borrow().vcpus.iter().map(|vcpu| vcpu.ring.entries()).collect();
         let moments = |entries| Moments { kvm: kvm.clone(), entries, blind: RefCell::default() };
-        let rings = mapped.into_iter().map(|entries| slots.rings.add(moments(entries))).collect();
+        let rings = mapped.into_iter().map(|entries| slots.add_ring(moments(entries))).collect();
         let moves = vec![0; kind.vcpus];
         Self { kvm, slots, rings, moves, block, log, copy: vec![0; pages] }
     }
@@ -327,6 +351,7 @@ impl Machine {
             assert!(tries < 200, "the ring stays full");
             self.slots.ring_full(&self.kvm, &self.rings[vcpu], self.moves[vcpu]).unwrap();
             self.moves[vcpu] = self.rings[vcpu].moves();
+            self.kvm.0.borrow_mut().look_at_the_bound(vcpu..vcpu + 1);
             // KVM checks first of all.
             let vcpu = &mut self.kvm.0.borrow_mut().vcpus[vcpu];
             vcpu.stopped = vcpu.ring.is_full();
@@ -441,3 +466,5 @@ fn the_runs_show_what_a_guard_is_for() {
     let lost = (0..40).filter(|seed| is_lost(*seed)).count();
     assert!(lost > 0, "the runs do not see the loss");
 }
+
+mod bound;
