@@ -246,7 +246,7 @@ impl Checkpoints {
             // For this round and for the pause, which finds about as many: it need not wait for
             // memory then.
             if !is_worth_it {
-                self.memory.reserve_twice()?;
+                self.memory.reserve_twice(copied)?;
             }
             self.memory.copy(copied)?;
             stats.pages_live += pages;

@@ -1,5 +1,6 @@
 //! A block's memory as it was at a checkpoint.
 
+use std::collections::TryReserveError;
 use std::sync::Arc;
 
 use memory_region::{GlobalLogClaim, MapError};
@@ -22,22 +23,30 @@ pub(super) struct Image {
     dirty: PageSet,
     /// How many there are.
     dirty_pages: u64,
-    parts: Vec<Option<Box<[Content; PART]>>>,
+    /// Of [`PART`] pages each.
+    parts: Vec<Option<Box<[Content]>>>,
 }
 
 impl Image {
     /// All zeros.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for the table.
     pub(super) fn new(
         block: Arc<RamBlock>,
         client: DirtyClient,
         store: usize,
         dirty: PageSet,
-    ) -> Self {
+    ) -> Result<Self, TryReserveError> {
         // Of all pages that it can have: a resize may come at any time, and is found out later.
         let room = block.max_len() / block.page_size().bytes();
-        let parts = usize::try_from(room).unwrap_or(usize::MAX).div_ceil(PART);
+        let count = usize::try_from(room).unwrap_or(usize::MAX).div_ceil(PART);
+        let mut parts = Vec::new();
+        parts.try_reserve_exact(count)?;
+        parts.resize(count, None);
         let epoch = block.dirty().epoch(client);
-        Self { block, epoch, store, dirty, dirty_pages: 0, parts: vec![None; parts] }
+        Ok(Self { block, epoch, store, dirty, dirty_pages: 0, parts })
     }
 
     /// Whether the log has been whole, and the block's length the same, since this was made.
@@ -67,10 +76,20 @@ impl Image {
     }
 
     /// Moves the words of the dirty pages to `words`.
-    pub(super) fn take_words(&mut self, words: &mut Vec<(u64, u64)>) {
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for them: all pages are dirty still.
+    pub(super) fn take_words(
+        &mut self,
+        words: &mut Vec<(u64, u64)>,
+    ) -> Result<(), TryReserveError> {
         words.clear();
+        let most = self.dirty_pages.min(self.block.pages().div_ceil(64));
+        words.try_reserve(usize::try_from(most).unwrap_or(usize::MAX))?;
         words.extend(self.dirty.drain_words());
         self.dirty_pages = 0;
+        Ok(())
     }
 
     /// Makes the pages of these words dirty.
@@ -91,10 +110,27 @@ impl Image {
         self.parts[part].as_ref().map_or(Content::ZERO, |part| part[at])
     }
 
-    /// Sets the content of a page that the block has room for; returns the former one.
+    /// Makes room for the content of a page that the block has room for.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for it.
+    pub(super) fn reserve(&mut self, page: u64) -> Result<(), TryReserveError> {
+        let (part, _) = Self::place(page);
+        if self.parts[part].is_none() {
+            let mut contents = Vec::new();
+            contents.try_reserve_exact(PART)?;
+            contents.resize(PART, Content::ZERO);
+            self.parts[part] = Some(contents.into());
+        }
+        Ok(())
+    }
+
+    /// Sets the content of a page for which there is [room](Self::reserve); returns the former one.
     pub(super) fn set(&mut self, page: u64, content: Content) -> Content {
         let (part, at) = Self::place(page);
-        let part = self.parts[part].get_or_insert_with(|| Box::new([Content::ZERO; PART]));
-        std::mem::replace(&mut part[at], content)
+        let former = self.parts[part].as_mut().map(|part| &mut part[at]);
+        debug_assert!(former.is_some(), "nobody has made room for page {page}");
+        former.map_or(Content::ZERO, |former| std::mem::replace(former, content))
     }
 }

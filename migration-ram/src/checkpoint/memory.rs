@@ -102,16 +102,18 @@ impl KeptMemory {
     /// than zero.
     pub(super) fn begin(&mut self) -> Result<(), CheckpointError> {
         self.forget();
-        let client = self.log.client();
-        for block in self.map.ram_blocks() {
+        let (client, blocks) = (self.log.client(), self.map.ram_blocks());
+        self.images.try_reserve(blocks.len()).map_err(|_| self.no_memory())?;
+        for block in blocks {
             let size = usize::try_from(block.page_size().bytes()).unwrap_or(usize::MAX);
             let known = self.stores.iter().position(|store| store.page_size() == size);
-            let store = known.unwrap_or_else(|| {
-                self.stores.push(PageStore::new(size));
-                self.stores.len() - 1
-            });
+            let store = known.unwrap_or(self.stores.len());
+            if known.is_none() {
+                self.stores.push(PageStore::new(size).map_err(|_| self.no_memory())?);
+            }
             let dirty = self.set_of(&block)?;
-            self.images.push(Image::new(block, client, store, dirty));
+            let image = Image::new(block, client, store, dirty);
+            self.images.push(image.map_err(|_| self.no_memory())?);
         }
         // What is written from here on is in the log, and what was before is in memory.
         self.take_log(&mut ResetStats::default())?;
@@ -131,7 +133,11 @@ impl KeptMemory {
 
     fn set_of(&self, block: &RamBlock) -> Result<PageSet, CheckpointError> {
         let set = block.dirty().page_set();
-        set.map_err(|_| CheckpointError::NoMemory { used: self.bytes_used() })
+        set.map_err(|_| self.no_memory())
+    }
+
+    fn no_memory(&self) -> CheckpointError {
+        CheckpointError::NoMemory { used: self.bytes_used() }
     }
 
     /// Pages that are known to be dirty.
@@ -163,7 +169,10 @@ impl KeptMemory {
 
     /// Makes room for copies of as many pages of each size as are dirty, and as many again, within
     /// the limit.
-    pub(super) fn reserve_twice(&mut self) -> Result<(), CheckpointError> {
+    pub(super) fn reserve_twice(&mut self, copied: &mut Copied) -> Result<(), CheckpointError> {
+        for at in 0..self.images.len() {
+            self.reserve(at, 2, copied)?;
+        }
         let used = self.bytes_used();
         for (at, store) in self.stores.iter_mut().enumerate() {
             let images = self.images.iter().filter(|image| image.store == at);
@@ -185,7 +194,9 @@ impl KeptMemory {
             return Err(CheckpointError::Limit { limit: self.limit, needed });
         }
         for at in 0..self.images.len() {
-            self.images[at].take_words(&mut self.words);
+            self.reserve(at, 1, copied)?;
+            let room = self.images[at].take_words(&mut self.words);
+            room.map_err(|_| self.no_memory())?;
             let result = self.copy_words(at, copied);
             if result.is_err() {
                 self.images[at].insert_words(&self.words);
@@ -195,14 +206,35 @@ impl KeptMemory {
         Ok(())
     }
 
+    /// Makes room for what is kept beside their contents of `times` as many pages of image `at` as
+    /// are dirty: so that nothing is allocated once all pages are copied.
+    fn reserve(
+        &mut self,
+        at: usize,
+        times: u64,
+        copied: &mut Copied,
+    ) -> Result<(), CheckpointError> {
+        let used = self.bytes_used();
+        let pages = times * self.images[at].dirty_pages();
+        let pages = usize::try_from(pages).unwrap_or(usize::MAX);
+        let store = &mut self.stores[self.images[at].store];
+        let no_memory = || CheckpointError::NoMemory { used };
+        copied.places.try_reserve(pages).map_err(|_| no_memory())?;
+        copied.changes.try_reserve(pages).map_err(|_| no_memory())?;
+        // Contents of earlier rounds, too.
+        store.reserve_settled(copied.changes.len() + pages).map_err(|_| no_memory())
+    }
+
     fn copy_words(&mut self, at: usize, copied: &mut Copied) -> Result<(), CheckpointError> {
         let used = self.bytes_used();
-        let image = &self.images[at];
+        let image = &mut self.images[at];
         let (store, size) = (&mut self.stores[image.store], image.block.page_size());
         for page in pages_of(&self.words) {
             let place = copied.places.entry((at, page)).or_insert(usize::MAX);
             if *place == usize::MAX {
-                let content = store.take().map_err(|_| CheckpointError::NoMemory { used })?;
+                let no_memory = || CheckpointError::NoMemory { used };
+                image.reserve(page).map_err(|_| no_memory())?;
+                let content = store.take().map_err(|_| no_memory())?;
                 *place = copied.changes.len();
                 copied.changes.push(Change { image: at, page, content });
             }
@@ -263,10 +295,11 @@ impl KeptMemory {
     /// Writes what the images have to the pages that are dirty, which are so no longer; returns how
     /// many. If this fails, those that were not written are dirty still.
     pub(super) fn put_back(&mut self) -> Result<u64, CheckpointError> {
-        let mut pages = 0;
+        let (mut pages, used) = (0, self.bytes_used());
         for image in &mut self.images {
             pages += image.dirty_pages();
-            image.take_words(&mut self.words);
+            let room = image.take_words(&mut self.words);
+            room.map_err(|_| CheckpointError::NoMemory { used })?;
             let (store, size) = (&self.stores[image.store], image.block.page_size().bytes());
             let content = |page: u64| (page * size, store.bytes(image.get(page)));
             let result = self.log.write(&image.block, pages_of(&self.words).map(content));

@@ -61,16 +61,16 @@ const ALIGNMENT: usize = 4096;
 
 impl PageStore {
     /// An empty store of pages of `size` bytes, a power of two.
-    pub(super) fn new(size: usize) -> Self {
-        Self {
+    pub(super) fn new(size: usize) -> io::Result<Self> {
+        Ok(Self {
             size,
             slabs: Vec::new(),
             entries: Vec::new(),
             free: Vec::new(),
             settled: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
-            zero: vec![0; size].into(),
-        }
+            zero: zeros(size)?.into(),
+        })
     }
 
     /// Bytes of a page.
@@ -93,14 +93,11 @@ impl PageStore {
             let (count, alignment) = (self.pages_of_a_slab(), self.size.min(ALIGNMENT));
             let bytes = count * self.size + alignment - 1;
             let out_of_memory = |_| io::Error::from(io::ErrorKind::OutOfMemory);
-            let mut slab = Vec::new();
-            slab.try_reserve_exact(bytes).map_err(out_of_memory)?;
+            // Written, not only reserved: the pages are there when they are needed in a hurry.
+            let slab: Box<[u8]> = zeros(bytes)?.into();
             self.slabs.try_reserve(1).map_err(out_of_memory)?;
             self.entries.try_reserve(count).map_err(out_of_memory)?;
             self.free.try_reserve(self.entries.len() + count).map_err(out_of_memory)?;
-            // Written, not only reserved: the pages are there when they are needed in a hurry.
-            slab.resize(bytes, 0);
-            let slab: Box<[u8]> = slab.into();
             // The result is no more than that, but for hosts that cannot tell.
             let start = slab.as_ptr().align_offset(alignment).min(alignment - 1);
             self.slabs.push(Slab { bytes: slab, start });
@@ -112,6 +109,14 @@ impl PageStore {
             self.free.extend(new.ok_or(io::ErrorKind::OutOfMemory)?);
         }
         Ok(())
+    }
+
+    /// Makes room to settle so many contents that are taken already.
+    pub(super) fn reserve_settled(&mut self, contents: usize) -> io::Result<()> {
+        let entries = &self.entries;
+        let hash_of = |known: &Content| entries[known.index()].hash.unwrap_or(0);
+        let room = self.settled.try_reserve(contents, hash_of);
+        room.map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
     /// A content to be written, of which the caller has the only reference.
@@ -193,6 +198,13 @@ impl PageStore {
     }
 }
 
+fn zeros(count: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(count).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    bytes.resize(count, 0);
+    Ok(bytes)
+}
+
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(64).all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
 }
@@ -212,7 +224,7 @@ mod tests {
             size in prop::sample::select(vec![64, 4096, 1 << 14]),
             steps in prop::collection::vec((any::<prop::sample::Index>(), 0..5u8, 0..3u8), 0..60),
         ) {
-            let mut store = PageStore::new(size);
+            let mut store = PageStore::new(size).unwrap();
             let mut held: Vec<(Content, u8)> = Vec::new();
             for (index, byte, step) in steps {
                 match step {
@@ -246,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_page_may_be_larger_than_a_slab() {
-        let mut store = PageStore::new(2 * SLAB);
+        let mut store = PageStore::new(2 * SLAB).unwrap();
         let pages = [1, 2].map(|byte| {
             let content = store.take().unwrap();
             store.bytes_mut(content).fill(byte);

@@ -92,6 +92,7 @@ impl Search<'_> {
 
     fn pages(&mut self, pagemap: &Pagemap) -> Option<u64> {
         let next = self.present(pagemap)?;
+        self.found.try_reserve(self.buffer.len()).ok()?;
         self.found.extend(self.buffer.drain(..));
         Some(next)
     }

@@ -128,6 +128,7 @@ impl Pagemap {
         // most `vec_len` regions at `vec`; both live during the call.
         let count = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut arg) };
         let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+        found.try_reserve(REGIONS)?;
         found.extend(regions[..count.min(REGIONS)].iter().map(|region| region.start..region.end));
         // A kernel that makes no progress would be asked for ever.
         if arg.walk_end <= span.start {
@@ -142,6 +143,7 @@ impl Pagemap {
         let count = index(page.count(span.end - span.start)).min(ENTRIES);
         let entries = &mut entries[..count * 8];
         self.file.read_exact_at(entries, page.page_of(span.start) * 8)?;
+        found.try_reserve(ENTRIES)?;
         let mut at = span.start;
         for entry in entries.chunks_exact(8) {
             let entry = u64::from_ne_bytes(entry.try_into().unwrap_or_default());
