@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use vmm_sys_util::signal::SIGRTMIN;
+
 /// A way in which KVM tracks the pages that guests write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DirtyTracking {
@@ -40,6 +42,25 @@ impl fmt::Display for DirtyTracking {
     }
 }
 
+/// The signal that makes vCPUs leave the guest.
+///
+/// What it does to other threads, and to system calls of the vCPUs' threads, is the handler's: one
+/// that does nothing interrupts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KickSignal {
+    /// A signal for which the first vCPU installs a handler that does nothing. If the process has
+    /// another one, that is an error ([`KvmError::SignalTaken`](crate::KvmError::SignalTaken)).
+    Install(i32),
+    /// A signal for which the process has a handler, that does nothing which harms.
+    Existing(i32),
+}
+
+impl Default for KickSignal {
+    fn default() -> Self {
+        Self::Install(SIGRTMIN())
+    }
+}
+
 /// The configuration of a [`KvmVm`](crate::KvmVm); the default suits most.
 #[derive(Clone, Debug)]
 pub struct KvmConfig {
@@ -71,6 +92,11 @@ pub struct KvmConfig {
     /// asked for, up to a gibibyte. A chunk of the default, 32 MiB, costs little more for each page
     /// than one of a gibibyte, and leaves pages alone that are not about to be read.
     pub clear_chunk_bytes: u64,
+    /// The number of the first memory slot. The owner of the descriptor of the virtual machine may
+    /// have slots of his own below it (see [`KvmVm::over`](crate::KvmVm::over)).
+    pub first_slot: u32,
+    /// The signal that interrupts vCPUs; the first real-time signal (`SIGRTMIN`) by default.
+    pub kick_signal: KickSignal,
     /// With the ring, how old the answer of a sync may be while guests run. With PML the CPU
     /// buffers what a guest wrote until it leaves the guest; a sync forces guests to exit for that
     /// only if the last time was at least this long ago. After a pause nothing is buffered.
@@ -83,6 +109,8 @@ impl Default for KvmConfig {
             tracking: DirtyTracking::Auto,
             initially_set: true,
             slot_limit: usize::MAX,
+            first_slot: 0,
+            kick_signal: KickSignal::default(),
             max_slot_bytes: 8 << 30,
             clear_chunk_bytes: 32 << 20,
             pml_flush_interval: Duration::from_millis(200),

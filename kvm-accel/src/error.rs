@@ -61,6 +61,12 @@ pub enum KvmError {
     /// KVM's log does not fit the block's bitmaps.
     #[error(transparent)]
     Merge(#[from] DirtyError),
+    /// Another machine has memory slots with these numbers of the same virtual machine of KVM.
+    #[error("Slots from {first} on of this virtual machine are another machine's")]
+    SlotsTaken { first: u32 },
+    /// Writes are coalesced, and no vCPU has buses that they could be passed to.
+    #[error("Coalesced writes have no bus to go to: no vCPU was given one")]
+    NoBus,
     /// A vCPU cannot be made.
     #[error("vCPU {id} cannot be created")]
     CreateVcpu { id: u64, source: io::Error },
@@ -74,6 +80,12 @@ pub enum KvmError {
     /// The signal that interrupts guests cannot be used.
     #[error("Signal {signal} cannot be set up to interrupt vCPUs")]
     Signal { signal: i32, source: io::Error },
+    /// The process has a handler for the signal that is not to be replaced.
+    #[error("Signal {signal} has a handler already: choose another one, or `KickSignal::Existing`")]
+    SignalTaken { signal: i32 },
+    /// The process has no handler for the signal, which would end it, or would interrupt nothing.
+    #[error("Signal {signal} has no handler: install one, or choose `KickSignal::Install`")]
+    SignalUnhandled { signal: i32 },
     /// Some vCPUs did not stop in time; the others run again.
     #[error("{running} of {vcpus} vCPUs did not stop within {waited:?}")]
     PauseTimeout { running: usize, vcpus: usize, waited: Duration },

@@ -55,11 +55,16 @@
 //! # }
 //! ```
 //!
+//! # In a VMM that exists
+//!
+//! [`KvmVm::over`] takes a virtual machine that its owner keeps, and [`KvmVm::adopt_vcpu`] a vCPU
+//! that he has made and runs in a loop of his own: [`GuardedVcpu`].
+//!
 //! # The signal that it uses
 //!
-//! Running vCPUs are interrupted by the first real-time signal (`SIGRTMIN`), for which
-//! the first vCPU installs a handler that does nothing. The process must not install
-//! another, nor block the signal on threads that run vCPUs.
+//! Running vCPUs are interrupted by a signal ([`KickSignal`]): by the first real-time signal
+//! (`SIGRTMIN`), for which a handler that does nothing is installed, unless told otherwise. The
+//! process must not install another, nor block the signal on threads that run vCPUs.
 //!
 //! # Where the unsafe code is
 //!
@@ -83,16 +88,17 @@ mod vcpu;
 mod vm;
 
 pub use bus::buses::Buses;
-pub use config::{DirtyTracking, KvmConfig};
+pub use config::{DirtyTracking, KickSignal, KvmConfig};
 pub use error::KvmError;
 pub use exclusion::gate::PauseGuard;
 pub use slots::table::SlotInfo;
 pub use stats::{CallStats, DirtyLogStats};
 pub use sys::vm_ioctls::VmIoctls;
 pub use tracking::DirtyTrackingMode;
+pub use vcpu::guarded::{GuardedVcpu, RunLoop, VcpuKicker, VcpuRun};
 #[cfg(target_arch = "x86_64")]
 pub use vcpu::roll_back::RollBack;
-pub use vcpu::run::{Vcpu, VcpuEvent, VcpuKicker};
+pub use vcpu::run::{Vcpu, VcpuEvent};
 #[cfg(target_arch = "x86_64")]
 pub use vcpu::run_page::RunPage;
 #[cfg(target_arch = "x86_64")]

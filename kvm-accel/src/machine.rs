@@ -1,7 +1,6 @@
 //! The parts of a machine that its vCPUs and its listeners share: the descriptor, the slots, the
 //! gate and the queue of coalesced writes.
 
-use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,6 +20,7 @@ use crate::exclusion::gated_vm::GatedVm;
 use crate::exclusion::kick::VcpuShared;
 use crate::locks::{lock, unpoisoned};
 use crate::slots::commit;
+use crate::slots::owned::OwnedSlots;
 use crate::slots::table::{SlotInfo, Slots};
 use crate::stats::DirtyLogStats;
 use crate::sys::ioctl::MappedEntries;
@@ -28,7 +28,8 @@ use crate::tracking::DirtyTrackingMode;
 
 /// What a [`KvmVm`](crate::KvmVm) and its vCPUs share. Dropping the last of them deletes the slots.
 pub(crate) struct Machine {
-    fd: VmFd,
+    fd: Arc<VmFd>,
+    _owned: OwnedSlots,
     chosen: DirtyTrackingMode,
     pml_flush_interval: Duration,
     slots: Mutex<Slots>,
@@ -42,13 +43,15 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new(
-        fd: VmFd,
+        fd: Arc<VmFd>,
+        owned: OwnedSlots,
         chosen: DirtyTrackingMode,
         pml_flush_interval: Duration,
         slots: Slots,
     ) -> Self {
         Self {
             fd,
+            _owned: owned,
             chosen,
             pml_flush_interval,
             bound_reached: slots.bound_reached().clone(),
@@ -77,12 +80,17 @@ impl Machine {
         &self,
         vcpu: &VcpuFd,
         shared: &Arc<VcpuShared>,
-        buses: &Buses,
-    ) -> io::Result<RingOfVcpu> {
-        self.coalesced.attach(&self.fd, vcpu, buses)?;
+        buses: Option<&Buses>,
+    ) -> Result<RingOfVcpu, KvmError> {
+        let id = shared.id;
+        let failed = |source| KvmError::CreateVcpu { id, source };
+        match buses {
+            Some(buses) => self.coalesced.attach(&self.fd, vcpu, buses).map_err(failed)?,
+            None => self.coalesced.attach_without_bus()?,
+        }
         let mut ring = RingOfVcpu::default();
         if let DirtyTracking::Ring { entries } = self.chosen.tracking {
-            let entries = MappedEntries::new(vcpu, entries)?;
+            let entries = MappedEntries::new(vcpu, entries).map_err(failed)?;
             ring = lock(&self.slots).add_ring(entries);
         }
         self.gate.add(shared);
@@ -103,7 +111,7 @@ impl Machine {
         rest: impl FnOnce() -> Result<(), KvmError>,
     ) -> Result<(), KvmError> {
         let follow = || {
-            self.coalesced.prepare(change);
+            self.coalesced.prepare(change)?;
             io_events::follow(&self.fd, bus, change)?;
             rest().inspect_err(|_| {
                 if let Err(error) = io_events::follow(&self.fd, bus, &change.inverse()) {
@@ -214,6 +222,6 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        unpoisoned(self.slots.get_mut()).remove_all(&self.fd);
+        unpoisoned(self.slots.get_mut()).remove_all(&*self.fd);
     }
 }

@@ -5,21 +5,23 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_ioctls::{Cap, VmFd};
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use memory_region::{ListenerError, MemoryListener, Section, ViewChange};
 use ram_block::PageSize;
 
 use crate::bus::buses::Buses;
-use crate::config::{DirtyTracking, KvmConfig};
+use crate::config::{DirtyTracking, KickSignal, KvmConfig};
 use crate::dirty_limit::DirtyLimit;
 use crate::error::KvmError;
 use crate::exclusion::gate::PauseGuard;
-use crate::exclusion::kick::VcpuShared;
+use crate::exclusion::kick::{VcpuShared, prepare_signal};
 use crate::machine::Machine;
+use crate::slots::owned::OwnedSlots;
 use crate::slots::table::{Mode, SlotInfo, Slots};
 use crate::stats::DirtyLogStats;
 use crate::sys::vm_ioctls::VmIoctls;
 use crate::tracking::{DirtyTrackingMode, choose};
+use crate::vcpu::guarded::GuardedVcpu;
 use crate::vcpu::run::Vcpu;
 
 /// A virtual machine of KVM: memory slots that follow a flat view, and vCPUs.
@@ -33,6 +35,7 @@ use crate::vcpu::run::Vcpu;
 pub struct KvmVm {
     machine: Arc<Machine>,
     limit: Arc<DirtyLimit>,
+    kick_signal: KickSignal,
 }
 
 impl KvmVm {
@@ -49,6 +52,23 @@ impl KvmVm {
     /// None at present.
     pub fn new(fd: VmFd) -> Result<Arc<Self>, KvmError> {
         Self::with_config(fd, KvmConfig::default())
+    }
+
+    /// As [`with_config`](Self::with_config), over a virtual machine that the caller keeps.
+    ///
+    /// The caller may have made it as he likes, and goes on to use it: for interrupt controllers,
+    /// for vCPUs ([`adopt_vcpu`](Self::adopt_vcpu)), also for memory slots below
+    /// [`KvmConfig::first_slot`] at addresses where the map has no RAM. He leaves the others alone,
+    /// and their logs, and KVM_RESET_DIRTY_RINGS: whoever takes a log takes it from its clients.
+    /// The capabilities by which KVM tracks written pages are switched on here, before there is a
+    /// vCPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`with_config`](Self::with_config); [`KvmError::SlotsTaken`] if another `KvmVm` has slots
+    /// of this virtual machine with the same numbers.
+    pub fn over(fd: Arc<VmFd>, config: KvmConfig) -> Result<Arc<Self>, KvmError> {
+        Self::build(fd, &config)
     }
 
     /// As [`new`](Self::new), with a configuration.
@@ -68,8 +88,14 @@ impl KvmVm {
     /// # Errors
     ///
     /// [`KvmError::Tracking`] if KVM cannot track pages as configured, [`KvmError::Config`] if a
-    /// size is zero or no multiple of its unit.
+    /// size is zero or no multiple of its unit; [`KvmError::Signal`], [`KvmError::SignalTaken`] and
+    /// [`KvmError::SignalUnhandled`] if the signal for vCPUs cannot be used;
+    /// [`KvmError::SlotLimit`] if there is no slot from the first one on.
     pub fn with_config(fd: VmFd, config: KvmConfig) -> Result<Arc<Self>, KvmError> {
+        Self::build(Arc::new(fd), &config)
+    }
+
+    fn build(fd: Arc<VmFd>, config: &KvmConfig) -> Result<Arc<Self>, KvmError> {
         let page = PageSize::host().bytes();
         let multiple = |what, found: u64, unit: u64| match found {
             0 => Err(KvmError::Config { what, unit, found }),
@@ -85,7 +111,9 @@ impl KvmVm {
         let chunk = multiple("A chunk to clear", config.clear_chunk_bytes, 64 * page)? / page;
         // KVM_CLEAR_DIRTY_LOG takes 32 bits.
         let chunk = chunk.min(1 << 31);
-        let chosen = choose(&fd, &config)?;
+        let owned = OwnedSlots::claim(&fd, config.first_slot)?;
+        prepare_signal(config.kick_signal)?;
+        let chosen = choose(&fd, config)?;
         let mode = match chosen.tracking {
             DirtyTracking::ManualProtect => Mode::ManualProtect { chunk },
             DirtyTracking::Ring { .. } => Mode::Rings { with_bitmap: chosen.with_bitmap },
@@ -96,16 +124,22 @@ impl KvmVm {
             Ok(0) | Err(_) => 32,
             Ok(slots) => slots,
         };
-        let limit = slots.min(config.slot_limit);
+        let first = config.first_slot;
+        let left = slots.saturating_sub(usize::try_from(first).unwrap_or(usize::MAX));
+        if left == 0 {
+            return Err(KvmError::SlotLimit { needed: first as usize + 1, limit: slots });
+        }
+        let limit = left.min(config.slot_limit);
         log::info!("written pages are tracked by {chosen}");
         log::debug!("KVM has {slots} memory slots, of which up to {limit} are used");
         #[cfg(target_arch = "x86_64")]
         if let Err(error) = crate::sys::ioctl::listed_msrs() {
             log::debug!("states of vCPUs cannot be saved yet: {error}");
         }
-        let slots = Slots::new(limit, most, mode);
-        let machine = Machine::new(fd, chosen, config.pml_flush_interval, slots);
-        Ok(Arc::new(Self { machine: Arc::new(machine), limit: Arc::default() }))
+        let slots = Slots::new(limit, most, mode).first_slot(first);
+        let machine = Machine::new(fd, owned, chosen, config.pml_flush_interval, slots);
+        let (machine, limit) = (Arc::new(machine), Arc::default());
+        Ok(Arc::new(Self { machine, limit, kick_signal: config.kick_signal }))
     }
 
     /// How written pages are tracked, and why so.
@@ -127,11 +161,28 @@ impl KvmVm {
     pub fn create_vcpu(self: &Arc<Self>, id: u64, buses: Buses) -> Result<Vcpu, KvmError> {
         let fd = self.machine.fd().create_vcpu(id);
         let fd = fd.map_err(|error| KvmError::CreateVcpu { id, source: error.into() })?;
-        let shared = VcpuShared::new(id, &fd)?;
-        let ring = self.machine.add(&fd, &shared, &buses);
-        let ring = ring.map_err(|source| KvmError::CreateVcpu { id, source })?;
+        Ok(Vcpu::new(self.adopt_vcpu(id, fd, Some(&buses))?, buses))
+    }
+
+    /// Takes a vCPU of this virtual machine that the caller has made, and whose exits he handles.
+    ///
+    /// `id` names it in errors. `buses` are where coalesced writes go to; without any, the map must
+    /// coalesce none. Let a vCPU not run before it is taken: what its guest stores may be missed.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::CreateVcpu`] if what KVM shares with it cannot be mapped, [`KvmError::NoBus`],
+    /// [`KvmError::Signal`], [`KvmError::SignalTaken`], [`KvmError::SignalUnhandled`].
+    pub fn adopt_vcpu(
+        &self,
+        id: u64,
+        fd: VcpuFd,
+        buses: Option<&Buses>,
+    ) -> Result<GuardedVcpu, KvmError> {
+        let shared = VcpuShared::new(id, &fd, self.kick_signal)?;
+        let ring = self.machine.add(&fd, &shared, buses)?;
         self.limit.add(&shared, ring.number);
-        Ok(Vcpu::new(fd, shared, self.machine.clone(), buses, ring))
+        Ok(GuardedVcpu::new(fd, shared, self.machine.clone(), ring))
     }
 
     /// Stops all vCPUs: when this returns, none executes guest code, and none handles an exit.

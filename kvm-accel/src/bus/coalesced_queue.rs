@@ -17,6 +17,7 @@ use memory_region::{AccessError, AddressSpace, FlatView, Section, ViewChange};
 
 use crate::bus::buses::{Buses, log_bus_error};
 use crate::bus::coalesced_ring::{CoalescedRing, CoalescedWrite};
+use crate::error::KvmError;
 use crate::locks::lock;
 
 /// The coalesced writes of a machine that its devices have not seen yet.
@@ -37,6 +38,8 @@ struct Queue {
     ring: Option<CoalescedRing>,
     memory: Destination,
     ports: Destination,
+    /// There are vCPUs, and none has buses.
+    has_no_bus: bool,
     /// Older than the writes in the ring, with the view that they were made in.
     parked: VecDeque<Pending>,
 }
@@ -95,8 +98,22 @@ impl CoalescedQueue {
         if queue.ring.is_none() && page != 0 {
             queue.ring = Some(CoalescedRing::map(vcpu, page)?);
         }
+        queue.has_no_bus = false;
         queue.memory.add(&buses.memory);
         queue.ports.add(&buses.ports);
+        Ok(())
+    }
+
+    /// A vCPU that has no buses: if none has any, there must be no coalesced writes.
+    pub(crate) fn attach_without_bus(&self) -> Result<(), KvmError> {
+        let mut queue = lock(&self.queue);
+        if queue.ring.is_some() {
+            return Ok(()); // of a vCPU with buses
+        }
+        if self.on.load(Ordering::Acquire) {
+            return Err(KvmError::NoBus);
+        }
+        queue.has_no_bus = true;
         Ok(())
     }
 
@@ -108,9 +125,14 @@ impl CoalescedQueue {
             && (change.removed.iter().any(is_device) || !change.coalesced.removed.is_empty())
     }
 
-    /// Parks the writes in the ring with their view, if the change needs that.
-    pub(crate) fn prepare(&self, change: &ViewChange) {
+    /// Parks the writes in the ring with their view, if the change needs that. Refuses a change
+    /// that coalesces writes which would have no bus to go to.
+    pub(crate) fn prepare(&self, change: &ViewChange) -> Result<(), KvmError> {
         if !change.coalesced.added.is_empty() {
+            let queue = lock(&self.queue);
+            if queue.has_no_bus {
+                return Err(KvmError::NoBus);
+            }
             self.on.store(true, Ordering::Release);
         }
         if self.needs_exclusion(change) {
@@ -119,6 +141,7 @@ impl CoalescedQueue {
                 queue.parked.push_back(pending);
             }
         }
+        Ok(())
     }
 
     /// Passes the writes that were coalesced so far to their devices. Does nothing in a handler

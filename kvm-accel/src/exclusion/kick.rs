@@ -2,14 +2,15 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem::offset_of;
+use std::mem::{MaybeUninit, offset_of};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
+use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 
+use crate::config::KickSignal;
 use crate::error::KvmError;
 use crate::exclusion::run_state::RunState;
 use crate::locks::lock;
@@ -48,24 +49,47 @@ pub(crate) struct VcpuShared {
     /// Set by the dirty limit: the guest must not run.
     throttled: AtomicBool,
     page: SharedPage,
+    /// The number of the signal that interrupts it.
+    signal: i32,
     /// The thread in `run`. Locked while a signal is sent, so that the number cannot come to name
     /// another thread meanwhile.
     thread: Mutex<Option<libc::pid_t>>,
 }
 
-/// The signal that interrupts KVM_RUN: the first real-time signal.
-fn kick_signal() -> i32 {
-    SIGRTMIN()
-}
-
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-fn install_handler() -> Result<(), KvmError> {
-    static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
-    let signal = kick_signal();
-    let install = || register_signal_handler(signal, ignore).map_err(|error| error.errno());
-    let result = *INSTALLED.get_or_init(install);
-    result.map_err(|errno| KvmError::Signal { signal, source: io::Error::from_raw_os_error(errno) })
+/// Sees to it that `signal` has a handler; returns its number.
+pub(crate) fn prepare_signal(signal: KickSignal) -> Result<i32, KvmError> {
+    /// Two threads may find none at the same time: the second finds that of the first.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _installing = lock(&INSTALLING);
+    match signal {
+        KickSignal::Install(signal) => match handler(signal)? {
+            libc::SIG_DFL => {
+                let installed = register_signal_handler(signal, ignore);
+                installed.map_err(|error| KvmError::Signal { signal, source: error.into() })?;
+                Ok(signal)
+            }
+            ours if ours == ignore as *const () as libc::sighandler_t => Ok(signal),
+            _ => Err(KvmError::SignalTaken { signal }),
+        },
+        KickSignal::Existing(signal) => match handler(signal)? {
+            libc::SIG_DFL | libc::SIG_IGN => Err(KvmError::SignalUnhandled { signal }),
+            _ => Ok(signal),
+        },
+    }
+}
+
+/// What the process has done about a signal so far.
+fn handler(signal: i32) -> Result<libc::sighandler_t, KvmError> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action nothing is changed, and the old one is written to `action`.
+    let result = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    if result != 0 {
+        return Err(KvmError::Signal { signal, source: io::Error::last_os_error() });
+    }
+    // SAFETY: the call has succeeded, and written it.
+    Ok(unsafe { action.assume_init() }.sa_sigaction)
 }
 
 fn current_thread() -> libc::pid_t {
@@ -74,8 +98,9 @@ fn current_thread() -> libc::pid_t {
 }
 
 impl VcpuShared {
-    pub(crate) fn new(id: u64, vcpu: &VcpuFd) -> Result<Arc<Self>, KvmError> {
-        install_handler()?;
+    pub(crate) fn new(id: u64, vcpu: &VcpuFd, signal: KickSignal) -> Result<Arc<Self>, KvmError> {
+        // Looked at again: the process may have replaced a handler since.
+        let signal = prepare_signal(signal)?;
         let page = SharedPage::new(vcpu).map_err(|source| KvmError::CreateVcpu { id, source })?;
         Ok(Arc::new(Self {
             id,
@@ -83,6 +108,7 @@ impl VcpuShared {
             kicked: AtomicBool::new(false),
             throttled: AtomicBool::new(false),
             page,
+            signal,
             thread: Mutex::new(None),
         }))
     }
@@ -91,7 +117,7 @@ impl VcpuShared {
     pub(crate) fn attach_thread(&self) -> Result<(), KvmError> {
         let mut thread = lock(&self.thread);
         if *thread != Some(current_thread()) {
-            let signal = kick_signal();
+            let signal = self.signal;
             unblock_signal(signal).map_err(|error| KvmError::Signal {
                 signal,
                 source: io::Error::other(error.to_string()),
@@ -159,7 +185,7 @@ impl VcpuShared {
                 // SAFETY: tgkill takes numbers only; the thread is in `run` while the
                 // lock is held, so the number is its own.
                 let result =
-                    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, kick_signal()) };
+                    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, self.signal) };
                 if result != 0 {
                     log::warn!(
                         "vCPU {} cannot be signalled: {}",

@@ -13,6 +13,7 @@ mod aligned_words;
 mod bitmap;
 pub(crate) mod commit;
 mod dirty_log;
+pub(crate) mod owned;
 mod removal;
 pub(crate) mod table;
 #[cfg(test)]

@@ -147,6 +147,12 @@ impl<E: Entries> Slots<E> {
         }
     }
 
+    /// Gives slots numbers from `first` on.
+    pub(crate) fn first_slot(mut self, first: u32) -> Self {
+        self.next_id = first;
+        self
+    }
+
     /// Enters a slot that KVM has created.
     pub(super) fn enter(&mut self, at: u64, slot: Slot) {
         let id = slot.id as usize;

@@ -1,6 +1,7 @@
 //! A virtual processor: runs guest code, and turns its exits into accesses of the buses.
 //!
-//! - `run`: the loop that enters the guest and handles its exits
+//! - `guarded`: what stands between a run loop, whoever's it is, and KVM_RUN
+//! - `run`: the loop that turns exits into accesses of the buses
 //! - `thread`: a vCPU on a thread of its own
 //! - `state`: a vCPU's complete state, to be migrated
 //! - `registers_in_page`: registers that KVM takes with the next run
@@ -12,6 +13,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod capabilities;
+pub(crate) mod guarded;
 #[cfg(target_arch = "x86_64")]
 mod registers_in_page;
 #[cfg(target_arch = "x86_64")]

@@ -3,14 +3,14 @@
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_vcpu_events};
 use kvm_ioctls::SyncReg;
 
-use crate::vcpu::run::Vcpu;
+use crate::vcpu::guarded::GuardedVcpu;
 
 /// The registers that go with the next run.
 const SYNCED: [SyncReg; 3] = [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents];
 /// The same, as KVM_CAP_SYNC_REGS says (KVM_SYNC_X86_*).
 const SYNCED_BITS: i32 = 0b111;
 
-impl Vcpu {
+impl GuardedVcpu {
     /// Whether KVM takes them.
     pub(super) fn can_put_registers_in_page(&self) -> bool {
         self.capabilities().synced & SYNCED_BITS == SYNCED_BITS

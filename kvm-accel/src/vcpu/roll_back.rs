@@ -11,23 +11,24 @@ use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
 use crate::error::KvmError;
-use crate::vcpu::run::Vcpu;
+use crate::vcpu::guarded::GuardedVcpu;
 use crate::vcpu::state::{
     MAX_MSRS, MSRS, VcpuState, entry, failed, impossible, restore_msrs, restore_nested,
 };
 
-/// When [`Vcpu::roll_back`] gives KVM a vCPU's registers.
+/// When [`Vcpu::roll_back`](crate::Vcpu::roll_back) gives KVM a vCPU's registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RollBack {
-    /// At once: [`Vcpu::fd`] shows them.
+    /// At once: [`Vcpu::fd`](crate::Vcpu::fd) shows them.
     Now,
     /// Registers, special registers and pending events with the next run, which saves three system
-    /// calls; all else at once. [`Vcpu::save`] knows of them. Until then [`Vcpu::fd`] shows the
+    /// calls; all else at once. [`Vcpu::save`](crate::Vcpu::save) knows of them. Until then
+    /// [`Vcpu::fd`](crate::Vcpu::fd) shows the
     /// former ones, and those that are set there are lost. As `Now` where KVM cannot do it.
     WithNextRun,
 }
 
-impl Vcpu {
+impl GuardedVcpu {
     /// Puts this vCPU, which may have run since, back to a state that was [saved](Self::save) of
     /// it. The time-stamp counter goes on from its saved value, too.
     ///

@@ -11,15 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::KvmError;
 use crate::sys::ioctl;
-use crate::vcpu::run::Vcpu;
+use crate::vcpu::guarded::GuardedVcpu;
 
 /// The state of a vCPU: registers, special and model-specific registers, extended state, pending
 /// events, debug registers, local APIC if KVM has it, the scheduling state (`mp_state`), and the
 /// nested state if the guest can run guests of its own.
 ///
-/// [`Vcpu::save`] returns it, and [`Vcpu::restore`] gives it to another vCPU. It is serialized by
-/// serde, in any format. A state that was received may hold anything: KVM refuses values that it
-/// cannot take.
+/// [`Vcpu::save`](crate::Vcpu::save) returns it, and [`Vcpu::restore`](crate::Vcpu::restore) gives
+/// it to another vCPU. It is serialized by serde, in any format. A state that was received may hold
+/// anything: KVM refuses values that it cannot take.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct VcpuState {
     pub(super) cpuid: CpuId,
@@ -66,14 +66,13 @@ pub(super) fn impossible(id: u64, part: &'static str, why: &str) -> KvmError {
     KvmError::State { id, part, source: std::io::Error::other(why.to_owned()) }
 }
 
-impl Vcpu {
+impl GuardedVcpu {
     /// Saves the vCPU's state, while it does not run.
     ///
     /// # Errors
     ///
-    /// [`KvmError::State`] if KVM does not return a part of it, if an access of the guest is not
-    /// complete, or if the next run has an event to return first (a device's handler panicked).
-    /// After [`VcpuEvent::Kicked`](crate::VcpuEvent::Kicked), and after a halt, the state is
+    /// [`KvmError::State`] if KVM does not return a part of it, or if an access of the guest is not
+    /// complete. After [`VcpuRun::Kicked`](crate::VcpuRun::Kicked), and after a halt, the state is
     /// complete.
     pub fn save(&self) -> Result<VcpuState, KvmError> {
         self.check_complete()?;
@@ -153,14 +152,10 @@ impl Vcpu {
         Ok(())
     }
 
-    /// An access that KVM would complete in the next run, and an event which that run would return,
-    /// belong to the state that they began in.
+    /// An access that KVM would complete in the next run belongs to the state that it began in.
     pub(super) fn check_complete(&self) -> Result<(), KvmError> {
         if self.is_incomplete() {
             return Err(impossible(self.id(), "the access under way", "it is not complete"));
-        }
-        if self.owes_event() {
-            return Err(impossible(self.id(), "the last event", "no run has returned it"));
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::{Builder, JoinHandle};
 
 use crate::error::KvmError;
-use crate::vcpu::run::{Vcpu, VcpuEvent, VcpuKicker};
+use crate::vcpu::guarded::VcpuKicker;
+use crate::vcpu::run::{Vcpu, VcpuEvent};
 
 /// A vCPU that runs on its own thread until something ends its `run`.
 ///

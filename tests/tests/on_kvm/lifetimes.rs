@@ -36,7 +36,7 @@ pub const TESTS: &[Test] = &[
 fn with_a_stray_vcpu(exits: bool) -> (Machine, VcpuFd) {
     let vm = Kvm::new().unwrap().create_vm().unwrap();
     let stray = vm.create_vcpu(7).unwrap();
-    let machine = Machine::over(vm, 16 << 20, KvmConfig::default());
+    let machine = Machine::over(vm.into(), 16 << 20, KvmConfig::default());
     let code = programs::assemble(|a| {
         let mut again = a.create_label();
         a.set_label(&mut again)?;

@@ -44,11 +44,11 @@ impl Machine {
     /// A machine with the tracking of the test that runs.
     pub fn with_config(ram_size: u64, config: KvmConfig) -> Self {
         let fd = Kvm::new().unwrap().create_vm().unwrap();
-        Self::over(fd, ram_size, config)
+        Self::over(fd.into(), ram_size, config)
     }
 
     /// As [`with_config`](Self::with_config), over a machine of KVM that is there already.
-    pub fn over(fd: VmFd, ram_size: u64, config: KvmConfig) -> Self {
+    pub fn over(fd: Arc<VmFd>, ram_size: u64, config: KvmConfig) -> Self {
         let config = KvmConfig { tracking: TRACKING.get(), ..config };
         let memory = MemoryMap::new();
         let block = RamBlock::anonymous("ram", ram_size).unwrap();
@@ -63,7 +63,7 @@ impl Machine {
             .unwrap();
         let space = memory.address_space("memory", system).unwrap();
         let port_space = memory.address_space("io", ports).unwrap();
-        let vm = KvmVm::with_config(fd, config).unwrap();
+        let vm = KvmVm::over(fd, config).unwrap();
         memory.add_listener(&space, vm.clone()).unwrap();
         Self { memory, system, ports, ram, block, space, port_space, vm, vcpus: 0.into() }
     }

@@ -12,6 +12,7 @@ mod machine;
 mod mini_pc;
 mod newcomers;
 mod overruns;
+mod own_loop;
 mod pam;
 mod panics;
 mod precopy;
@@ -41,6 +42,7 @@ pub fn tests() -> Vec<Named> {
         slots::TESTS,
         lifetimes::TESTS,
         vcpus::TESTS,
+        own_loop::TESTS,
         panics::TESTS,
         states::TESTS,
         precopy::TESTS,
@@ -60,6 +62,7 @@ pub fn tests() -> Vec<Named> {
                 tracking::RINGS,
                 overruns::TESTS,
                 limits::ONCE,
+                own_loop::ONCE,
                 lifetimes::ONCE,
                 converge::TESTS,
                 forecast::TESTS,
