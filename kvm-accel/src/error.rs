@@ -77,6 +77,15 @@ pub enum KvmError {
     /// the reason.
     #[error("The {part} of vCPU {id} cannot be carried over")]
     State { id: u64, part: &'static str, source: io::Error },
+    /// The state of a chip in the kernel can be neither saved nor restored.
+    #[error("The {part} cannot be carried over")]
+    Chip { part: &'static str, source: io::Error },
+    /// A vCPU of a set is not stopped, or its thread could not be started.
+    #[error("vCPU {index} of the set is not stopped")]
+    VcpuRuns { index: usize },
+    /// States of more vCPUs, or of fewer, than there are.
+    #[error("{found} states of vCPUs were given to {expected} vCPUs")]
+    VcpuCount { found: usize, expected: usize },
     /// The signal that interrupts guests cannot be used.
     #[error("Signal {signal} cannot be set up to interrupt vCPUs")]
     Signal { signal: i32, source: io::Error },

@@ -73,6 +73,8 @@
 //! `bus::coalesced_ring` maps the ring of coalesced writes. Everything else is safe Rust.
 
 mod bus;
+#[cfg(target_arch = "x86_64")]
+mod chips;
 mod config;
 mod dirty_limit;
 mod dirty_ring;
@@ -88,6 +90,8 @@ mod vcpu;
 mod vm;
 
 pub use bus::buses::Buses;
+#[cfg(target_arch = "x86_64")]
+pub use chips::ChipsState;
 pub use config::{DirtyTracking, KickSignal, KvmConfig};
 pub use error::KvmError;
 pub use exclusion::gate::PauseGuard;
@@ -101,6 +105,7 @@ pub use vcpu::roll_back::RollBack;
 pub use vcpu::run::{Vcpu, VcpuEvent};
 #[cfg(target_arch = "x86_64")]
 pub use vcpu::run_page::RunPage;
+pub use vcpu::set::{StoppedVcpus, VcpuSet};
 #[cfg(target_arch = "x86_64")]
 pub use vcpu::state::VcpuState;
 pub use vcpu::thread::{VcpuThread, VcpuThreadError};

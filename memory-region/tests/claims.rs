@@ -1,7 +1,7 @@
 //! A client's log is on as long as its claim exists, and nobody else takes its bits, whichever way
 //! it is tried.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::{Bound, ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,7 @@ use memory_region::{
     GlobalLogClaim, ListenerError, LogClaim, MapError, MemoryListener, MemoryMap, RegionId,
     Section, ViewChange,
 };
-use ram_block::{Claimant, ClientSet, DirtyClient, DirtyError, PageSet, RamBlock};
+use ram_block::{Claimant, ClientSet, DirtyClient, DirtyError, Harvest, PageSet, RamBlock};
 
 const VGA: DirtyClient = DirtyClient::VGA;
 const MIGRATION: DirtyClient = DirtyClient::MIGRATION;
@@ -647,4 +647,32 @@ fn ram_that_joins_is_dirty_for_the_logs_of_all_ram() {
     map.transaction(|map| map.ram("joins", joins.clone())).unwrap();
     assert!(mine.snapshot_and_clear(0..joins.pages()).unwrap().is_empty());
     assert_eq!(taken_of(&mut all, &joins).len() as u64, joins.pages());
+}
+
+/// Ranges of every kind mean what they mean of a slice.
+#[test]
+fn a_range_of_any_kind_is_that_of_a_slice() {
+    use std::ops::Bound::{Excluded, Included, Unbounded};
+    let (map, ram) = map_with(&["ram"]);
+    let (region, block) = &ram[0];
+    let page = block.page_size().bytes();
+    let mut log = map.claim_log(*region, VGA).unwrap();
+    let mut all = map.claim_global_log(MIGRATION).unwrap();
+    let offsets: Vec<u64> = (0..LEN).collect();
+    let starts = [Unbounded, Included(2 * page), Excluded(2 * page - 1)];
+    let ends = [Unbounded, Included(7 * page - 1), Excluded(7 * page), Included(LEN - 1)];
+    for bytes in starts.into_iter().flat_map(|start| ends.map(|end| (start, end))) {
+        let in_slice = |bound: Bound<u64>| bound.map(|offset| usize::try_from(offset).unwrap());
+        let span = &offsets[(in_slice(bytes.0), in_slice(bytes.1))];
+        let expected: Vec<u64> = (span[0] / page..=span[span.len() - 1] / page).collect();
+        block.write(0, &vec![1; usize::try_from(LEN).unwrap()]).unwrap();
+        let pages = |harvest: Harvest| harvest.commit().pages().collect::<Vec<_>>();
+        assert_eq!(pages(log.snapshot_and_clear(bytes).unwrap()), expected, "{bytes:?}");
+        assert_eq!(pages(all.snapshot_and_clear(block, bytes).unwrap()), expected, "{bytes:?}");
+        log.clear(bytes).unwrap();
+    }
+    for last in [LEN, u64::MAX] {
+        log.snapshot_and_clear(..=last).unwrap_err();
+        log.snapshot_and_clear((Excluded(last), Unbounded)).unwrap_err();
+    }
 }

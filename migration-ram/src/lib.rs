@@ -77,6 +77,7 @@ pub use converge::dirty_limit::{DirtyLimit, DirtyLimitError, DirtyLimiter};
 pub use converge::throttle::Throttle;
 pub use devices::device::{Device, DeviceError, DeviceState, FnDevice, Framing, MAX_STATE};
 pub use devices::section_info::SectionInfo;
+pub use devices::value::ValueDevice;
 pub use error::{ReceiveError, SendError};
 pub use forecast::dirty_rate::{DirtyRate, DirtyRateError};
 pub use forecast::plan::{Forecast, ForecastRound, MigrationPlan, Outcome, PlanError};

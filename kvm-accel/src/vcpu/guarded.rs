@@ -133,6 +133,11 @@ impl GuardedVcpu {
         VcpuKicker { shared: self.shared.clone(), gate: self.machine.gate().clone() }
     }
 
+    /// Takes back kicks that no run has returned for.
+    pub(super) fn forget_kick(&self) {
+        self.shared.take_kick();
+    }
+
     /// Begins to run the vCPU on the calling thread.
     ///
     /// Unblocks the signal that interrupts KVM_RUN for this thread: system calls of the caller may

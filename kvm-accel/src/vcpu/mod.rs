@@ -3,6 +3,7 @@
 //! - `guarded`: what stands between a run loop, whoever's it is, and KVM_RUN
 //! - `run`: the loop that turns exits into accesses of the buses
 //! - `thread`: a vCPU on a thread of its own
+//! - `set`: all vCPUs of a machine
 //! - `state`: a vCPU's complete state, to be migrated
 //! - `registers_in_page`: registers that KVM takes with the next run
 //! - `roll_back`: back to an earlier state of its own
@@ -21,6 +22,7 @@ pub(crate) mod roll_back;
 pub(crate) mod run;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod run_page;
+pub(crate) mod set;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod state;
 pub(crate) mod thread;

@@ -88,6 +88,11 @@ impl Vcpu {
         self.guarded.kicker()
     }
 
+    /// Takes back kicks that no run has returned for.
+    pub(super) fn forget_kick(&self) {
+        self.guarded.forget_kick();
+    }
+
     /// Saves the vCPU's state, while it does not run.
     ///
     /// # Errors

@@ -121,7 +121,7 @@ impl VcpuThread {
     }
 
     /// Kicks the vCPU and waits for it; returns it and the event that ended the run, which is
-    /// [`VcpuEvent::Kicked`] unless another came first.
+    /// [`VcpuEvent::Kicked`] unless another came first. Kicks until then count as this one.
     ///
     /// # Errors
     ///
@@ -132,7 +132,13 @@ impl VcpuThread {
     /// As [`join`](Self::join).
     pub fn stop(self) -> Result<(Vcpu, VcpuEvent), VcpuThreadError> {
         self.kicker.kick();
-        self.join()
+        let mut ended = self.join();
+        // The run may have ended by itself, or by another kick: the next one is not to end by this.
+        match &mut ended {
+            Ok((vcpu, _)) => vcpu.forget_kick(),
+            Err(failed) => failed.vcpu.forget_kick(),
+        }
+        ended
     }
 
     fn wait(&mut self) -> Option<Ended> {

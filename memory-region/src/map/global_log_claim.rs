@@ -1,7 +1,7 @@
 //! The claim of a client's log of all RAM.
 
 use std::fmt;
-use std::ops::{ControlFlow, Range};
+use std::ops::{Bound, ControlFlow, Range, RangeBounds};
 use std::sync::Arc;
 
 use ram_block::{Claimant, DirtyClient, DirtySnapshot, Harvest, PageSet, RamBlock};
@@ -104,8 +104,8 @@ impl GlobalLogClaim {
     }
 
     /// Takes the client's bits of exactly the pages that `bytes` of a block span, after a
-    /// [`sync`](Self::sync), and re-arms the log of these pages. Read the pages after this call,
-    /// not before.
+    /// [`sync`](Self::sync), and re-arms the log of these pages. `..` is the whole block. Read the
+    /// pages after this call, not before.
     ///
     /// # Errors
     ///
@@ -113,19 +113,19 @@ impl GlobalLogClaim {
     pub fn snapshot_and_clear(
         &mut self,
         block: &Arc<RamBlock>,
-        bytes: Range<u64>,
+        bytes: impl RangeBounds<u64>,
     ) -> Result<Harvest, MapError> {
-        self.take_snapshot(block, bytes, DirtySnapshot::default())
+        self.take_snapshot(block, &bytes, DirtySnapshot::default())
     }
 
     pub(super) fn take_snapshot(
         &self,
         block: &Arc<RamBlock>,
-        bytes: Range<u64>,
+        bytes: &impl RangeBounds<u64>,
         buffer: DirtySnapshot,
     ) -> Result<Harvest, MapError> {
         let claim = self.log.of(block)?;
-        check_within(block, &bytes)?;
+        let bytes = bytes_within(block, bytes)?;
         let size = block.page_size();
         let pages = size.pages_spanned(bytes.start, bytes.end - bytes.start);
         let harvest = claim.snapshot_and_clear_into(pages.clone(), buffer)?;
@@ -228,9 +228,13 @@ impl GlobalLogClaim {
     ///
     /// [`MapError::NotLogged`] if the block is not in the map, [`MapError::ByteRange`] if it has no
     /// such bytes or they are not whole pages, [`MapError::Sync`].
-    pub fn clear(&mut self, block: &Arc<RamBlock>, bytes: Range<u64>) -> Result<(), MapError> {
+    pub fn clear(
+        &mut self,
+        block: &Arc<RamBlock>,
+        bytes: impl RangeBounds<u64>,
+    ) -> Result<(), MapError> {
         self.log.of(block)?;
-        check_within(block, &bytes)?;
+        let bytes = bytes_within(block, &bytes)?;
         let size = block.page_size();
         if ![bytes.start, bytes.end].into_iter().all(|offset| size.is_aligned(offset)) {
             return Err(no_range(block, &bytes, "not whole pages"));
@@ -239,14 +243,26 @@ impl GlobalLogClaim {
     }
 }
 
-fn check_within(block: &RamBlock, bytes: &Range<u64>) -> Result<(), MapError> {
-    if bytes.start > bytes.end {
-        return Err(no_range(block, bytes, "the end is before the start"));
+/// The bytes of the block that are meant, if it has them.
+fn bytes_within(block: &RamBlock, bytes: &impl RangeBounds<u64>) -> Result<Range<u64>, MapError> {
+    let start = match bytes.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(before) => before.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match bytes.end_bound() {
+        Bound::Included(last) => last.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => block.len(),
+    };
+    let bytes = start..end;
+    if start > end {
+        return Err(no_range(block, &bytes, "the end is before the start"));
     }
-    if bytes.end > block.len() {
-        return Err(no_range(block, bytes, "past the end of the block"));
+    if end > block.len() {
+        return Err(no_range(block, &bytes, "past the end of the block"));
     }
-    Ok(())
+    Ok(bytes)
 }
 
 fn no_range(block: &RamBlock, bytes: &Range<u64>, reason: &'static str) -> MapError {

@@ -2,7 +2,7 @@
 //! the claim takes its bits.
 
 use std::fmt;
-use std::ops::{ControlFlow, Range};
+use std::ops::{ControlFlow, Range, RangeBounds};
 use std::sync::Arc;
 
 use ram_block::{Claimant, DirtyClient, DirtySnapshot, Harvest, PageSet, RamBlock};
@@ -92,7 +92,8 @@ impl LogClaim {
     }
 
     /// Syncs the block, takes the client's bits of exactly the pages that `bytes` of it span, and
-    /// re-arms the log of these pages, so that the next write to them is reported again.
+    /// re-arms the log of these pages, so that the next write to them is reported again. `..` is
+    /// the whole block.
     ///
     /// Read the pages after this call, not before: what is written later is in the next harvest.
     ///
@@ -101,7 +102,10 @@ impl LogClaim {
     /// [`MapError::Sync`], [`MapError::NotLogged`] if the region was removed,
     /// [`MapError::ByteRange`] if the block has no such bytes, and [`MapError::Dirty`] if the block
     /// is being made shorter, or the region is being removed.
-    pub fn snapshot_and_clear(&mut self, bytes: Range<u64>) -> Result<Harvest, MapError> {
+    pub fn snapshot_and_clear(
+        &mut self,
+        bytes: impl RangeBounds<u64>,
+    ) -> Result<Harvest, MapError> {
         self.snapshot_and_clear_into(bytes, DirtySnapshot::default())
     }
 
@@ -112,11 +116,11 @@ impl LogClaim {
     /// As [`snapshot_and_clear`](Self::snapshot_and_clear).
     pub fn snapshot_and_clear_into(
         &mut self,
-        bytes: Range<u64>,
+        bytes: impl RangeBounds<u64>,
         buffer: DirtySnapshot,
     ) -> Result<Harvest, MapError> {
         self.log.map.sync_block(&self.block)?;
-        self.log.take_snapshot(&self.block, bytes, buffer)
+        self.log.take_snapshot(&self.block, &bytes, buffer)
     }
 
     /// Syncs the block, and takes the client's bits run by run, as
@@ -165,7 +169,7 @@ impl LogClaim {
     /// # Errors
     ///
     /// As [`GlobalLogClaim::clear`].
-    pub fn clear(&mut self, bytes: Range<u64>) -> Result<(), MapError> {
+    pub fn clear(&mut self, bytes: impl RangeBounds<u64>) -> Result<(), MapError> {
         self.log.clear(&self.block, bytes)
     }
 }

@@ -91,7 +91,7 @@ pub fn run(
     let shape = options.shape();
     let scene = Scene::new(SIZE.0, SIZE.1);
     let live = Live::new(&shape)?;
-    live.boot(&scene, &shape);
+    live.boot(&scene, &shape)?;
     let board = &live.board;
     let mut screen = Screen::new(board.memory.clone(), board.vga.clone(), board.vram)?;
     live.start()?;

@@ -2,12 +2,12 @@
 //! writes pages and beats. All that it is goes along: RAM, video memory, both processors, the
 //! display and the ports.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_accel::{Buses, KvmConfig, KvmVm, PauseGuard, Vcpu, VcpuState, VcpuThread};
+use kvm_accel::{Buses, KvmConfig, KvmError, KvmVm, PauseGuard, StoppedVcpus, VcpuSet, VcpuState};
 use memory_region::MapError;
-use migration_ram::{Device, DeviceError, FnDevice};
+use migration_ram::{Device, DeviceError, FnDevice, ValueDevice};
 
 use crate::demo::{AnyError, Board, FRAME_BUFFER};
 use crate::guest::{self, programs};
@@ -34,18 +34,6 @@ pub struct Shape {
     pub kvm: KvmConfig,
 }
 
-/// What a processor is doing.
-#[derive(Debug, Default)]
-enum VcpuSlot {
-    Running(VcpuThread),
-    Stopped(Vcpu),
-    /// It could not be had back.
-    #[default]
-    Gone,
-}
-
-type Slots = Mutex<Vec<VcpuSlot>>;
-
 /// The machine.
 #[derive(Debug)]
 pub struct Live {
@@ -54,15 +42,7 @@ pub struct Live {
     /// Where the guest shows that it is alive.
     pub beats: Arc<HeartbeatPort>,
     vm: Arc<KvmVm>,
-    slots: Arc<Slots>,
-}
-
-/// As long as this is kept, the machine stands still; then it goes on.
-#[derive(Debug)]
-pub struct Stopped(Arc<Slots>);
-
-fn lock(slots: &Slots) -> MutexGuard<'_, Vec<VcpuSlot>> {
-    slots.lock().unwrap_or_else(PoisonError::into_inner)
+    vcpus: VcpuSet,
 }
 
 impl Live {
@@ -95,27 +75,31 @@ impl Live {
         board.memory.add_listener(&board.space, vm.clone())?;
         let buses = || Buses { memory: board.space.clone(), ports: board.ports.clone() };
         let vcpus = [vm.create_vcpu(0, buses())?, vm.create_vcpu(1, buses())?];
-        let slots = Arc::new(Mutex::new(vcpus.map(VcpuSlot::Stopped).into()));
-        Ok(Self { board, beats, vm, slots })
+        let vcpus = VcpuSet::new(vcpus);
+        Ok(Self { board, beats, vm, vcpus })
     }
 
     /// Gives the processors their programs, as a machine that is switched on.
-    pub fn boot(&self, scene: &Scene, shape: &Shape) {
+    ///
+    /// # Errors
+    ///
+    /// If they run.
+    pub fn boot(&self, scene: &Scene, shape: &Shape) -> Result<(), AnyError> {
         let ram = &self.board.ram;
         let code = guest::scene::program(ram, scene, FRAME_BUFFER);
         let end = BEAT_DATA + shape.working_set / PAGE * PAGE;
         let arguments = [BEAT_DATA, end, u64::from(HeartbeatPort::PORT), PAGE, PAGES_A_BEAT];
-        let mut slots = lock(&self.slots);
-        if let [VcpuSlot::Stopped(draws), VcpuSlot::Stopped(beats)] = slots.as_mut_slice() {
-            guest::boot_at(
-                beats,
-                ram,
-                BEAT_CODE,
-                &programs::increment_pages_and_beat(BEAT_CODE),
-                &arguments,
-            );
-            guest::boot(draws, ram, &code, &[]);
-        }
+        self.vcpus.each(|id, vcpu| {
+            match id {
+                0 => guest::boot(vcpu, ram, &code, &[]),
+                _ => {
+                    let program = programs::increment_pages_and_beat(BEAT_CODE);
+                    guest::boot_at(vcpu, ram, BEAT_CODE, &program, &arguments);
+                }
+            }
+            Ok::<_, KvmError>(())
+        })?;
+        Ok(())
     }
 
     /// Lets the processors run.
@@ -124,7 +108,7 @@ impl Live {
     ///
     /// If a thread cannot be started.
     pub fn start(&self) -> Result<(), AnyError> {
-        start(&self.slots)
+        Ok(self.vcpus.start()?)
     }
 
     /// Brings the processors to rest, between two instructions, with nothing under way.
@@ -132,27 +116,8 @@ impl Live {
     /// # Errors
     ///
     /// If one of them ended by itself, or cannot be run.
-    pub fn stop(&self) -> Result<Stopped, DeviceError> {
-        let mut slots = lock(&self.slots);
-        // Those that are stopped run on if another one cannot be.
-        let stopped = Stopped(self.slots.clone());
-        for slot in slots.iter().filter_map(running) {
-            slot.kicker().kick();
-        }
-        for slot in slots.iter_mut() {
-            match std::mem::take(slot) {
-                VcpuSlot::Running(thread) => match thread.stop() {
-                    Ok((vcpu, _)) => *slot = VcpuSlot::Stopped(vcpu),
-                    Err(error) => {
-                        drop(slots);
-                        return Err(error.into());
-                    }
-                },
-                other => *slot = other,
-            }
-        }
-        drop(slots);
-        Ok(stopped)
+    pub fn stop(&self) -> Result<StoppedVcpus, DeviceError> {
+        Ok(self.vcpus.stop()?)
     }
 
     /// Keeps the processors out of the guest for a while, wherever they are.
@@ -164,13 +129,13 @@ impl Live {
     /// Limits what the processors dirty, in bytes per second of all of them together; `None` is
     /// no limit. It is shared out evenly.
     pub fn limit(&self) -> impl Fn(Option<u64>) -> Result<(), DeviceError> + Send + Sync + 'static {
-        let (vm, vcpus) = (self.vm.clone(), lock(&self.slots).len() as u64);
+        let (vm, vcpus) = (self.vm.clone(), self.vcpus.count() as u64);
         move |bytes| Ok(vm.set_dirty_limit(bytes.map(|bytes| (bytes / vcpus).max(1)))?)
     }
 
     /// Whether a processor ended by itself, which none should.
     pub fn is_finished(&self) -> bool {
-        lock(&self.slots).iter().filter_map(running).any(VcpuThread::is_finished)
+        self.vcpus.is_finished()
     }
 
     /// How KVM tracks written pages, and why so.
@@ -180,25 +145,13 @@ impl Live {
 
     /// Everything but RAM, to go along or to be received.
     pub fn devices(&self) -> Vec<Arc<dyn Device>> {
-        let mut devices: Vec<Arc<dyn Device>> = Vec::new();
-        for id in 0..lock(&self.slots).len() {
-            let (save, restore) = (self.slots.clone(), self.slots.clone());
-            let vcpu = FnDevice::new(
-                "vcpu",
-                move || match &lock(&save)[id] {
-                    VcpuSlot::Stopped(vcpu) => Ok(serde_json::to_vec(&vcpu.save()?)?),
-                    _ => Err("the processor runs".into()),
-                },
-                move |_, state| match &mut lock(&restore)[id] {
-                    VcpuSlot::Stopped(vcpu) => {
-                        let state: VcpuState = serde_json::from_slice(state)?;
-                        Ok(vcpu.restore(&state)?)
-                    }
-                    _ => Err("the processor runs".into()),
-                },
-            );
-            devices.push(Arc::new(vcpu.instance(u32::try_from(id).unwrap_or(u32::MAX))));
-        }
+        let (save, restore) = (self.vcpus.clone(), self.vcpus.clone());
+        let vcpus = ValueDevice::new(
+            "vcpus",
+            move || Ok(save.save()?),
+            move |states: &Vec<VcpuState>| Ok(restore.restore(states)?),
+        );
+        let mut devices: Vec<Arc<dyn Device>> = vec![Arc::new(vcpus)];
         devices.extend(self.board.devices());
         let (save, restore) = (self.beats.clone(), self.beats.clone());
         devices.push(Arc::new(FnDevice::new(
@@ -236,37 +189,5 @@ impl Live {
             }
         }
         Ok(sum.finalize())
-    }
-}
-
-fn running(slot: &VcpuSlot) -> Option<&VcpuThread> {
-    match slot {
-        VcpuSlot::Running(thread) => Some(thread),
-        _ => None,
-    }
-}
-
-fn start(slots: &Slots) -> Result<(), AnyError> {
-    for (id, slot) in lock(slots).iter_mut().enumerate() {
-        match std::mem::take(slot) {
-            VcpuSlot::Stopped(vcpu) => *slot = VcpuSlot::Running(vcpu.spawn(&format!("vcpu{id}"))?),
-            other => *slot = other,
-        }
-    }
-    Ok(())
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        if let Err(error) = start(&self.0) {
-            log::error!("The machine does not go on: {error}");
-        }
-    }
-}
-
-impl Stopped {
-    /// The machine has moved away: it never runs here again.
-    pub fn for_good(self) {
-        lock(&self.0).clear();
     }
 }

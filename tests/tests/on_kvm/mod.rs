@@ -16,6 +16,7 @@ mod own_loop;
 mod pam;
 mod panics;
 mod precopy;
+mod sets;
 mod slots;
 mod states;
 mod tracking;
@@ -63,6 +64,7 @@ pub fn tests() -> Vec<Named> {
                 overruns::TESTS,
                 limits::ONCE,
                 own_loop::ONCE,
+                sets::TESTS,
                 lifetimes::ONCE,
                 converge::TESTS,
                 forecast::TESTS,
