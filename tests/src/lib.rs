@@ -3,6 +3,11 @@
 
 #![forbid(unsafe_code)]
 
+/// The guide, whose code is compiled and run.
+#[cfg(all(doctest, target_arch = "x86_64"))]
+#[doc = include_str!("../../docs/guide.md")]
+mod guide {}
+
 pub mod bench;
 pub mod harness;
 pub mod needs;

@@ -49,11 +49,6 @@
 //!
 //! Sources are the RISC-V Instruction Set Manual, volumes I (unprivileged) and II (privileged).
 
-/// The chapter on emulators, whose code is compiled and run.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/guide.md")]
-mod guide {}
-
 pub mod assemble;
 mod bus;
 pub mod demo;
