@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use memory_region::ViewChange;
+#[cfg(target_arch = "x86_64")]
+use ram_block::RamBlock;
 
 use crate::bus::buses::Buses;
 use crate::bus::coalesced_queue::CoalescedQueue;
@@ -212,6 +214,13 @@ impl Machine {
     pub(crate) fn dirty_log_stats(&self) -> DirtyLogStats {
         let (kicks, blocked) = self.gate.cost();
         DirtyLogStats { kicks, blocked, ..lock(&self.slots).stats }
+    }
+
+    /// The block that guests see at an address, the offset in it, and how many bytes there are of
+    /// it from there on, if there is a slot.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn block_at(&self, address: u64) -> Option<(Arc<RamBlock>, u64, u64)> {
+        lock(&self.slots).block_at(address)
     }
 
     /// The memory slots, in the order of their addresses.

@@ -183,6 +183,17 @@ impl<E: Entries> Slots<E> {
         Some(slot)
     }
 
+    /// The block that guests see at an address, the offset in it, and how many bytes the slot has
+    /// from there on.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn block_at(&self, address: u64) -> Option<(Arc<RamBlock>, u64, u64)> {
+        let (_, slots) = self.used.range(..=address).next_back()?;
+        let has = |slot: &&Slot| slot.guest <= address && address - slot.guest < slot.size;
+        let slot = slots.iter().find(has)?;
+        let at = address - slot.guest;
+        Some((slot.block.clone(), slot.offset + at, slot.size - at))
+    }
+
     /// The sections that have slots.
     pub(crate) fn sections(&self) -> Vec<u64> {
         self.used.keys().copied().collect()

@@ -6,6 +6,7 @@
 //! - `set`: all vCPUs of a machine
 //! - `state`: a vCPU's complete state, to be migrated
 //! - `registers_in_page`: registers that KVM takes with the next run
+//! - `kvm_msrs`: registers of KVM's that name guest memory
 //! - `roll_back`: back to an earlier state of its own
 //! - `run_page`: the fields of the page shared with KVM that a vCPU's owner sets
 //! - `capabilities`: what KVM says once about such states
@@ -15,6 +16,8 @@
 #[cfg(target_arch = "x86_64")]
 mod capabilities;
 pub(crate) mod guarded;
+#[cfg(target_arch = "x86_64")]
+mod kvm_msrs;
 #[cfg(target_arch = "x86_64")]
 mod registers_in_page;
 #[cfg(target_arch = "x86_64")]

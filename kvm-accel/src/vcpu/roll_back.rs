@@ -12,6 +12,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::error::KvmError;
 use crate::vcpu::guarded::GuardedVcpu;
+use crate::vcpu::kvm_msrs::NamedMemory;
 use crate::vcpu::state::{
     MAX_MSRS, MSRS, VcpuState, entry, failed, impossible, restore_msrs, restore_nested,
 };
@@ -30,7 +31,11 @@ pub enum RollBack {
 
 impl GuardedVcpu {
     /// Puts this vCPU, which may have run since, back to a state that was [saved](Self::save) of
-    /// it. The time-stamp counter goes on from its saved value, too.
+    /// it. The time-stamp counter goes on from its saved value, too. (KVM takes a value within a
+    /// second of what the counter has for an attempt to synchronize it, and lets it go on.)
+    ///
+    /// What KVM writes to guest memory as its own registers are set, clocks of guests that know
+    /// them, is undone.
     ///
     /// Guest memory must have been put back before this, as for [`restore`](Self::restore). A state
     /// of another vCPU is for `restore`.
@@ -58,7 +63,11 @@ impl GuardedVcpu {
         if let Some(lapic) = &state.lapic {
             failed(id, "local APIC", fd.set_lapic(lapic))?;
         }
-        roll_back_msrs(id, fd, &state.msrs)?;
+        let msrs = msrs_to_set(id, fd, &state.msrs)?;
+        let named = NamedMemory::read(self.machine(), &msrs);
+        let set = restore_msrs(id, fd, &msrs);
+        named.put_back();
+        set?;
         if let Some(mp_state) = state.mp_state {
             failed(id, "scheduling state", fd.set_mp_state(mp_state))?;
         }
@@ -92,19 +101,30 @@ fn can_nest(cpuid: &CpuId) -> bool {
     has(VMX) || has(SVM)
 }
 
-/// Sets those of the registers that have other values now.
-fn roll_back_msrs(id: u64, fd: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<(), KvmError> {
+/// The time-stamp counter's value at which the local APIC's timer fires (Intel's manual, volume 4).
+const TSC_DEADLINE: u32 = 0x6e0;
+
+/// Those of the registers that have other values now, or have to be set all the same.
+fn msrs_to_set(
+    id: u64,
+    fd: &VcpuFd,
+    msrs: &[kvm_msr_entry],
+) -> Result<Vec<kvm_msr_entry>, KvmError> {
     let wrong = |error| impossible(id, MSRS, &format!("{error:?}"));
     let mut changed = Vec::new();
     for some in msrs.chunks(MAX_MSRS) {
         let asked: Vec<_> = some.iter().map(|msr| entry(msr.index)).collect();
         let mut now = Msrs::from_entries(&asked).map_err(wrong)?;
         let count = failed(id, MSRS, fd.get_msrs(&mut now))?.min(some.len());
-        let differs = |(saved, now): &(&kvm_msr_entry, &kvm_msr_entry)| saved.data != now.data;
+        // A deadline is armed by the counter as it is when the deadline is set: the counter goes
+        // back before it does, as it is earlier in the list.
+        let differs = |(saved, now): &(&kvm_msr_entry, &kvm_msr_entry)| {
+            saved.data != now.data || saved.index == TSC_DEADLINE && saved.data != 0
+        };
         let pairs = some.iter().zip(&now.as_slice()[..count]);
         changed.extend(pairs.filter(differs).map(|(saved, _)| *saved));
         // One that cannot be read now could be when it was saved.
         changed.extend(&some[count..]);
     }
-    restore_msrs(id, fd, &changed)
+    Ok(changed)
 }
