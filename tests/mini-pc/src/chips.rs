@@ -1,6 +1,7 @@
 //! The chips that KVM plays in the kernel: interrupt controllers, timer, and its own clock.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_accel::KvmVm;
 use kvm_accel::kvm_bindings::{
@@ -72,8 +73,54 @@ impl Device for InterruptControllers {
 }
 
 /// The timer (Intel 8254).
-#[derive(Debug)]
-pub struct Timer(pub Arc<KvmVm>);
+///
+/// KVM counts whether the vCPU runs or not. While the machine is paused the timer is
+/// [stopped](Self::stop), and its state is here, so that it raises no interrupt in a controller
+/// that is being saved, or was restored. KVM has no way to go on with a count: channel 0 begins a
+/// new one when it is started, and so do the others, whose load times are no part of the state.
+pub struct Timer {
+    vm: Arc<KvmVm>,
+    stopped: Mutex<Option<kvm_pit_state2>>,
+}
+
+impl Timer {
+    /// The timer of `vm`, which counts.
+    pub fn new(vm: Arc<KvmVm>) -> Self {
+        Self { vm, stopped: Mutex::default() }
+    }
+
+    fn stopped(&self) -> MutexGuard<'_, Option<kvm_pit_state2>> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops it, if it is not stopped yet.
+    pub(crate) fn stop(&self) -> Result<(), AnyError> {
+        /// A strobe that waits for the gate, which on channel 0 is always open: KVM has no timer
+        /// for this mode.
+        const HARDWARE_STROBE: u8 = 5;
+        let mut stopped = self.stopped();
+        if stopped.is_none() {
+            let state = self.vm.fd().get_pit2()?;
+            let mut silent = state;
+            silent.channels[0].mode = HARDWARE_STROBE;
+            self.vm.fd().set_pit2(&silent)?;
+            *stopped = Some(state);
+        }
+        Ok(())
+    }
+
+    /// Lets it count again, if it is stopped.
+    pub(crate) fn start(&self) -> Result<(), AnyError> {
+        let mut stopped = self.stopped();
+        stopped.take().map_or(Ok(()), |state| Ok(self.vm.fd().set_pit2(&state)?))
+    }
+}
+
+impl fmt::Debug for Timer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timer").field("is_stopped", &self.stopped().is_some()).finish()
+    }
+}
 
 impl Device for Timer {
     fn name(&self) -> &str {
@@ -85,12 +132,17 @@ impl Device for Timer {
     }
 
     fn save(&self) -> Result<Vec<u8>, DeviceError> {
-        Ok(serde_json::to_vec(&self.0.fd().get_pit2()?)?)
+        let state = self.stopped().map_or_else(|| self.vm.fd().get_pit2(), Ok)?;
+        Ok(serde_json::to_vec(&state)?)
     }
 
     fn restore(&self, _: u32, state: &[u8]) -> Result<(), DeviceError> {
         let saved: kvm_pit_state2 = serde_json::from_slice(state)?;
-        Ok(self.0.fd().set_pit2(&saved)?)
+        match &mut *self.stopped() {
+            Some(stopped) => *stopped = saved,
+            None => self.vm.fd().set_pit2(&saved)?,
+        }
+        Ok(())
     }
 }
 

@@ -79,6 +79,8 @@ impl Config {
 pub struct Machine {
     // The processor goes first: nothing acts on the devices then.
     processor: Processor,
+    /// It is paused until it is started.
+    unstarted: Option<Paused>,
     at_reset: VcpuState,
     power_on: Arc<PowerOn>,
     _ticker: Ticker,
@@ -164,10 +166,10 @@ impl Machine {
 
         let buses = Buses { memory: layout.space.clone(), ports: layout.port_space.clone() };
         let processor = Processor::new(&vm, buses, control.clone())?;
+        let timer = Arc::new(Timer::new(vm.clone()));
+        control.stops(timer.clone());
+        let unstarted = Some(processor.pause());
         let mut devices: Vec<Arc<dyn Device>> = vec![
-            Arc::new(InterruptControllers(vm.clone())),
-            Arc::new(Timer(vm.clone())),
-            Arc::new(Clock(vm.clone())),
             pci,
             Arc::new(Display(vga.clone())),
             keyboard.clone(),
@@ -176,14 +178,19 @@ impl Machine {
             fw_cfg,
         ];
         devices.extend(disk.map(|disk| disk as Arc<dyn Device>));
+        // After all that may raise an interrupt as it is restored: the serial port does.
+        let controllers = Arc::new(InterruptControllers(vm.clone()));
+        devices.extend([timer as Arc<dyn Device>, controllers, Arc::new(Clock(vm.clone()))]);
         let power_on = PowerOn::new(&devices, &layout, &vga, config.boot)?;
-        // What is backed by a battery outlives a reset; the processor has its own.
-        devices.extend([rtc.clone(), processor.device()]);
+        // What is backed by a battery outlives a reset; the processor has its own, for which it is
+        // asked by the line.
+        devices.extend([rtc.clone(), control.clone() as Arc<dyn Device>, processor.device()]);
         let at_reset = processor.vcpu().save()?;
         power_on.begin(&processor.vcpu())?;
         let ticker = Ticker::new(rtc, control.clone())?;
         Ok(Self {
             processor,
+            unstarted,
             at_reset,
             power_on: Arc::new(power_on),
             _ticker: ticker,
@@ -204,8 +211,10 @@ impl Machine {
     ///
     /// If there is no thread for it.
     pub fn start(&mut self) -> Result<(), AnyError> {
-        let power_on = self.power_on.clone();
-        self.processor.start(self.at_reset.clone(), Box::new(move |vcpu| power_on.reset(vcpu)))
+        let (at_reset, power_on) = (self.at_reset.clone(), self.power_on.clone());
+        self.processor.start(at_reset, Box::new(move |vcpu| power_on.reset(vcpu)))?;
+        self.unstarted = None;
+        Ok(())
     }
 
     /// Stops it for as long as the result is kept.
@@ -258,8 +267,9 @@ impl Machine {
     }
 
     /// What makes up the machine's state beside the blocks of its memory, in the order in
-    /// which it is to be restored: saved while the machine is [paused](Self::pause), restored
-    /// before its start.
+    /// which it is to be restored: for a migration, saved while the machine is
+    /// [paused](Self::pause) and restored before its start; for
+    /// [checkpoints](migration_ram::Checkpoints), saved and put back while it is paused.
     pub fn devices(&self) -> &[Arc<dyn Device>] {
         &self.devices
     }

@@ -6,11 +6,13 @@ use std::thread::JoinHandle;
 
 use kvm_accel::kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES};
 use kvm_accel::kvm_ioctls::Kvm;
-use kvm_accel::{Buses, KvmVm, Vcpu, VcpuEvent, VcpuKicker, VcpuState};
+use kvm_accel::{Buses, KvmVm, RollBack, Vcpu, VcpuEvent, VcpuKicker, VcpuState};
 use memory_region::AddressSpace;
 
+use super::chips::Timer;
 use super::wires::ResetLine;
 use machines::demo::AnyError;
+use machines::vcpu_device::VcpuDevice;
 use migration_ram::{Device, DeviceError};
 
 /// `fwait`: an instruction that the emulator of some KVMs does not know. Where no
@@ -33,9 +35,15 @@ pub struct Control {
     wishes: Mutex<Wishes>,
     changed: Condvar,
     kicker: OnceLock<VcpuKicker>,
+    timer: OnceLock<Arc<Timer>>,
 }
 
 impl Control {
+    /// Stops this timer while the processor is to stand still.
+    pub fn stops(&self, timer: Arc<Timer>) {
+        let _ = self.timer.set(timer);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Wishes> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -73,6 +81,37 @@ impl Control {
     pub fn ended(&self) -> Option<String> {
         self.lock().ended.clone()
     }
+
+    /// Lets `change` stop or start the timer.
+    fn change_timer(&self, change: impl FnOnce(&Timer) -> Result<(), AnyError>) {
+        if let Some(Err(error)) = self.timer.get().map(|timer| change(timer)) {
+            log::error!("The timer: {error}");
+        }
+    }
+}
+
+/// A reset that was asked for, and is still to come.
+impl Device for Control {
+    fn name(&self) -> &str {
+        "reset line"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn save(&self) -> Result<Vec<u8>, DeviceError> {
+        Ok(serde_json::to_vec(&self.lock().reset)?)
+    }
+
+    fn restore(&self, _: u32, state: &[u8]) -> Result<(), DeviceError> {
+        let mut wishes = self.lock();
+        if let Some(reason) = &wishes.ended {
+            return Err(format!("The processor has stopped for good: {reason}").into());
+        }
+        wishes.reset = serde_json::from_slice(state)?;
+        Ok(())
+    }
 }
 
 /// What a reset does, beside the vCPU.
@@ -86,7 +125,7 @@ pub struct Processor {
     thread: Option<JoinHandle<()>>,
 }
 
-/// As long as this is kept, the processor stands still.
+/// As long as this is kept, the processor and the timer stand still.
 #[derive(Debug)]
 #[must_use = "the processor goes on when this is dropped"]
 pub struct Paused(Arc<Control>);
@@ -100,7 +139,12 @@ impl Paused {
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        self.0.lock().pauses -= 1;
+        let mut wishes = self.0.lock();
+        wishes.pauses -= 1;
+        if wishes.pauses == 0 {
+            self.0.change_timer(Timer::start);
+        }
+        drop(wishes);
         self.0.changed.notify_all();
     }
 }
@@ -128,9 +172,10 @@ impl Processor {
         lock(&self.vcpu)
     }
 
-    /// Its state, to be saved while it is paused, and restored before it is started.
+    /// Its state, to be saved and restored while it stands still.
     pub fn device(&self) -> Arc<dyn Device> {
-        Arc::new(Registers(self.vcpu.clone()))
+        // At once: what runs at a reset, and after an exit, asks KVM for registers.
+        Arc::new(VcpuDevice::new(self.vcpu.clone(), RollBack::Now))
     }
 
     /// Lets it run, with `on_reset` called at each reset after the vCPU's own.
@@ -155,6 +200,10 @@ impl Processor {
     pub fn pause(&self) -> Paused {
         self.control.wish(|wishes| wishes.pauses += 1);
         drop(self.vcpu()); // it is free when the thread has seen the wish
+        // Under the lock, so that the end of another pause does not come in between.
+        let wishes = self.control.lock();
+        self.control.change_timer(Timer::stop);
+        drop(wishes);
         Paused(self.control.clone())
     }
 }
@@ -273,28 +322,6 @@ fn skip_fwait(vcpu: &Vcpu, space: &AddressSpace) -> Result<(), AnyError> {
     log::debug!("fwait at {:#x} is skipped", registers.rip);
     registers.rip = registers.rip.wrapping_add(1);
     Ok(vcpu.fd().set_regs(&registers)?)
-}
-
-/// What of the processor goes along with a migration: the vCPU, while it stands still.
-struct Registers(Arc<Mutex<Vcpu>>);
-
-impl Device for Registers {
-    fn name(&self) -> &str {
-        "processor"
-    }
-
-    fn version(&self) -> u32 {
-        1
-    }
-
-    fn save(&self) -> Result<Vec<u8>, DeviceError> {
-        Ok(serde_json::to_vec(&lock(&self.0).save()?)?)
-    }
-
-    fn restore(&self, _: u32, state: &[u8]) -> Result<(), DeviceError> {
-        let saved: VcpuState = serde_json::from_slice(state)?;
-        Ok(lock(&self.0).restore(&saved)?)
-    }
 }
 
 fn lock(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {

@@ -315,6 +315,8 @@ impl Device for Rtc {
             return Err("No clock is that far ahead".into());
         }
         *self.lock() = State { index: index & 0x7f, memory, ahead, told: Instant::now() };
+        // The periodic interrupt may be another.
+        self.ticker.get().map(Thread::unpark);
         Ok(())
     }
 }

@@ -56,14 +56,19 @@ fn holds(block: &RamBlock, bytes: &[u8]) -> bool {
 
 /// All that KVM has of a vCPU, but for the time that passes.
 fn registers(vcpu: &Vcpu) -> Value {
-    /// The time-stamp counter's index. Each register is its bytes, the index first.
-    const TIME: [u64; 4] = [0x10, 0, 0, 0];
     let mut state = serde_json::to_value(vcpu.save().unwrap()).unwrap();
+    remove_time(&mut state);
+    state
+}
+
+/// Takes the time-stamp counter out of the saved state of a vCPU.
+pub(super) fn remove_time(state: &mut Value) {
+    /// The counter's index. Each register is its bytes, the index first.
+    const TIME: [u64; 4] = [0x10, 0, 0, 0];
     let msrs = state["msrs"].as_array_mut().unwrap();
     let before = msrs.len();
     msrs.retain(|msr| !(0..4).all(|n| msr[n].as_u64() == Some(TIME[n])));
     assert_eq!(msrs.len() + 1, before, "there is one counter");
-    state
 }
 
 /// A machine that is fuzzed: each case runs from a checkpoint to a halt.

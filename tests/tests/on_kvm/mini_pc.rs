@@ -37,19 +37,19 @@ pub fn firmware_tests() -> Vec<Named> {
 }
 
 /// A guest that is emulated takes seconds to start; under load more.
-fn patience() -> Duration {
+pub(super) fn patience() -> Duration {
     seconds(120)
 }
 
-fn firmware() -> Config {
+pub(super) fn firmware() -> Config {
     let (bios, vga_bios) = (std::fs::read(SEABIOS).unwrap(), std::fs::read(STDVGA).unwrap());
     Config::new(Boot::Firmware { bios, vga_bios: Some(vga_bios) })
 }
 
 /// A machine with somebody who reads its screen.
-struct Watched {
-    machine: Machine,
-    screen: Screen,
+pub(super) struct Watched {
+    pub(super) machine: Machine,
+    pub(super) screen: Screen,
 }
 
 impl Watched {
@@ -59,21 +59,25 @@ impl Watched {
         Self { machine, screen }
     }
 
-    fn start(config: Config) -> Self {
+    pub(super) fn start(config: Config) -> Self {
         let mut watched = Self::new(config);
         watched.machine.start().unwrap();
         watched
     }
 
     /// What the picture's cells show.
-    fn text(&mut self) -> Vec<String> {
+    pub(super) fn text(&mut self) -> Vec<String> {
         self.screen.refresh().unwrap();
         let font = Font::from_vram(self.machine.vga().vram()).unwrap();
         font.read(self.screen.surface()).unwrap_or_default()
     }
 
     /// Waits until the picture's text is as `condition` wants it, and returns that.
-    fn wait(&mut self, what: &str, condition: impl Fn(&[String]) -> bool) -> Vec<String> {
+    pub(super) fn wait(
+        &mut self,
+        what: &str,
+        condition: impl Fn(&[String]) -> bool,
+    ) -> Vec<String> {
         let deadline = Instant::now() + patience();
         loop {
             let rows = self.text();
@@ -99,7 +103,7 @@ impl Watched {
         terminal.screen().rows(0, columns.get()).map(|row| format!("{row:80}")).collect()
     }
 
-    fn wait_for(&mut self, text: &str) -> Vec<String> {
+    pub(super) fn wait_for(&mut self, text: &str) -> Vec<String> {
         self.wait(text, |rows| rows.iter().any(|row| row.contains(text)))
     }
 }

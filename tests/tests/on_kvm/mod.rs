@@ -10,6 +10,7 @@ mod limits;
 mod log_start;
 mod machine;
 mod mini_pc;
+mod mini_pc_checkpoints;
 mod newcomers;
 mod overruns;
 mod own_loop;
@@ -81,5 +82,5 @@ pub fn tests() -> Vec<Named> {
 
 /// Tests that run firmware and programs of others.
 pub fn tests_of_firmware() -> Vec<Named> {
-    mini_pc::firmware_tests()
+    mini_pc::firmware_tests().into_iter().chain(mini_pc_checkpoints::firmware_tests()).collect()
 }

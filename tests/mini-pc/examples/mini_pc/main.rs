@@ -10,6 +10,8 @@ mod migrate;
 #[cfg(target_arch = "x86_64")]
 mod options;
 #[cfg(target_arch = "x86_64")]
+mod resets;
+#[cfg(target_arch = "x86_64")]
 mod run;
 #[cfg(target_arch = "x86_64")]
 mod view;
@@ -20,7 +22,7 @@ fn main() -> ExitCode {
 
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     match run::run(&options::Options::parse()) {
-        Ok(run::End::AsWished) => ExitCode::SUCCESS,
+        Ok(run::End::AsWished | run::End::Interrupted) => ExitCode::SUCCESS,
         Ok(run::End::TextNotSeen) => ExitCode::from(2),
         Err(error) => {
             eprintln!("error: {}", machines::demo::explain(&*error));

@@ -63,6 +63,12 @@ pub struct Options {
     /// the exit status is 2
     #[arg(long, value_name = "TEXT")]
     pub until: Option<String>,
+    /// Take a checkpoint when this text is on the screen, and go back to it when that of --until is
+    #[arg(long, value_name = "TEXT", requires = "until")]
+    pub reset_at: Option<String>,
+    /// Go back so many times
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "reset_at")]
+    pub resets: u32,
     /// Write the screen to this file at the end
     #[arg(long, value_name = "FILE")]
     pub png: Option<PathBuf>,

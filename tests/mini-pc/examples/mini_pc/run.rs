@@ -11,6 +11,7 @@ use mini_pc::serial::SerialPort;
 
 use crate::migrate;
 use crate::options::Options;
+use crate::resets;
 use crate::view::View;
 
 /// How long a text is waited for, unless the command line says.
@@ -20,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(PartialEq)]
 pub enum End {
     AsWished,
+    /// The machine, or somebody, ended it.
+    Interrupted,
     TextNotSeen,
 }
 
@@ -34,8 +37,11 @@ pub fn run(options: &Options) -> Result<End, AnyError> {
         None => machine.start()?,
     }
     let mut view = View::new(&machine, options)?;
-    let end = watch(options, &machine, &mut view)?;
-    if let Some(address) = options.migrate_to.as_ref().filter(|_| end == End::AsWished) {
+    let end = match &options.reset_at {
+        Some(text) => resets::run(options, &machine, &mut view, text)?,
+        None => watch(options, &machine, &mut view, options.until.as_deref())?,
+    };
+    if let Some(address) = options.migrate_to.as_ref().filter(|_| end != End::TextNotSeen) {
         std::thread::scope(|scope| -> Result<(), AnyError> {
             let migration = scope.spawn(|| migrate::send(&machine, address));
             while !migration.is_finished() {
@@ -63,28 +69,33 @@ pub fn run(options: &Options) -> Result<End, AnyError> {
     }
 }
 
-/// Shows the screen until its text, the time, the machine or somebody (by Ctrl-C, or at
+/// Shows the screen until its text (`until`), the time, the machine or somebody (by Ctrl-C, or at
 /// the window) ends that.
-fn watch(options: &Options, machine: &Machine, view: &mut View<'_>) -> Result<End, AnyError> {
+pub fn watch(
+    options: &Options,
+    machine: &Machine,
+    view: &mut View<'_>,
+    until: Option<&str>,
+) -> Result<End, AnyError> {
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())?;
-    let time = options.seconds.or(options.until.is_some().then_some(PATIENCE));
+    let time = options.seconds.or(until.is_some().then_some(PATIENCE));
     let deadline = time.and_then(|time| Instant::now().checked_add(time));
     loop {
         let (refresh, wait) = view.refresh()?;
-        if let Some(wanted) = options.until.as_ref().filter(|_| !refresh.damage.is_empty())
+        if let Some(wanted) = until.filter(|_| !refresh.damage.is_empty())
             && view.text()?.iter().any(|row| row.contains(wanted))
         {
             return Ok(End::AsWished);
         }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
-            let failed = options.until.is_some();
+            let failed = until.is_some();
             return Ok(if failed { End::TextNotSeen } else { End::AsWished });
         }
         let closed = view.is_closed();
         if closed || interrupted.load(Ordering::Relaxed) || machine.ended().is_some() {
-            return Ok(End::AsWished);
+            return Ok(End::Interrupted);
         }
         std::thread::park_timeout(wait.min(left.unwrap_or(Duration::MAX)));
     }
