@@ -91,7 +91,7 @@ mod vm;
 
 pub use bus::buses::Buses;
 #[cfg(target_arch = "x86_64")]
-pub use chips::ChipsState;
+pub use chips::{Chips, ChipsState};
 pub use config::{DirtyTracking, KickSignal, KvmConfig};
 pub use error::KvmError;
 pub use exclusion::gate::PauseGuard;

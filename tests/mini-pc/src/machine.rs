@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use display_vga::{RefreshError, Screen, Vga};
 use kvm_accel::kvm_ioctls::Kvm;
-use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuState};
+use kvm_accel::{Buses, Chips, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuState};
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 
-use super::chips::{self, Clock, InterruptControllers, Timer};
+use super::chips;
 use super::chipset;
 use super::debug_port::DebugPort;
 use super::disk::Disk;
@@ -166,8 +166,8 @@ impl Machine {
 
         let buses = Buses { memory: layout.space.clone(), ports: layout.port_space.clone() };
         let processor = Processor::new(&vm, buses, control.clone())?;
-        let timer = Arc::new(Timer::new(vm.clone()));
-        control.stops(timer.clone());
+        let chips = Arc::new(Chips::new(vm.clone()));
+        control.stops(chips.clone());
         let unstarted = Some(processor.pause());
         let mut devices: Vec<Arc<dyn Device>> = vec![
             pci,
@@ -179,8 +179,7 @@ impl Machine {
         ];
         devices.extend(disk.map(|disk| disk as Arc<dyn Device>));
         // After all that may raise an interrupt as it is restored: the serial port does.
-        let controllers = Arc::new(InterruptControllers(vm.clone()));
-        devices.extend([timer as Arc<dyn Device>, controllers, Arc::new(Clock(vm.clone()))]);
+        devices.push(Arc::new(chips::device(&chips)));
         let power_on = PowerOn::new(&devices, &layout, &vga, config.boot)?;
         // What is backed by a battery outlives a reset; the processor has its own, for which it is
         // asked by the line.

@@ -6,10 +6,9 @@ use std::thread::JoinHandle;
 
 use kvm_accel::kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, KVM_MAX_CPUID_ENTRIES};
 use kvm_accel::kvm_ioctls::Kvm;
-use kvm_accel::{Buses, KvmVm, RollBack, Vcpu, VcpuEvent, VcpuKicker, VcpuState};
+use kvm_accel::{Buses, Chips, KvmError, KvmVm, RollBack, Vcpu, VcpuEvent, VcpuKicker, VcpuState};
 use memory_region::AddressSpace;
 
-use super::chips::Timer;
 use super::wires::ResetLine;
 use machines::demo::AnyError;
 use machines::vcpu_device::VcpuDevice;
@@ -35,13 +34,13 @@ pub struct Control {
     wishes: Mutex<Wishes>,
     changed: Condvar,
     kicker: OnceLock<VcpuKicker>,
-    timer: OnceLock<Arc<Timer>>,
+    chips: OnceLock<Arc<Chips>>,
 }
 
 impl Control {
-    /// Stops this timer while the processor is to stand still.
-    pub fn stops(&self, timer: Arc<Timer>) {
-        let _ = self.timer.set(timer);
+    /// Stops the timer among these chips while the processor is to stand still.
+    pub fn stops(&self, chips: Arc<Chips>) {
+        let _ = self.chips.set(chips);
     }
 
     fn lock(&self) -> MutexGuard<'_, Wishes> {
@@ -83,8 +82,8 @@ impl Control {
     }
 
     /// Lets `change` stop or start the timer.
-    fn change_timer(&self, change: impl FnOnce(&Timer) -> Result<(), AnyError>) {
-        if let Some(Err(error)) = self.timer.get().map(|timer| change(timer)) {
+    fn change_timer(&self, change: impl FnOnce(&Chips) -> Result<(), KvmError>) {
+        if let Some(Err(error)) = self.chips.get().map(|chips| change(chips)) {
             log::error!("The timer: {error}");
         }
     }
@@ -142,7 +141,7 @@ impl Drop for Paused {
         let mut wishes = self.0.lock();
         wishes.pauses -= 1;
         if wishes.pauses == 0 {
-            self.0.change_timer(Timer::start);
+            self.0.change_timer(Chips::start);
         }
         drop(wishes);
         self.0.changed.notify_all();
@@ -202,7 +201,7 @@ impl Processor {
         drop(self.vcpu()); // it is free when the thread has seen the wish
         // Under the lock, so that the end of another pause does not come in between.
         let wishes = self.control.lock();
-        self.control.change_timer(Timer::stop);
+        self.control.change_timer(Chips::stop);
         drop(wishes);
         Paused(self.control.clone())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use integration_tests::harness::Test;
 use kvm_accel::kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_accel::kvm_ioctls::Kvm;
-use kvm_accel::{KvmConfig, KvmError, KvmVm, RollBack, VcpuEvent, VcpuSet};
+use kvm_accel::{Chips, ChipsState, KvmConfig, KvmError, KvmVm, RollBack, VcpuEvent, VcpuSet};
 use machines::guest::{DATA, boot, boot_at, programs};
 
 use super::machine::{Machine, wait_until};
@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("a_set_tells_who_ended", a_set_tells_who_ended),
     ("a_kick_that_comes_too_late_ends_no_later_run", a_kick_that_comes_too_late_ends_no_later_run),
     ("chips_go_to_another_machine", chips_go_to_another_machine),
+    ("a_timer_is_stopped_with_its_machine", a_timer_is_stopped_with_its_machine),
     ("a_machine_has_the_chips_that_it_has", a_machine_has_the_chips_that_it_has),
 ];
 
@@ -170,30 +171,58 @@ fn with_chips(count: u32) -> std::sync::Arc<KvmVm> {
 }
 
 fn chips_go_to_another_machine() {
-    let state = with_chips(12_345).save_chips().unwrap();
+    let state = Chips::new(with_chips(12_345)).save().unwrap();
     let text = serde_json::to_string(&state).unwrap();
-    let there = with_chips(5);
+    let vm = with_chips(5);
     for line in [3, 17] {
-        there.fd().set_irq_line(line, false).unwrap();
+        vm.fd().set_irq_line(line, false).unwrap();
     }
-    there.restore_chips(&serde_json::from_str(&text).unwrap()).unwrap();
-    let found = there.save_chips().unwrap();
+    let there = Chips::new(vm.clone());
+    there.restore(&serde_json::from_str(&text).unwrap()).unwrap();
+    let found = there.save().unwrap();
     let controllers =
-        |state: &kvm_accel::ChipsState| serde_json::to_value(state).unwrap()["controllers"].clone();
+        |state: &ChipsState| serde_json::to_value(state).unwrap()["controllers"].clone();
     assert_eq!(controllers(&found), controllers(&state));
-    assert_eq!(there.fd().get_pit2().unwrap().channels[2].count, 12_345);
-    let clock = |state| serde_json::to_value(state).unwrap()["clock"].as_u64().unwrap();
-    assert!(clock(&found) >= clock(&state), "the clock goes on");
+    assert_eq!(vm.fd().get_pit2().unwrap().channels[2].count, 12_345);
+    assert!(found.clock() >= state.clock(), "the clock goes on");
+}
+
+/// A timer that is stopped raises no interrupt, and is saved, restored and started all the same.
+fn a_timer_is_stopped_with_its_machine() {
+    let vm = with_chips(7);
+    let mut timer = vm.fd().get_pit2().unwrap();
+    (timer.channels[0].count, timer.channels[0].mode) = (1193, 2); // a millisecond
+    vm.fd().set_pit2(&timer).unwrap();
+    let chips = Chips::new(vm.clone());
+    chips.stop().unwrap();
+    chips.stop().unwrap();
+    let mode = || vm.fd().get_pit2().unwrap().channels[0].mode;
+    assert_ne!(mode(), 2);
+    let state = chips.save().unwrap();
+    let text = serde_json::to_string(&state).unwrap();
+    let other = with_chips(7);
+    Chips::new(other.clone()).restore(&serde_json::from_str(&text).unwrap()).unwrap();
+    let saved = other.fd().get_pit2().unwrap().channels[0];
+    assert_eq!((saved.mode, saved.count), (2, 1193), "the state is of the timer that counts");
+    chips.restore(&state).unwrap();
+    assert_ne!(mode(), 2, "a restored timer counts before its machine");
+    chips.start().unwrap();
+    assert_eq!((mode(), vm.fd().get_pit2().unwrap().channels[0].count), (2, 1193));
+    chips.start().unwrap();
 }
 
 fn a_machine_has_the_chips_that_it_has() {
     let none = KvmVm::new(Kvm::new().unwrap().create_vm().unwrap()).unwrap();
-    let state = none.save_chips().unwrap();
-    none.restore_chips(&state).unwrap();
-    let refused = none.restore_chips(&with_chips(7).save_chips().unwrap()).unwrap_err();
-    assert!(matches!(refused, KvmError::Chip { part: "interrupt controllers", .. }), "{refused}");
+    let none = Chips::new(none);
+    none.stop().unwrap();
+    let state = none.save().unwrap();
+    none.restore(&state).unwrap();
+    none.start().unwrap();
+    let others = Chips::new(with_chips(7)).save().unwrap();
+    let refused = none.restore(&others).unwrap_err();
+    assert!(matches!(refused, KvmError::Chip { part: "interval timer", .. }), "{refused}");
     // A machine with chips that are not in the state keeps its own.
     let some = with_chips(7);
-    some.restore_chips(&state).unwrap();
+    Chips::new(some.clone()).restore(&state).unwrap();
     assert_eq!(some.fd().get_pit2().unwrap().channels[2].count, 7);
 }
