@@ -64,12 +64,12 @@
 //! `page` asks for the host's page size. `sys::linux::mapping` maps memory, `sys::linux::populate`
 //! and `sys::linux::discard` allocate its pages and free them, `sys::linux::pagemap` and
 //! `sys::linux::membarrier` issue system calls, as `io::vectored` does; `sys::portable::mapping`
-//! allocates memory on other hosts. `sys::volatile` copies bytes that others access,
-//! `block::builder` takes memory of the caller, `block::ram_slice` lends it to vm-memory,
-//! `block::ram_block`, `block::ram_page` and `block::scalar` access it integer by integer,
-//! `content::compare` compares it in place, `hazard::cell` shares values that others replace,
-//! `bitmap::word` makes arrays of words of a mapping, `bitmap::simd` and `content::zero_scan`
-//! choose instructions at run time. Everything else is safe Rust.
+//! allocates memory on other hosts; `sys::windows::membarrier` calls Windows. `sys::volatile`
+//! copies bytes that others access, `block::builder` takes memory of the caller, `block::ram_slice`
+//! lends it to vm-memory, `block::ram_block`, `block::ram_page` and `block::scalar` access it
+//! integer by integer, `content::compare` compares it in place, `hazard::cell` shares values that
+//! others replace, `bitmap::word` makes arrays of words of a mapping, `bitmap::simd` and
+//! `content::zero_scan` choose instructions at run time. Everything else is safe Rust.
 
 mod bitmap;
 mod block;

@@ -12,7 +12,7 @@ use crate::hazard::thread::{self, Value};
 
 /// An [`Arc`] that is replaced while others read what it points to. Its readers announce what they
 /// read (hazard pointers) without a locked instruction, where the host has a barrier of all threads
-/// (Linux: `membarrier`): the thread that replaces the value pays for that.
+/// (Linux, Windows): the thread that replaces the value pays for that.
 ///
 /// A replaced value is kept until it is [reclaimed](Self::reclaim), which costs a system call of
 /// half a microsecond or some more. It is dropped by that or, if threads read it then, by the last

@@ -13,6 +13,9 @@
 //! A harvest that has taken marks does the same, so that a writer may leave out a mark of a page
 //! that is marked already (`dirty::marks`); and so does a thread that drops what others may read
 //! (`hazard`).
+//!
+//! Windows has the same under another name (`sys::windows::membarrier`); where there is neither,
+//! writers and readers have fences of their own (`sys::portable::membarrier`).
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;

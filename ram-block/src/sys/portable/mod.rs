@@ -2,8 +2,9 @@
 //!
 //! - `mapping`: allocates memory, and frees it
 //! - `data`: where memory holds data, which is not known
-//! - `membarrier`: whether a barrier of all threads can be had
+//! - `membarrier`: whether a barrier of all threads can be had, but for Windows
 
 pub(crate) mod data;
 pub(crate) mod mapping;
+#[cfg(not(windows))]
 pub(crate) mod membarrier;
