@@ -33,7 +33,7 @@
 //!
 //! The tests check this with loom, whose barrier is one that meets the marking thread at any point,
 //! and keep what is wrong: no barrier, no stamp, one number for a distribution instead of two, a
-//! stamp taken after the mark.
+//! stamp taken after the mark, a reset without a number.
 
 use std::io;
 use std::ops::Range;

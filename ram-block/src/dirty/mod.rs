@@ -35,6 +35,9 @@ mod model_tests;
 #[cfg(test)]
 mod oracle_tests;
 mod others;
+// QEMU's user mode takes no filters of system calls.
+#[cfg(all(test, target_os = "linux", not(target_arch = "s390x")))]
+mod refused_tests;
 mod reports;
 mod runs;
 pub(crate) mod snapshot;

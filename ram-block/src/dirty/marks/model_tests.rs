@@ -373,3 +373,41 @@ fn the_model_sees_a_client_that_comes_unnoticed() {
         });
     }));
 }
+
+/// A page is marked while all marks are dropped, as the last client is switched off. The mark may
+/// be dropped in part: if a later one is left out because of it, it is found.
+fn a_mark_beside_a_reset(reset: fn(&ModelMarks)) {
+    let marks = Arc::new(new());
+    let other = {
+        let marks = marks.clone();
+        thread::spawn(move || marks.mark(0))
+    };
+    reset(&marks);
+    other.join().unwrap();
+    if !marks.is_settled(0) {
+        marks.mark(0);
+    }
+    assert_eq!(take(&marks), 1, "a mark that had returned was not found");
+}
+
+#[test]
+fn a_mark_beside_a_reset_settles_nothing_that_is_dropped() {
+    model(|| a_mark_beside_a_reset(ModelMarks::reset));
+}
+
+/// Wrong: a reset is not numbered, or as one that is over before it begins.
+#[test]
+fn the_model_sees_a_reset_without_a_number_of_its_own() {
+    fn drop_all(marks: &ModelMarks) {
+        let Reserved { pages, stamps } = reserved(marks);
+        pages.reset();
+        AtomicU64::reset(stamps);
+    }
+    assert!(is_caught(|| a_mark_beside_a_reset(drop_all)));
+    assert!(is_caught(|| {
+        a_mark_beside_a_reset(|marks| {
+            marks.unsettle();
+            drop_all(marks);
+        });
+    }));
+}

@@ -55,3 +55,8 @@ pub(crate) fn available() -> bool {
 pub(crate) fn every_thread() -> bool {
     command().is_some_and(membarrier)
 }
+
+// QEMU's user mode takes no filters.
+#[cfg(test)]
+#[cfg(not(target_arch = "s390x"))]
+pub(crate) mod refused_tests;
