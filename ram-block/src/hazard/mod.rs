@@ -40,7 +40,7 @@
 //!
 //! The tests check this with loom, whose barrier is one that meets the reader at any point, and
 //! keep what is wrong: either barrier left out, R3 left out, the flag set too late, W6 left out, R5
-//! before R4, slots without an order.
+//! before R4, no fence between the two where there is no barrier, slots without an order.
 //!
 //! Built on `sys`, for the barrier. It knows neither blocks nor views.
 

@@ -91,6 +91,13 @@ impl<A: Address> Slot<A> {
         self.state.load_relaxed() & FENCES != 0
     }
 
+    /// The rest of R5, after [`leave`](Self::leave) has returned true: whether the value that was
+    /// here waits for the thread. `fence` is passed first, by a thread that has to.
+    pub(super) fn is_waited_for_after(&self, fence: impl FnOnce()) -> bool {
+        fence();
+        self.is_waited_for()
+    }
+
     /// Whether the value that is or was here waits for the thread.
     pub(super) fn is_waited_for(&self) -> bool {
         self.state.load_relaxed() & WAITED_FOR != 0

@@ -161,6 +161,24 @@ fn a_panic_leaves_the_value() {
     assert!(again.is_some() || !crate::sys::membarrier::available(), "a slot is left");
 }
 
+/// A reader may have announced the value, which the writer cannot know without a barrier.
+#[cfg(all(target_os = "linux", not(target_arch = "s390x")))]
+#[test]
+fn a_value_is_kept_if_the_barrier_is_refused() {
+    use crate::sys::linux::membarrier::refused_tests::where_it_is_refused;
+
+    let (cell, drops) = cell();
+    let is_refused = where_it_is_refused(|| {
+        replace(&cell);
+        assert_eq!(drops(), 0);
+    });
+    if is_refused {
+        // By a thread whose barrier is not.
+        drop(HazardCell::reclaim([&cell]));
+        assert_eq!(drops(), 1);
+    }
+}
+
 /// Where there is no barrier of all threads, leaving is never all that there is to do.
 #[test]
 fn a_slot_that_has_to_fence_is_left_slowly() {
@@ -169,6 +187,7 @@ fn a_slot_that_has_to_fence_is_left_slowly() {
     let value = std::ptr::without_provenance_mut::<()>(64);
     assert_eq!(slot.announce(|| value, || fence_if_needed(slot)), Ok(value));
     assert!(slot.has(64) && !slot.is_free());
+    slot.set_waited_for(true);
     assert!(slot.leave(light_fence));
     leave_slowly(slot, 64);
     assert!(slot.is_free() && !slot.is_waited_for() && slot.fences());

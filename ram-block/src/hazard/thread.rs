@@ -116,8 +116,7 @@ pub(super) fn retire(values: Vec<(usize, Value)>) -> Vec<Value> {
 #[cold]
 #[inline(never)]
 pub(super) fn leave_slowly(slot: &'static Slot, address: usize) {
-    fence_if_needed(slot);
-    if slot.is_waited_for() {
+    if slot.is_waited_for_after(|| fence_if_needed(slot)) {
         let unread = lock().readers.left_by(slot, address, pass_barrier);
         // Without the lock: `Drop` of the value may do anything.
         drop(unread);

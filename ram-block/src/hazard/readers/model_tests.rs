@@ -132,6 +132,8 @@ enum Wrong {
     NoThirdLook,
     /// R5 comes before R4.
     EarlyLookAtTheFlag,
+    /// A reader that has to fence does so as it begins, but not between R4 and R5.
+    NoFenceAsItLeaves,
 }
 
 /// A cell, with two values at addresses 1 and 2.
@@ -146,7 +148,7 @@ struct World<A: Address> {
 impl<A: Address + 'static> World<A> {
     /// With so many readers, and their records.
     fn new(readers: usize, fences: bool, wrong: Wrong) -> (Arc<Self>, Vec<Arc<Record<A>>>) {
-        let records: Vec<_> = (0..readers).map(|_| Arc::new(Record::new(false))).collect();
+        let records: Vec<_> = (0..readers).map(|_| Arc::new(Record::new(fences))).collect();
         let mut list = Readers::new();
         records.iter().for_each(|record| list.add(record.clone()));
         let world = Self {
@@ -242,20 +244,26 @@ impl<A: Address + 'static> Reader<A> {
         current
     }
 
+    /// As `cell::leave` and `thread::leave_slowly`.
     fn leave(&self, slot: usize, address: usize, is_last: bool) {
-        let world = &self.world;
+        let (world, slot) = (&self.world, &self.record.slots()[slot]);
+        let has_no_fence = world.wrong == Wrong::NoFenceAsItLeaves;
         self.meet();
-        let early = self.record.slots()[slot].is_waited_for();
+        let early = slot.is_waited_for();
         self.meet();
-        let late = self.record.slots()[slot].leave(|| self.light_fence());
+        let late = slot.leave(|| self.meet())
+            && slot.is_waited_for_after(|| {
+                if !has_no_fence {
+                    self.light_fence()
+                }
+            });
         let is_waited_for = if world.wrong == Wrong::EarlyLookAtTheFlag { early } else { late };
         if is_last {
             world.barriers[self.at].leave();
         }
         if is_waited_for {
             let mut readers = self.lock(is_last);
-            let unread = readers
-                .left_by(&self.record.slots()[slot], address, || world.barrier(Some(self.at)));
+            let unread = readers.left_by(slot, address, || world.barrier(Some(self.at)));
             drop(readers);
             world.drop_values(unread);
         }
@@ -358,6 +366,7 @@ fn the_model_sees_wrong_orders() {
         (NoSecondLook, false),
         (NoSecondLook, true),
         (EarlyLookAtTheFlag, true),
+        (NoFenceAsItLeaves, true),
         (LateFlag, true),
         (NoThirdLook, true),
     ] {
