@@ -81,7 +81,19 @@ impl CodePages {
 
     /// As [`page_at`](Self::page_at), and watches the page.
     pub(super) fn watch(&self, block: &Arc<RamBlock>, offset: u64, len: u64) -> Option<CodePage> {
+        self.watch_with(block, offset, len, || ())
+    }
+
+    /// As [`watch`](Self::watch), calling `between` between its two steps, for the tests.
+    fn watch_with(
+        &self,
+        block: &Arc<RamBlock>,
+        offset: u64,
+        len: u64,
+        between: impl FnOnce(),
+    ) -> Option<CodePage> {
         let page = self.page_at(block, offset, len)?;
+        between();
         let first = offset / self.bytes() * self.group;
         self.watch.watch(first..(first + self.group).min(self.ram.pages())).ok()?;
         Some(page)
@@ -97,3 +109,6 @@ impl CodePages {
         &self.counters.epoch
     }
 }
+
+#[cfg(test)]
+mod tests;
