@@ -1,5 +1,5 @@
-//! What KVM plays in the kernel beside the vCPUs: interrupt controllers, the interval timer, and the
-//! clock that it shows to guests.
+//! What KVM plays in the kernel beside the vCPUs: interrupt controllers, the interval timer, and
+//! the clock that it shows to guests.
 
 use std::sync::{Arc, Mutex};
 
