@@ -1,5 +1,6 @@
 //! What it takes to put a machine back to a checkpoint, and to take one while it runs: beside the
 //! loop that is written by hand, beside dropping private pages, and beside what cannot be saved.
+//! And the part of a frame that an emulator gives for a way back.
 //!
 //! `cargo bench -p integration-tests --bench checkpoint [-- --help]`
 //!
@@ -12,6 +13,8 @@
 mod by_hand;
 #[cfg(target_arch = "x86_64")]
 mod case;
+#[cfg(target_arch = "x86_64")]
+mod frames;
 #[cfg(target_arch = "x86_64")]
 mod live;
 #[cfg(target_arch = "x86_64")]
