@@ -107,6 +107,8 @@ pub use io::receive::ReceiveList;
 pub use io::send::SendList;
 pub use page::{PageSize, PageSizeError};
 pub use sys::huge_pages::HugePages;
+#[cfg(target_os = "linux")]
+pub use sys::linux::membarrier::forbid_membarrier;
 /// The version of vm-memory whose traits the public types implement.
 #[cfg(feature = "vm-memory")]
 pub use vm_memory;

@@ -65,7 +65,8 @@ impl DirtyMemory {
     ///
     /// Uses the `membarrier` system call, and so do harvests that find something. A sandbox that
     /// begins to forbid it after the first block was made should allow it: writes that were under
-    /// way in that very moment are then not covered by the promise above.
+    /// way in that very moment are then not covered by the promise above. For one that kills the
+    /// process for it there is `forbid_membarrier`, on Linux.
     ///
     /// # Errors
     ///

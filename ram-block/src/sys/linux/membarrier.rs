@@ -20,27 +20,46 @@
 
 use std::sync::OnceLock;
 
+const MEMBARRIER_CMD_QUERY: libc::c_int = 0;
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 const MEMBARRIER_CMD_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 
-fn membarrier(command: libc::c_int) -> bool {
+fn call(command: libc::c_int) -> libc::c_long {
     // SAFETY: membarrier takes a command, flags and a CPU number by value, reads
     // and writes no memory of ours, and answers unknown commands with an error.
-    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }
 }
 
+fn membarrier(command: libc::c_int) -> bool {
+    call(command) == 0
+}
+
+static COMMAND: OnceLock<Option<libc::c_int>> = OnceLock::new();
+
+/// Asks the kernel which commands it has, once, and chooses one.
 fn command() -> Option<libc::c_int> {
-    static COMMAND: OnceLock<Option<libc::c_int>> = OnceLock::new();
     *COMMAND.get_or_init(|| {
-        if membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) {
+        // Negative where it is refused.
+        let offered = libc::c_int::try_from(call(MEMBARRIER_CMD_QUERY)).unwrap_or(0).max(0);
+        let expedited =
+            MEMBARRIER_CMD_PRIVATE_EXPEDITED | MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED;
+        if offered & expedited == expedited && membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED)
+        {
             Some(MEMBARRIER_CMD_PRIVATE_EXPEDITED)
-        } else if membarrier(MEMBARRIER_CMD_GLOBAL) {
-            Some(MEMBARRIER_CMD_GLOBAL)
         } else {
-            None
+            Some(MEMBARRIER_CMD_GLOBAL).filter(|global| offered & global != 0)
         }
     })
+}
+
+/// Lets this process never call `membarrier`, as one whose sandbox kills it for that call: writers
+/// of guest memory pass a fence of their own then, at each write while a client is on. A sandbox
+/// that refuses the call with an error is found out, and needs this not.
+///
+/// Returns false if it is too late: a block or an address space was made before.
+pub fn forbid_membarrier() -> bool {
+    COMMAND.get_or_init(|| None).is_none()
 }
 
 /// Whether [`every_thread`] can be had, so that writers need no fence of their own.
