@@ -1,5 +1,6 @@
 //! What tracking has cost.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// How often something was done, and how long it took in all.
@@ -55,4 +56,65 @@ pub struct DirtyLogStats {
     /// limit), summed over vCPUs, so that it may grow faster than the clock. A vCPU that is blocked
     /// now counts up to now. The time from a signal to the guest's exit is not included.
     pub blocked: Duration,
+}
+
+impl fmt::Display for CallStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {:.1?}", self.calls, self.time)
+    }
+}
+
+/// What was done, in one line; what was never done is left out.
+impl fmt::Display for DirtyLogStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { gets, clears, resets, reaps, merges, .. } = self;
+        write!(f, "{} pages", self.pages)?;
+        for (name, calls) in [
+            ("gets", gets),
+            ("clears", clears),
+            ("resets", resets),
+            ("reaps", reaps),
+            ("merges", merges),
+        ] {
+            if calls.calls > 0 {
+                write!(f, ", {name} {calls}")?;
+            }
+        }
+        let counts = [
+            (self.cleared_pages, "pages cleared"),
+            (self.kicks, "kicks"),
+            (self.ring_full, "full rings"),
+            (self.ring_overruns, "overruns"),
+        ];
+        for (count, name) in counts.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, ", {count} {name}")?;
+        }
+        write!(f, ", vCPUs blocked {:.1?}", self.blocked)?;
+        if !self.throttled.is_zero() {
+            write!(f, ", {:.1?} of it by the limit", self.throttled)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_are_for_people() {
+        let none = DirtyLogStats::default().to_string();
+        assert_eq!(none, "0 pages, vCPUs blocked 0.0ns");
+        let stats = DirtyLogStats {
+            pages: 7,
+            resets: CallStats { calls: 2, time: Duration::from_micros(30) },
+            ring_full: 1,
+            blocked: Duration::from_millis(4),
+            throttled: Duration::from_millis(1),
+            ..DirtyLogStats::default()
+        };
+        let text = "7 pages, resets 2 in 30.0µs, 1 full rings, vCPUs blocked 4.0ms, 1.0ms of it by \
+            the limit";
+        assert_eq!(stats.to_string(), text);
+    }
 }

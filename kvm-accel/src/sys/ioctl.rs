@@ -226,7 +226,8 @@ pub(crate) struct PortExit<'a> {
     pub(crate) data: &'a mut [u8],
 }
 
-/// The port access of a vCPU whose last exit was KVM_EXIT_IO; `None` after another.
+/// The port access of a vCPU whose last exit was KVM_EXIT_IO; `None` after another. Only the kernel
+/// has written the vCPU's shared page since that exit.
 pub(crate) fn port_exit(vcpu: &mut VcpuFd) -> Option<PortExit<'_>> {
     let run = vcpu.get_kvm_run();
     if run.exit_reason != KVM_EXIT_IO {

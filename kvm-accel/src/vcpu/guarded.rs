@@ -148,7 +148,7 @@ impl GuardedVcpu {
     /// [`KvmError::Signal`].
     pub fn run_loop(&mut self) -> Result<RunLoop<'_>, KvmError> {
         self.shared.attach_thread()?;
-        Ok(RunLoop { vcpu: self, has_run: false, panic: None })
+        Ok(RunLoop { vcpu: self, has_run: false, accesses_ports: false, panic: None })
     }
 
     /// Whether KVM has an access of the guest to complete.
@@ -185,6 +185,9 @@ impl GuardedVcpu {
 pub struct RunLoop<'v> {
     vcpu: &'v mut GuardedVcpu,
     has_run: bool,
+    /// KVM has just reported port accesses. What the shared page says of them is KVM's then: the
+    /// caller had the descriptor to himself before.
+    accesses_ports: bool,
     /// The handler of a coalesced write panicked with this, after the last KVM_RUN. The exit is
     /// independent of it, and KVM reports it only once: so the caller handles it first.
     panic: Option<Box<dyn Any + Send>>,
@@ -202,6 +205,7 @@ impl RunLoop<'_> {
     ///
     /// With the panic of a device's handler to which it passed a coalesced write, at the next call.
     pub fn run(&mut self) -> Result<VcpuRun<'_>, KvmError> {
+        self.accesses_ports = false;
         if let Some(panic) = self.panic.take() {
             resume_unwind(panic);
         }
@@ -270,6 +274,7 @@ impl RunLoop<'_> {
             Ok(VcpuExit::Intr) => Ok(VcpuRun::Continue),
             Ok(exit) => {
                 *incomplete = leaves_access(&exit);
+                self.accesses_ports = matches!(exit, VcpuExit::IoIn(..) | VcpuExit::IoOut(..));
                 Ok(VcpuRun::Exit(exit))
             }
         }
@@ -279,6 +284,9 @@ impl RunLoop<'_> {
     /// `VcpuExit::IoOut`, to a bus: several of the same port when a string instruction made them,
     /// which the exit itself does not tell.
     pub fn access_ports(&mut self, ports: &AddressSpace) {
+        if !self.accesses_ports {
+            return;
+        }
         let Some(PortExit { port, size, is_read, data }) = ioctl::port_exit(&mut self.vcpu.fd)
         else {
             return;

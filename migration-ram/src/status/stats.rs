@@ -135,3 +135,59 @@ impl MigrationStats {
         self.rounds.iter().map(|round| round.pages).sum()
     }
 }
+
+/// A line for all of it, one for the downtime, and one for each round.
+impl fmt::Display for MigrationStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let how = if self.converged { "converged" } else { "did not converge" };
+        write!(
+            f,
+            "{} pages, {} bytes in {:.1?}, {how}",
+            self.pages(),
+            self.bytes,
+            self.total_time
+        )?;
+        if self.throttle > 0 {
+            write!(f, ", throttled {} %", self.throttle)?;
+        }
+        if let Some(limit) = self.dirty_limit {
+            write!(f, ", limited to {limit} dirty bytes/s")?;
+        }
+        write!(f, "\ndowntime {:.1?}: {}", self.downtime, self.downtime_parts)?;
+        self.rounds.iter().try_for_each(|round| write!(f, "\n{round}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_are_for_people() {
+        let round = RoundStats {
+            round: 1,
+            pages: 300,
+            zero_pages: 7,
+            paused: true,
+            ..RoundStats::default()
+        };
+        let stats = MigrationStats {
+            rounds: vec![RoundStats { pages: 4000, ..RoundStats::default() }, round],
+            total_time: Duration::from_millis(1500),
+            downtime: Duration::from_micros(2500),
+            bytes: 17_000_000,
+            throttle: 40,
+            dirty_limit: Some(1 << 20),
+            converged: true,
+            ..MigrationStats::default()
+        };
+        let text = stats.to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        let first = "4300 pages, 17000000 bytes in 1.5s, converged, throttled 40 %, limited to \
+            1048576 dirty bytes/s";
+        assert_eq!(lines[0], first);
+        assert!(lines[1].starts_with("downtime 2.5ms: pause 0.0ns, sync"), "{text}");
+        assert!(lines[3].starts_with("round 1 (paused): 300 pages (7 zero)"), "{text}");
+        assert_eq!(lines.len(), 4);
+    }
+}

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 
 use integration_tests::harness::Test;
-use kvm_accel::kvm_bindings::kvm_userspace_memory_region;
+use kvm_accel::kvm_bindings::{KVM_EXIT_IO, kvm_userspace_memory_region};
 use kvm_accel::kvm_ioctls::{Cap, Kvm, VcpuExit, VmFd};
 use kvm_accel::{
     Buses, DirtyTracking, GuardedVcpu, KickSignal, KvmConfig, KvmError, KvmVm, VcpuKicker, VcpuRun,
@@ -32,6 +32,7 @@ pub const ONCE: &[Test] = &[
     ("signals_are_nobody_elses", signals_are_nobody_elses),
     ("writes_are_coalesced_for_a_bus_alone", writes_are_coalesced_for_a_bus_alone),
     ("a_bound_stops_a_loop_of_ones_own", a_bound_stops_a_loop_of_ones_own),
+    ("only_kvm_says_where_port_data_is", only_kvm_says_where_port_data_is),
 ];
 
 const RAM: u64 = 16 << 20;
@@ -379,4 +380,35 @@ fn a_bound_stops_a_loop_of_ones_own() {
             assert!(copy.is_whole(&machine.block));
         }
     });
+}
+
+/// Whoever has a descriptor to himself can write to the page that KVM shares: what he says there
+/// of a port access is not followed.
+fn only_kvm_says_where_port_data_is() {
+    let fd = create_vm();
+    let machine = Machine::over(fd.clone(), RAM, KvmConfig::default());
+    let device = super::machine::Recorder::new(0x5a);
+    super::vcpus::place_ports(&machine, PORT.into(), device.clone());
+    let mut stray = fd.create_vcpu(0).unwrap();
+    let page = stray.get_kvm_run();
+    page.exit_reason = KVM_EXIT_IO;
+    page.__bindgen_anon_1.io.data_offset = 1 << 40;
+    page.__bindgen_anon_1.io.size = 1;
+    page.__bindgen_anon_1.io.count = 1;
+    page.__bindgen_anon_1.io.port = PORT;
+    let mut vcpu = machine.vm.adopt_vcpu(0, stray, None).unwrap();
+    let mut runs = vcpu.run_loop().unwrap();
+    runs.access_ports(&machine.port_space);
+    drop(runs);
+    assert_eq!(device.accesses(), []);
+    // What KVM says is: as often as it is asked for.
+    let program = programs::increment_pages_and_beat(CODE);
+    let arguments = [DATA, DATA + (1 << 20), PORT.into(), PAGE, PAGES_A_BEAT];
+    boot_descriptor(vcpu.fd(), &machine.block, CODE, &program, &arguments);
+    let mut runs = vcpu.run_loop().unwrap();
+    while !matches!(runs.run().unwrap(), VcpuRun::Exit(VcpuExit::IoOut(..))) {}
+    runs.access_ports(&machine.port_space);
+    let write = super::machine::Access::Write { offset: 0, size: 4, value: 1 };
+    assert_eq!(device.accesses(), [write]);
+    while !matches!(runs.run().unwrap(), VcpuRun::Continue | VcpuRun::Exit(_)) {}
 }
