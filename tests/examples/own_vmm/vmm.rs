@@ -1,21 +1,16 @@
-//! A VMM as many exist: it keeps its virtual machine of KVM, its vCPU, its run loop and its signal.
-//! `kvm-accel` gives it slots and a dirty log, `migration-ram` moves it while it runs.
-//!
-//! `cargo run --release --example own_vmm`
+//! The VMM.
 
-use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use kvm_accel::kvm_ioctls::{Kvm, VcpuExit, VmFd};
 use kvm_accel::{GuardedVcpu, KickSignal, KvmConfig, KvmVm, VcpuRun, VcpuState};
+use machines::demo::AnyError;
 use machines::guest::{CODE, DATA, boot_descriptor, programs};
 use memory_region::{MapError, MemoryMap};
 use migration_ram::{DeviceError, Precopy, Receiver, ValueDevice};
 use ram_block::RamBlock;
-
-type AnyError = Box<dyn Error + Send + Sync>;
 
 const RAM: u64 = 256 << 20;
 /// The guest writes a growing number there: the one device of this VMM.
@@ -96,7 +91,8 @@ fn wait_for(vmm: &Vmm, number: u32) {
     }
 }
 
-fn main() -> Result<(), AnyError> {
+/// Runs a guest, and moves it to another VMM.
+pub fn run() -> Result<(), AnyError> {
     signal_hook::flag::register(SIGNAL, Arc::new(AtomicBool::new(false)))?;
     let source = Arc::new(Vmm::new()?);
     let kicker = {
