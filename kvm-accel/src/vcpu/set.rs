@@ -36,7 +36,14 @@ use crate::vcpu::thread::VcpuThread;
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct VcpuSet(Arc<Mutex<Vec<Place>>>);
+pub struct VcpuSet(Arc<Mutex<Places>>);
+
+#[derive(Default)]
+struct Places {
+    places: Vec<Place>,
+    /// How many [`StoppedVcpus`] there are.
+    stops: usize,
+}
 
 /// Where a vCPU is.
 #[derive(Default)]
@@ -52,74 +59,49 @@ enum Place {
 impl VcpuSet {
     /// The vCPUs, which do not run yet.
     pub fn new(vcpus: impl IntoIterator<Item = Vcpu>) -> Self {
-        let places = vcpus.into_iter().map(|vcpu| Place::Stopped(vcpu, None));
-        Self(Arc::new(Mutex::new(places.collect())))
+        let places = vcpus.into_iter().map(|vcpu| Place::Stopped(vcpu, None)).collect();
+        Self(Arc::new(Mutex::new(Places { places, stops: 0 })))
     }
 
     /// How many there are.
     pub fn count(&self) -> usize {
-        lock(&self.0).len()
+        lock(&self.0).places.len()
     }
 
-    /// Lets those that are stopped run, each on a thread "vcpu" with its number.
+    /// Lets those that are stopped run, each on a thread "vcpu" with its number. While a
+    /// [`StoppedVcpus`] is kept, does nothing: they run when it is dropped.
     ///
     /// # Errors
     ///
     /// [`KvmError::Spawn`]: those before it run, and it is gone.
     pub fn start(&self) -> Result<(), KvmError> {
-        for place in lock(&self.0).iter_mut() {
-            match std::mem::take(place) {
-                Place::Stopped(vcpu, _) => {
-                    let name = format!("vcpu{}", vcpu.id());
-                    *place = Place::Running(vcpu.spawn(&name)?);
-                }
-                other => *place = other,
-            }
-        }
-        Ok(())
+        lock(&self.0).start()
     }
 
-    /// Stops all, with no access under way; they run on when the result is dropped.
+    /// Stops all, with no access under way; they run on when the result is dropped, and if there
+    /// are several results, the last one.
+    ///
+    /// Waits for the vCPUs' threads: a device's handler that uses the set meanwhile, or stops it,
+    /// waits for itself.
     ///
     /// # Errors
     ///
     /// What the run of one of them returned: [`Vcpu::run`], or [`KvmError::Panicked`]. The others
     /// run on then.
     pub fn stop(&self) -> Result<StoppedVcpus, KvmError> {
-        let mut places = lock(&self.0);
-        for place in places.iter() {
-            if let Place::Running(thread) = place {
-                thread.kicker().kick();
-            }
-        }
-        let mut failed = None;
-        for place in places.iter_mut() {
-            *place = match std::mem::take(place) {
-                Place::Running(thread) => match thread.stop() {
-                    Ok((vcpu, event)) => {
-                        Place::Stopped(vcpu, Some(event).filter(|e| *e != VcpuEvent::Kicked))
-                    }
-                    Err(error) => {
-                        let (vcpu, error) = error.into_parts();
-                        failed = failed.or(Some(error));
-                        Place::Stopped(vcpu, None)
-                    }
-                },
-                other => other,
-            };
-        }
-        drop(places);
+        let mut inner = lock(&self.0);
+        inner.stops += 1;
+        let result = inner.stop();
+        drop(inner);
+        // After the lock: it takes it when it is dropped, after a failure here.
         let stopped = StoppedVcpus(self.clone());
-        match failed {
-            None => Ok(stopped),
-            Some(error) => Err(error),
-        }
+        result.map(|()| stopped)
     }
 
     /// Whether one has ended by itself, since it was started last: [`stop`](Self::stop) says why if
     /// it failed, and [`events`](Self::events) else.
     pub fn is_finished(&self) -> bool {
-        lock(&self.0).iter().any(|place| match place {
+        lock(&self.0).places.iter().any(|place| match place {
             Place::Running(thread) => thread.is_finished(),
             Place::Stopped(_, event) => event.is_some(),
             Place::Gone => true,
@@ -132,7 +114,7 @@ impl VcpuSet {
             Place::Stopped(vcpu, Some(event)) => Some((vcpu.id(), event.clone())),
             _ => None,
         };
-        lock(&self.0).iter().filter_map(event).collect()
+        lock(&self.0).places.iter().filter_map(event).collect()
     }
 
     /// Calls `work` for each in turn, while all are stopped.
@@ -144,7 +126,7 @@ impl VcpuSet {
         &self,
         mut work: impl FnMut(usize, &mut Vcpu) -> Result<T, E>,
     ) -> Result<Vec<T>, E> {
-        let mut places = lock(&self.0);
+        let places = &mut lock(&self.0).places;
         let runs = |place: &Place| !matches!(place, Place::Stopped(..));
         if let Some(index) = places.iter().position(runs) {
             return Err(KvmError::VcpuRuns { index }.into());
@@ -196,6 +178,49 @@ impl VcpuSet {
     }
 }
 
+impl Places {
+    fn start(&mut self) -> Result<(), KvmError> {
+        if self.stops > 0 {
+            return Ok(());
+        }
+        for place in &mut self.places {
+            match std::mem::take(place) {
+                Place::Stopped(vcpu, _) => {
+                    let name = format!("vcpu{}", vcpu.id());
+                    *place = Place::Running(vcpu.spawn(&name)?);
+                }
+                other => *place = other,
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<(), KvmError> {
+        for place in &self.places {
+            if let Place::Running(thread) = place {
+                thread.kicker().kick();
+            }
+        }
+        let mut failed = None;
+        for place in &mut self.places {
+            *place = match std::mem::take(place) {
+                Place::Running(thread) => match thread.stop() {
+                    Ok((vcpu, event)) => {
+                        Place::Stopped(vcpu, Some(event).filter(|e| *e != VcpuEvent::Kicked))
+                    }
+                    Err(error) => {
+                        let (vcpu, error) = error.into_parts();
+                        failed = failed.or(Some(error));
+                        Place::Stopped(vcpu, None)
+                    }
+                },
+                other => other,
+            };
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
 /// As long as this is kept, the vCPUs of a [`VcpuSet`] are stopped; then they run on.
 #[must_use = "the vCPUs run on when this is dropped"]
 pub struct StoppedVcpus(VcpuSet);
@@ -203,13 +228,15 @@ pub struct StoppedVcpus(VcpuSet);
 impl StoppedVcpus {
     /// The machine has moved away: its vCPUs are dropped, and never run here again.
     pub fn for_good(self) {
-        lock(&self.0.0).clear();
+        lock(&self.0.0).places.clear();
     }
 }
 
 impl Drop for StoppedVcpus {
     fn drop(&mut self) {
-        if let Err(error) = self.0.start() {
+        let mut inner = lock(&self.0.0);
+        inner.stops -= 1;
+        if let Err(error) = inner.start() {
             log::error!("The machine does not go on: {error}");
         }
     }

@@ -68,8 +68,11 @@ fn a_set_starts_stops_and_runs_on() {
         std::thread::sleep(Duration::from_millis(1));
         assert_eq!(counts(&machine), before, "a stopped vCPU counts");
         assert!(!set.is_finished() && set.events().is_empty());
-        std::mem::forget(again);
         drop(stopped);
+        set.start().unwrap();
+        assert_eq!(counts(&machine), before, "a vCPU counts before the last stop ends");
+        set.save().unwrap();
+        drop(again);
     }
     wait_for_all(&machine);
     set.stop().unwrap().for_good();
