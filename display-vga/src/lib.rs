@@ -76,6 +76,9 @@
 //! The vertical retrace lasts until the next frame begins: a guest whose port reads exit to the
 //! VMM would miss one of the real length.
 
+// docs.rs, which builds with a nightly compiler, says which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(all(feature = "vnc", not(target_os = "linux")))]
 compile_error!("the feature `vnc` of display-vga needs Linux: its poll and its TCP timeouts");
 #[cfg(all(feature = "window", target_family = "wasm"))]
@@ -112,3 +115,7 @@ pub use picture::surface::{Rect, Surface, SurfaceError};
 pub use picture::text_screen::{TextCell, TextCursor, TextScreen};
 pub use refresh::refresh_timer::{RefreshTimer, ViewerState};
 pub use refresh::screen::{Refresh, RefreshError, Screen};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -2,7 +2,7 @@
 //! process has one logger.
 
 mod common;
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 #[path = "common/rfb.rs"]
 mod rfb;

@@ -1,7 +1,7 @@
 //! The VNC server, tested with a strict viewer of our own.
 
 mod common;
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 #[path = "common/rfb.rs"]
 mod rfb;

@@ -72,6 +72,9 @@
 //! through a vCPU's descriptor, `exclusion::kick` writes a byte of that and sends signals, and
 //! `bus::coalesced_ring` maps the ring of coalesced writes. Everything else is safe Rust.
 
+// docs.rs, which builds with a nightly compiler, says which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod bus;
 #[cfg(target_arch = "x86_64")]
 mod chips;
@@ -112,3 +115,7 @@ pub use vcpu::thread::{VcpuThread, VcpuThreadError};
 pub use vm::KvmVm;
 /// The versions of the KVM crates whose types appear here.
 pub use {kvm_bindings, kvm_ioctls};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -57,6 +57,9 @@
 //! # }
 //! ```
 
+// docs.rs, which builds with a nightly compiler, says which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod cpu;
 mod device;
 mod error;
@@ -98,3 +101,7 @@ pub use view::section::{Section, SectionTarget};
 /// The crates whose types appear in this one's.
 #[cfg(target_os = "linux")]
 pub use vmm_sys_util;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

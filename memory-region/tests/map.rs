@@ -1,6 +1,6 @@
 //! Accesses, transactions, listeners and the dirty log, through the public API.
 
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 
 use std::sync::{Arc, Mutex};

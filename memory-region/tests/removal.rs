@@ -1,7 +1,7 @@
 //! When blocks and devices that leave the map are dropped, beside threads that access them.
 #![cfg(not(target_family = "wasm"))] // has no threads
 
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 //! Who may call what from where: nothing waits for itself.
 #![cfg(not(target_family = "wasm"))] // has no threads
 
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 
 use std::error::Error;

@@ -51,6 +51,9 @@
 //! # }
 //! ```
 
+// docs.rs, which builds with a nightly compiler, says which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod checkpoint;
 mod converge;
 mod devices;
@@ -63,7 +66,7 @@ mod receive;
 mod send;
 mod status;
 #[cfg(test)]
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "../tests/common/deadline.rs"]
 mod test_deadline;
 mod wire;
 
@@ -93,3 +96,7 @@ pub use wire::socket::{Address, AddressError, Listener, Socket, SocketError};
 pub use wire::transport::{
     Buffered, IncomingChannels, OutgoingChannels, ReadTransport, ShutdownHandle, WriteTransport,
 };
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

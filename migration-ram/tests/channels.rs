@@ -1,6 +1,6 @@
 //! Several connections, devices, the return path, and cancelled migrations.
 
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 
 use std::io::{Read, Write};

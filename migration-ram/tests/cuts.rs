@@ -1,7 +1,7 @@
 //! Connections that are cut, and sides that are killed, at any byte: the survivor's state is
 //! correct, and a second migration succeeds.
 
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 
 use std::collections::BTreeSet;

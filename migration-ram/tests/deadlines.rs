@@ -1,7 +1,7 @@
 //! Peers that send nothing or next to nothing, or do not read: both sides fail in time, with an
 //! error that names what they waited for.
 
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 
 use std::io::{ErrorKind, Read, Write};

@@ -9,7 +9,7 @@ use proptest::test_runner::TestRunner;
 
 #[path = "hostile/body.rs"]
 mod body;
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 #[path = "hostile/grammar.rs"]
 mod grammar;

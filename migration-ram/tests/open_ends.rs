@@ -1,6 +1,6 @@
 //! Connections that stay open, or are never read, do not block a receiver.
 
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 
 use std::io::{ErrorKind, Write};

@@ -1,6 +1,6 @@
 //! Guests that dirty more than the link carries, and how they are slowed down.
 
-#[path = "../../tests/machines/src/deadline.rs"]
+#[path = "common/deadline.rs"]
 mod deadline;
 
 use std::sync::atomic::{AtomicBool, Ordering};

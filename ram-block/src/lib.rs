@@ -71,6 +71,9 @@
 //! others replace, `bitmap::word` makes arrays of words of a mapping, `bitmap::simd` and
 //! `content::zero_scan` choose instructions at run time. Everything else is safe Rust.
 
+// docs.rs, which builds with a nightly compiler, says which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod bitmap;
 mod block;
 mod content;
@@ -112,3 +115,7 @@ pub use sys::linux::membarrier::forbid_membarrier;
 /// The version of vm-memory whose traits the public types implement.
 #[cfg(feature = "vm-memory")]
 pub use vm_memory;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

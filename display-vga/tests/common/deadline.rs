@@ -1,0 +1,1 @@
+../../../tests/machines/src/deadline.rs
