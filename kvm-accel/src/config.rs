@@ -7,6 +7,7 @@ use vmm_sys_util::signal::SIGRTMIN;
 
 /// A way in which KVM tracks the pages that guests write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DirtyTracking {
     /// Manual protection where KVM has it, else the bitmap.
     #[default]
@@ -47,6 +48,7 @@ impl fmt::Display for DirtyTracking {
 /// What it does to other threads, and to system calls of the vCPUs' threads, is the handler's: one
 /// that does nothing interrupts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KickSignal {
     /// A signal for which the first vCPU installs a handler that does nothing. If the process has
     /// another one, that is an error ([`KvmError::SignalTaken`](crate::KvmError::SignalTaken)).
@@ -62,6 +64,8 @@ impl Default for KickSignal {
 }
 
 /// The configuration of a [`KvmVm`](crate::KvmVm); the default suits most.
+///
+/// Make one by `KvmConfig { tracking, ..KvmConfig::default() }`: fields may be added.
 #[derive(Clone, Debug)]
 pub struct KvmConfig {
     /// How written pages are tracked.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 /// How often something was done, and how long it took in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CallStats {
     /// Number of calls.
     pub calls: u64,
@@ -26,6 +27,7 @@ impl CallStats {
 /// What the dirty log has cost so far; see
 /// [`KvmVm::dirty_log_stats`](crate::KvmVm::dirty_log_stats).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DirtyLogStats {
     /// Calls of KVM_GET_DIRTY_LOG.
     pub gets: CallStats,

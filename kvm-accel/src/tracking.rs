@@ -15,6 +15,7 @@ use crate::sys::dirty_gfn::Entry;
 
 /// How written pages are tracked, and why so.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DirtyTrackingMode {
     /// The way that was chosen, never [`DirtyTracking::Auto`].
     pub tracking: DirtyTracking,

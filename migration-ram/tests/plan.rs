@@ -86,6 +86,7 @@ proptest! {
             Outcome::Converges => prop_assert!(fits),
             Outcome::TooFewRounds { needed } => prop_assert!(needed > plan.max_rounds),
             Outcome::DirtiesTooFast { downtime, .. } => prop_assert!(downtime > plan.downtime),
+            other => prop_assert!(false, "{other:?}"),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::registers::ports;
 /// 0x030000; BAR 0 is [`vram`](Self::vram), BAR 2 is [`mmio`](Self::mmio), and the command
 /// register's bits map and unmap all of them.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct VgaRegions {
     /// Video memory, in its full size: the PCI device's BAR 0.
     pub vram: RegionId,

@@ -5,6 +5,7 @@
 /// The numbers are those of the RFB protocol (RFC 6143, 7.5.4 and 7.5.5), so that the caller
 /// needs one translation for all outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum InputEvent {
     /// A key was pressed or released. Auto-repeat presses a held key again; a key that is held when
     /// a viewer disconnects, or a window loses the focus, is released.

@@ -38,6 +38,7 @@ pub struct TextCell {
 
 /// The cursor of a text mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TextCursor {
     /// The column, from 0.
     pub column: u32,

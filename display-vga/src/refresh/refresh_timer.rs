@@ -6,6 +6,7 @@ use crate::refresh::screen::Refresh;
 
 /// Whether the machine runs, and whether anybody views its picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ViewerState {
     /// The machine runs, and there is a viewer.
     Running,

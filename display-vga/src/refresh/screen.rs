@@ -43,6 +43,7 @@ pub enum RefreshError {
 
 /// The result of a refresh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Refresh {
     /// The areas of the surface that changed, from the top; they may overlap. If the surface is a
     /// view of video memory, the areas that may have changed.

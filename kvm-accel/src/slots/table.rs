@@ -16,6 +16,7 @@ use crate::sys::ioctl::{MappedEntries, SlotCalls, SlotRegion};
 
 /// A memory slot as KVM has it; see [`KvmVm::slots`](crate::KvmVm::slots).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SlotInfo {
     /// Guest-physical address, in bytes.
     pub guest_phys_addr: u64,

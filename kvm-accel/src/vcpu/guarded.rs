@@ -53,6 +53,7 @@ use crate::vcpu::run_page::RunPage;
 ///         VcpuRun::Exit(exit) => return Err(format!("{exit:?}").into()),
 ///         VcpuRun::Continue => {}
 ///         VcpuRun::DirtyBound => break,
+///         other => return Err(format!("{other:?}").into()),
 ///     }
 /// }
 /// # Ok(())
@@ -75,6 +76,7 @@ pub struct GuardedVcpu {
 
 /// Why [`RunLoop::run`] returned.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum VcpuRun<'a> {
     /// An exit that the caller handles before he calls again: what KVM asks for (a read from MMIO
     /// or a port, ...) is filled in then.

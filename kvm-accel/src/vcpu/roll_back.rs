@@ -19,6 +19,7 @@ use crate::vcpu::state::{
 
 /// When [`Vcpu::roll_back`](crate::Vcpu::roll_back) gives KVM a vCPU's registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RollBack {
     /// At once: [`Vcpu::fd`](crate::Vcpu::fd) shows them.
     Now,

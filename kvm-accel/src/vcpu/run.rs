@@ -17,6 +17,7 @@ use crate::vcpu::state::{VcpuState, impossible};
 
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum VcpuEvent {
     /// [`VcpuKicker::kick`] was called.
     Kicked,

@@ -61,6 +61,7 @@ impl<T: Clone> ListDiff<T> {
 
 /// What one commit changed in the view of one address space.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct ViewChange {
     /// Sections of the former view only, in ascending order (QEMU: `region_del`).
     pub removed: Vec<Section>,

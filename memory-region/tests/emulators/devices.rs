@@ -12,9 +12,11 @@ use crate::machine::{Faulty, machine, ram};
 fn an_access_to_a_trap_is_handed_to_the_caller() {
     let (_map, space) = machine(Arc::new(Faulty));
     let mut tlb: Tlb = Tlb::new(&space);
-    let trap = |offset, size, value| Trap { token: 77, offset, size, value };
+    let trap = |offset, size, value| (77, offset, size, value);
     let taken = |result: Result<(), AccessError>| match result {
-        Err(AccessError::Trap(trap)) => trap,
+        Err(AccessError::Trap(Trap { token, offset, size, value, .. })) => {
+            (token, offset, size, value)
+        }
         other => panic!("{other:?} is no trap"),
     };
     assert_eq!(taken(tlb.load_le::<u16>(0x8002).map(drop)), trap(2, 2, None));

@@ -137,6 +137,7 @@ impl fmt::Debug for DeviceState {
 
 /// How a state is encoded in its section: the stream has no length field for sections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Framing {
     /// A length in four bytes, big-endian, then that many bytes: 256 MiB at most.
     LengthPrefixed,

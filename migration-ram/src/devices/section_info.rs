@@ -7,6 +7,7 @@
 /// [`parts`](Self::parts) returns them, and [`Precopy::section`](crate::Precopy::section) sends
 /// them on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SectionInfo {
     /// Its name.
     pub name: String,

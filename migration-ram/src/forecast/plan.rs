@@ -273,6 +273,7 @@ impl Simulation<'_> {
 
 /// A simulated round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ForecastRound {
     /// Bytes of the stream.
     pub bytes: u64,
@@ -290,6 +291,7 @@ pub struct ForecastRound {
 
 /// Whether precopy converges, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// The rest fits the allowed downtime.
     Converges,
@@ -310,6 +312,7 @@ pub enum Outcome {
 
 /// The forecast of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Forecast {
     /// The rounds; the last one with the machine paused.
     pub rounds: Vec<ForecastRound>,

@@ -15,6 +15,7 @@ use crate::wire::reader::StreamReader;
 
 /// Where the pages of a stream's block are written.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum BlockTarget {
     /// To this block, which must have the length that the stream announces.
     Memory(Arc<RamBlock>),

@@ -4,6 +4,7 @@ use crate::devices::section_info::SectionInfo;
 
 /// The result of receiving a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Received {
     /// The source machine's name.
     pub machine: String,
@@ -27,6 +28,7 @@ pub struct Received {
 
 /// A block of a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BlockInfo {
     /// Its id.
     pub id: String,

@@ -45,6 +45,7 @@ const MIN_SAMPLE_BYTES: u64 = 8 << 20;
 /// A migration that its source has completed.
 #[derive(Debug)]
 #[must_use = "dropping it lets the machine run on, next to its copy"]
+#[non_exhaustive]
 pub struct Migrated<P> {
     /// Its statistics.
     pub stats: MigrationStats,

@@ -10,6 +10,7 @@ use crate::status::stats::RoundStats;
 /// The state of a migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum MigrationStatus {
     /// It is being set up.
     #[default]
@@ -25,6 +26,7 @@ pub enum MigrationStatus {
 /// A migration under way, as its observer sees it: at the end of each round, and every
 /// tenth of a second in between.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Progress {
     /// The state.
     pub state: MigrationStatus,
@@ -116,6 +118,7 @@ impl Progress {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)] // QEMU's names
+#[non_exhaustive]
 pub struct QueryMigrate {
     pub status: MigrationStatus,
     pub total_time: u64,
@@ -133,6 +136,7 @@ pub struct QueryMigrate {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)] // QEMU's names
+#[non_exhaustive]
 pub struct QueryMigrateRam {
     pub transferred: u64,
     pub remaining: u64,

@@ -7,6 +7,7 @@ use crate::host::Instant;
 
 /// One pass over the pages that were pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RoundStats {
     /// The round's number; 0 sends everything.
     pub round: u32,
@@ -66,6 +67,7 @@ impl fmt::Display for RoundStats {
 
 /// The steps of the downtime; they add up to about the downtime.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DowntimeParts {
     /// Until the caller's `pause` had stopped everything.
     pub pause: Duration,
@@ -108,6 +110,7 @@ impl Laps {
 
 /// The statistics of a completed migration, from its source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MigrationStats {
     /// The rounds; the last one with the machine paused.
     pub rounds: Vec<RoundStats>,

@@ -28,6 +28,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Where a destination listens: `HOST:PORT`, or `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Address {
     /// A host's name or address, and a port.
     Tcp(String),
@@ -123,6 +124,7 @@ pub enum SocketError {
 /// # }
 /// ```
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Socket {
     /// Over TCP.
     Tcp(TcpStream),
@@ -303,6 +305,7 @@ impl ReadTransport for Socket {
 
 /// A destination that listens.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Listener {
     /// Over TCP.
     Tcp(TcpListener),

@@ -5,6 +5,7 @@
 /// Dirty pages are counted in the host's base pages whatever backs them. Hosts other than Linux
 /// have [`Default`](Self::Default) only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HugePages {
     /// As the host is set: nothing is asked for.
     #[default]

@@ -158,7 +158,7 @@ fn migrate(options: &Options, live: &Live, address: &Address) -> Result<Departur
         bar.set_message(now.to_string());
         last = now.clone();
     };
-    let Migrated { stats, paused } = precopy.run(link.outgoing(), || live.stop(), observe)?;
+    let Migrated { stats, paused, .. } = precopy.run(link.outgoing(), || live.stop(), observe)?;
     let (beat, at) = live.beats.last();
     let sum = match options.verify {
         true => Some(live.checksum()?),

@@ -63,6 +63,7 @@ impl Vmm {
                 VcpuRun::Exit(exit) => return Err(format!("an exit: {exit:?}").into()),
                 VcpuRun::Continue => {}
                 VcpuRun::Kicked | VcpuRun::DirtyBound => return Ok(()),
+                other => return Err(format!("an event: {other:?}").into()),
             }
         }
     }

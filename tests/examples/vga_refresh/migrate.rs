@@ -32,7 +32,7 @@ pub fn to_self(board: &Board, guest: &Guest) -> Result<Outcome, AnyError> {
     let received = receiver.join().map_err(|_| "the receiver panicked")?;
     // The receiver's reason first: the sender knows only that the stream broke.
     received?;
-    let Migrated { stats, paused } = sent?;
+    let Migrated { stats, paused, .. } = sent?;
 
     // The guest stands still until `paused` is dropped.
     twin.vga.restore(&board.vga.save())?;

@@ -60,7 +60,7 @@ fn a_guest_that_is_limited_converges() {
                 assert_eq!(machine.vm.dirty_limit().is_some(), now.dirty_limit.is_some());
                 seen |= now.dirty_limit.is_some();
             });
-            let Migrated { stats, paused } = migrated.unwrap();
+            let Migrated { stats, paused, .. } = migrated.unwrap();
             let limit = stats.dirty_limit;
             println!("ring of {entries}: {limit:?} bytes/s, {} rounds", stats.rounds.len());
             assert!(stats.converged && limit.is_some() && seen, "{stats:?}");

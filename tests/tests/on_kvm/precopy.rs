@@ -111,7 +111,7 @@ fn a_guest_that_increments_100_mib_arrives_whole() {
             wait_until("the guest to go on", || machine.words::<1>(DATA) != beat);
         }
     };
-    let Migrated { stats, paused } = precopy.run(&mut busy, pause, goes_on).unwrap();
+    let Migrated { stats, paused, .. } = precopy.run(&mut busy, pause, goes_on).unwrap();
     let received = receiver.join().unwrap().unwrap();
     assert_eq!(received.bytes, stats.bytes);
     assert_eq!(stats.rounds.len(), 6);
@@ -196,7 +196,7 @@ fn slots_that_go_in_mid_migration_lose_nothing() {
     let precopy = Precopy::new(machine.memory.clone()).downtime(Duration::ZERO).max_rounds(8);
     let mut stream = Busy::new(Vec::new(), &machine);
     let pause = stream.pause(&machine);
-    let Migrated { paused, stats } = precopy
+    let Migrated { paused, stats, .. } = precopy
         .run(&mut stream, pause, |now| {
             let Some(round) = now.round_ended.filter(|round| !round.paused) else {
                 return;

@@ -21,8 +21,25 @@ pub const TESTS: &[Test] = &[
     ("a_guest_runs_on_while_its_code_is_remapped", a_guest_runs_on_while_its_code_is_remapped),
 ];
 
-fn slot(guest_phys_addr: u64, size: u64) -> SlotInfo {
-    SlotInfo { guest_phys_addr, size, readonly: false, logged: false }
+/// What is expected of a slot.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    guest_phys_addr: u64,
+    size: u64,
+    readonly: bool,
+    logged: bool,
+}
+
+impl PartialEq<Slot> for SlotInfo {
+    fn eq(&self, slot: &Slot) -> bool {
+        let &Slot { guest_phys_addr, size, readonly, logged } = slot;
+        (self.guest_phys_addr, self.size) == (guest_phys_addr, size)
+            && (self.readonly, self.logged) == (readonly, logged)
+    }
+}
+
+fn slot(guest_phys_addr: u64, size: u64) -> Slot {
+    Slot { guest_phys_addr, size, readonly: false, logged: false }
 }
 
 fn slots_follow_the_flat_view() {
@@ -51,7 +68,7 @@ fn slots_follow_the_flat_view() {
 
     // The log is on where the region is, through the alias too; ROM is read-only.
     let log = memory.claim_log(vram, DirtyClient::VGA).unwrap();
-    let logged = |slot| SlotInfo { logged: true, ..slot };
+    let logged = |slot| Slot { logged: true, ..slot };
     assert_eq!(machine.vm.slots(), [split[0], logged(split[1]), split[2], logged(split[3])]);
     drop(log);
     assert_eq!(machine.vm.slots(), split);
@@ -63,7 +80,7 @@ fn slots_follow_the_flat_view() {
             Ok(rom)
         })
         .unwrap();
-    let readonly = SlotInfo { readonly: true, ..slot(0xffff_0000, 0x1_0000) };
+    let readonly = Slot { readonly: true, ..slot(0xffff_0000, 0x1_0000) };
     assert_eq!(machine.vm.slots(), [slot(0, 16 << 20), split[3], readonly]);
 
     // A store to ROM goes nowhere; a load comes from it; a device hides a part of it.

@@ -11,6 +11,7 @@ use rustix::net::sockopt;
 
 /// A socket that listens for viewers.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum VncListener {
     /// On an address and a port.
     Tcp(TcpListener),
