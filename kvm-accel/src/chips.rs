@@ -8,6 +8,7 @@ use kvm_bindings::{
     kvm_pit_state2,
 };
 use kvm_ioctls::Error;
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 use crate::error::KvmError;
@@ -18,8 +19,10 @@ use crate::vm::KvmVm;
 /// The state of a virtual machine's chips in the kernel, of those that it has: two PICs, the I/O
 /// APIC, the interval timer, and the clock (local APICs are in the states of the vCPUs).
 ///
-/// [`Chips::save`] returns it. It is serialized by serde, in any format.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// [`Chips::save`] returns it. With the feature `serde` it is
+/// serialized by serde, in any format.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct ChipsState {
     timer: Option<kvm_pit_state2>,
     /// The PICs and the I/O APIC, or none.

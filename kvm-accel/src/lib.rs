@@ -66,6 +66,11 @@
 //! (`SIGRTMIN`), for which a handler that does nothing is installed, unless told otherwise. The
 //! process must not install another, nor block the signal on threads that run vCPUs.
 //!
+//! # Features
+//!
+//! - `serde`: `Serialize` and `Deserialize` of the states of vCPUs and chips, to be migrated or put
+//!   into a file. Off by default: a machine that only goes back to its own states needs none.
+//!
 //! # Where the unsafe code is
 //!
 //! `sys::ioctl` passes memory to KVM and reads its answers, `sys::mapping` maps what KVM shares

@@ -7,6 +7,7 @@ use kvm_bindings::{
     kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, nested::KvmNestedStateBuffer,
 };
 use kvm_ioctls::{Cap, VcpuFd};
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 use crate::error::KvmError;
@@ -18,9 +19,10 @@ use crate::vcpu::guarded::GuardedVcpu;
 /// nested state if the guest can run guests of its own.
 ///
 /// [`Vcpu::save`](crate::Vcpu::save) returns it, and [`Vcpu::restore`](crate::Vcpu::restore) gives
-/// it to another vCPU. It is serialized by serde, in any format. A state that was received may hold
-/// anything: KVM refuses values that it cannot take.
-#[derive(Clone, Serialize, Deserialize)]
+/// it to another vCPU. With the feature `serde` it is serialized by serde, in any format. A state
+/// that was received may hold anything: KVM refuses values that it cannot take.
+#[derive(Clone)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct VcpuState {
     pub(super) cpuid: CpuId,
     pub(super) tsc_khz: Option<u32>,
