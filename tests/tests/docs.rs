@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 const COLUMNS: usize = 100;
 /// What a path may end in to be taken for one.
 const ENDINGS: [&str; 3] = [".rs", ".md", ".toml"];
+/// The packages that are published.
+const LIBRARIES: [&str; 5] =
+    ["ram-block", "memory-region", "kvm-accel", "migration-ram", "display-vga"];
 const UNSAFE_HEADING: &str = "# Where the unsafe code is";
 
 /// Every file of the workspace, by its path from the root with `/` between parts.
@@ -195,6 +198,16 @@ fn documentation(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
+/// Whether a line of `file` includes a file from above its package's folder.
+fn leads_out_of_package(file: &str, line: &str) -> bool {
+    const INCLUSIONS: [&str; 3] = ["#[path = \"", "include_str!(\"", "include_bytes!(\""];
+    let included = INCLUSIONS.iter().filter_map(|inclusion| line.split(inclusion).nth(1));
+    let mut paths = included.filter_map(|rest| rest.split('"').next());
+    // The first `/` follows the package's name.
+    let folders = file.matches('/').count() - 1;
+    paths.any(|path| path.matches("../").count() > folders)
+}
+
 /// What stands in backticks.
 fn spans(text: &str) -> BTreeSet<String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
@@ -325,6 +338,24 @@ fn the_lists_of_unsafe_modules_are_what_the_code_says() {
     assert!(text.contains(&claim), "README.md does not say: {claim}");
 }
 
+/// A published library is built, and its tests are, from the files of its package alone.
+#[test]
+fn no_library_includes_a_file_from_outside_of_its_package() {
+    let workspace = Workspace::new();
+    let mut outside = Vec::new();
+    for file in workspace.with_ending(".rs") {
+        if !package_of(file).is_some_and(|package| LIBRARIES.contains(&package)) {
+            continue;
+        }
+        for (number, line) in (1..).zip(workspace.read(file).lines()) {
+            if leads_out_of_package(file, line) {
+                outside.push(format!("{file}:{number}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(outside.is_empty(), "not in the package:\n{}", outside.join("\n"));
+}
+
 #[test]
 fn no_line_of_rust_is_too_long() {
     let workspace = Workspace::new();
@@ -379,6 +410,15 @@ fn what_is_planted_is_found() {
     ] {
         assert!(!opts_in(text), "{text}");
     }
+
+    let shared = "#[path = \"../../tests/deadline.rs\"]";
+    assert!(leads_out_of_package("display-vga/tests/logs.rs", shared));
+    assert!(!leads_out_of_package("display-vga/src/output/png.rs", shared));
+    assert!(leads_out_of_package("ram-block/src/lib.rs", "x(include_str!(\"../../README.md\"))"));
+    assert!(!leads_out_of_package(
+        "ram-block/src/lib.rs",
+        "#[doc = include_str!(\"../README.md\")]"
+    ));
 
     let workspace = Workspace::new();
     assert!(workspace.has("docs/architecture.md", None));
