@@ -14,6 +14,7 @@ mod mini_pc_checkpoints;
 mod newcomers;
 mod overruns;
 mod own_loop;
+mod own_loop_faults;
 mod pam;
 mod panics;
 mod precopy;
@@ -45,6 +46,7 @@ pub fn tests() -> Vec<Named> {
         lifetimes::TESTS,
         vcpus::TESTS,
         own_loop::TESTS,
+        own_loop_faults::TESTS,
         panics::TESTS,
         states::TESTS,
         precopy::TESTS,
@@ -65,6 +67,7 @@ pub fn tests() -> Vec<Named> {
                 overruns::TESTS,
                 limits::ONCE,
                 own_loop::ONCE,
+                own_loop_faults::ONCE,
                 sets::TESTS,
                 lifetimes::ONCE,
                 converge::TESTS,
