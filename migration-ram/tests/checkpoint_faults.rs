@@ -1,11 +1,15 @@
 //! Checkpoints whose devices, pauses and limits fail at any moment, of blocks of several page sizes
 //! that grow, leave and join, beside clients that come and go: against plain copies of all memory.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use memory_region::{GlobalLogClaim, MemoryMap, RegionId};
+use memory_region::{
+    GlobalLogClaim, ListenerError, MapError, MemoryListener, MemoryMap, RegionId, Section,
+    ViewChange,
+};
 use migration_ram::{
     CheckpointError, CheckpointId, Checkpoints, Device, DirtyEpochs, FnDevice, Rewind,
 };
@@ -455,5 +459,160 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// The machine runs on when the result of the pause is dropped, and not before all is copied.
+#[test]
+fn a_live_checkpoint_ends_its_pause_when_all_is_copied() {
+    struct RunsOn<'a>(&'a Machine);
+    impl Drop for RunsOn<'_> {
+        fn drop(&mut self) {
+            (0..SIZES.len()).for_each(|block| self.0.write(block, 0, 60_000, 0xaa));
+        }
+    }
+    let machine = Machine::new();
+    let mut checkpoints = Checkpoints::new(&machine.map, machine.devices()).unwrap();
+    for byte in 1..4 {
+        (0..SIZES.len()).for_each(|block| machine.write(block, 700, 40_000, byte));
+        let paused = machine.state();
+        let (taken, stats) = checkpoints.take_live(|| Ok(RunsOn(&machine))).unwrap();
+        assert!(stats.pages_paused > 0, "what the device stored");
+        assert!(machine.state() != paused, "it runs on");
+        checkpoints.restore(taken).unwrap();
+        let mut then = paused.0;
+        then[2][4096] = then[2][4096].wrapping_add(1);
+        assert!(machine.state() == (then, paused.1), "{byte}");
+    }
+}
+
+/// Another series, a mirror or a fuzzer that has its own log hears of each page that is put back,
+/// whatever its size, and the one that puts it back of none.
+#[test]
+fn what_one_series_puts_back_the_other_puts_back_too() {
+    let machine = Machine::new();
+    let mut all = [(); 2].map(|()| Checkpoints::new(&machine.map, machine.devices()).unwrap());
+    let first = all[0].take().unwrap();
+    let zeros = machine.memory();
+    (0..SIZES.len()).for_each(|block| machine.write(block, 100, 50_000, 3));
+    let second = all[1].take().unwrap();
+    let written = machine.memory();
+    for _ in 0..3 {
+        all[0].restore(first).unwrap();
+        let mut now = machine.memory();
+        now[2][4096] = zeros[2][4096];
+        assert!(now == zeros);
+        assert_eq!(all[0].count_dirty().unwrap(), 0);
+        assert!(all[1].count_dirty().unwrap() > 0);
+        all[1].restore(second).unwrap();
+        assert!(machine.memory() == written);
+        assert_eq!(all[1].count_dirty().unwrap(), 0);
+    }
+}
+
+/// An accelerator that reports a page with each sync until its log is cleared, as KVM does with
+/// manual protection.
+#[derive(Default)]
+struct Protecting {
+    written: Mutex<BTreeSet<(String, u64)>>,
+}
+
+impl Protecting {
+    /// A guest writes a page.
+    fn store(&self, block: &RamBlock, page: u64) {
+        self.written.lock().unwrap().insert((block.id().to_owned(), page));
+    }
+
+    fn uncleared(&self) -> usize {
+        self.written.lock().unwrap().len()
+    }
+}
+
+impl MemoryListener for Protecting {
+    fn name(&self) -> &str {
+        "protecting"
+    }
+
+    fn commit(&self, _: &ViewChange) -> Result<(), ListenerError> {
+        Ok(())
+    }
+
+    fn sync(&self, section: &Section) -> Result<(), ListenerError> {
+        let Some(block) = section.ram() else { return Ok(()) };
+        let size = block.page_size().bytes();
+        for (id, page) in &*self.written.lock().unwrap() {
+            if id == block.id() {
+                block.dirty().mark(page * size, size);
+            }
+        }
+        Ok(())
+    }
+
+    fn log_clear(&self, section: &Section, bytes: Range<u64>) -> Result<(), ListenerError> {
+        let Some(block) = section.ram() else { return Ok(()) };
+        let size = block.page_size().bytes();
+        let is_kept =
+            |(id, page): &(String, u64)| id != block.id() || !bytes.contains(&(page * size));
+        self.written.lock().unwrap().retain(is_kept);
+        Ok(())
+    }
+}
+
+/// What is taken is re-armed, and not before: else the same pages come again and again, or writes
+/// after that are missed.
+#[test]
+fn what_is_taken_of_a_log_is_re_armed() {
+    let machine = Machine::new();
+    let system = machine.map.transaction(|map| {
+        let system = map.container("system", 1 << 40)?;
+        for (n, region) in machine.regions.iter().enumerate() {
+            map.add_subregion(system, (n as u64) << 32, *region)?;
+        }
+        Ok::<_, MapError>(system)
+    });
+    let space = machine.map.address_space("memory", system.unwrap()).unwrap();
+    let accelerator = Arc::new(Protecting::default());
+    machine.map.add_listener(&space, accelerator.clone()).unwrap();
+    let store = || {
+        for block in &machine.blocks {
+            [3, 5, 20].into_iter().for_each(|page| accelerator.store(block, page));
+        }
+        3 * machine.blocks.len() as u64
+    };
+    let mut epochs = DirtyEpochs::new(&machine.map, "epochs").unwrap();
+    epochs.begin().unwrap().commit();
+    for commits in [true, false, true] {
+        let pages = store();
+        let epoch = epochs.begin().unwrap();
+        assert_eq!(epoch.pages(), pages);
+        assert_eq!(accelerator.uncleared(), 0);
+        if commits {
+            epoch.commit();
+        } else {
+            drop(epoch);
+            let epoch = epochs.begin().unwrap();
+            assert_eq!(epoch.pages(), pages);
+            epoch.commit();
+        }
+        assert_eq!(epochs.begin().unwrap().pages(), 0);
+    }
+    drop(epochs);
+    let mut checkpoints = Checkpoints::new(&machine.map, Vec::new()).unwrap();
+    store();
+    checkpoints.take().unwrap();
+    assert_eq!(accelerator.uncleared(), 0);
+    for _ in 0..3 {
+        let pages = store();
+        // To count does not re-arm.
+        assert_eq!(checkpoints.count_dirty().unwrap(), pages);
+        assert_eq!(checkpoints.count_dirty().unwrap(), pages);
+        assert_eq!(accelerator.uncleared() as u64, pages);
+        assert_eq!(checkpoints.reset().unwrap().pages, pages);
+        assert_eq!(accelerator.uncleared(), 0);
+        assert_eq!(checkpoints.reset().unwrap().pages, 0);
+        let pages = store();
+        let (_, stats) = checkpoints.take_live(|| Ok(())).unwrap();
+        assert!(stats.pages_live + stats.pages_paused >= pages);
+        assert_eq!(accelerator.uncleared(), 0);
     }
 }
