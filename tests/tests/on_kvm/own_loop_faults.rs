@@ -8,7 +8,7 @@ use std::thread;
 
 use integration_tests::harness::Test;
 use kvm_accel::kvm_ioctls::{Kvm, VcpuExit, VmFd};
-use kvm_accel::{DirtyTracking, GuardedVcpu, KvmConfig, KvmError, VcpuKicker, VcpuRun};
+use kvm_accel::{DirtyTracking, GuardedVcpu, KvmConfig, KvmError, RollBack, VcpuKicker, VcpuRun};
 use machines::guest::{CODE, DATA, boot_descriptor, programs};
 use memory_region::{GlobalLogClaim, MapError};
 use ram_block::{DirtyClient, RamBlock};
@@ -19,6 +19,7 @@ use super::machine::{Machine, seconds, tracked_by, wait_until};
 pub const TESTS: &[Test] = &[
     ("loops_that_end_in_every_way_lose_nothing", loops_that_end_in_every_way_lose_nothing),
     ("two_vcpus_change_their_owners", two_vcpus_change_their_owners),
+    ("what_waits_for_a_run_waits_for_the_next", what_waits_for_a_run_waits_for_the_next),
 ];
 
 /// With rings.
@@ -427,5 +428,56 @@ fn a_bound_holds_for_string_instructions() {
             assert!(accesses > 100, "{accesses}");
             assert_eq!(machine.vm.dirty_log_stats().ring_overruns, 0);
         });
+    }
+}
+
+/// Registers that the next run would take: the vCPU is kicked before it enters its guest. They are
+/// those that it has all the same, until others are put back.
+fn what_waits_for_a_run_waits_for_the_next() {
+    let fd = create_vm();
+    let machine = Machine::over(fd.clone(), RAM, KvmConfig::default());
+    let mut vcpu = beating(&machine, &fd, 0);
+    let kicker = vcpu.kicker();
+    let last = |vcpu: &mut GuardedVcpu, beats: u32| {
+        let (mut runs, mut number) = (vcpu.run_loop().unwrap(), 0);
+        for _ in 0..beats {
+            number = loop {
+                if let VcpuRun::Exit(VcpuExit::IoOut(PORT, data)) = runs.run().unwrap() {
+                    break u32::from_le_bytes(data.try_into().unwrap());
+                }
+            };
+        }
+        // What is under way completes.
+        kicker.kick();
+        while !matches!(runs.run().unwrap(), VcpuRun::Kicked) {}
+        number
+    };
+    let kicked_at_once = |vcpu: &mut GuardedVcpu| {
+        kicker.kick();
+        assert!(matches!(vcpu.run_loop().unwrap().run().unwrap(), VcpuRun::Kicked));
+    };
+    assert_eq!(last(&mut vcpu, 5), 5);
+    let first = vcpu.save().unwrap();
+    assert_eq!(last(&mut vcpu, 7), 12);
+    let second = vcpu.save().unwrap();
+    let place = |vcpu: &GuardedVcpu| serde_json::to_value(vcpu.save().unwrap()).unwrap();
+    let (at_first, at_second) = (serde_json::to_value(&first).unwrap(), place(&vcpu));
+    let same = |one: &serde_json::Value, other: &serde_json::Value| {
+        ["registers", "special", "events"].iter().all(|part| one[part] == other[part])
+    };
+    assert!(!same(&at_first, &at_second));
+    for _ in 0..3 {
+        vcpu.roll_back(&first, RollBack::WithNextRun).unwrap();
+        kicked_at_once(&mut vcpu);
+        kicked_at_once(&mut vcpu);
+        assert!(same(&place(&vcpu), &at_first));
+        // Others, at once: those that waited do not come back with the next run.
+        vcpu.roll_back(&second, RollBack::Now).unwrap();
+        kicked_at_once(&mut vcpu);
+        assert!(same(&place(&vcpu), &at_second));
+        assert_eq!(last(&mut vcpu, 1), 13);
+        vcpu.roll_back(&first, RollBack::WithNextRun).unwrap();
+        kicked_at_once(&mut vcpu);
+        assert_eq!(last(&mut vcpu, 2), 7);
     }
 }
