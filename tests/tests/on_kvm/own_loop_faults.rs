@@ -270,7 +270,7 @@ fn run_to_bound(vcpu: &mut GuardedVcpu, beats: &AtomicU64) {
             VcpuRun::Exit(_) => drop(beats.fetch_add(1, Ordering::Relaxed)),
             VcpuRun::Continue => {}
             VcpuRun::DirtyBound => return,
-            VcpuRun::Kicked => panic!("nobody kicks"),
+            other => panic!("nobody asked for {other:?}"),
         }
     }
 }
@@ -339,6 +339,7 @@ fn a_bound_that_is_removed_lets_all_go_on() {
                                     bounded.fetch_add(1, Ordering::Relaxed);
                                     break;
                                 }
+                                other => panic!("{other:?}"),
                             }
                         }
                         thread::yield_now();
