@@ -243,7 +243,7 @@ impl KvmVm {
     /// least the entries of all rings, and with one vCPU and as many pages as entries, it stops
     /// when its ring is full. They may stop with as many pages fewer: KVM calls a ring full with 64
     /// entries left, or with 576 where there is PML; and a page counts again when it is written
-    /// after a sync.
+    /// after a sync, and with each store that KVM emulates.
     ///
     /// What devices write does not count, nor does anything while nothing is logged. If KVM loses
     /// entries ([`DirtyLogStats::ring_overruns`]), all pages count as written, and the vCPUs stop.

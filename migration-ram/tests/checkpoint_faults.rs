@@ -432,7 +432,8 @@ proptest! {
     fn a_rewind_keeps_within_both_limits(
         max_steps in 0..6_usize,
         max_pages in 0..40_u64,
-        steps in prop::collection::vec((0..4_usize, any::<u64>(), 1..40_000_u64, -4..8_isize), 1..50),
+        steps in
+            prop::collection::vec((0..4_usize, any::<u64>(), 1..40_000_u64, -4..8_isize), 1..50),
     ) {
         let machine = Machine::new();
         let max_bytes = max_pages * 4096;
@@ -615,4 +616,38 @@ fn what_is_taken_of_a_log_is_re_armed() {
         assert!(stats.pages_live + stats.pages_paused >= pages);
         assert_eq!(accelerator.uncleared(), 0);
     }
+}
+
+/// A pause, a device or a hook that panics: what was copied, or was to be put back, is dirty still.
+#[test]
+fn panics_leave_pages_dirty() {
+    let map = MemoryMap::new();
+    let ram = RamBlock::anonymous("ram", 1 << 20).unwrap();
+    map.transaction(|map| map.ram("ram", ram.clone())).unwrap();
+    let mut checkpoints = Checkpoints::new(&map, Vec::new()).unwrap();
+    ram.write(0, &[1; 1 << 17]).unwrap();
+    checkpoints.take().unwrap();
+    let before = read(&ram);
+    let panics = |body: &mut dyn FnMut()| {
+        let body = std::panic::AssertUnwindSafe(body);
+        std::panic::catch_unwind(body).unwrap_err();
+    };
+
+    // In the pause of a live checkpoint, after its rounds.
+    ram.write(0x3000, &[2; 1 << 17]).unwrap();
+    panics(&mut || {
+        let _ = checkpoints.take_live(|| -> Result<(), _> { panic!("a pause") });
+    });
+    assert_eq!(checkpoints.count_dirty().unwrap(), 32);
+    checkpoints.reset().unwrap();
+    assert!(read(&ram) == before);
+
+    // In a hook for the code that a reset writes over.
+    ram.write(0x5000, &[3; 1 << 16]).unwrap();
+    let watch = ram.dirty().watch_code(|_| panic!("a hook")).unwrap();
+    let _token = watch.watch(8..9).unwrap();
+    panics(&mut || drop(checkpoints.reset()));
+    drop(watch);
+    checkpoints.reset().unwrap();
+    assert!(read(&ram) == before);
 }

@@ -222,6 +222,15 @@ impl<E: Entries> Slots<E> {
 
     /// Marks the pages that were found in rings; returns whether KVM has slots for all of them.
     fn mark_found(&mut self) -> bool {
+        // A code watch's hook may panic: the entries that are left are lost then, as their pages
+        // are protected again. The next take finds that out by this.
+        let needed_recovery = std::mem::replace(&mut self.needs_recovery, true);
+        let all_known = self.mark_entries();
+        self.needs_recovery = needed_recovery;
+        all_known
+    }
+
+    fn mark_entries(&mut self) -> bool {
         let Self { rings, pages_by_id, pages, stats, .. } = self;
         let found = &mut rings.found;
         found.sort_unstable_by_key(|(slot, _)| *slot);

@@ -191,7 +191,10 @@ impl MappedEntries {
     pub(crate) fn new(vcpu: &VcpuFd, count: u32) -> io::Result<Self> {
         let offset = libc::off_t::from(KVM_DIRTY_LOG_PAGE_OFFSET) << PageSize::host().shift();
         let len = count as usize * size_of::<Entry>();
-        Ok(Self { mapping: VcpuMapping::new(vcpu, offset, len)? })
+        let mapping = VcpuMapping::new(vcpu, offset, len)?;
+        // Of a virtual machine without rings, or with smaller ones, there is nothing behind it.
+        mapping.populate()?;
+        Ok(Self { mapping })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
@@ -150,7 +151,13 @@ impl GuardedVcpu {
     /// [`KvmError::Signal`].
     pub fn run_loop(&mut self) -> Result<RunLoop<'_>, KvmError> {
         self.shared.attach_thread()?;
-        Ok(RunLoop { vcpu: self, has_run: false, accesses_ports: false, panic: None })
+        Ok(RunLoop {
+            vcpu: self,
+            has_run: false,
+            accesses_ports: false,
+            panic: None,
+            on_this_thread: PhantomData,
+        })
     }
 
     /// Whether KVM has an access of the guest to complete.
@@ -181,8 +188,15 @@ impl GuardedVcpu {
     }
 }
 
-/// A vCPU that runs on the thread that has this: between two calls of [`run`](Self::run), the
-/// thread acts for the guest, and a pause waits for it. When this is dropped, a pause does not.
+/// A vCPU that runs on the thread that has this, and stays there: between two calls of
+/// [`run`](Self::run), the thread acts for the guest, and a pause waits for it. When this is
+/// dropped, a pause does not.
+///
+/// ```compile_fail,E0277
+/// fn elsewhere(mut runs: kvm_accel::RunLoop<'static>) {
+///     std::thread::spawn(move || runs.run().map(drop));
+/// }
+/// ```
 #[must_use = "the vCPU runs by this"]
 pub struct RunLoop<'v> {
     vcpu: &'v mut GuardedVcpu,
@@ -193,6 +207,8 @@ pub struct RunLoop<'v> {
     /// The handler of a coalesced write panicked with this, after the last KVM_RUN. The exit is
     /// independent of it, and KVM reports it only once: so the caller handles it first.
     panic: Option<Box<dyn Any + Send>>,
+    /// The signal that interrupts the vCPU goes to the thread that made this.
+    on_this_thread: PhantomData<*const ()>,
 }
 
 impl RunLoop<'_> {
@@ -224,11 +240,12 @@ impl RunLoop<'_> {
                 if shared.take_kick() {
                     return Ok(VcpuRun::Kicked);
                 }
-                if is_bound {
-                    return Ok(VcpuRun::DirtyBound);
+                // A pause first: whoever calls again at his bound is to be paused all the same.
+                if waits() {
+                    gate.wait_while(shared, VcpuMode::Parked, || waits() && !shared.is_kicked());
+                    return Ok(VcpuRun::Continue);
                 }
-                gate.wait_while(shared, VcpuMode::Parked, || waits() && !shared.is_kicked());
-                return Ok(VcpuRun::Continue);
+                return Ok(if is_bound { VcpuRun::DirtyBound } else { VcpuRun::Continue });
             }
             // A paused or returned vCPU has no access under way: KVM completes it first, without
             // running the guest, as the immediate exit is set. That may store to guest memory (a

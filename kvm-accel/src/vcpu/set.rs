@@ -51,6 +51,8 @@ enum Place {
     Running(VcpuThread),
     /// With the event that ended its last run by itself, if one did.
     Stopped(Vcpu, Option<VcpuEvent>),
+    /// Its run failed: it does not run again by itself.
+    Failed(Vcpu),
     /// Its thread could not be started.
     #[default]
     Gone,
@@ -81,13 +83,13 @@ impl VcpuSet {
     /// Stops all, with no access under way; they run on when the result is dropped, and if there
     /// are several results, the last one.
     ///
-    /// Waits for the vCPUs' threads: a device's handler that uses the set meanwhile, or stops it,
-    /// waits for itself.
+    /// Waits for the vCPUs' threads: a device's handler that uses the set meanwhile waits for
+    /// itself.
     ///
     /// # Errors
     ///
     /// What the run of one of them returned: [`Vcpu::run`], or [`KvmError::Panicked`]. The others
-    /// run on then.
+    /// run on then. [`KvmError::PauseFromVcpu`] on the thread of one of them, in a handler.
     pub fn stop(&self) -> Result<StoppedVcpus, KvmError> {
         let mut inner = lock(&self.0);
         inner.stops += 1;
@@ -104,7 +106,7 @@ impl VcpuSet {
         lock(&self.0).places.iter().any(|place| match place {
             Place::Running(thread) => thread.is_finished(),
             Place::Stopped(_, event) => event.is_some(),
-            Place::Gone => true,
+            Place::Failed(_) | Place::Gone => true,
         })
     }
 
@@ -127,13 +129,13 @@ impl VcpuSet {
         mut work: impl FnMut(usize, &mut Vcpu) -> Result<T, E>,
     ) -> Result<Vec<T>, E> {
         let places = &mut lock(&self.0).places;
-        let runs = |place: &Place| !matches!(place, Place::Stopped(..));
+        let runs = |place: &Place| matches!(place, Place::Running(_) | Place::Gone);
         if let Some(index) = places.iter().position(runs) {
             return Err(KvmError::VcpuRuns { index }.into());
         }
         let vcpus = places.iter_mut().filter_map(|place| match place {
-            Place::Stopped(vcpu, _) => Some(vcpu),
-            _ => None,
+            Place::Stopped(vcpu, _) | Place::Failed(vcpu) => Some(vcpu),
+            Place::Running(_) | Place::Gone => None,
         });
         vcpus.enumerate().map(|(index, vcpu)| work(index, vcpu)).collect()
     }
@@ -198,6 +200,13 @@ impl Places {
     fn stop(&mut self) -> Result<(), KvmError> {
         for place in &self.places {
             if let Place::Running(thread) = place {
+                if thread.is_current() {
+                    return Err(KvmError::PauseFromVcpu { id: thread.id() });
+                }
+            }
+        }
+        for place in &self.places {
+            if let Place::Running(thread) = place {
                 thread.kicker().kick();
             }
         }
@@ -211,7 +220,7 @@ impl Places {
                     Err(error) => {
                         let (vcpu, error) = error.into_parts();
                         failed = failed.or(Some(error));
-                        Place::Stopped(vcpu, None)
+                        Place::Failed(vcpu)
                     }
                 },
                 other => other,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle};
 
 use crate::error::KvmError;
 use crate::vcpu::guarded::VcpuKicker;
@@ -102,6 +102,17 @@ impl VcpuThread {
         self.kicker.clone()
     }
 
+    /// Whether the calling thread is the vCPU's.
+    pub(super) fn is_current(&self) -> bool {
+        let current = thread::current().id();
+        self.handle.as_ref().is_some_and(|handle| handle.thread().id() == current)
+    }
+
+    /// The number of the vCPU.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Whether the run has ended by itself.
     pub fn is_finished(&self) -> bool {
         self.handle.as_ref().is_none_or(JoinHandle::is_finished)
@@ -152,7 +163,7 @@ impl Drop for VcpuThread {
         // After a join the caller has the vCPU, and it must not be kicked.
         if let Some(handle) = &self.handle {
             self.kicker.kick();
-            if handle.thread().id() == std::thread::current().id() {
+            if handle.thread().id() == thread::current().id() {
                 return; // it cannot wait for itself
             }
             if let Some(Err(error)) = self.wait() {

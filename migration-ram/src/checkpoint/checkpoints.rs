@@ -1,6 +1,7 @@
 //! The checkpoints of one machine: taken, gone back to, removed.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -216,7 +217,12 @@ impl Checkpoints {
             None => self.memory.begin()?,
         }
         let (mut copied, mut stats) = (Copied::default(), LiveStats::default());
-        match self.copy_in_rounds(rounds, pause, &mut copied, &mut stats) {
+        let copy = AssertUnwindSafe(|| self.copy_in_rounds(rounds, pause, &mut copied, &mut stats));
+        // The caller's code and devices may panic: what was copied is dirty again then, too.
+        match catch_unwind(copy).unwrap_or_else(|panic| {
+            self.memory.drop_copies(std::mem::take(&mut copied));
+            resume_unwind(panic)
+        }) {
             Ok(states) => {
                 let changes = self.memory.adopt(copied, self.tree.current().is_none());
                 let number = self.tree.add(changes, states);

@@ -1,6 +1,7 @@
 //! All RAM as it was at the current checkpoint, and what was written since.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -120,10 +121,12 @@ impl KeptMemory {
         for at in 0..self.images.len() {
             let block = self.images[at].block.clone();
             let (size, mut dirty) = (block.page_size(), self.set_of(&block)?);
-            let mut count = 0;
+            let (mut count, mut next) = (0, 0);
             for extent in block.data_extents(0..block.len()) {
                 let pages = size.pages_spanned(extent.start, extent.end - extent.start);
-                count += pages.end - pages.start;
+                // Of a page larger than the host's there may be several extents.
+                let pages = pages.start.max(next)..pages.end;
+                (count, next) = (count + (pages.end - pages.start), pages.end);
                 dirty.insert(pages);
             }
             self.images[at].replace_dirty(dirty, count);
@@ -302,11 +305,15 @@ impl KeptMemory {
             room.map_err(|_| CheckpointError::NoMemory { used })?;
             let (store, size) = (&self.stores[image.store], image.block.page_size().bytes());
             let content = |page: u64| (page * size, store.bytes(image.get(page)));
-            let result = self.log.write(&image.block, pages_of(&self.words).map(content));
-            if result.is_err() {
+            let write = AssertUnwindSafe(|| {
+                self.log.write(&image.block, pages_of(&self.words).map(content))
+            });
+            // A code watch's hook may panic.
+            let result = catch_unwind(write);
+            if !matches!(result, Ok(Ok(_))) {
                 image.insert_words(&self.words);
             }
-            result?;
+            result.unwrap_or_else(|panic| resume_unwind(panic))?;
         }
         Ok(pages)
     }

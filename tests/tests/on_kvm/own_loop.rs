@@ -33,6 +33,7 @@ pub const ONCE: &[Test] = &[
     ("writes_are_coalesced_for_a_bus_alone", writes_are_coalesced_for_a_bus_alone),
     ("a_bound_stops_a_loop_of_ones_own", a_bound_stops_a_loop_of_ones_own),
     ("only_kvm_says_where_port_data_is", only_kvm_says_where_port_data_is),
+    ("a_vcpu_of_another_machine_has_no_ring", a_vcpu_of_another_machine_has_no_ring),
 ];
 
 const RAM: u64 = 16 << 20;
@@ -379,6 +380,29 @@ fn a_bound_stops_a_loop_of_ones_own() {
             );
             assert!(copy.is_whole(&machine.block));
         }
+        // Whoever calls again at his bound is paused, and kicked, all the same.
+        machine.vm.set_dirty_bound(Some(1024)).unwrap();
+        let kicker = vcpu.kicker();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut runs = vcpu.run_loop().unwrap();
+                while !matches!(runs.run().unwrap(), VcpuRun::Kicked) {}
+            });
+            for _ in 0..20 {
+                drop(machine.vm.pause(seconds(5)).unwrap());
+            }
+            kicker.kick();
+        });
+    });
+}
+
+/// What KVM shares with a vCPU of a virtual machine without rings is no ring.
+fn a_vcpu_of_another_machine_has_no_ring() {
+    tracked_by(DirtyTracking::Ring { entries: 1024 }, || {
+        let machine = Machine::over(create_vm(), RAM, KvmConfig::default());
+        let stray = create_vm().create_vcpu(0).unwrap();
+        let refused = machine.vm.adopt_vcpu(0, stray, None).unwrap_err();
+        assert!(matches!(refused, KvmError::CreateVcpu { id: 0, .. }), "{refused}");
     });
 }
 

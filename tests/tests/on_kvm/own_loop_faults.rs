@@ -136,10 +136,9 @@ fn run_loops(vcpu: &mut GuardedVcpu, last: &AtomicU32, ended: &AtomicBool) {
         let moves = numbers.next(2) == 0;
         let mut work = || {
             let result = catch_unwind(AssertUnwindSafe(|| run_a_while(vcpu, last, &mut numbers)));
-            if let Err(panic) = result {
-                if !panic.is::<&str>() {
-                    resume_unwind(panic);
-                }
+            match result {
+                Err(panic) if !panic.is::<&str>() => resume_unwind(panic),
+                _ => {}
             }
         };
         if moves {
