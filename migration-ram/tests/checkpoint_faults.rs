@@ -651,3 +651,59 @@ fn panics_leave_pages_dirty() {
     checkpoints.reset().unwrap();
     assert!(read(&ram) == before);
 }
+
+/// Pages that are copied again, as they were written in the meantime, take no more room.
+#[test]
+fn a_page_that_is_copied_twice_counts_once() {
+    const COUNT: u64 = 100;
+    let map = MemoryMap::new();
+    let ram = RamBlock::anonymous("ram", 1 << 20).unwrap();
+    map.transaction(|map| map.ram("ram", ram.clone())).unwrap();
+    let page = ram.page_size().bytes();
+    let mut checkpoints = Checkpoints::new(&map, Vec::new()).unwrap().limit_bytes(150 * page);
+    let write = |byte: u8| {
+        for n in 0..COUNT {
+            ram.write(n * page, &[byte, u8::try_from(n).unwrap()]).unwrap();
+        }
+    };
+    write(1);
+    // The guest writes all of them again before the pause.
+    let paused = checkpoints.take_live(|| {
+        write(2);
+        Ok(())
+    });
+    paused.unwrap();
+    assert_eq!(checkpoints.bytes_kept(), COUNT * page);
+    // Other contents beside those are too many.
+    write(3);
+    let refused = checkpoints.take().unwrap_err();
+    let needed = 200 * page;
+    assert!(matches!(refused, CheckpointError::Limit { needed: n, .. } if n == needed));
+}
+
+/// A device that does not go back leaves the machine at the checkpoint all the same.
+#[test]
+fn a_rewind_that_fails_in_a_device_is_where_memory_is() {
+    let map = MemoryMap::new();
+    let ram = RamBlock::anonymous("ram", 1 << 20).unwrap();
+    map.transaction(|map| map.ram("ram", ram.clone())).unwrap();
+    let fails = Arc::new(AtomicU8::new(0));
+    let refuses = fails.clone();
+    let restore = move |_, _: &[u8]| match refuses.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        _ => Err("it does not".into()),
+    };
+    let device = FnDevice::new("device", || Ok(Vec::new()), restore);
+    let checkpoints = Checkpoints::new(&map, vec![Arc::new(device)]).unwrap();
+    let mut rewind = Rewind::new(checkpoints);
+    for number in 0..4_u8 {
+        ram.write(0, &[number]).unwrap();
+        rewind.record(number).unwrap();
+    }
+    fails.store(1, Ordering::Relaxed);
+    assert!(matches!(rewind.seek(-2), Err(CheckpointError::RollBack { .. })));
+    assert_eq!(rewind.position(), 1);
+    fails.store(0, Ordering::Relaxed);
+    assert_eq!(*rewind.seek(0).unwrap(), 1);
+    assert_eq!(read(&ram)[0], 1);
+}

@@ -42,7 +42,8 @@ pub enum CheckpointError {
     /// The machine could not be paused.
     #[error("The machine cannot be paused")]
     Pause(#[source] DeviceError),
-    /// There is no memory for the checkpoint's pages.
+    /// There is no memory for the checkpoint's pages. If it was to go back to one, as after
+    /// [`Block`](Self::Block).
     #[error("There is no memory for a checkpoint's pages, {used} bytes are used")]
     NoMemory { used: u64 },
     /// The checkpoints would take more than they may.

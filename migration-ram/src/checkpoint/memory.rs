@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use memory_region::{GlobalLogClaim, MemoryMap};
+use memory_region::{GlobalLogClaim, MapError, MemoryMap};
 use ram_block::{PageSet, RamBlock, runs};
 
 use crate::checkpoint::error::CheckpointError;
@@ -170,18 +170,32 @@ impl KeptMemory {
         Ok(())
     }
 
-    /// Makes room for copies of as many pages of each size as are dirty, and as many again, within
-    /// the limit.
+    /// How many pages of image `at` are dirty, and have no copy yet.
+    fn count_new(&mut self, at: usize, copied: &Copied) -> Result<u64, CheckpointError> {
+        let room = self.images[at].take_words(&mut self.words);
+        room.map_err(|_| self.no_memory())?;
+        self.images[at].insert_words(&self.words);
+        let is_new = |page: &u64| !copied.places.contains_key(&(at, *page));
+        Ok(pages_of(&self.words).filter(is_new).count() as u64)
+    }
+
+    /// Makes room for copies of the pages of each size that are dirty and have none yet, and of as
+    /// many again, within the limit.
     pub(super) fn reserve_twice(&mut self, copied: &mut Copied) -> Result<(), CheckpointError> {
         for at in 0..self.images.len() {
             self.reserve(at, 2, copied)?;
         }
         let used = self.bytes_used();
-        for (at, store) in self.stores.iter_mut().enumerate() {
-            let images = self.images.iter().filter(|image| image.store == at);
-            let dirty = 2 * images.map(Image::dirty_pages).sum::<u64>();
+        for at in 0..self.stores.len() {
+            let mut new = 0;
+            for image in 0..self.images.len() {
+                if self.images[image].store == at {
+                    new += self.count_new(image, copied)?;
+                }
+            }
+            let store = &mut self.stores[at];
             let within = self.limit.saturating_sub(used) / store.page_size() as u64;
-            let pages = usize::try_from(dirty.min(within)).unwrap_or(usize::MAX);
+            let pages = usize::try_from((2 * new).min(within)).unwrap_or(usize::MAX);
             store.reserve(pages).map_err(|_| CheckpointError::NoMemory { used })?;
         }
         Ok(())
@@ -191,10 +205,17 @@ impl KeptMemory {
     /// any longer, unless this fails.
     pub(super) fn copy(&mut self, copied: &mut Copied) -> Result<(), CheckpointError> {
         let size = |image: &Image| image.block.page_size().bytes();
-        let more: u64 = self.images.iter().map(|image| image.dirty_pages() * size(image)).sum();
-        let needed = self.bytes_used().saturating_add(more);
-        if needed > self.limit {
-            return Err(CheckpointError::Limit { limit: self.limit, needed });
+        let most: u64 = self.images.iter().map(|image| image.dirty_pages() * size(image)).sum();
+        let used = self.bytes_used();
+        if used.saturating_add(most) > self.limit {
+            // Only then is it worth to look which pages were copied before.
+            let mut needed = used;
+            for at in 0..self.images.len() {
+                needed += self.count_new(at, copied)? * size(&self.images[at]);
+            }
+            if needed > self.limit {
+                return Err(CheckpointError::Limit { limit: self.limit, needed });
+            }
         }
         for at in 0..self.images.len() {
             self.reserve(at, 1, copied)?;
@@ -313,7 +334,10 @@ impl KeptMemory {
             if !matches!(result, Ok(Ok(_))) {
                 image.insert_words(&self.words);
             }
-            result.unwrap_or_else(|panic| resume_unwind(panic))?;
+            result.unwrap_or_else(|panic| resume_unwind(panic)).map_err(|error| match error {
+                MapError::Block(source) => CheckpointError::Block(source),
+                other => other.into(),
+            })?;
         }
         Ok(pages)
     }
