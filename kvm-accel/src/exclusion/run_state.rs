@@ -177,6 +177,79 @@ mod tests {
         assert!(is_caught(enter, ring_without));
     }
 
+    /// A guest that pushes a page each time that it is entered, beside a thread that keeps guests
+    /// out, counts what was pushed, and lets none in again: the dirty bound. `exclusions` stands
+    /// for the gate's count.
+    struct Bounded {
+        state: RunState,
+        exclusions: AtomicU32,
+        reached: AtomicU32,
+        pushed: AtomicU32,
+    }
+
+    /// Whether the vCPU must not enter: the gate first, and then what was decided behind it.
+    fn gate_then_bound(words: &Bounded) -> bool {
+        words.exclusions.load(Ordering::Acquire) > 0 || words.reached.load(Ordering::Acquire) > 0
+    }
+
+    fn check_bound(wanted_out: fn(&Bounded) -> bool) {
+        let words = Arc::new(Bounded {
+            state: RunState::new(),
+            exclusions: AtomicU32::new(0),
+            reached: AtomicU32::new(0),
+            pushed: AtomicU32::new(0),
+        });
+        let vcpu = {
+            let words = words.clone();
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    if words.state.enter(|| (), || wanted_out(&words)) {
+                        words.pushed.fetch_add(1, Ordering::Relaxed);
+                        words.state.leave(VcpuMode::Host);
+                    }
+                }
+            })
+        };
+        // `Gate::exclude`.
+        words.exclusions.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        while words.state.mode() == VcpuMode::Guest {
+            thread::yield_now();
+        }
+        let counted = words.pushed.load(Ordering::Relaxed);
+        words.reached.store(1, Ordering::Release);
+        words.exclusions.fetch_sub(1, Ordering::Release);
+        vcpu.join().unwrap();
+        let pushed = words.pushed.load(Ordering::Relaxed);
+        assert_eq!(pushed, counted, "a guest is entered after the bound");
+    }
+
+    #[test]
+    fn no_guest_is_entered_once_the_bound_is_reached() {
+        loom::model(|| check_bound(gate_then_bound));
+    }
+
+    #[test]
+    fn the_model_sees_a_bound_that_is_read_too_early_or_not_at_all() {
+        fn bound_then_gate(words: &Bounded) -> bool {
+            words.reached.load(Ordering::Acquire) > 0
+                || words.exclusions.load(Ordering::Acquire) > 0
+        }
+        fn gate_alone(words: &Bounded) -> bool {
+            words.exclusions.load(Ordering::Acquire) > 0
+        }
+        fn gate_without_acquire(words: &Bounded) -> bool {
+            words.exclusions.load(Ordering::Relaxed) > 0
+                || words.reached.load(Ordering::Relaxed) > 0
+        }
+        let is_caught = |wanted_out: fn(&Bounded) -> bool| {
+            std::panic::catch_unwind(|| loom::model(move || check_bound(wanted_out))).is_err()
+        };
+        assert!(is_caught(bound_then_gate), "the bound first");
+        assert!(is_caught(gate_alone), "the bound not at all");
+        assert!(is_caught(gate_without_acquire), "the gate without acquire");
+    }
+
     #[test]
     fn the_model_sees_a_flag_that_is_cleared_without_a_look() {
         fn enter_storing(words: &Words) -> bool {
