@@ -115,8 +115,8 @@ mod tests {
             throttled: Duration::from_millis(1),
             ..DirtyLogStats::default()
         };
-        let text = "7 pages, resets 2 in 30.0µs, 1 full rings, vCPUs blocked 4.0ms, 1.0ms of it by \
-            the limit";
+        let text = "7 pages, resets 2 in 30.0µs, 1 full rings, vCPUs blocked 4.0ms, 1.0ms of \
+            it by the limit";
         assert_eq!(stats.to_string(), text);
     }
 }

@@ -19,13 +19,7 @@ fn main() -> ExitCode {
     use clap::Parser;
 
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match options::Options::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", machines::demo::explain(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    machines::demo::end(options::Options::parse().run())
 }
 
 #[cfg(not(target_arch = "x86_64"))]

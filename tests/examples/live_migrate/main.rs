@@ -24,13 +24,7 @@ fn main() -> ExitCode {
         (None, Some(address)) => source::run(&options, address, None),
         (None, None) => source::with_child(&options),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", machines::demo::explain(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    machines::demo::end(result)
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -10,13 +10,7 @@ mod vmm;
 
 #[cfg(target_arch = "x86_64")]
 fn main() -> ExitCode {
-    match vmm::run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", machines::demo::explain(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    machines::demo::end(vmm::run())
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -1,6 +1,7 @@
 //! The demonstration's machine: RAM, a VGA, and a guest that draws a scene.
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,17 @@ pub fn explain(error: &(dyn Error + 'static)) -> String {
         source = error.source();
     }
     text
+}
+
+/// How a program ends: says what failed, if it did.
+pub fn end(result: Result<(), AnyError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", explain(&*error));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Where video memory is, as a guest-physical address.

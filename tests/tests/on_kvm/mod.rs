@@ -15,6 +15,7 @@ mod newcomers;
 mod overruns;
 mod own_loop;
 mod own_loop_faults;
+mod own_machine;
 mod pam;
 mod panics;
 mod precopy;

@@ -1,22 +1,22 @@
 //! vCPUs that their owner makes and runs in a loop of his own, over a virtual machine that he
 //! keeps.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 
 use integration_tests::harness::Test;
 use kvm_accel::kvm_bindings::{KVM_EXIT_IO, kvm_userspace_memory_region};
-use kvm_accel::kvm_ioctls::{Cap, Kvm, VcpuExit, VmFd};
+use kvm_accel::kvm_ioctls::{Cap, VcpuExit, VmFd};
 use kvm_accel::{
-    Buses, DirtyTracking, GuardedVcpu, KickSignal, KvmConfig, KvmError, KvmVm, VcpuKicker, VcpuRun,
+    Buses, DirtyTracking, GuardedVcpu, KickSignal, KvmConfig, KvmError, KvmVm, VcpuRun,
 };
 use machines::guest::{CODE, DATA, TABLE_PAGES, boot_descriptor, programs};
-use memory_region::{GlobalLogClaim, MapError};
-use ram_block::{DirtyClient, RamBlock};
+use memory_region::MapError;
+use ram_block::RamBlock;
 use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN, register_signal_handler};
 
 use super::machine::{Machine, seconds, tracked_by, wait_until};
+use super::own_machine::{Ends, Mirror, create_vm};
 
 /// In every way of tracking.
 pub const TESTS: &[Test] = &[
@@ -55,10 +55,6 @@ fn own_signal() -> KickSignal {
     KickSignal::Existing(signal)
 }
 
-fn create_vm() -> Arc<VmFd> {
-    Arc::new(Kvm::new().unwrap().create_vm().unwrap())
-}
-
 /// A vCPU of the owner's, that increments the pages from `first` to `end` of RAM, and beats.
 fn beating(machine: &Machine, fd: &VmFd, first: u64, end: u64) -> GuardedVcpu {
     let vcpu = machine.vm.adopt_vcpu(0, fd.create_vcpu(0).unwrap(), None).unwrap();
@@ -84,54 +80,12 @@ fn run(vcpu: &mut GuardedVcpu, last: &AtomicU32) {
     }
 }
 
-/// A copy of RAM, kept by harvests.
-struct Copy {
-    log: GlobalLogClaim,
-    bytes: Vec<u8>,
-}
-
-impl Copy {
-    fn new(machine: &Machine) -> Self {
-        let log = machine.memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
-        let mut bytes = vec![0; usize::try_from(RAM).unwrap()];
-        machine.block.read(0, &mut bytes).unwrap();
-        Self { log, bytes }
-    }
-
-    fn harvest(&mut self, block: &Arc<RamBlock>) -> u64 {
-        self.log.sync().unwrap();
-        let harvest = self.log.snapshot_and_clear(block, 0..RAM).unwrap();
-        let dirty = harvest.commit();
-        let mut copies: Vec<_> = self.bytes.chunks_mut(usize::try_from(PAGE).unwrap()).collect();
-        for page in dirty.pages() {
-            block.read(page * PAGE, copies[usize::try_from(page).unwrap()]).unwrap();
-        }
-        dirty.count()
-    }
-
-    fn is_whole(&self, block: &RamBlock) -> bool {
-        let mut now = vec![0; usize::try_from(RAM).unwrap()];
-        block.read(0, &mut now).unwrap();
-        now == self.bytes
-    }
-}
-
-/// Ends the loop, also after a panic.
-struct Ends<'a>(&'a AtomicBool, &'a VcpuKicker);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-        self.1.kick();
-    }
-}
-
 /// Slots come and go, the machine is paused and the loop is left, while a guest stores and exits.
 fn a_loop_of_ones_own_loses_nothing() {
     let fd = create_vm();
     let config = KvmConfig { kick_signal: own_signal(), ..KvmConfig::default() };
     let machine = Machine::over(fd.clone(), RAM, config);
-    let mut copy = Copy::new(&machine);
+    let mut mirror = Mirror::new(&machine);
     let hole = machine.memory.transaction(|map| {
         let hole = map.alias("hole", machine.ram, 0x40_0000, 0x1_0000)?;
         map.set_enabled(hole, false)?;
@@ -150,19 +104,19 @@ fn a_loop_of_ones_own_loses_nothing() {
                 left.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let _ends = Ends(&ended, &kicker);
+        let _ends = Ends(&ended, vec![kicker.clone()]);
         for round in 0..60 {
             let beats = last.load(Ordering::Relaxed);
             wait_until("a beat", || last.load(Ordering::Relaxed) != beats);
             // RAM is split and joined, which deletes slots that the guest stores to.
             machine.memory.transaction(|map| map.set_enabled(hole, true)).unwrap();
-            copy.harvest(&machine.block);
+            mirror.harvest(&machine.block);
             machine.memory.transaction(|map| map.set_enabled(hole, false)).unwrap();
             if round % 3 == 0 {
                 let still = machine.vm.pause(seconds(5)).unwrap();
-                copy.harvest(&machine.block);
-                assert!(copy.is_whole(&machine.block), "round {round}");
-                assert_eq!(copy.harvest(&machine.block), 0, "a guest that is paused stores");
+                mirror.harvest(&machine.block);
+                assert!(mirror.is_whole(&machine.block), "round {round}");
+                assert!(mirror.harvest(&machine.block).is_empty(), "a guest that is paused stores");
                 drop(still);
             }
             if round % 4 == 0 {
@@ -172,8 +126,8 @@ fn a_loop_of_ones_own_loses_nothing() {
             }
         }
     });
-    copy.harvest(&machine.block);
-    assert!(copy.is_whole(&machine.block), "at the end");
+    mirror.harvest(&machine.block);
+    assert!(mirror.is_whole(&machine.block), "at the end");
     assert!(SIGNALS.load(Ordering::Relaxed) > signals, "the signal was another");
 }
 
@@ -364,21 +318,21 @@ fn a_bound_stops_a_loop_of_ones_own() {
     tracked_by(DirtyTracking::Ring { entries: 1024 }, || {
         let fd = create_vm();
         let machine = Machine::over(fd.clone(), RAM, KvmConfig::default());
-        let mut copy = Copy::new(&machine);
+        let mut mirror = Mirror::new(&machine);
         let mut vcpu = beating(&machine, &fd, DATA, RAM);
         for bound in [1024, 1100, 2048, 3000] {
-            copy.harvest(&machine.block);
+            mirror.harvest(&machine.block);
             machine.vm.set_dirty_bound(Some(bound)).unwrap();
             let mut runs = vcpu.run_loop().unwrap();
             while !matches!(runs.run().unwrap(), VcpuRun::DirtyBound) {}
             assert!(matches!(runs.run().unwrap(), VcpuRun::DirtyBound));
             drop(runs);
-            let pages = copy.harvest(&machine.block);
+            let pages = mirror.harvest(&machine.block).len() as u64;
             assert!(
                 (bound.saturating_sub(1024 + TABLE_PAGES)..=bound).contains(&pages),
                 "{pages} of {bound}"
             );
-            assert!(copy.is_whole(&machine.block));
+            assert!(mirror.is_whole(&machine.block));
         }
         // Whoever calls again at his bound is paused, and kicked, all the same.
         machine.vm.set_dirty_bound(Some(1024)).unwrap();

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use integration_tests::harness::Test;
-use kvm_accel::kvm_ioctls::{Kvm, VcpuExit, VmFd};
+use kvm_accel::kvm_ioctls::{VcpuExit, VmFd};
 use kvm_accel::{DirtyTracking, GuardedVcpu, KvmConfig, KvmError, RollBack, VcpuKicker, VcpuRun};
 use machines::guest::{CODE, DATA, boot_descriptor, programs};
-use memory_region::{GlobalLogClaim, MapError};
-use ram_block::{DirtyClient, RamBlock};
+use memory_region::MapError;
 
 use super::machine::{Machine, seconds, tracked_by, wait_until};
+use super::own_machine::{Ends, Mirror, create_vm};
 
 /// In every way of tracking.
 pub const TESTS: &[Test] = &[
@@ -39,10 +39,6 @@ const PORT: u16 = 0x510;
 const SHARE: u64 = 1 << 20;
 const ENTRIES: u32 = 1024;
 
-fn create_vm() -> Arc<VmFd> {
-    Arc::new(Kvm::new().unwrap().create_vm().unwrap())
-}
-
 /// A vCPU of the owner's, that increments pages of its own, and beats after every 16.
 fn beating(machine: &Machine, fd: &VmFd, id: u64) -> GuardedVcpu {
     beating_over(machine, fd, id, SHARE)
@@ -55,38 +51,6 @@ fn beating_over(machine: &Machine, fd: &VmFd, id: u64, share: u64) -> GuardedVcp
     let arguments = [code + PAGE, code + share, PORT.into(), PAGE, 16];
     boot_descriptor(vcpu.fd(), &machine.block, code, &program, &arguments);
     vcpu
-}
-
-/// A copy of RAM, kept by harvests.
-struct Copy {
-    log: GlobalLogClaim,
-    bytes: Vec<u8>,
-}
-
-impl Copy {
-    fn new(machine: &Machine) -> Self {
-        let log = machine.memory.claim_global_log(DirtyClient::MIGRATION).unwrap();
-        let mut bytes = vec![0; usize::try_from(machine.block.len()).unwrap()];
-        machine.block.read(0, &mut bytes).unwrap();
-        Self { log, bytes }
-    }
-
-    /// The pages that were dirty.
-    fn harvest(&mut self, block: &Arc<RamBlock>) -> Vec<u64> {
-        self.log.sync().unwrap();
-        let dirty = self.log.snapshot_and_clear(block, ..).unwrap().commit();
-        let mut copies: Vec<_> = self.bytes.chunks_mut(usize::try_from(PAGE).unwrap()).collect();
-        for page in dirty.pages() {
-            block.read(page * PAGE, copies[usize::try_from(page).unwrap()]).unwrap();
-        }
-        dirty.pages().collect()
-    }
-
-    fn is_whole(&self, block: &RamBlock) -> bool {
-        let mut now = vec![0; self.bytes.len()];
-        block.read(0, &mut now).unwrap();
-        now == self.bytes
-    }
 }
 
 /// Numbers that look random.
@@ -149,20 +113,11 @@ fn run_loops(vcpu: &mut GuardedVcpu, last: &AtomicU32, ended: &AtomicBool) {
     }
 }
 
-struct Ends<'a>(&'a AtomicBool, Vec<VcpuKicker>);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-        self.1.iter().for_each(VcpuKicker::kick);
-    }
-}
-
 fn loops_that_end_in_every_way_lose_nothing() {
     let fd = create_vm();
     let machine = Machine::over(fd.clone(), RAM, KvmConfig::default());
     let has_rings = matches!(machine.vm.dirty_tracking().tracking, DirtyTracking::Ring { .. });
-    let mut copy = Copy::new(&machine);
+    let mut mirror = Mirror::new(&machine);
     let hole = machine.memory.transaction(|map| {
         let hole = map.alias("hole", machine.ram, 0x40_0000, 0x1_0000)?;
         map.set_enabled(hole, false)?;
@@ -190,9 +145,9 @@ fn loops_that_end_in_every_way_lose_nothing() {
                     }
                     1 => {
                         let still = machine.vm.pause(seconds(10)).unwrap();
-                        copy.harvest(&machine.block);
-                        assert!(copy.is_whole(&machine.block), "vCPU {id}, round {round}");
-                        assert!(copy.harvest(&machine.block).is_empty(), "one that is paused");
+                        mirror.harvest(&machine.block);
+                        assert!(mirror.is_whole(&machine.block), "vCPU {id}, round {round}");
+                        assert!(mirror.harvest(&machine.block).is_empty(), "one that is paused");
                         drop(still);
                     }
                     2 if has_rings => {
@@ -200,7 +155,7 @@ fn loops_that_end_in_every_way_lose_nothing() {
                         machine.vm.set_dirty_bound(Some(entries + numbers.next(3000))).unwrap();
                     }
                     3 => ends.1.iter().for_each(VcpuKicker::kick),
-                    _ => drop(copy.harvest(&machine.block)),
+                    _ => drop(mirror.harvest(&machine.block)),
                 }
             }
             if has_rings {
@@ -212,15 +167,15 @@ fn loops_that_end_in_every_way_lose_nothing() {
             }
         }
     });
-    copy.harvest(&machine.block);
-    assert!(copy.is_whole(&machine.block), "at the end");
+    mirror.harvest(&machine.block);
+    assert!(mirror.is_whole(&machine.block), "at the end");
 }
 
 /// What is swapped is each a whole vCPU: its number, its thread and its access under way.
 fn two_vcpus_change_their_owners() {
     let fd = create_vm();
     let machine = Machine::over(fd.clone(), RAM, KvmConfig::default());
-    let mut copy = Copy::new(&machine);
+    let mut mirror = Mirror::new(&machine);
     let [mut one, mut other] = [0, 1].map(|id| beating(&machine, &fd, id));
     let lasts = [const { AtomicU32::new(0) }; 2];
     let mut numbers = Numbers(3);
@@ -246,8 +201,8 @@ fn two_vcpus_change_their_owners() {
                 });
             }
         });
-        copy.harvest(&machine.block);
-        assert!(copy.is_whole(&machine.block));
+        mirror.harvest(&machine.block);
+        assert!(mirror.is_whole(&machine.block));
         std::mem::swap(&mut one, &mut other);
     }
 }
@@ -276,7 +231,7 @@ fn run_to_bound(vcpu: &mut GuardedVcpu, beats: &AtomicU64) {
 
 fn a_bound_holds_beside_syncs_and_new_vcpus() {
     with_small_rings(|machine, fd| {
-        let mut copy = Copy::new(machine);
+        let mut mirror = Mirror::new(machine);
         let mut vcpus: Vec<_> =
             (0..3).map(|id| beating_over(machine, fd, id, LARGE_SHARE)).collect();
         let (mut spare, beats) = (Vec::new(), AtomicU64::new(0));
@@ -286,7 +241,7 @@ fn a_bound_holds_beside_syncs_and_new_vcpus() {
             let refused = machine.vm.set_dirty_bound(Some(entries - 1)).unwrap_err();
             let is_told = matches!(refused, KvmError::DirtyBound { least, .. } if least == entries);
             assert!(is_told, "{refused}");
-            copy.harvest(&machine.block);
+            mirror.harvest(&machine.block);
             let bound = entries + numbers.next(3000);
             machine.vm.set_dirty_bound(Some(bound)).unwrap();
             let all = Mutex::new(std::collections::BTreeSet::new());
@@ -296,7 +251,7 @@ fn a_bound_holds_beside_syncs_and_new_vcpus() {
                     scope.spawn(|| run_to_bound(vcpu, &beats));
                 }
                 for _ in 0..numbers.next(4) {
-                    all.lock().unwrap().extend(copy.harvest(&machine.block));
+                    all.lock().unwrap().extend(mirror.harvest(&machine.block));
                 }
                 if adopts {
                     // With its ring, the bound may be too little.
@@ -305,8 +260,8 @@ fn a_bound_holds_beside_syncs_and_new_vcpus() {
                     spare.push(machine.vm.adopt_vcpu(id, fd, None).unwrap());
                 }
             });
-            all.lock().unwrap().extend(copy.harvest(&machine.block));
-            assert!(copy.is_whole(&machine.block));
+            all.lock().unwrap().extend(mirror.harvest(&machine.block));
+            assert!(mirror.is_whole(&machine.block));
             let pages = all.into_inner().unwrap().len() as u64;
             assert!(pages <= bound, "round {round}: {pages} of {bound}");
         }
@@ -317,7 +272,7 @@ fn a_bound_holds_beside_syncs_and_new_vcpus() {
 
 fn a_bound_that_is_removed_lets_all_go_on() {
     with_small_rings(|machine, fd| {
-        let mut copy = Copy::new(machine);
+        let mut mirror = Mirror::new(machine);
         let mut vcpus: Vec<_> =
             (0..2).map(|id| beating_over(machine, fd, id, LARGE_SHARE)).collect();
         let kickers: Vec<_> = vcpus.iter().map(GuardedVcpu::kicker).collect();
@@ -354,8 +309,8 @@ fn a_bound_that_is_removed_lets_all_go_on() {
                         bounded.load(Ordering::Relaxed) > before + 20
                     });
                     let still = machine.vm.pause(seconds(10)).unwrap();
-                    copy.harvest(&machine.block);
-                    assert!(copy.is_whole(&machine.block), "round {round}");
+                    mirror.harvest(&machine.block);
+                    assert!(mirror.is_whole(&machine.block), "round {round}");
                     drop(still);
                 }
                 machine.vm.set_dirty_bound(None).unwrap();
@@ -365,8 +320,8 @@ fn a_bound_that_is_removed_lets_all_go_on() {
                 }
             }
         });
-        copy.harvest(&machine.block);
-        assert!(copy.is_whole(&machine.block));
+        mirror.harvest(&machine.block);
+        assert!(mirror.is_whole(&machine.block));
     });
 }
 
@@ -397,13 +352,13 @@ fn straddle(from_port: bool) -> Vec<u8> {
 fn a_bound_holds_for_string_instructions() {
     for from_port in [true, false] {
         with_small_rings(|machine, fd| {
-            let mut copy = Copy::new(machine);
+            let mut mirror = Mirror::new(machine);
             let mut vcpu = machine.vm.adopt_vcpu(0, fd.create_vcpu(0).unwrap(), None).unwrap();
             let arguments = [0, 0, PORT.into(), 0, DATA + PAGE - 16, LARGE_RAM - PAGE];
             boot_descriptor(vcpu.fd(), &machine.block, CODE, &straddle(from_port), &arguments);
             let (mut byte, mut accesses) = (0_u8, 0_u64);
             for bound in [1024, 1100, 1777, 2600] {
-                copy.harvest(&machine.block);
+                mirror.harvest(&machine.block);
                 machine.vm.set_dirty_bound(Some(bound)).unwrap();
                 let mut runs = vcpu.run_loop().unwrap();
                 loop {
@@ -420,8 +375,8 @@ fn a_bound_holds_for_string_instructions() {
                     }
                 }
                 drop(runs);
-                let pages = copy.harvest(&machine.block).len() as u64;
-                assert!(copy.is_whole(&machine.block));
+                let pages = mirror.harvest(&machine.block).len() as u64;
+                assert!(mirror.is_whole(&machine.block));
                 // A page counts with each store that KVM emulates.
                 assert!((1..=bound).contains(&pages), "{pages} of {bound}");
             }
