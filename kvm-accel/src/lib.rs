@@ -95,6 +95,8 @@ mod stats;
 mod sys;
 mod tracking;
 mod vcpu;
+#[cfg(target_arch = "aarch64")]
+mod vgic;
 mod vm;
 
 pub use bus::buses::Buses;
@@ -107,16 +109,18 @@ pub use slots::table::SlotInfo;
 pub use stats::{CallStats, DirtyLogStats};
 pub use sys::vm_ioctls::VmIoctls;
 pub use tracking::DirtyTrackingMode;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub use vcpu::VcpuState;
 pub use vcpu::guarded::{GuardedVcpu, RunLoop, VcpuKicker, VcpuRun};
-#[cfg(target_arch = "x86_64")]
-pub use vcpu::roll_back::RollBack;
 pub use vcpu::run::{Vcpu, VcpuEvent};
-#[cfg(target_arch = "x86_64")]
-pub use vcpu::run_page::RunPage;
 pub use vcpu::set::{StoppedVcpus, VcpuSet};
-#[cfg(target_arch = "x86_64")]
-pub use vcpu::state::VcpuState;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub use vcpu::state::RollBack;
 pub use vcpu::thread::{VcpuThread, VcpuThreadError};
+#[cfg(target_arch = "x86_64")]
+pub use vcpu::x86_64::run_page::RunPage;
+#[cfg(target_arch = "aarch64")]
+pub use vgic::{Vgic, VgicState};
 pub use vm::KvmVm;
 /// The versions of the KVM crates whose types appear here.
 pub use {kvm_bindings, kvm_ioctls};

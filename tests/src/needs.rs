@@ -4,10 +4,10 @@ use crate::harness::Need;
 
 /// What tests with guests need: KVM, and a processor that the programs are for.
 pub fn kvm() -> Need {
-    let missing = if cfg!(target_arch = "x86_64") {
+    let missing = if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
         machines::kvm::unavailable()
     } else {
-        Some("there are guest programs for x86-64 only".to_owned())
+        Some("there are guest programs for x86-64 and arm64 only".to_owned())
     };
     Need { name: "KVM", required_by: "REQUIRE_KVM", missing }
 }

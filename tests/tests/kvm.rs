@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use integration_tests::{harness, needs};
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod on_kvm;
 
 #[cfg(target_arch = "x86_64")]
@@ -15,7 +15,12 @@ fn main() -> ExitCode {
     ])
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn main() -> ExitCode {
+    harness::run(&needs::kvm(), on_kvm::tests())
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn main() -> ExitCode {
     harness::run(&needs::kvm(), harness::named(&[("guests", || ())]))
 }

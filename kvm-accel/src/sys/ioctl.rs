@@ -14,9 +14,15 @@ use kvm_bindings::{
 };
 #[cfg(target_arch = "x86_64")]
 use kvm_bindings::{MsrList, Xsave};
+#[cfg(target_arch = "aarch64")]
+use kvm_bindings::{kvm_device_attr, kvm_reg_list};
+#[cfg(target_arch = "aarch64")]
+use kvm_ioctls::DeviceFd;
 #[cfg(target_arch = "x86_64")]
 use kvm_ioctls::Kvm;
 use kvm_ioctls::{VcpuFd, VmFd};
+#[cfg(target_arch = "aarch64")]
+use vmm_sys_util::ioctl::ioctl_with_mut_ptr;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
@@ -30,6 +36,8 @@ ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
+#[cfg(target_arch = "aarch64")]
+ioctl_iowr_nr!(KVM_GET_REG_LIST, KVMIO, 0xb0, kvm_reg_list);
 
 /// Registers an ioeventfd, or removes it (KVM API, section 4.59).
 ///
@@ -322,4 +330,58 @@ fn xsave_of(bytes: usize) -> io::Result<Xsave> {
 #[cfg(target_arch = "x86_64")]
 fn words_beyond_fixed(bytes: usize) -> usize {
     bytes.saturating_sub(size_of::<kvm_bindings::kvm_xsave>()).div_ceil(size_of::<u32>())
+}
+
+/// The numbers of all registers that KVM has for a vCPU.
+///
+/// kvm-ioctls has this too, for 500 registers at most: processors with more are known.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn register_list(vcpu: &VcpuFd) -> io::Result<Vec<u64>> {
+    let mut count = 1024;
+    loop {
+        // How many there is room for, then as many numbers (`struct kvm_reg_list`).
+        let mut list = vec![0_u64; 1 + count];
+        list[0] = count as u64;
+        // SAFETY: KVM writes to the list no more numbers than its first word says, and that word;
+        // as many follow it, and the list is borrowed for the call.
+        let result = unsafe {
+            ioctl_with_mut_ptr(vcpu, KVM_GET_REG_LIST(), list.as_mut_ptr().cast::<kvm_reg_list>())
+        };
+        let error = io::Error::last_os_error();
+        let found = usize::try_from(list[0]).unwrap_or(0);
+        if result == 0 {
+            list.truncate(1 + found);
+            list.remove(0);
+            return Ok(list);
+        }
+        // KVM says how many there are.
+        if error.raw_os_error() != Some(libc::E2BIG) || found <= count {
+            return Err(error);
+        }
+        count = found;
+    }
+}
+
+/// A value of a device's: KVM writes 32 or 64 bits, of which the first are the low ones.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn device_value(device: &DeviceFd, group: u32, attr: u64) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let addr = &raw mut value as u64;
+    let mut attribute = kvm_device_attr { group, attr, addr, flags: 0 };
+    // SAFETY: KVM writes 8 bytes at most for the attributes of interrupt controllers, to a value
+    // of 8 bytes, which outlives the call.
+    unsafe { device.get_device_attr(&mut attribute) }?;
+    Ok(value)
+}
+
+/// Sets a value of a device's, of 32 or 64 bits.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn set_device_value(
+    device: &DeviceFd,
+    group: u32,
+    attr: u64,
+    value: u64,
+) -> io::Result<()> {
+    let addr = &raw const value as u64;
+    Ok(device.set_device_attr(&kvm_device_attr { group, attr, addr, flags: 0 })?)
 }

@@ -18,10 +18,9 @@ use crate::exclusion::kick::VcpuShared;
 use crate::exclusion::run_state::VcpuMode;
 use crate::machine::Machine;
 use crate::sys::ioctl::{self, PortExit};
+use crate::vcpu::VcpuArch;
 #[cfg(target_arch = "x86_64")]
-use crate::vcpu::capabilities::Capabilities;
-#[cfg(target_arch = "x86_64")]
-use crate::vcpu::run_page::RunPage;
+use crate::vcpu::x86_64::run_page::RunPage;
 
 /// A vCPU that its owner made, and whose exits he handles, in a loop of his own.
 ///
@@ -68,11 +67,7 @@ pub struct GuardedVcpu {
     ring: RingOfVcpu,
     /// The last exit left an access that KVM completes at the next KVM_RUN.
     incomplete: bool,
-    /// The next run takes registers from the page shared with KVM, which has them instead of KVM.
-    #[cfg(target_arch = "x86_64")]
-    registers_in_page: bool,
-    #[cfg(target_arch = "x86_64")]
-    capabilities: Capabilities,
+    arch: VcpuArch,
 }
 
 /// Why [`RunLoop::run`] returned.
@@ -99,19 +94,8 @@ impl GuardedVcpu {
         machine: Arc<Machine>,
         ring: RingOfVcpu,
     ) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        let capabilities = Capabilities::of(machine.fd());
-        Self {
-            fd,
-            shared,
-            machine,
-            ring,
-            incomplete: false,
-            #[cfg(target_arch = "x86_64")]
-            registers_in_page: false,
-            #[cfg(target_arch = "x86_64")]
-            capabilities,
-        }
+        let arch = VcpuArch::new(machine.fd());
+        Self { fd, shared, machine, ring, incomplete: false, arch }
     }
 
     /// KVM's descriptor of the vCPU, for its registers. Shared only, as
@@ -161,7 +145,7 @@ impl GuardedVcpu {
     }
 
     /// Whether KVM has an access of the guest to complete.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(super) fn is_incomplete(&self) -> bool {
         self.incomplete
     }
@@ -171,20 +155,14 @@ impl GuardedVcpu {
         &self.machine
     }
 
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn capabilities(&self) -> Capabilities {
-        self.capabilities
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    pub(super) fn arch(&self) -> &VcpuArch {
+        &self.arch
     }
 
-    /// Whether the next run takes registers from the page shared with KVM.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn has_registers_in_page(&self) -> bool {
-        self.registers_in_page
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn set_registers_in_page(&mut self, are_there: bool) {
-        self.registers_in_page = are_there;
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    pub(super) fn arch_mut(&mut self) -> &mut VcpuArch {
+        &mut self.arch
     }
 }
 
@@ -376,11 +354,8 @@ fn leaves_access(exit: &VcpuExit<'_>) -> bool {
 /// is gone.
 impl Drop for RunLoop<'_> {
     fn drop(&mut self) {
-        #[cfg(target_arch = "x86_64")]
-        if self.vcpu.registers_in_page {
-            // A vCPU that waits to be started has not taken them.
-            self.vcpu.registers_in_page = self.vcpu.fd.get_kvm_run().kvm_dirty_regs != 0;
-        }
+        let GuardedVcpu { arch, fd, .. } = &mut *self.vcpu;
+        arch.loop_ended(fd);
         self.vcpu.machine.gate().announce(&self.vcpu.shared, VcpuMode::Parked);
         self.vcpu.shared.detach_thread();
         if self.panic.is_some() {

@@ -4,28 +4,31 @@
 //! - `run`: the loop that turns exits into accesses of the buses
 //! - `thread`: a vCPU on a thread of its own
 //! - `set`: all vCPUs of a machine
-//! - `state`: a vCPU's complete state, to be migrated
-//! - `registers_in_page`: registers that KVM takes with the next run
-//! - `kvm_msrs`: registers of KVM's that name guest memory
-//! - `roll_back`: back to an earlier state of its own
-//! - `run_page`: the fields of the page shared with KVM that a vCPU's owner sets
-//! - `capabilities`: what KVM says once about such states
+//! - `state`: what saving and restoring have in common everywhere
+//! - `x86_64`, `aarch64`: the states of such vCPUs; `other`: none
 //!
 //! Built on `machine`: on its gate, its rings and its queue of coalesced writes.
 
-#[cfg(target_arch = "x86_64")]
-mod capabilities;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod aarch64;
 pub(crate) mod guarded;
-#[cfg(target_arch = "x86_64")]
-mod kvm_msrs;
-#[cfg(target_arch = "x86_64")]
-mod registers_in_page;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod roll_back;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod other;
 pub(crate) mod run;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod run_page;
 pub(crate) mod set;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) mod state;
 pub(crate) mod thread;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_64;
+
+#[cfg(target_arch = "aarch64")]
+use aarch64::arch::VcpuArch;
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::state::VcpuState;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+use other::VcpuArch;
+#[cfg(target_arch = "x86_64")]
+use x86_64::arch::VcpuArch;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::state::VcpuState;

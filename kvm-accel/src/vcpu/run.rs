@@ -7,13 +7,13 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::buses::{Buses, log_bus_error};
 use crate::error::KvmError;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::vcpu::VcpuState;
 use crate::vcpu::guarded::{GuardedVcpu, VcpuKicker, VcpuRun};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::vcpu::state::{RollBack, impossible};
 #[cfg(target_arch = "x86_64")]
-use crate::vcpu::roll_back::RollBack;
-#[cfg(target_arch = "x86_64")]
-use crate::vcpu::run_page::RunPage;
-#[cfg(target_arch = "x86_64")]
-use crate::vcpu::state::{VcpuState, impossible};
+use crate::vcpu::x86_64::run_page::RunPage;
 
 /// Why [`Vcpu::run`] returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +94,26 @@ impl Vcpu {
         self.guarded.forget_kick();
     }
 
+    /// Initializes the vCPU, or resets it: [`GuardedVcpu::init`].
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::State`].
+    #[cfg(target_arch = "aarch64")]
+    pub fn init(&mut self, init: &kvm_bindings::kvm_vcpu_init) -> Result<(), KvmError> {
+        self.guarded.init(init)
+    }
+
+    /// Where the vCPU is among the others: [`GuardedVcpu::mpidr`].
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::State`].
+    #[cfg(target_arch = "aarch64")]
+    pub fn mpidr(&self) -> Result<u64, KvmError> {
+        self.guarded.mpidr()
+    }
+
     /// Saves the vCPU's state, while it does not run.
     ///
     /// # Errors
@@ -101,7 +121,7 @@ impl Vcpu {
     /// [`KvmError::State`] if KVM does not return a part of it, if an access of the guest is not
     /// complete, or if the next run has an event to return first (a device's handler panicked).
     /// After [`VcpuEvent::Kicked`], and after a halt, the state is complete.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub fn save(&self) -> Result<VcpuState, KvmError> {
         self.check_event()?;
         self.guarded.save()
@@ -113,7 +133,7 @@ impl Vcpu {
     /// # Errors
     ///
     /// [`KvmError::State`]. The vCPU is not fit to run then.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
         self.check_event()?;
         self.guarded.restore(state)
@@ -125,14 +145,14 @@ impl Vcpu {
     /// # Errors
     ///
     /// [`KvmError::State`]. The vCPU is not fit to run then; another call may succeed.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub fn roll_back(&mut self, state: &VcpuState, when: RollBack) -> Result<(), KvmError> {
         self.check_event()?;
         self.guarded.roll_back(state, when)
     }
 
     /// An event which the next run would return belongs to the state that it began in.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn check_event(&self) -> Result<(), KvmError> {
         match self.pending_event {
             None => Ok(()),

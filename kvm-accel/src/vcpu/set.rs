@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 
 use crate::error::KvmError;
 use crate::locks::lock;
-#[cfg(target_arch = "x86_64")]
-use crate::vcpu::roll_back::RollBack;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::vcpu::VcpuState;
 use crate::vcpu::run::{Vcpu, VcpuEvent};
-#[cfg(target_arch = "x86_64")]
-use crate::vcpu::state::VcpuState;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::vcpu::state::RollBack;
 use crate::vcpu::thread::VcpuThread;
 
 /// The vCPUs of a machine: started and stopped together, and saved while they are stopped. A clone
@@ -145,7 +145,7 @@ impl VcpuSet {
     /// # Errors
     ///
     /// [`KvmError::VcpuRuns`], [`KvmError::State`].
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub fn save(&self) -> Result<Vec<VcpuState>, KvmError> {
         self.each(|_, vcpu| vcpu.save())
     }
@@ -156,7 +156,7 @@ impl VcpuSet {
     ///
     /// [`KvmError::VcpuRuns`], [`KvmError::VcpuCount`], [`KvmError::State`]. They are not fit to
     /// run then.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub fn restore(&self, states: &[VcpuState]) -> Result<(), KvmError> {
         self.check_count(states)?;
         self.each(|index, vcpu| vcpu.restore(&states[index])).map(drop)
@@ -167,13 +167,13 @@ impl VcpuSet {
     /// # Errors
     ///
     /// As [`restore`](Self::restore).
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub fn roll_back(&self, states: &[VcpuState], when: RollBack) -> Result<(), KvmError> {
         self.check_count(states)?;
         self.each(|index, vcpu| vcpu.roll_back(&states[index], when)).map(drop)
     }
 
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn check_count(&self, states: &[VcpuState]) -> Result<(), KvmError> {
         let (found, expected) = (states.len(), self.count());
         if found == expected { Ok(()) } else { Err(KvmError::VcpuCount { found, expected }) }

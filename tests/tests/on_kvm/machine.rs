@@ -3,11 +3,12 @@
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
+#[cfg(target_arch = "x86_64")]
 use kvm_accel::kvm_bindings::kvm_sregs;
 use kvm_accel::kvm_ioctls::{Kvm, VmFd};
 use kvm_accel::{Buses, DirtyTracking, KvmConfig, KvmVm, Vcpu, VcpuEvent, VcpuThread};
 pub use machines::deadline::{seconds, wait_until};
-use machines::guest::{DATA, boot};
+use machines::guest::{DATA, ENDED, boot, port};
 use machines::kick_port::KickPort;
 use memory_region::{AddressSpace, MemoryMap, MmioDevice, RegionId};
 use ram_block::RamBlock;
@@ -58,6 +59,9 @@ impl Machine {
                 let ports = map.container("ports", 1 << 16)?;
                 let ram = map.ram("ram", block.clone())?;
                 map.add_subregion_overlap(system, 0, ram, 0)?;
+                // Where there are no ports, they are a window of memory.
+                #[cfg(not(target_arch = "x86_64"))]
+                map.add_subregion(system, port(0), ports)?;
                 Ok((system, ports, ram))
             })
             .unwrap();
@@ -85,18 +89,30 @@ impl Machine {
     pub fn privileged(&self, code: &[u8], arguments: &[u64]) -> Vcpu {
         let vcpu = self.vcpu();
         boot(&vcpu, &self.block, code, arguments);
-        let mut sregs = vcpu.fd().get_sregs().unwrap();
-        let kvm_sregs { cs, ds, es, fs, gs, ss, .. } = &mut sregs;
-        for segment in [cs, ds, es, fs, gs, ss] {
-            segment.selector &= !3;
-            segment.dpl = 0;
+        #[cfg(target_arch = "x86_64")]
+        {
+            let mut sregs = vcpu.fd().get_sregs().unwrap();
+            let kvm_sregs { cs, ds, es, fs, gs, ss, .. } = &mut sregs;
+            for segment in [cs, ds, es, fs, gs, ss] {
+                segment.selector &= !3;
+                segment.dpl = 0;
+            }
+            vcpu.fd().set_sregs(&sregs).unwrap();
         }
-        vcpu.fd().set_sregs(&sregs).unwrap();
         vcpu
     }
 
     /// A vCPU that has not run yet.
     pub fn vcpu(&self) -> Vcpu {
+        #[allow(unused_mut)] // where a vCPU is initialized by being made
+        let mut vcpu = self.uninitialized();
+        #[cfg(target_arch = "aarch64")]
+        vcpu.init(&machines::guest::initialize(&self.vm)).unwrap();
+        vcpu
+    }
+
+    /// A vCPU as KVM makes it.
+    pub fn uninitialized(&self) -> Vcpu {
         let id = self.vcpus.replace(self.vcpus.get() + 1);
         let buses = Buses { memory: self.space.clone(), ports: self.port_space.clone() };
         self.vm.create_vcpu(id, buses).unwrap()
@@ -119,7 +135,7 @@ impl Machine {
     /// Runs a program to its end.
     pub fn run(&self, code: &[u8], arguments: &[u64]) {
         let (_, event) = self.start(code, arguments).join().unwrap();
-        assert_eq!(event, VcpuEvent::Shutdown, "the program did not end as it should");
+        assert_eq!(event, ENDED, "the program did not end as it should");
     }
 
     /// Lets a guest store `byte` at each of `addresses`.
@@ -137,7 +153,7 @@ pub struct Obedient {
 }
 
 impl Obedient {
-    const PORT: u64 = 0x510;
+    const PORT: u16 = 0x510;
     /// A page before its list.
     const ASKED: u64 = DATA;
     const LIST: u64 = DATA + 0x1000;
@@ -148,12 +164,12 @@ impl Obedient {
         machine
             .memory
             .transaction(|map| {
-                let port = map.mmio("end", 1, ends)?;
-                map.add_subregion(machine.ports, Self::PORT, port)
+                let end = map.mmio("end", 1, ends)?;
+                map.add_subregion(machine.ports, Self::PORT.into(), end)
             })
             .unwrap();
         let code = machines::guest::programs::store_and_report();
-        boot(&vcpu, &machine.block, &code, &[Self::LIST, Self::ASKED, Self::PORT]);
+        boot(&vcpu, &machine.block, &code, &[Self::LIST, Self::ASKED, port(Self::PORT)]);
         Self { vcpu }
     }
 

@@ -1,22 +1,14 @@
-mod checkpoints;
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod converge;
 mod dirty_log;
-mod display;
 mod flash;
 mod forecast;
-mod io_events;
 mod lifetimes;
 mod limits;
 mod log_start;
 mod machine;
-mod mini_pc;
-mod mini_pc_checkpoints;
 mod newcomers;
-mod overruns;
-mod own_loop;
-mod own_loop_faults;
-mod own_machine;
-mod pam;
 mod panics;
 mod precopy;
 mod sets;
@@ -24,9 +16,18 @@ mod slots;
 mod states;
 mod tracking;
 mod vcpus;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 use integration_tests::harness::{Named, Test, named};
 use kvm_accel::DirtyTracking;
+
+#[cfg(target_arch = "aarch64")]
+use aarch64::{in_all, once};
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::tests_of_firmware;
+#[cfg(target_arch = "x86_64")]
+use x86_64::{in_all, once};
 
 /// Every way in which KVM tracks written pages.
 const MODES: [(&str, DirtyTracking); 3] = [
@@ -46,13 +47,11 @@ pub fn tests() -> Vec<Named> {
         slots::TESTS,
         lifetimes::TESTS,
         vcpus::TESTS,
-        own_loop::TESTS,
-        own_loop_faults::TESTS,
         panics::TESTS,
         states::TESTS,
         precopy::TESTS,
         limits::TESTS,
-        checkpoints::TESTS,
+        &in_all(),
     ]
     .concat();
     let in_each = MODES.iter().flat_map(|&(name, tracking)| {
@@ -65,26 +64,15 @@ pub fn tests() -> Vec<Named> {
         .chain(named(
             &[
                 tracking::RINGS,
-                overruns::TESTS,
                 limits::ONCE,
-                own_loop::ONCE,
-                own_loop_faults::ONCE,
                 sets::TESTS,
                 lifetimes::ONCE,
                 converge::TESTS,
                 forecast::TESTS,
-                io_events::TESTS,
-                pam::TESTS,
                 flash::TESTS,
-                display::TESTS,
-                mini_pc::TESTS,
+                &once(),
             ]
             .concat(),
         ))
         .collect()
-}
-
-/// Tests that run firmware and programs of others.
-pub fn tests_of_firmware() -> Vec<Named> {
-    mini_pc::firmware_tests().into_iter().chain(mini_pc_checkpoints::firmware_tests()).collect()
 }

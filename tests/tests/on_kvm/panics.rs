@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use iced_x86::code_asm::{al, byte_ptr, rdi, rsi};
 use integration_tests::harness::Test;
-use kvm_accel::{KvmError, VcpuEvent, VcpuThread};
-use machines::guest::{DATA, programs};
+use kvm_accel::{KvmError, VcpuThread};
+use machines::guest::{DATA, ENDED, port, programs};
 use memory_region::MmioDevice;
 
 use super::machine::{Machine, seconds, wait_until};
@@ -15,7 +13,6 @@ use super::vcpus::place_ports;
 
 pub const TESTS: &[Test] = &[
     ("a_device_that_panics_ends_its_processor_only", a_device_that_panics_ends_its_processor_only),
-    ("what_a_panic_left_waits_for_the_pause", what_a_panic_left_waits_for_the_pause),
     ("a_panic_of_another_device_loses_no_exit", a_panic_of_another_device_loses_no_exit),
 ];
 
@@ -31,7 +28,7 @@ fn a_device_that_panics_ends_its_processor_only() {
     }
     let machine = Machine::new(16 << 20);
     place_ports(&machine, 0x310, Arc::new(PanicsOnce(false.into())));
-    let guest = machine.start(&programs::count_port_reads(), &[DATA, 0, 0x310]);
+    let guest = machine.start(&programs::count_port_reads(), &[DATA, 0, port(0x310)]);
     wait_until("the panic", || guest.is_finished());
     // The thread is gone, its handle is not: a pause does not wait for it.
     drop(machine.vm.pause(seconds(10)).unwrap());
@@ -41,47 +38,6 @@ fn a_device_that_panics_ends_its_processor_only() {
     let guest = vcpu.spawn("vcpu").unwrap();
     wait_until("a read", || machine.counter() > 0);
     guest.stop().unwrap();
-}
-
-/// A device panics before it has answered `rep insw`. The pause has not waited for that, so
-/// memory stays as it is until the pause ends, though the vCPU is run again before.
-fn what_a_panic_left_waits_for_the_pause() {
-    struct PanicsOnce(AtomicBool);
-    impl MmioDevice for PanicsOnce {
-        fn read(&self, _: u64, _: usize) -> u64 {
-            assert!(self.0.swap(true, Ordering::AcqRel), "a fault in the device");
-            0x5a5a
-        }
-
-        fn write(&self, _: u64, _: usize, _: u64) {}
-    }
-    let machine = Machine::new(16 << 20);
-    let page = machine.block.page_size().bytes();
-    place_ports(&machine, 0x310, Arc::new(PanicsOnce(false.into())));
-    let place = DATA + page;
-    machine.block.write(place, &[0x11; 64]).unwrap();
-    let code = programs::fill_from_port();
-    let guest = machine.start(&code, &[place, place + 64, 0x310, 32]);
-    wait_until("the panic", || guest.is_finished());
-    let (vcpu, _) = guest.join().unwrap_err().into_parts();
-    let words = || machine.words::<8>(place);
-    let before = words();
-    let paused = machine.vm.pause(seconds(10)).unwrap();
-    // Not even its state may be changed under it.
-    assert!(vcpu.save().is_err());
-    let guest = vcpu.spawn("vcpu").unwrap();
-    // What must not happen gets the time to.
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(words(), before, "a store while the machine is paused");
-    // A kick gets it out of the wait.
-    let (vcpu, event) = guest.stop().unwrap();
-    assert_eq!(event, VcpuEvent::Kicked);
-    assert_eq!(words(), before);
-    let guest = vcpu.spawn("vcpu").unwrap();
-    drop(paused);
-    wait_until("the end", || guest.is_finished());
-    assert_eq!(guest.join().unwrap().1, VcpuEvent::Shutdown);
-    assert!(words().iter().zip(before).all(|(now, before)| *now != before), "it was completed");
 }
 
 /// Gathered writes are handed over at an exit, which is another device's: it gets the access
@@ -114,13 +70,7 @@ fn a_panic_of_another_device_loses_no_exit() {
         vcpu
     };
     // A read: KVM has still to complete it, so the state is not whole.
-    let code = programs::assemble(|a| {
-        a.mov(byte_ptr(rdi), al)?;
-        a.mov(al, byte_ptr(rdi + 0x20))?;
-        a.mov(byte_ptr(rsi), al)?;
-        a.mov(byte_ptr(rdi), al)?;
-        a.hlt()
-    });
+    let code = programs::store_load_and_store();
     let vcpu = panicked(machine.start(&code, &[device, DATA]));
     assert!(vcpu.save().is_err(), "a state in the middle of an access");
     assert_eq!(machine.counter(), 0);
@@ -128,5 +78,5 @@ fn a_panic_of_another_device_loses_no_exit() {
     let mut vcpu = panicked(vcpu.spawn("vcpu").unwrap());
     assert_eq!(machine.counter(), 0x5a, "what the guest has read");
     assert!(vcpu.save().is_err(), "a state without the event");
-    assert_eq!(vcpu.run().unwrap(), VcpuEvent::Shutdown);
+    assert_eq!(vcpu.run().unwrap(), ENDED);
 }

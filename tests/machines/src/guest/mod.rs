@@ -1,23 +1,17 @@
-//! Guests for x86-64: 64-bit programs in ring 3, without an operating system.
+//! Guest programs, without an operating system, for the processor that the host has.
 //!
-//! In ring 3 because a nested KVM without hardware support emulates ring 0
-//! instruction by instruction, while ring 3 runs natively everywhere. With an I/O
-//! privilege level of 3 a program may access ports; `hlt`, which it may not execute,
-//! ends it: there is no handler for the fault, so that KVM reports a shutdown.
+//! Programs have the same names and arguments on each: the first argument is in `rdi` on x86-64 and
+//! in `x0` on arm64, and so on.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
-mod boot;
-#[cfg(target_arch = "x86_64")]
-pub mod boot_sector;
-#[cfg(target_arch = "x86_64")]
-pub mod programs;
-#[cfg(target_arch = "x86_64")]
-pub mod scene;
-#[cfg(target_arch = "x86_64")]
-pub mod script;
+mod x86_64;
 
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::*;
 #[cfg(target_arch = "x86_64")]
-pub use boot::{TABLE_PAGES, boot, boot_at, boot_descriptor};
+pub use x86_64::*;
 
 /// Guest-physical address of the programs' code.
 pub const CODE: u64 = 0x1_0000;

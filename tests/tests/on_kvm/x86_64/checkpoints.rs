@@ -18,7 +18,7 @@ use ram_block::RamBlock;
 use ram_block::vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use serde_json::Value;
 
-use super::machine::Machine;
+use crate::on_kvm::machine::Machine;
 
 pub const TESTS: &[Test] = &[
     ("resets_put_all_of_a_machine_back", resets_put_all_of_a_machine_back),
@@ -306,7 +306,7 @@ fn a_live_checkpoint_is_one_instant() {
     for _ in 0..10 {
         let mut instant = Vec::new();
         let pause = || {
-            let paused = machine.vm.pause(super::machine::seconds(5))?;
+            let paused = machine.vm.pause(crate::on_kvm::machine::seconds(5))?;
             instant = contents(&machine.block);
             Ok(paused)
         };

@@ -5,7 +5,7 @@ use kvm_accel::kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
 use kvm_accel::kvm_ioctls::VcpuFd;
 use ram_block::RamBlock;
 
-use super::CODE;
+use crate::guest::CODE;
 
 const PAGE_MAP: u64 = 0x1000;
 const DIRECTORY_POINTERS: u64 = 0x2000;

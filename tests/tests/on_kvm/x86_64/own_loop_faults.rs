@@ -12,8 +12,8 @@ use kvm_accel::{DirtyTracking, GuardedVcpu, KvmConfig, KvmError, RollBack, VcpuK
 use machines::guest::{CODE, DATA, boot_descriptor, programs};
 use memory_region::MapError;
 
-use super::machine::{Machine, seconds, tracked_by, wait_until};
 use super::own_machine::{Ends, Mirror, create_vm};
+use crate::on_kvm::machine::{Machine, seconds, tracked_by, wait_until};
 
 /// In every way of tracking.
 pub const TESTS: &[Test] = &[

@@ -16,7 +16,7 @@ use mini_pc::keys::Key;
 use mini_pc::screen_text::Font;
 use mini_pc::{Boot, Config, Machine};
 
-use super::MODES;
+use crate::on_kvm::MODES;
 
 pub const TESTS: &[Test] =
     &[("anything_may_be_written_to_ports", anything_may_be_written_to_ports)];

@@ -16,9 +16,9 @@ use migration_ram::{CheckpointId, Checkpoints, Device, DeviceError, DeviceState}
 use mini_pc::{Config, Machine};
 use serde_json::Value;
 
-use super::MODES;
 use super::checkpoints::remove_time;
 use super::mini_pc::{Watched, firmware, patience};
+use crate::on_kvm::MODES;
 
 /// Tests that need the files.
 pub fn firmware_tests() -> Vec<Named> {

@@ -9,7 +9,7 @@ use integration_tests::harness::Test;
 use machines::demo::{Board, FRAME_BUFFER};
 use machines::scene::Scene;
 
-use super::machine::{Machine, seconds};
+use crate::on_kvm::machine::{Machine, seconds};
 
 pub const TESTS: &[Test] = &[
     (

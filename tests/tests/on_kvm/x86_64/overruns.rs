@@ -13,8 +13,8 @@ use kvm_accel::{DirtyTracking, VcpuThread};
 use machines::guest::{DATA, programs};
 use ram_block::DirtyClient;
 
-use super::machine::{Machine, tracked_by, wait_until};
-use super::tracking::{Mirror, Random, duration, seed};
+use crate::on_kvm::machine::{Machine, tracked_by, wait_until};
+use crate::on_kvm::tracking::{Mirror, Random, duration, seed};
 
 pub const TESTS: &[Test] = &[
     ("two_processors_that_overrun_their_rings_lose_nothing_unnoticed", two_processors),

@@ -12,23 +12,9 @@ use kvm_ioctls::VcpuFd;
 
 use crate::error::KvmError;
 use crate::vcpu::guarded::GuardedVcpu;
-use crate::vcpu::kvm_msrs::NamedMemory;
-use crate::vcpu::state::{
-    MAX_MSRS, MSRS, VcpuState, entry, failed, impossible, restore_msrs, restore_nested,
-};
-
-/// When [`Vcpu::roll_back`](crate::Vcpu::roll_back) gives KVM a vCPU's registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RollBack {
-    /// At once: [`Vcpu::fd`](crate::Vcpu::fd) shows them.
-    Now,
-    /// Registers, special registers and pending events with the next run, which saves three system
-    /// calls; all else at once. [`Vcpu::save`](crate::Vcpu::save) knows of them. Until then
-    /// [`Vcpu::fd`](crate::Vcpu::fd) shows the
-    /// former ones, and those that are set there are lost. As `Now` where KVM cannot do it.
-    WithNextRun,
-}
+use crate::vcpu::state::{RollBack, failed, impossible};
+use crate::vcpu::x86_64::kvm_msrs::NamedMemory;
+use crate::vcpu::x86_64::state::{MAX_MSRS, MSRS, VcpuState, entry, restore_msrs, restore_nested};
 
 impl GuardedVcpu {
     /// Puts this vCPU, which may have run since, back to a state that was [saved](Self::save) of

@@ -13,7 +13,7 @@ const SYNCED_BITS: i32 = 0b111;
 impl GuardedVcpu {
     /// Whether KVM takes them.
     pub(super) fn can_put_registers_in_page(&self) -> bool {
-        self.capabilities().synced & SYNCED_BITS == SYNCED_BITS
+        self.arch().synced & SYNCED_BITS == SYNCED_BITS
     }
 
     /// The next run takes these registers, which KVM does not have yet.
@@ -27,15 +27,15 @@ impl GuardedVcpu {
         let synced = page.sync_regs_mut();
         (synced.regs, synced.sregs, synced.events) = (registers, special, events);
         SYNCED.into_iter().for_each(|part| page.set_sync_dirty(part, true));
-        self.set_registers_in_page(true);
+        self.arch_mut().registers_in_page = true;
     }
 
     /// The next run takes no registers from there.
     pub(super) fn forget_registers_in_page(&mut self) {
-        if self.has_registers_in_page() {
+        if self.arch().registers_in_page {
             let mut page = self.run_page();
             SYNCED.into_iter().for_each(|part| page.set_sync_dirty(part, false));
-            self.set_registers_in_page(false);
+            self.arch_mut().registers_in_page = false;
         }
     }
 }

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::{CODE, DATA};
+use crate::guest::{CODE, DATA};
 
 const END: u32 = 0;
 const OUT8: u32 = 1;

@@ -13,8 +13,8 @@ use machines::guest::{DATA, boot, programs};
 use memory_region::vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use memory_region::{AddressSpace, Endianness, IoEventFd, MmioAccess, MmioDevice, RegionId};
 
-use super::machine::Access::Write;
-use super::machine::{Access, Machine, Recorder, seconds, wait_until};
+use crate::on_kvm::machine::Access::Write;
+use crate::on_kvm::machine::{Access, Machine, Recorder, seconds, wait_until};
 
 pub const TESTS: &[Test] = &[
     ("a_doorbell_signals_without_an_exit", a_doorbell_signals_without_an_exit),

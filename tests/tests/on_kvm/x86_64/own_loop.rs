@@ -15,8 +15,8 @@ use memory_region::MapError;
 use ram_block::RamBlock;
 use vmm_sys_util::signal::{SIGRTMAX, SIGRTMIN, register_signal_handler};
 
-use super::machine::{Machine, seconds, tracked_by, wait_until};
 use super::own_machine::{Ends, Mirror, create_vm};
+use crate::on_kvm::machine::{Machine, seconds, tracked_by, wait_until};
 
 /// In every way of tracking.
 pub const TESTS: &[Test] = &[
@@ -288,7 +288,8 @@ fn signals_are_nobody_elses() {
 fn writes_are_coalesced_for_a_bus_alone() {
     let coalesce = |machine: &Machine| {
         machine.memory.transaction(|map| {
-            let device = map.mmio("device", PAGE.into(), super::machine::Recorder::new(0))?;
+            let device =
+                map.mmio("device", PAGE.into(), crate::on_kvm::machine::Recorder::new(0))?;
             map.add_subregion(machine.system, 1 << 32, device)?;
             map.set_coalescing(device, std::slice::from_ref(&(0..PAGE)))
         })
@@ -365,8 +366,8 @@ fn a_vcpu_of_another_machine_has_no_ring() {
 fn only_kvm_says_where_port_data_is() {
     let fd = create_vm();
     let machine = Machine::over(fd.clone(), RAM, KvmConfig::default());
-    let device = super::machine::Recorder::new(0x5a);
-    super::vcpus::place_ports(&machine, PORT.into(), device.clone());
+    let device = crate::on_kvm::machine::Recorder::new(0x5a);
+    crate::on_kvm::vcpus::place_ports(&machine, PORT.into(), device.clone());
     let mut stray = fd.create_vcpu(0).unwrap();
     let page = stray.get_kvm_run();
     page.exit_reason = KVM_EXIT_IO;
@@ -386,7 +387,7 @@ fn only_kvm_says_where_port_data_is() {
     let mut runs = vcpu.run_loop().unwrap();
     while !matches!(runs.run().unwrap(), VcpuRun::Exit(VcpuExit::IoOut(..))) {}
     runs.access_ports(&machine.port_space);
-    let write = super::machine::Access::Write { offset: 0, size: 4, value: 1 };
+    let write = crate::on_kvm::machine::Access::Write { offset: 0, size: 4, value: 1 };
     assert_eq!(device.accesses(), [write]);
     while !matches!(runs.run().unwrap(), VcpuRun::Continue | VcpuRun::Exit(_)) {}
 }

@@ -2,8 +2,9 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use kvm_accel::Vcpu;
 
-use super::CODE;
+use crate::guest::CODE;
 
 /// Assembles a program that lies at [`CODE`].
 ///
@@ -26,6 +27,11 @@ pub fn assemble_at(
     let mut asm = CodeAssembler::new(64).unwrap();
     program(&mut asm).unwrap();
     asm.assemble(address).unwrap()
+}
+
+/// At `address`: ends at once.
+pub fn end(address: u64) -> Vec<u8> {
+    assemble_at(address, CodeAssembler::hlt)
 }
 
 /// Jumps to `address`, with all registers as they are but for rax.
@@ -252,6 +258,17 @@ pub fn increment_random_pages() -> Vec<u8> {
     })
 }
 
+/// Stores a byte at `rdi`, loads one at `rdi + 0x20`, puts it at `rsi` and at `rdi`, then ends.
+pub fn store_load_and_store() -> Vec<u8> {
+    assemble(|a| {
+        a.mov(byte_ptr(rdi), al)?;
+        a.mov(al, byte_ptr(rdi + 0x20))?;
+        a.mov(byte_ptr(rsi), al)?;
+        a.mov(byte_ptr(rdi), al)?;
+        a.hlt()
+    })
+}
+
 /// Loads bytes, words, doublewords and quadwords from `rdi`, puts the four 64-bit
 /// results at `rsi`, stores `rdx` in the four sizes at `rdi`, then ends.
 pub fn load_and_store_all_sizes() -> Vec<u8> {
@@ -308,6 +325,15 @@ pub fn count_port_reads() -> Vec<u8> {
         a.inc(qword_ptr(rdi + 8))?;
         a.jmp(next)
     })
+}
+
+/// What [`count_port_reads`] has read last.
+///
+/// # Panics
+///
+/// If KVM does not return the registers.
+pub fn port_was_read(vcpu: &Vcpu) -> u64 {
+    vcpu.fd().get_regs().unwrap().rax
 }
 
 /// Stores a growing number to the doubleword at `rdi` and compares it with what it

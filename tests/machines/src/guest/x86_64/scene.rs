@@ -5,9 +5,9 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use ram_block::RamBlock;
 
-use super::DATA;
 use super::programs::assemble;
 use crate::frame_port::FramePort;
+use crate::guest::DATA;
 use crate::scene::Scene;
 
 // The program's data, as offsets from DATA; all are 64-bit numbers.

@@ -8,7 +8,7 @@ use machines::guest::{DATA, boot, programs};
 use machines::pc::{ISA_BIOS, Pam, Pc};
 use ram_block::{DirtyClient, RamBlock};
 
-use super::machine::{seconds, wait_until};
+use crate::on_kvm::machine::{seconds, wait_until};
 
 pub const TESTS: &[Test] =
     &[("a_guest_runs_in_shadow_ram_that_toggles", a_guest_runs_in_shadow_ram_that_toggles)];

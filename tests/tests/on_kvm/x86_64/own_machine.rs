@@ -9,7 +9,7 @@ use kvm_accel::kvm_ioctls::{Kvm, VmFd};
 use memory_region::GlobalLogClaim;
 use ram_block::{DirtyClient, RamBlock};
 
-use super::machine::Machine;
+use crate::on_kvm::machine::Machine;
 
 pub fn create_vm() -> Arc<VmFd> {
     Arc::new(Kvm::new().unwrap().create_vm().unwrap())
