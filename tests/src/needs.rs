@@ -26,3 +26,16 @@ pub fn firmware() -> Need {
         missing,
     }
 }
+
+/// What tests need whose guests run guests of their own by SVM: a KVM that has it for guests, on
+/// AMD's processors and in emulators.
+#[cfg(target_arch = "x86_64")]
+pub fn nested_svm() -> Need {
+    let kvm = kvm();
+    let missing = match kvm.missing {
+        Some(reason) => Some(reason),
+        None if machines::kvm::has_nested_svm() => None,
+        None => Some("this KVM has no SVM for guests".to_owned()),
+    };
+    Need { name: "nested SVM", required_by: "REQUIRE_NESTED_SVM", missing }
+}

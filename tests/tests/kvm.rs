@@ -11,6 +11,7 @@ mod on_kvm;
 fn main() -> ExitCode {
     harness::run_all(vec![
         (needs::kvm(), on_kvm::tests()),
+        (needs::nested_svm(), on_kvm::tests_of_nested()),
         (needs::firmware(), on_kvm::tests_of_firmware()),
     ])
 }

@@ -25,9 +25,9 @@ use kvm_accel::DirtyTracking;
 #[cfg(target_arch = "aarch64")]
 use aarch64::{in_all, once};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::tests_of_firmware;
-#[cfg(target_arch = "x86_64")]
 use x86_64::{in_all, once};
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::{tests_of_firmware, tests_of_nested};
 
 /// Every way in which KVM tracks written pages.
 const MODES: [(&str, DirtyTracking); 3] = [
@@ -54,13 +54,7 @@ pub fn tests() -> Vec<Named> {
         &in_all(),
     ]
     .concat();
-    let in_each = MODES.iter().flat_map(|&(name, tracking)| {
-        let in_mode = move |&(test, body): &Test| -> Named {
-            (format!("{name}::{test}"), Box::new(move || machine::tracked_by(tracking, body)))
-        };
-        in_all.iter().map(in_mode).collect::<Vec<_>>()
-    });
-    in_each
+    in_each_mode(&in_all)
         .chain(named(
             &[
                 tracking::RINGS,
@@ -75,4 +69,13 @@ pub fn tests() -> Vec<Named> {
             .concat(),
         ))
         .collect()
+}
+
+fn in_each_mode(tests: &[Test]) -> impl Iterator<Item = Named> {
+    MODES.iter().flat_map(move |&(name, tracking)| {
+        let in_mode = move |&(test, body): &Test| -> Named {
+            (format!("{name}::{test}"), Box::new(move || machine::tracked_by(tracking, body)))
+        };
+        tests.iter().map(in_mode)
+    })
 }

@@ -14,7 +14,9 @@ use crate::error::KvmError;
 use crate::vcpu::guarded::GuardedVcpu;
 use crate::vcpu::state::{RollBack, failed, impossible};
 use crate::vcpu::x86_64::kvm_msrs::NamedMemory;
-use crate::vcpu::x86_64::state::{MAX_MSRS, MSRS, VcpuState, entry, restore_msrs, restore_nested};
+use crate::vcpu::x86_64::state::{
+    MAX_MSRS, MSRS, VcpuState, entry, leave_nested, restore_msrs, restore_nested,
+};
 
 impl GuardedVcpu {
     /// Puts this vCPU, which may have run since, back to a state that was [saved](Self::save) of
@@ -36,11 +38,15 @@ impl GuardedVcpu {
         self.forget_registers_in_page();
         let with_next_run = when == RollBack::WithNextRun && self.can_wait(state);
         let (id, fd) = (self.id(), self.fd());
+        let nests = can_nest(&state.cpuid);
+        if nests {
+            leave_nested(id, fd, state.nested.as_ref())?;
+        }
         // In the order of `restore`, whose reasons hold here.
         if !with_next_run {
             failed(id, "special registers", fd.set_sregs(&state.special))?;
         }
-        if can_nest(&state.cpuid) {
+        if nests {
             restore_nested(id, fd, state.nested.as_ref())?;
         }
         failed(id, "extended control registers", fd.set_xcrs(&state.xcrs))?;

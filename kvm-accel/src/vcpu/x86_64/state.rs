@@ -3,8 +3,9 @@
 use std::fmt;
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, nested::KvmNestedStateBuffer,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_STATE_NESTED_FORMAT_SVM, KVM_STATE_NESTED_FORMAT_VMX, Msrs,
+    Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_vmx_nested_state_hdr, kvm_xcrs, nested::KvmNestedStateBuffer,
 };
 use kvm_ioctls::{Cap, VcpuFd};
 #[cfg(feature = "serde")]
@@ -164,6 +165,8 @@ impl GuardedVcpu {
 
 /// The name of the nested state in errors.
 const NESTED: &str = "nested state";
+/// KVM_STATE_NESTED_GIF_SET: interrupts are not held back by the guest's CLGI.
+const GIF_SET: u16 = 1 << 8;
 /// IA32_FEATURE_CONTROL (Intel's manual, volume 4): whether a guest may run guests of its own.
 const FEATURE_CONTROL: u32 = 0x3a;
 
@@ -182,6 +185,37 @@ pub(super) fn restore_nested(
         }
         Some(state) => failed(id, NESTED, fd.set_nested_state(state)),
     }
+}
+
+/// Takes a vCPU that may run a guest of its guest back into its guest: special registers that are
+/// set while it runs the nested one are the nested one's, and leaving that brings those back which
+/// the guest had when it entered it.
+///
+/// `state` tells which of the processor's extensions KVM plays; the vCPU is as one that never used
+/// it then (KVM's api.rst, KVM_SET_NESTED_STATE: without KVM_STATE_NESTED_GUEST_MODE, and with a
+/// `vmxon_pa` of all ones).
+pub(super) fn leave_nested(
+    id: u64,
+    fd: &VcpuFd,
+    state: Option<&KvmNestedStateBuffer>,
+) -> Result<(), KvmError> {
+    let Some(format) = state.map(|state| state.format) else { return Ok(()) };
+    let mut none = KvmNestedStateBuffer::empty();
+    none.format = format;
+    match u32::from(format) {
+        KVM_STATE_NESTED_FORMAT_VMX => {
+            let none_at = u64::MAX;
+            none.hdr.vmx = kvm_vmx_nested_state_hdr {
+                vmxon_pa: none_at,
+                vmcs12_pa: none_at,
+                ..Default::default()
+            };
+        }
+        KVM_STATE_NESTED_FORMAT_SVM => none.flags = GIF_SET,
+        // Restoring it says what is wrong.
+        _ => return Ok(()),
+    }
+    failed(id, NESTED, fd.set_nested_state(&none))
 }
 
 /// The name of the state of model-specific registers in errors.

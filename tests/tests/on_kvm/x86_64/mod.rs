@@ -8,6 +8,7 @@ mod exits;
 mod io_events;
 mod mini_pc;
 mod mini_pc_checkpoints;
+mod nested;
 mod overruns;
 mod own_loop;
 mod own_loop_faults;
@@ -16,6 +17,8 @@ mod pam;
 mod strays;
 
 use integration_tests::harness::{Named, Test};
+
+use crate::on_kvm::in_each_mode;
 
 /// In every way of tracking.
 pub fn in_all() -> Vec<Test> {
@@ -41,4 +44,9 @@ pub fn once() -> Vec<Test> {
 /// Tests that run firmware and programs of others.
 pub fn tests_of_firmware() -> Vec<Named> {
     mini_pc::firmware_tests().into_iter().chain(mini_pc_checkpoints::firmware_tests()).collect()
+}
+
+/// Tests of guests that run guests of their own.
+pub fn tests_of_nested() -> Vec<Named> {
+    in_each_mode(nested::TESTS).collect()
 }
