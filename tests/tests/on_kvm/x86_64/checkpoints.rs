@@ -61,13 +61,22 @@ fn registers(vcpu: &Vcpu) -> Value {
     state
 }
 
-/// Takes the time-stamp counter out of the saved state of a vCPU.
+/// Takes the registers that count time out of the saved state of a vCPU.
 pub(super) fn remove_time(state: &mut Value) {
-    /// The counter's index. Each register is its bytes, the index first.
-    const TIME: [u64; 4] = [0x10, 0, 0, 0];
+    const TIME_STAMP_COUNTER: u32 = 0x10;
+    /// Of Hyper-V, where KVM has it: what the vCPU has run, and the time of the machine, which KVM
+    /// lets nobody set (Hypervisor Top Level Functional Specification, HV_X64_MSR_VP_RUNTIME and
+    /// HV_X64_MSR_TIME_REF_COUNT).
+    const HYPER_V_TIMES: [u32; 2] = [0x4000_0010, 0x4000_0020];
+    // Each register is its bytes, the index first.
+    let index = |msr: &Value| {
+        let byte = |n: usize| u8::try_from(msr[n].as_u64().unwrap()).unwrap();
+        u32::from_le_bytes([0, 1, 2, 3].map(byte))
+    };
     let msrs = state["msrs"].as_array_mut().unwrap();
+    msrs.retain(|msr| !HYPER_V_TIMES.contains(&index(msr)));
     let before = msrs.len();
-    msrs.retain(|msr| !(0..4).all(|n| msr[n].as_u64() == Some(TIME[n])));
+    msrs.retain(|msr| index(msr) != TIME_STAMP_COUNTER);
     assert_eq!(msrs.len() + 1, before, "there is one counter");
 }
 
