@@ -18,5 +18,5 @@ pub mod scene;
 pub mod size;
 pub mod software;
 pub mod tracking;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub mod vcpu_device;

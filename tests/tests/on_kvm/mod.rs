@@ -1,5 +1,6 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod checkpoints;
 mod converge;
 mod dirty_log;
 mod flash;
@@ -51,6 +52,7 @@ pub fn tests() -> Vec<Named> {
         states::TESTS,
         precopy::TESTS,
         limits::TESTS,
+        checkpoints::TESTS,
         &in_all(),
     ]
     .concat();

@@ -1,9 +1,12 @@
 //! The states of vCPUs of arm64: features, vectors, pending errors, and back in place.
 
+use std::mem::offset_of;
+
 use integration_tests::harness::Test;
 use kvm_accel::kvm_bindings::{
-    KVM_ARM_VCPU_EL1_32BIT, KVM_ARM_VCPU_SVE, KVM_REG_ARM64, KVM_REG_ARM64_SVE, KVM_REG_SIZE_U512,
-    KVM_REG_SIZE_U2048, kvm_vcpu_events, kvm_vcpu_events__bindgen_ty_1,
+    KVM_ARM_VCPU_EL1_32BIT, KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SVE,
+    KVM_REG_SIZE_U128, KVM_REG_SIZE_U512, KVM_REG_SIZE_U2048, kvm_regs, kvm_vcpu_events,
+    kvm_vcpu_events__bindgen_ty_1,
 };
 use kvm_accel::kvm_ioctls::Cap;
 use kvm_accel::{KvmError, RollBack, Vcpu, VcpuEvent, VcpuState};
@@ -23,6 +26,24 @@ pub const TESTS: &[Test] = &[
 
 /// The virtual and the physical counter (KVM_REG_ARM_TIMER_CNT, KVM_REG_ARM_PTIMER_CNT).
 const COUNTERS: [u64; 2] = [0x6030_0000_0013_df1a, 0x6030_0000_0013_df01];
+
+/// How a guest of [`store_and_report_sum`](programs::store_and_report_sum) says that it is done.
+pub const REPORTED: VcpuEvent = VcpuEvent::Kicked;
+
+/// Changes a vector as a guest would.
+pub fn change_vectors(vcpu: &Vcpu, word: u64) {
+    let offset = offset_of!(kvm_regs, fp_regs) + 16 * 5;
+    let v5 = KVM_REG_ARM64
+        | KVM_REG_SIZE_U128
+        | u64::from(KVM_REG_ARM_CORE)
+        | u64::try_from(offset / 4).unwrap();
+    vcpu.fd().set_one_reg(v5, &u128::from(word).to_le_bytes()).unwrap();
+}
+
+/// All that KVM has of a vCPU, but for the time that passes.
+pub fn registers(vcpu: &Vcpu) -> Value {
+    without_counters(&vcpu.save().unwrap())
+}
 
 /// A state whose counters are 0.
 pub fn without_counters(state: &VcpuState) -> Value {

@@ -16,8 +16,8 @@ use migration_ram::{CheckpointId, Checkpoints, Device, DeviceError, DeviceState}
 use mini_pc::{Config, Machine};
 use serde_json::Value;
 
-use super::checkpoints::remove_time;
 use super::mini_pc::{Watched, firmware, patience};
+use super::registers::remove_time;
 use crate::on_kvm::MODES;
 
 /// Tests that need the files.

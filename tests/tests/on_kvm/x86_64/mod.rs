@@ -1,7 +1,6 @@
 //! What only machines of x86-64 have: ports, chips of a PC, its firmware; and tests whose programs
 //! are for it alone.
 
-mod checkpoints;
 mod chips;
 mod display;
 mod exits;
@@ -14,6 +13,7 @@ mod own_loop;
 mod own_loop_faults;
 mod own_machine;
 mod pam;
+pub mod registers;
 mod strays;
 
 use integration_tests::harness::{Named, Test};
@@ -22,7 +22,7 @@ use crate::on_kvm::in_each_mode;
 
 /// In every way of tracking.
 pub fn in_all() -> Vec<Test> {
-    [exits::TESTS, own_loop::TESTS, own_loop_faults::TESTS, checkpoints::TESTS].concat()
+    [exits::TESTS, own_loop::TESTS, own_loop_faults::TESTS].concat()
 }
 
 /// For which the way is all one.

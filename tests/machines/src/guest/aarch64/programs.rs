@@ -2,7 +2,7 @@
 
 use kvm_accel::Vcpu;
 
-use super::asm::{Asm, If, Size, X, XZR};
+use super::asm::{Asm, If, Size, System, X, XZR};
 use super::boot::core;
 
 const X0: X = X(0);
@@ -15,6 +15,8 @@ const A: X = X(9);
 const B: X = X(10);
 const C: X = X(11);
 const D: X = X(12);
+/// The sum of [`store_and_report_sum`].
+const SUM: X = X(15);
 
 /// Writes a program.
 pub fn assemble(program: impl FnOnce(&mut Asm)) -> Vec<u8> {
@@ -127,6 +129,33 @@ pub fn store_and_report() -> Vec<u8> {
         a.ldr(Size::X, X4, X1, 8);
         store_list(a, X3, X4);
         a.str(Size::B, A, X2, 0);
+        a.b(again);
+    })
+}
+
+/// Stores the second 64-bit word at `x1` at each of as many 64-bit addresses, which lie from `x0`
+/// on, as the first word says, then writes a byte to `x2`; over and over. In between changes
+/// registers of all kinds to values that go with the word.
+pub fn store_and_report_sum() -> Vec<u8> {
+    /// TPIDR_EL1, which is the guest's own.
+    const OWN: System = System(3, 0, 13, 0, 4);
+    assemble(|a| {
+        let done = a.label();
+        let again = a.here();
+        a.ldr(Size::X, X3, X1, 0);
+        a.ldr(Size::X, X4, X1, 8);
+        a.copy(B, X0);
+        let next = a.here();
+        a.cbz(X3, done);
+        a.ldr(Size::X, A, B, 0);
+        a.str(Size::X, X4, A, 0);
+        a.add(B, B, 8);
+        a.sub(X3, X3, 1);
+        a.b(next);
+        a.place(done);
+        a.add_reg(SUM, SUM, X4); // over all passes
+        a.msr(OWN, X4);
+        a.str(Size::B, XZR, X2, 0);
         a.b(again);
     })
 }
@@ -257,14 +286,27 @@ pub fn count_port_reads() -> Vec<u8> {
     })
 }
 
+/// The sum of [`store_and_report_sum`].
+///
+/// # Panics
+///
+/// If KVM does not return the register.
+pub fn sum(vcpu: &Vcpu) -> u64 {
+    register(vcpu, SUM)
+}
+
 /// What [`count_port_reads`] has read last.
 ///
 /// # Panics
 ///
 /// If KVM does not return the register.
 pub fn port_was_read(vcpu: &Vcpu) -> u64 {
+    register(vcpu, A)
+}
+
+fn register(vcpu: &Vcpu, register: X) -> u64 {
     let mut value = [0; 8];
-    vcpu.fd().get_one_reg(core(8 * u64::from(A.0)), &mut value).unwrap();
+    vcpu.fd().get_one_reg(core(8 * u64::from(register.0)), &mut value).unwrap();
     u64::from_le_bytes(value)
 }
 

@@ -141,7 +141,7 @@ pub fn store_and_report() -> Vec<u8> {
 /// Stores the second 64-bit word at `rsi` at each of as many 64-bit addresses, which lie from `rdi`
 /// on, as the first word says, then halts; over and over. In between changes registers of all kinds
 /// to values that go with the word. In ring 0.
-pub fn store_and_halt() -> Vec<u8> {
+pub fn store_and_report_sum() -> Vec<u8> {
     /// IA32_STAR.
     const STAR: u32 = 0xc000_0081;
     assemble(|a| {
@@ -325,6 +325,15 @@ pub fn count_port_reads() -> Vec<u8> {
         a.inc(qword_ptr(rdi + 8))?;
         a.jmp(next)
     })
+}
+
+/// The sum of [`store_and_report_sum`].
+///
+/// # Panics
+///
+/// If KVM does not return the registers.
+pub fn sum(vcpu: &Vcpu) -> u64 {
+    vcpu.fd().get_regs().unwrap().r12
 }
 
 /// What [`count_port_reads`] has read last.
