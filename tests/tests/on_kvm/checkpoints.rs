@@ -207,8 +207,11 @@ fn resets_put_all_of_a_machine_back() {
         let stop = Arc::new(AtomicBool::new(false));
         let migrations = migrate_all_along(&fuzzed, &stop);
 
+        // What a vCPU is, is settled by its first run.
         let first = {
-            let _still = fuzzed.still.take();
+            let still = fuzzed.still.clone();
+            let _still = still.take();
+            fuzzed.run_case();
             (checkpoints.take().unwrap(), contents(&block), arch::registers(&fuzzed.vcpu()))
         };
         let still = fuzzed.still.clone();

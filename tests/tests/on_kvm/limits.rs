@@ -188,8 +188,7 @@ impl<'a, const N: usize> Account<'a, N> {
     /// that had none dirtied less, and was not kept out for it; what one dirtied while nobody
     /// looked is paid for later.
     fn is_kept(&self) -> bool {
-        let allowed = self.limit as f64 * self.began.elapsed().as_secs_f64();
-        let parts = self.dirtied.map(|bytes| bytes as f64 / allowed);
+        let parts = self.parts();
         let out = self.machine.vm.dirty_log_stats().throttled - self.limited;
         let paid = self.limit as f64 * out.as_secs_f64();
         let dirtied = self.dirtied.iter().sum::<u64>() as f64;
@@ -200,8 +199,9 @@ impl<'a, const N: usize> Account<'a, N> {
 
     /// Waits until each has dirtied at least as much as it may within a second and a half, and
     /// the account is kept. What is saved up, or is still owed, weighs the less the longer it
-    /// takes.
-    fn check(mut self) {
+    /// takes. Returns the largest part that one has dirtied of what it may: a slow host's guest
+    /// does not come to its limit.
+    fn check(mut self) -> f64 {
         let enough = self.limit * 3 / 2;
         wait_until("the guests to dirty memory", || {
             self.look();
@@ -211,6 +211,13 @@ impl<'a, const N: usize> Account<'a, N> {
             self.look();
             self.is_kept()
         });
+        self.parts().into_iter().fold(0.0, f64::max)
+    }
+
+    /// The part that each has dirtied of what it was allowed to.
+    fn parts(&self) -> [f64; N] {
+        let allowed = self.limit as f64 * self.began.elapsed().as_secs_f64();
+        self.dirtied.map(|bytes| bytes as f64 / allowed)
     }
 }
 
@@ -218,16 +225,22 @@ fn a_vcpu_dirties_at_its_limit() {
     tracked_by(RING, || {
         let (machine, mut log) = populated();
         let guest = sweep(&machine, 0, 350);
-        for mib in [4, 16, 40] {
+        let mut limited = 0;
+        for mib in [1, 4, 16, 40] {
             let limit = mib << 20;
             let before = machine.vm.dirty_log_stats();
-            Account::begin((&machine, &mut log), [(0, 350)], limit).check();
+            let part = Account::begin((&machine, &mut log), [(0, 350)], limit).check();
+            if part < 0.8 {
+                break;
+            }
+            limited += 1;
             let after = machine.vm.dirty_log_stats();
             assert!(after.throttled > before.throttled, "{after:?}");
             // By how much depends on the host: the vCPU is throttled from a sync on, and blocked
             // once the host has let it leave its processor.
             assert!(after.blocked > before.blocked, "{after:?}");
         }
+        assert!(limited > 0, "no limit was reached");
         machine.vm.set_dirty_limit(None).unwrap();
         let before = machine.vm.dirty_log_stats().throttled;
         take(&mut log, &machine.block, 0, 350);

@@ -92,7 +92,11 @@ impl Registers {
 
     /// Gives them to a vCPU. One that has its value already is not set, which KVM refuses for some
     /// that cannot change, except for the counter, which goes on meanwhile.
-    pub(super) fn write(&self, vcpu: &VcpuFd) -> io::Result<()> {
+    ///
+    /// When a vCPU runs for the first time, KVM settles what it is (without an interrupt controller
+    /// in the kernel, ID registers tell of none from then on), and changes no ID register any more:
+    /// `has_run` leaves these as they are.
+    pub(super) fn write(&self, vcpu: &VcpuFd, has_run: bool) -> io::Result<()> {
         let mut now = [0; MAX_BYTES];
         for (number, value) in self.iter() {
             let Some(now) = now.get_mut(..value.len()) else {
@@ -101,8 +105,12 @@ impl Registers {
             };
             // The bytes of a slice of SVE's beyond the vectors' length are KVM's zeros.
             let has = vcpu.get_one_reg(number, now).is_ok() && now == value;
-            if !has || number == TIMER_CNT {
-                vcpu.set_one_reg(number, value).map_err(|error| naming(number, &error))?;
+            if has && number != TIMER_CNT {
+                continue;
+            }
+            match vcpu.set_one_reg(number, value) {
+                Err(error) if error.errno() == libc::EBUSY && has_run && is_id(number) => {}
+                result => drop(result.map_err(|error| naming(number, &error))?),
             }
         }
         Ok(())
@@ -111,6 +119,11 @@ impl Registers {
 
 /// The size of the largest registers that KVM has, of 2,048 bits.
 const MAX_BYTES: usize = 256;
+
+/// Whether it is one of the ID registers, op0 3, op1 0, CRn 0 and CRm 1 to 7 (ARM DDI 0487, D23).
+fn is_id(number: u64) -> bool {
+    (system(3, 0, 0, 1, 0)..=system(3, 0, 0, 7, 7)).contains(&number)
+}
 
 /// KVM's error, and for which register.
 fn naming(number: u64, error: &kvm_ioctls::Error) -> io::Error {
@@ -132,6 +145,8 @@ mod tests {
         assert_eq!(PC, 0x6030_0000_0010_0040);
         assert_eq!(TIMER_CNT, 0x6030_0000_0013_df1a);
         assert_eq!(SVE_VLS, 0x6060_0000_0015_ffff);
+        let id_pfr1 = 0x6030_0000_0013_c009;
+        assert_eq!([id_pfr1, MPIDR, TIMER_CNT, PC].map(is_id), [true, false, false, false]);
     }
 
     #[test]

@@ -139,12 +139,13 @@ impl GuardedVcpu {
         }
         self.init(&state.init)?;
         self.finalize(state)?;
-        self.set(state)
+        self.set(state, false)
     }
 
     /// Puts this vCPU, which may have run since, back to a state that was [saved](Self::save) of
     /// it. The virtual counter goes on from its saved value, too. KVM takes no registers with the
-    /// next run here: all are set at once.
+    /// next run here: all are set at once. ID registers, which KVM settles when a vCPU runs for the
+    /// first time, stay what they are then.
     ///
     /// # Errors
     ///
@@ -157,7 +158,7 @@ impl GuardedVcpu {
         if pending(self.serror()?) && !pending(state.serror) {
             self.init(&state.init)?;
         }
-        self.set(state)
+        self.set(state, true)
     }
 
     /// Lets a vCPU with SVE have vectors of the same lengths: from then on it has its registers.
@@ -180,9 +181,9 @@ impl GuardedVcpu {
         ioctl::register_list(self.fd()).is_ok()
     }
 
-    fn set(&self, state: &VcpuState) -> Result<(), KvmError> {
+    fn set(&self, state: &VcpuState, has_run: bool) -> Result<(), KvmError> {
         let (id, fd) = (self.id(), self.fd());
-        self.named(state.registers.write(fd))?;
+        self.named(state.registers.write(fd, has_run))?;
         if let Some(serror) = state.serror.filter(|serror| serror.pending) {
             failed(id, EVENTS, fd.set_vcpu_events(&serror.into()))?;
         }

@@ -122,7 +122,7 @@ fn vectors_go_with_their_lengths() {
     // And once more in the same one.
     copy.restore(&state).unwrap();
     // One without vectors does not take it.
-    assert!(there.vcpu().restore(&state).is_err());
+    assert!(Machine::new(16 << 20).vcpu().restore(&state).is_err());
 }
 
 fn a_pending_error_is_carried_and_taken_back() {
