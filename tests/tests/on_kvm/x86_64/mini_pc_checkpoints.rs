@@ -33,7 +33,11 @@ pub fn firmware_tests() -> Vec<Named> {
     in_modes.chain(named(&others)).collect()
 }
 
-const RESETS: u64 = 20;
+/// How often a boot is gone back to: `BOOT_RESETS`. Each six of them are of all kinds.
+fn resets() -> u64 {
+    std::env::var("BOOT_RESETS").map_or(6, |count| count.parse().unwrap())
+}
+
 /// SeaBIOS begins with its drivers, ...
 const EARLY: &str = "SeaBIOS (version ";
 /// ... has found all devices, ...
@@ -115,7 +119,7 @@ fn a_boot_goes_on_from_checkpoints(tracking: DirtyTracking) {
     });
     let end = pc.wait_for(END);
     let reset = |pc: &Watched| pc.machine.ports().write(0xcf9, &[0x06]).unwrap();
-    for case in 0..RESETS {
+    for case in 0..resets() {
         if case % 6 == 2 {
             reset(&pc);
             pc.wait("the next boot", |rows| !rows.iter().any(|row| row.contains(END)));
