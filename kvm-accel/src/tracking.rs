@@ -12,6 +12,7 @@ use kvm_ioctls::VmFd;
 use crate::config::{DirtyTracking, KvmConfig};
 use crate::error::KvmError;
 use crate::sys::dirty_gfn::Entry;
+use crate::sys::ioctl::SlotCalls;
 
 /// How written pages are tracked, and why so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +62,21 @@ pub(crate) fn choose(vm: &VmFd, config: &KvmConfig) -> Result<DirtyTrackingMode,
         initially_set: false,
         with_bitmap: false,
     };
+    // A virtual machine that its owner keeps may have been tracked in another way before. Rings
+    // cannot be switched off, nor be had twice; without them there are none to reset (KVM API,
+    // section 8.29).
+    if vm.reset_rings().is_ok() {
+        return Err(refused("this virtual machine has dirty rings already", None));
+    }
     match wanted {
-        DirtyTracking::Bitmap => Ok(chosen(wanted, "asked for")),
+        DirtyTracking::Bitmap => {
+            if capability(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) != 0 {
+                // Else KVM_GET_DIRTY_LOG would report pages for ever.
+                enable(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 0)
+                    .map_err(|error| refused("KVM keeps manual protection", Some(error)))?;
+            }
+            Ok(chosen(wanted, "asked for"))
+        }
         DirtyTracking::ManualProtect => match manual_protect(vm, initially_set) {
             Ok(Some(initially_set)) => {
                 Ok(DirtyTrackingMode { initially_set, ..chosen(wanted, "asked for") })

@@ -61,7 +61,8 @@ impl KvmVm {
     /// [`KvmConfig::first_slot`] at addresses where the map has no RAM. He leaves the others alone,
     /// and their logs, and KVM_RESET_DIRTY_RINGS: whoever takes a log takes it from its clients.
     /// The capabilities by which KVM tracks written pages are switched on here, before there is a
-    /// vCPU.
+    /// vCPU. They may have been on: manual protection is switched as configured, but rings stay, so
+    /// that a virtual machine that had some is refused ([`KvmError::Tracking`]).
     ///
     /// # Errors
     ///

@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = &[
 /// For which the way is all one.
 pub const ONCE: &[Test] = &[
     ("a_virtual_machine_has_one_owner_of_its_slots", a_virtual_machine_has_one_owner_of_its_slots),
+    ("a_former_tracking_is_found", a_former_tracking_is_found),
     ("slots_below_the_first_are_the_owners", slots_below_the_first_are_the_owners),
     ("signals_are_nobody_elses", signals_are_nobody_elses),
     ("writes_are_coalesced_for_a_bus_alone", writes_are_coalesced_for_a_bus_alone),
@@ -208,6 +209,30 @@ fn a_virtual_machine_has_one_owner_of_its_slots() {
     KvmVm::over(create_vm(), config.clone()).unwrap();
     drop(machine);
     KvmVm::over(fd, config).unwrap();
+}
+
+/// What tracked a virtual machine before is found, or switched off.
+fn a_former_tracking_is_found() {
+    let of = |tracking| KvmConfig { tracking, ..KvmConfig::default() };
+    let ring = DirtyTracking::Ring { entries: 65_536 };
+    let fd = create_vm();
+    drop(KvmVm::over(fd.clone(), of(ring)).unwrap());
+    for tracking in [DirtyTracking::Bitmap, DirtyTracking::ManualProtect, DirtyTracking::Auto, ring]
+    {
+        let refused = KvmVm::over(fd.clone(), of(tracking)).unwrap_err();
+        assert!(matches!(refused, KvmError::Tracking { .. }), "{refused}");
+        assert!(refused.to_string().contains("has dirty rings already"), "{refused}");
+    }
+    let fd = create_vm();
+    drop(KvmVm::over(fd.clone(), of(DirtyTracking::ManualProtect)).unwrap());
+    tracked_by(DirtyTracking::Bitmap, || {
+        let machine = Machine::over(fd, RAM, KvmConfig::default());
+        let mut mirror = Mirror::new(&machine);
+        machine.store(7, &[DATA + 5 * PAGE]);
+        assert!(mirror.harvest(&machine.block).contains(&((DATA + 5 * PAGE) / PAGE)));
+        assert!(mirror.harvest(&machine.block).is_empty(), "pages are reported for ever");
+        assert!(mirror.is_whole(&machine.block));
+    });
 }
 
 /// The last two slots that KVM has, beside one of the owner's.
