@@ -400,6 +400,33 @@ fn mirrors_of_what_harts_store_are_complete() {
     assert_eq!(sum, added, "an atomic addition was lost");
 }
 
+/// A hart that stands still makes no access by which it would follow.
+#[test]
+fn a_flush_lets_go_of_what_has_left() {
+    let map = MemoryMap::new();
+    let block = RamBlock::anonymous("ram", PAGES * PAGE).unwrap();
+    let weak = Arc::downgrade(&block);
+    let (root, ram) = map
+        .transaction(|map| {
+            let root = map.container("root", 1 << 32)?;
+            let ram = map.ram("ram", block)?;
+            map.add_subregion(root, 0, ram)?;
+            Ok((root, ram))
+        })
+        .unwrap();
+    let mut tlb: Tlb = Tlb::new(&map.address_space("hart", root).unwrap());
+    tlb.store_le(8, 7u64).unwrap();
+    let remove = map.transaction(|map| {
+        map.del_subregion(ram)?;
+        map.remove(ram)
+    });
+    remove.unwrap();
+    assert!(weak.upgrade().is_some(), "pages hold their memory");
+    tlb.flush();
+    assert!(weak.upgrade().is_none(), "the block is still there");
+    assert!(tlb.load_le::<u64>(8).is_err());
+}
+
 /// A hart that was told of a commit uses the new map; its old block is not touched.
 #[test]
 fn a_commit_is_followed_by_the_next_access() {

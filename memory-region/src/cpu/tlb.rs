@@ -107,10 +107,13 @@ impl<const BITS: u32> Tlb<BITS> {
         &self.space
     }
 
-    /// Forgets all pages, and so lets go of their blocks. The next accesses find them again.
+    /// Forgets all pages, and so lets go of their blocks, and of what has left the space since the
+    /// last access. The next accesses find them again.
     pub fn flush(&mut self) {
         let gone: u64 = self.all_entries().map(Entry::let_go).sum();
         self.statistics.marked_stores += gone;
+        // The view of the last access has blocks and devices, too.
+        self.keep_up();
     }
 
     /// Follows the commits since the last access; to be called before entries are used.
