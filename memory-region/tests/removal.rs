@@ -181,6 +181,46 @@ fn views_that_are_kept_are_few() {
     assert!((1..=33).contains(&kept), "{kept} views");
 }
 
+/// What asks each view for the files of its RAM, as vhost does, opens a descriptor for each region:
+/// views that are kept keep none.
+#[cfg(all(target_os = "linux", feature = "vm-memory"))]
+#[test]
+fn views_that_are_kept_have_no_files_open() {
+    use ram_block::vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+    let map = MemoryMap::new();
+    let block = RamBlock::memfd("ram", 0x20_0000).unwrap();
+    let (root, bank) = map
+        .transaction(|map| {
+            let root = map.container("root", 1 << 32)?;
+            let ram = map.ram("ram", block)?;
+            map.add_subregion(root, 0, ram)?;
+            let bank = map.alias("bank", ram, 0, PAGE.into())?;
+            map.add_subregion(root, 1 << 30, bank)?;
+            Ok((root, bank))
+        })
+        .unwrap();
+    let space = map.address_space("space", root).unwrap();
+    // Memory in a file, which other tests do not have.
+    let files = || {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap();
+        let names = all.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+        names.filter(|name| name.to_string_lossy().contains("ram-block")).count()
+    };
+    let before = files();
+    assert!(before > 0);
+    for number in 0..20 {
+        let move_bank = map.set_alias_offset(bank, number % 2 * PAGE);
+        move_bank.unwrap();
+        let view = space.view();
+        assert!(view.ram().iter().all(|region| region.file_offset().is_some()));
+        assert_eq!(files(), before + 2, "after {number} switches");
+        // By a commit that renders the map, too.
+        let log = map.claim_global_log("log").unwrap();
+        drop(log);
+    }
+}
+
 /// A device whose handler removes it, from within another access of its thread.
 struct Leaves {
     bus: Arc<Bus>,

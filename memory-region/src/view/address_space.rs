@@ -95,13 +95,14 @@ impl AddressSpace {
     }
 
     /// Publishes `view`, which differs from the former one in `extent`; returns whether so many
-    /// former views are kept that they are to be [reclaimed](Self::reclaim), also if the current
-    /// one has all that they have.
+    /// former views are kept, or the last of them has files open, that they are to be
+    /// [reclaimed](Self::reclaim), also if the current one has all that they have.
     pub(crate) fn publish(&self, view: Arc<FlatView>, extent: Extent<'_>) -> bool {
         let sections = view.sections().len();
+        let has_files = self.view.load().has_files();
         let kept = self.view.set(view);
         self.generation.advance(extent);
-        kept >= MAX_KEPT_VIEWS || kept * sections >= MAX_KEPT_SECTIONS
+        has_files || kept >= MAX_KEPT_VIEWS || kept * sections >= MAX_KEPT_SECTIONS
     }
 
     /// The former views of these spaces, to be dropped after the update lock; those that threads

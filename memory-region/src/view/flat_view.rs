@@ -136,6 +136,15 @@ impl FlatView {
         self.ram.get_or_init(|| GuestRam::new(&self.sections))
     }
 
+    /// Whether it has descriptors of files, of which a process has few.
+    pub(crate) fn has_files(&self) -> bool {
+        #[cfg(feature = "vm-memory")]
+        let has_files = self.ram.get().is_some_and(GuestRam::has_files);
+        #[cfg(not(feature = "vm-memory"))]
+        let has_files = false;
+        has_files
+    }
+
     /// The block and the offset in it of an access of `len` bytes to the RAM that most are to.
     #[inline(always)]
     pub(crate) fn main_ram(&self, address: u64, len: usize) -> Option<(&RamBlock, u64)> {

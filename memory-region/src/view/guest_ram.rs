@@ -119,6 +119,11 @@ impl GuestRam {
         let ranges = writable.filter_map(|section| GuestRamRegion::new(section, section.ram()?));
         Self { ranges: ranges.collect() }
     }
+
+    /// Whether it has descriptors of files.
+    pub(crate) fn has_files(&self) -> bool {
+        self.ranges.iter().any(|range| matches!(range.file.get(), Some(Some(_))))
+    }
 }
 
 impl GuestMemoryBackend for GuestRam {
