@@ -140,4 +140,8 @@ fn bad_calls_are_answered() {
     assert_eq!(page.evaluate("vm.key(72, 0)").unwrap(), json!(0));
     let status = "fetch('nothing').then(response => response.status)";
     assert_eq!(page.evaluate(status).unwrap(), json!(404));
+    for method in ["HEAD", "POST", "DELETE"] {
+        let status = format!("fetch('/', {{ method: '{method}' }}).then(answer => answer.status)");
+        assert_eq!(page.evaluate(&status).unwrap(), json!(405), "{method}");
+    }
 }
