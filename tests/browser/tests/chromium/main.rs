@@ -36,6 +36,8 @@ fn main() -> ExitCode {
             ("a_frame_puts_what_it_has_changed", puts_of_a_frame),
             ("a_canvas_that_differs_is_found", a_canvas_that_differs_is_found),
             ("bad_calls_are_answered", bad_calls_are_answered),
+            ("keys_that_are_held_or_left_are_let_go", keys_that_are_held_or_left),
+            ("a_page_without_its_module_says_so", a_page_without_its_module),
         ],
     )
 }
@@ -144,4 +146,47 @@ fn bad_calls_are_answered() {
         let status = format!("fetch('/', {{ method: '{method}' }}).then(answer => answer.status)");
         assert_eq!(page.evaluate(&status).unwrap(), json!(405), "{method}");
     }
+}
+
+/// A key that repeats is pressed once; who goes elsewhere with a key held, and releases it there,
+/// has released it here. The browser does nothing of its own with the page's keys, and all with
+/// others.
+fn keys_that_are_held_or_left() {
+    let (mut page, mut native) = (Page::open(2), Native::new());
+    native.go(2);
+    page.key(Key::Left, true);
+    page.key(Key::Up, true);
+    native.key(Key::Left, true);
+    native.key(Key::Up, true);
+    let is_prevented = |kind: &str, code: &str| {
+        format!(
+            "!dispatchEvent(new KeyboardEvent('{kind}', \
+                {{ code: '{code}', repeat: '{kind}' === 'keydown', cancelable: true }}))"
+        )
+    };
+    assert_eq!(page.evaluate(&is_prevented("keydown", "ArrowLeft")).unwrap(), json!(true));
+    assert_eq!(page.evaluate(&is_prevented("keydown", "KeyA")).unwrap(), json!(false));
+    assert_eq!(page.number("figures.keys"), 2);
+    page.go(5);
+    native.go(5);
+    assert_same(&mut page, &native);
+
+    page.evaluate("dispatchEvent(new Event('blur'))").unwrap();
+    native.key(Key::Left, false);
+    native.key(Key::Up, false);
+    assert_eq!(page.number("figures.keys"), 4);
+    page.go(5);
+    native.go(5);
+    assert_same(&mut page, &native);
+    // Nothing is held any more.
+    page.evaluate("dispatchEvent(new Event('blur'))").unwrap();
+    assert_eq!(page.number("figures.keys"), 4);
+}
+
+fn a_page_without_its_module() {
+    let mut page = Page::open(1);
+    page.reload_with("globalThis.fetch = async () => new Response('gone', { status: 404 });");
+    deadline::wait_until("what is wrong", || page.figures().contains("Error"));
+    page.reload_with("globalThis.fetch = async () => { throw new TypeError('no server'); };");
+    deadline::wait_until("what is wrong", || page.figures().contains("no server"));
 }

@@ -46,12 +46,23 @@ impl Page {
         page.call("Page.navigate", json!({ "url": url }));
         // Before the page is there, there are no figures.
         deadline::wait_until("the last frame", || {
-            let text = page.evaluate("document.querySelector('#figures').textContent");
-            let text = text.unwrap_or_default().as_str().unwrap_or_default().to_owned();
+            let text = page.figures();
             assert!(!text.contains("Error"), "{text}");
             page.evaluate("figures.frames").is_ok_and(|found| found == json!(frames))
         });
         page
+    }
+
+    /// The line of figures, or what is wrong.
+    pub fn figures(&mut self) -> String {
+        let text = self.evaluate("document.querySelector('#figures').textContent");
+        text.unwrap_or_default().as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Loads the page again, after a script.
+    pub fn reload_with(&mut self, script: &str) {
+        self.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": script }));
+        self.call("Page.reload", json!({}));
     }
 
     fn call(&mut self, method: &str, parameters: Value) -> Value {
