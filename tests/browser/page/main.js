@@ -6,12 +6,14 @@ const FRAME_TIME = FRAME / 10_000; // milliseconds
 const MEAN_OF = 60; // frames, for the line of figures
 /** The guest's keys by the PC's scan code set 1. */
 const KEYS = { ArrowUp: 0x48, ArrowLeft: 0x4b, ArrowRight: 0x4d, ArrowDown: 0x50 };
+const FULL = -4; // what the module answers if the guest has no room for a key
 
 const canvas = document.querySelector("canvas");
 const context = canvas.getContext("2d", { alpha: false });
 /** Sums over all frames; `running` is the time in the guest, in milliseconds. */
 const figures = { frames: 0, keys: 0, instructions: 0, running: 0, lines: 0, pages: 0, pixels: 0 };
 const keysDown = new Set();
+const unsent = []; // keys, and whether they are down, for which the guest had no room
 let vm; // what the module exports
 let image; // its pixels
 
@@ -20,8 +22,18 @@ function checked(result) {
   return result;
 }
 
+/** Hands keys to the guest as far as it has room: a release that is lost is a key that is stuck. */
+function send() {
+  for (; unsent.length > 0; unsent.shift()) {
+    const result = vm.key(...unsent[0]);
+    if (result === FULL) return;
+    checked(result);
+  }
+}
+
 function key(code, isDown) {
-  checked(vm.key(code, isDown ? 1 : 0));
+  unsent.push([code, isDown ? 1 : 0]);
+  send();
   keysDown[isDown ? "add" : "delete"](code);
   figures.keys += 1;
 }
@@ -47,6 +59,7 @@ function pixels() {
 }
 
 function frame() {
+  send();
   const begin = performance.now();
   checked(vm.run(FRAME));
   figures.running += performance.now() - begin;

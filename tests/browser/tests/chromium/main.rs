@@ -11,7 +11,7 @@ mod server;
 
 use std::process::ExitCode;
 
-use browser::Key;
+use browser::{Computer, Key};
 use serde_json::json;
 use support::Need;
 
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
             ("a_canvas_that_differs_is_found", a_canvas_that_differs_is_found),
             ("bad_calls_are_answered", bad_calls_are_answered),
             ("keys_that_are_held_or_left_are_let_go", keys_that_are_held_or_left),
+            ("no_key_is_lost_that_the_guest_has_no_room_for", keys_without_room),
             ("a_page_without_its_module_says_so", a_page_without_its_module),
         ],
     )
@@ -189,4 +190,27 @@ fn a_page_without_its_module() {
     deadline::wait_until("what is wrong", || page.figures().contains("Error"));
     page.reload_with("globalThis.fetch = async () => { throw new TypeError('no server'); };");
     deadline::wait_until("what is wrong", || page.figures().contains("no server"));
+}
+
+/// More keys than the guest takes in a frame, the last of which is a release.
+fn keys_without_room() {
+    let (mut page, mut native) = (Page::open(2), Native::new());
+    native.go(2);
+    let mut keys = vec![(Key::Left, true)];
+    keys.extend([(Key::Up, true), (Key::Up, false)].repeat(40));
+    keys.push((Key::Left, false));
+    for (key, is_down) in &keys {
+        let kind = if *is_down { "keydown" } else { "keyup" };
+        let event = format!("new KeyboardEvent('{kind}', {{ code: 'Arrow{key:?}' }})");
+        page.evaluate(&format!("dispatchEvent({event})")).unwrap();
+    }
+    for keys in keys.chunks(Computer::MAX_UNREAD) {
+        keys.iter().for_each(|&(key, is_down)| native.key(key, is_down));
+        page.go(1);
+        native.go(1);
+        assert_same(&mut page, &native);
+    }
+    page.go(5);
+    native.go(5);
+    assert_same(&mut page, &native);
 }
