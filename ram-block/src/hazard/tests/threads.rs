@@ -1,12 +1,13 @@
 //! Threads that end, and the last of several that read.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
-use std::thread;
 
 use super::{Counted, cell, replace};
 use crate::hazard::cell::{HazardCell, HazardGuard};
+use crate::hazard::thread;
 
 thread_local! {
     /// Dropped after or before what the cells have of this thread: it is made before, or after.
@@ -18,6 +19,9 @@ struct ReadsAtTheEnd(&'static HazardCell<Counted>, Arc<AtomicUsize>);
 
 impl Drop for ReadsAtTheEnd {
     fn drop(&mut self) {
+        // Another thread may have the record by now.
+        let is_registered = thread::free_slot().is_some();
+        assert!(is_registered || thread::at_hand().is_none(), "a slot of another thread");
         let guards = [self.0.load(), self.0.load()];
         assert_eq!(guards[0].0.load(Ordering::SeqCst), 0);
         replace(self.0);
@@ -35,7 +39,7 @@ fn threads_read_until_their_very_end() {
         let [cell, other]: [&'static _; 2] =
             [Box::leak(Box::new(cell)), Box::leak(Box::new(other))];
         let counts = done.clone();
-        let thread = thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             if first {
                 drop(other.load());
             }
@@ -54,7 +58,7 @@ fn threads_read_until_their_very_end() {
 fn a_value_is_dropped_by_the_last_thread_that_reads_it() {
     let (cell, drops) = cell();
     let (begin, replaced) = (Barrier::new(9), Barrier::new(9));
-    thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let readers: Vec<_> = (0..8)
             .map(|_| {
                 scope.spawn(|| {
@@ -73,4 +77,18 @@ fn a_value_is_dropped_by_the_last_thread_that_reads_it() {
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         assert_eq!(drops(), 1);
     });
+}
+
+/// A process makes any number of threads, and a barrier's thread looks at all records.
+#[test]
+fn a_thread_has_the_record_of_one_that_has_ended() {
+    let slot = || {
+        let (cell, _) = cell();
+        drop(cell.load());
+        thread::free_slot().map(|slot| std::ptr::from_ref(slot).addr())
+    };
+    // Other tests have threads, too.
+    let slots: BTreeSet<_> =
+        (0..400).map(|_| std::thread::spawn(slot).join().unwrap().unwrap()).collect();
+    assert!(slots.len() < 200, "{} records for 400 threads in turn", slots.len());
 }
