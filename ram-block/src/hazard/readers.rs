@@ -37,13 +37,13 @@ impl<A: Address, R: Deref<Target = Record<A>>, V> Readers<R, V> {
     /// W3 to W6, of values that were replaced before a barrier was passed: returns those that are
     /// to be dropped now, without the lock. The others are left to their last readers.
     pub(super) fn retire(&mut self, values: Vec<(usize, V)>, barrier: impl Fn()) -> Vec<V> {
-        let addresses: Vec<_> = values.iter().map(|(address, _)| *address).collect();
         let is_read = |(address, _): &(usize, V)| self.is_read(*address);
         let (read, unread): (Vec<_>, Vec<_>) = values.into_iter().partition(is_read); // W3
         let mut unread: Vec<_> = unread.into_iter().map(|(_, value)| value).collect();
-        // One that a reader of another cell has left there may be among them.
+        // Of all that are left: the reader of one may not have been told, if a barrier was refused.
         if !read.is_empty() || !self.left.is_empty() {
             self.left.extend(read);
+            let addresses: Vec<_> = self.left.iter().map(|(address, _)| *address).collect();
             unread.extend(self.take_unread(&addresses, barrier));
         }
         unread

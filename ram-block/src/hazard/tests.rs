@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::hazard::cell::HazardCell;
+use crate::hazard::readers::Readers;
 use crate::hazard::record::Record;
 use crate::hazard::thread::{fence_if_needed, leave_slowly, light_fence};
 
@@ -191,6 +192,22 @@ fn a_slot_that_has_to_fence_is_left_slowly() {
     assert!(slot.leave(light_fence));
     leave_slowly(slot, 64);
     assert!(slot.is_free() && !slot.is_waited_for() && slot.fences());
+}
+
+/// A reader that was not told that its value waits, as a barrier was refused just then.
+#[test]
+fn a_value_that_was_left_behind_goes_with_the_next_one() {
+    let record: &'static Record = Box::leak(Box::new(Record::new(false)));
+    let slot = record.free_slot().unwrap();
+    let mut readers = Readers::<&'static Record, usize>::new();
+    readers.add(record);
+    let value = std::ptr::without_provenance_mut::<()>(64);
+    assert_eq!(slot.announce(|| value, light_fence), Ok(value));
+    assert!(readers.retire(vec![(64, 64)], || ()).is_empty());
+    assert!(slot.leave(light_fence)); // had it looked a moment later
+    let mut unread = readers.retire(vec![(128, 128)], || ());
+    unread.sort_unstable();
+    assert_eq!(unread, [64, 128]);
 }
 
 // WebAssembly with WASI has no threads.

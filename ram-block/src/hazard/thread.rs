@@ -102,7 +102,7 @@ pub(super) fn barrier() -> bool {
 
 /// As [`barrier`], while readers are told that values wait for them. If it fails, which the one
 /// before did not, a reader that leaves in that very moment may leave its value to the next call
-/// that retires it.
+/// that retires any.
 fn pass_barrier() {
     barrier();
 }
