@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memory_region::{AddressSpace, FlatView, MemoryMap, MmioDevice, RegionId};
+use memory_region::{AddressSpace, FlatView, Iommu, MemoryMap, MmioDevice, RegionId, Translation};
 use proptest::prelude::*;
 use ram_block::RamBlock;
 
@@ -219,6 +219,78 @@ fn views_that_are_kept_have_no_files_open() {
         let log = map.claim_global_log("log").unwrap();
         drop(log);
     }
+}
+
+/// A device or an IOMMU in one of several spaces, which have nothing in common.
+#[test]
+fn what_leaves_one_of_many_spaces_is_dropped_at_once() {
+    let map = MemoryMap::new();
+    let roots: Vec<_> = (0..3)
+        .map(|number| {
+            let add = map.transaction(|map| {
+                let root = map.container(&format!("root {number}"), 1 << 32)?;
+                let ram =
+                    map.ram("ram", RamBlock::anonymous(&format!("ram {number}"), PAGE).unwrap())?;
+                map.add_subregion(root, 0, ram)?;
+                Ok(root)
+            });
+            add.unwrap()
+        })
+        .collect();
+    let spaces = roots.iter().map(|root| map.address_space("space", *root).unwrap());
+    let spaces: Vec<_> = spaces.collect();
+    for (round, &root) in roots.iter().chain(&roots).enumerate() {
+        let is_dropped = Arc::new(AtomicBool::new(false));
+        let noted = Noted { is_dropped: is_dropped.clone(), accesses: Arc::default() };
+        let add = map.transaction(|map| {
+            let region = match round % 2 {
+                0 => map.mmio("device", PAGE.into(), Arc::new(noted))?,
+                _ => map.iommu("iommu", PAGE.into(), Arc::new(Nowhere(noted)))?,
+            };
+            map.add_subregion(root, DEVICE, region)?;
+            Ok(region)
+        });
+        let region = add.unwrap();
+        let views: Vec<_> = spaces.iter().map(|space| Arc::downgrade(&space.view())).collect();
+        let remove = map.transaction(|map| {
+            map.del_subregion(region)?;
+            map.remove(region)
+        });
+        remove.unwrap();
+        assert!(is_dropped.load(Ordering::Relaxed), "in round {round}");
+        assert!(views.iter().all(|view| view.upgrade().is_none()), "in round {round}");
+    }
+}
+
+/// An IOMMU that leads nowhere.
+struct Nowhere(#[expect(dead_code, reason = "dropped with it")] Noted);
+
+impl Iommu for Nowhere {
+    fn translate(&self, _: u64, _: bool) -> Translation {
+        Translation::nowhere(PAGE)
+    }
+}
+
+/// Views of many sections take much memory: fewer of them are kept.
+#[test]
+fn large_views_that_are_kept_are_fewer() {
+    let bus = bus();
+    let add = bus.map.transaction(|map| {
+        for number in 0..2000 {
+            let trap = map.trap("trap", 8, number)?;
+            map.add_subregion(bus.root, 0x20_0000 + 16 * number, trap)?;
+        }
+        Ok(())
+    });
+    add.unwrap();
+    let views: Vec<_> = (0..20)
+        .map(|bank| {
+            bus.map.set_alias_offset(bus.bank, bank % 2 * PAGE).unwrap();
+            bus.view()
+        })
+        .collect();
+    let kept = views.iter().filter(|view| view.upgrade().is_some()).count();
+    assert!((1..=3).contains(&kept), "{kept} views");
 }
 
 /// A device whose handler removes it, from within another access of its thread.
