@@ -7,6 +7,7 @@ use std::sync::{Arc, Barrier};
 
 use super::{Counted, cell, replace};
 use crate::hazard::cell::{HazardCell, HazardGuard};
+use crate::hazard::record::Record;
 use crate::hazard::thread;
 
 thread_local! {
@@ -91,4 +92,36 @@ fn a_thread_has_the_record_of_one_that_has_ended() {
     let slots: BTreeSet<_> =
         (0..400).map(|_| std::thread::spawn(slot).join().unwrap().unwrap()).collect();
     assert!(slots.len() < 200, "{} records for 400 threads in turn", slots.len());
+}
+
+/// A guard that is forgotten keeps its slot, and so the record, for ever.
+#[test]
+fn a_record_that_is_in_use_is_not_given_to_another_thread() {
+    let record = || {
+        let slot = thread::free_slot().map(std::ptr::from_ref);
+        slot.unwrap().addr() / align_of::<Record>()
+    };
+    let (cell, _) = cell();
+    let cell: &'static _ = Box::leak(Box::new(cell));
+    let forgets = std::thread::spawn(move || {
+        std::mem::forget(cell.load());
+        record()
+    });
+    let forgotten = forgets.join().unwrap();
+    // More at once than have ended so far, so that they take all that are free.
+    for _ in 0..3 {
+        let have_one = Barrier::new(40);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..40)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let own = record();
+                        have_one.wait();
+                        own
+                    })
+                })
+                .collect();
+            threads.into_iter().for_each(|thread| assert_ne!(thread.join().unwrap(), forgotten));
+        });
+    }
 }
