@@ -34,6 +34,16 @@ struct PacketState {
     over: bool,
 }
 
+impl PacketState {
+    /// The first error counts.
+    fn fail(&mut self, error: ReceiveError) {
+        if !self.over {
+            self.failed = Some(error);
+            self.over = true;
+        }
+    }
+}
+
 /// The state that all connections of a migration share.
 pub(super) struct Shared<'a> {
     pub(super) blocks: Blocks<'a>,
@@ -111,12 +121,11 @@ impl<'a> Shared<'a> {
     /// Fails the migration; the first error counts. Shuts all connections down: their peers may
     /// never send what they wait for.
     fn fail(&self, error: ReceiveError) {
-        let mut state = lock(&self.state);
-        if !state.over {
-            state.failed = Some(error);
-            state.over = true;
-        }
-        drop(state);
+        lock(&self.state).fail(error);
+        self.stop_all();
+    }
+
+    fn stop_all(&self) {
         self.stop();
         self.main_end.iter().for_each(ShutdownHandle::hang_up);
     }
@@ -157,17 +166,23 @@ impl<'a> Shared<'a> {
         let result = self.packets(&mut stream);
         let mut state = lock(&self.state);
         state.bytes += stream.at();
+        let error = match result {
+            Err(error) => Some(error),
+            // Fail here: the main stream may stay open without another sync that detects this.
+            Ok(()) if !state.complete && !state.over => {
+                Some(ReceiveError::Truncated { at: stream.at(), what: "a channel" })
+            }
+            Ok(()) => None,
+        };
+        let has_failed = error.is_some();
+        // Both at once: the stream, which waits for this channel in vain from here on, fails, too,
+        // and does not have the reason.
         state.ended += 1;
-        let early = !state.complete && !state.over;
+        error.into_iter().for_each(|error| state.fail(error));
         drop(state);
         self.changed.notify_all();
-        match result {
-            Err(error) => self.fail(error),
-            // Fail here: the main stream may stay open without another sync that detects this.
-            Ok(()) if early => {
-                self.fail(ReceiveError::Truncated { at: stream.at(), what: "a channel" });
-            }
-            Ok(()) => {}
+        if has_failed {
+            self.stop_all();
         }
     }
 
@@ -248,6 +263,22 @@ mod tests {
         for last in [false, true] {
             let error = a_channel_ends(last, |_| ());
             assert!(matches!(error, ReceiveError::Truncated { at: 7, .. }), "{error}");
+        }
+    }
+
+    /// The stream waits at a sync for a channel that fails, and fails for it: the channel's error is
+    /// the one that tells why.
+    #[test]
+    fn the_channels_error_is_the_one_that_counts() {
+        for _ in 0..2000 {
+            let shared = Shared::new(Blocks::new(&[], None), 1, None, Vec::new(), Arc::default());
+            std::thread::scope(|scope| {
+                scope.spawn(|| shared.finish(shared.sync_all(7, false)));
+                let half_a_head = [0; 64];
+                shared.channel(StreamReader::untimed(&mut half_a_head.as_slice()));
+            });
+            let error = shared.result().unwrap_err();
+            assert!(matches!(error, ReceiveError::Truncated { at: 64, .. }), "{error}");
         }
     }
 
