@@ -445,6 +445,47 @@ fn a_commit_is_followed_by_the_next_access() {
     assert_eq!(tlb.load_le::<u64>(8).unwrap(), 7);
 }
 
+/// The same for a hart that runs on meanwhile: it may take part of the commit, but once it is told,
+/// it has the whole.
+#[cfg(not(target_family = "wasm"))] // has no threads
+#[test]
+fn a_hart_that_runs_follows_each_commit() {
+    const COMMITS: u64 = 100_000;
+    let map = MemoryMap::new();
+    let ram = RamBlock::anonymous("ram", PAGES * PAGE).unwrap();
+    let (root, bank) = map
+        .transaction(|map| {
+            let root = map.container("root", 1 << 32)?;
+            let region = map.ram("ram", ram.clone())?;
+            let bank = map.alias("bank", region, 0, PAGE.into())?;
+            map.add_subregion(root, 0x1000, bank)?;
+            Ok((root, bank))
+        })
+        .unwrap();
+    let space = map.address_space("hart", root).unwrap();
+    let told = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut tlb: Tlb = Tlb::new(&space);
+            loop {
+                let number = told.load(Ordering::Acquire);
+                let found = tlb.load_le::<u64>(0x1000).unwrap();
+                assert!(found >= number, "{found}, {number} commits after the first");
+                if number == COMMITS {
+                    break;
+                }
+            }
+        });
+        for number in 1..=COMMITS {
+            // Later ones have higher numbers, whichever page they are in.
+            let offset = number % PAGES * PAGE;
+            ram.write(offset, &number.to_le_bytes()).unwrap();
+            map.set_alias_offset(bank, offset).unwrap();
+            told.store(number, Ordering::Release);
+        }
+    });
+}
+
 /// A page that is watched again while its write is reported is reported at the next write, though
 /// the watch itself had nothing to change.
 #[cfg(not(target_family = "wasm"))] // has no threads

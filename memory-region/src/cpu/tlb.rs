@@ -28,7 +28,8 @@ const CODE_ENTRIES: usize = 16;
 /// for every client that is on. What a commit, a harvest or a code watch changes is followed by the
 /// next access; so is the resize of a block whose region is resized with it, as
 /// [`RamBlock::resize`](ram_block::RamBlock::resize) says. Once its space has been
-/// [removed](crate::MemoryMap::remove_address_space), nothing answers.
+/// [removed](crate::MemoryMap::remove_address_space), nothing answers. A page that has left keeps
+/// its block until another takes its place in the TLB, or until [`flush`](Self::flush).
 ///
 /// Each processor that runs on a thread of its own has its own TLB; aligned accesses of several are
 /// atomic, and not ordered: an interpreter fences as its guest does.
