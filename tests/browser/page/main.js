@@ -40,7 +40,9 @@ function key(code, isDown) {
 
 function onKey(event) {
   const code = KEYS[event.code];
-  if (code === undefined) return;
+  // With these a key is the browser's: "back" is Alt and an arrow.
+  const isOurs = !(event.altKey || event.ctrlKey || event.metaKey) || event.type === "keyup";
+  if (code === undefined || !isOurs) return;
   event.preventDefault();
   if (!event.repeat) key(code, event.type === "keydown");
 }
@@ -49,7 +51,8 @@ function onKey(event) {
 function pixels() {
   const [buffer, start, width, height] = [vm.memory.buffer, vm.pixels(), vm.width(), vm.height()];
   const data = image?.data;
-  if (data?.buffer !== buffer || data.byteOffset !== start || data.length !== width * height * 4) {
+  const isSame = data?.buffer === buffer && data.byteOffset === start;
+  if (!isSame || image.width !== width || image.height !== height) {
     image = new ImageData(new Uint8ClampedArray(buffer, start, width * height * 4), width, height);
     const isResized = canvas.width !== width || canvas.height !== height;
     // Which clears it: all of a picture of another size is damaged.

@@ -167,6 +167,9 @@ fn keys_that_are_held_or_left() {
     };
     assert_eq!(page.evaluate(&is_prevented("keydown", "ArrowLeft")).unwrap(), json!(true));
     assert_eq!(page.evaluate(&is_prevented("keydown", "KeyA")).unwrap(), json!(false));
+    let back = "!dispatchEvent(new KeyboardEvent('keydown', \
+        { code: 'ArrowDown', altKey: true, cancelable: true }))";
+    assert_eq!(page.evaluate(back).unwrap(), json!(false));
     assert_eq!(page.number("figures.keys"), 2);
     page.go(5);
     native.go(5);
