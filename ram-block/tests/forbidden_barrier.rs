@@ -1,5 +1,5 @@
-//! A process that may not have a barrier of all threads, as macOS and FreeBSD have none: readers and
-//! writers then fence for themselves. The only test of its process, which is one for good.
+//! A process that may not have a barrier of all threads, as macOS and FreeBSD have none: readers
+//! and writers then fence for themselves. The only test of its process, which is one for good.
 #![cfg(target_os = "linux")]
 
 use std::sync::Arc;

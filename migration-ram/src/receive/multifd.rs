@@ -266,8 +266,8 @@ mod tests {
         }
     }
 
-    /// The stream waits at a sync for a channel that fails, and fails for it: the channel's error is
-    /// the one that tells why.
+    /// The stream waits at a sync for a channel that fails, and fails for it: the channel's error
+    /// tells why.
     #[test]
     fn the_channels_error_is_the_one_that_counts() {
         for _ in 0..2000 {
