@@ -67,8 +67,10 @@ impl Vcpu {
     ///     let _ = vcpu.fd().run();
     /// }
     /// ```
-    ///
-    /// [`run_page`](Self::run_page) has the fields of the page shared with KVM that may be set.
+    #[cfg_attr(
+        target_arch = "x86_64",
+        doc = "\n[`run_page`](Self::run_page) has the fields of the shared page that may be set."
+    )]
     pub fn fd(&self) -> &VcpuFd {
         self.guarded.fd()
     }
