@@ -230,16 +230,20 @@ impl Vgic {
             return Err(differs("translation services", &found, &self.services.len()));
         }
         let mut values = state.values.iter();
+        let set = |Register { group, attr }, value| set_device_value(&self.gic, group, attr, value);
         for step in steps {
-            let (register, value) = match step {
-                Step::Carry(register) => (register, values.next().copied().flatten()),
-                Step::Set(register, value) => (register, Some(value)),
-            };
-            // What has its value already is left alone: KVM changes some that are set (the
-            // attributes of memory that tables are in).
-            let now = device_value(&self.gic, register.group, register.attr);
-            if let Some(value) = value.filter(|value| !now.is_ok_and(|now| now == *value)) {
-                named(register, set_device_value(&self.gic, register.group, register.attr, value))?;
+            match step {
+                // Also where it reads so: a register that clears bits reads as those that are set.
+                Step::Set(register, value) => named(register, set(register, value))?,
+                Step::Carry(register) => {
+                    let Some(value) = values.next().copied().flatten() else { continue };
+                    // What has its value is left alone: KVM changes some that are set (the
+                    // attributes of memory that tables are in).
+                    let now = device_value(&self.gic, register.group, register.attr);
+                    if !now.is_ok_and(|now| now == value) {
+                        named(register, set(register, value))?;
+                    }
+                }
             }
         }
         for (its, values) in self.services.iter().zip(&state.services) {

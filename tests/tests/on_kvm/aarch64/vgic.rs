@@ -5,10 +5,10 @@ use std::sync::Arc;
 use integration_tests::harness::Test;
 use kvm_accel::kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
-    KVM_DEV_ARM_VGIC_GRP_ITS_REGS, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, KVM_MSI_VALID_DEVID,
-    KVM_VGIC_ITS_ADDR_TYPE, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
-    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_msi,
+    KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_ITS_REGS,
+    KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, KVM_MSI_VALID_DEVID, KVM_VGIC_ITS_ADDR_TYPE,
+    KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_msi,
 };
 use kvm_accel::kvm_ioctls::DeviceFd;
 use kvm_accel::{KvmError, KvmVm, RollBack, Vcpu, VcpuThread, Vgic, VgicState};
@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[("tables_are_written_pages", tables_are_written_pag
 pub const ONCE: &[Test] = &[
     ("interrupts_go_to_other_machines", interrupts_go_to_other_machines),
     ("a_controller_goes_back_in_place", a_controller_goes_back_in_place),
+    ("what_is_all_on_is_switched_off", what_is_all_on_is_switched_off),
     ("messages_go_to_another_machine", messages_go_to_another_machine),
     ("a_controller_of_others_is_refused", a_controller_of_others_is_refused),
 ];
@@ -265,6 +266,25 @@ fn a_controller_goes_back_in_place() {
         vgic.restore(&state).unwrap();
         vcpu.roll_back(&of_vcpu, RollBack::Now).unwrap();
     }
+}
+
+/// Registers that clear bits read as the bits that are set, also when all are.
+fn what_is_all_on_is_switched_off() {
+    const ISENABLER1: u64 = 0x104;
+    const ISACTIVER1: u64 = 0x304;
+    let machine = Machine::new(RAM);
+    let vcpu = machine.vcpu();
+    let addresses =
+        [(KVM_VGIC_V3_ADDR_TYPE_DIST, DISTRIBUTOR), (KVM_VGIC_V3_ADDR_TYPE_REDIST, REDISTRIBUTORS)];
+    let gic = device(&machine.vm, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, &addresses);
+    let vgic = Vgic::new(gic.clone(), &[vcpu.mpidr().unwrap()]).unwrap();
+    let state = vgic.save().unwrap();
+    for offset in [ISENABLER1, ISACTIVER1] {
+        set(&gic, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset, 0xffff_ffff);
+    }
+    assert_ne!(vgic.save().unwrap(), state);
+    vgic.restore(&state).unwrap();
+    same(&vgic.save().unwrap(), &state);
 }
 
 /// The service that translates messages, before it is set up.
