@@ -13,8 +13,8 @@ pub enum RollBack {
     Now,
     /// Registers, special registers and pending events with the next run, which saves three system
     /// calls on x86; all else at once. [`Vcpu::save`](crate::Vcpu::save) knows of them. Until then
-    /// [`Vcpu::fd`](crate::Vcpu::fd) shows the
-    /// former ones, and those that are set there are lost. As `Now` where KVM cannot do it.
+    /// [`Vcpu::fd`](crate::Vcpu::fd) shows the former ones, and those that are set there are lost.
+    /// As `Now` where KVM cannot do it.
     WithNextRun,
 }
 

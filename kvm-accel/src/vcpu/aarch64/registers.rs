@@ -35,7 +35,7 @@ pub(super) const SVE_VLS: u64 =
     KVM_REG_ARM64 | KVM_REG_SIZE_U512 | KVM_REG_ARM64_SVE as u64 | 0xffff;
 
 /// Registers and their values, in KVM's order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub(super) struct Registers {
     numbers: Vec<u64>,
@@ -64,8 +64,7 @@ impl Registers {
 
     /// The value of a register of 64 bits, if it is among these.
     pub(super) fn get(&self, number: u64) -> Option<u64> {
-        let (_, value) = self.iter().find(|(found, _)| *found == number)?;
-        value.try_into().ok().map(u64::from_ne_bytes)
+        self.bytes(number)?.try_into().ok().map(u64::from_ne_bytes)
     }
 
     /// The bytes of a register, if it is among these.
@@ -86,8 +85,7 @@ impl Registers {
 
     /// Whether there are as many bytes as the registers have.
     pub(super) fn is_whole(&self) -> bool {
-        self.iter().map(|(_, value)| value.len()).sum::<usize>() == self.values.len()
-            && self.iter().count() == self.numbers.len()
+        self.numbers.iter().map(|number| size(*number)).sum::<usize>() == self.values.len()
     }
 
     /// Gives them to a vCPU. One that has its value already is not set, which KVM refuses for some
@@ -103,7 +101,6 @@ impl Registers {
                 let why = format!("register {number:#x} of {} bytes is none", value.len());
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             };
-            // The bytes of a slice of SVE's beyond the vectors' length are KVM's zeros.
             let has = vcpu.get_one_reg(number, now).is_ok() && now == value;
             if has && number != TIMER_CNT {
                 continue;

@@ -1,15 +1,14 @@
 //! From a fresh vCPU to the first instruction of a program.
 
+use kvm_accel::KvmVm;
 use kvm_accel::kvm_bindings::{
     KVM_ARM_VCPU_PSCI_0_2, KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64,
     kvm_vcpu_init,
 };
 use kvm_accel::kvm_ioctls::VcpuFd;
-use kvm_accel::{KvmVm, Vcpu};
 use ram_block::RamBlock;
 
 use super::asm::System;
-use crate::guest::CODE;
 
 /// One page of 512 entries of 1 GiB each: the first 512 GiB.
 const PAGE_MAP: u64 = 0x8000;
@@ -30,30 +29,13 @@ pub fn initialize(vm: &KvmVm) -> kvm_vcpu_init {
     init
 }
 
-/// Puts `code` into `ram` (at guest address 0) and makes `vcpu`, which is initialized, begin it at
-/// exception level 1, all of the first 512 GiB mapped one to one, with `arguments` in x0 to x5.
+/// Puts `code` into `ram` (at guest address 0), at `address`, and makes `vcpu`, which is
+/// initialized, begin it at exception level 1, all of the first 512 GiB mapped one to one, with
+/// `arguments` in x0 to x5.
 ///
 /// # Panics
 ///
 /// If KVM refuses the registers, or RAM is smaller than 1 MiB.
-pub fn boot(vcpu: &Vcpu, ram: &RamBlock, code: &[u8], arguments: &[u64]) {
-    boot_at(vcpu, ram, CODE, code, arguments);
-}
-
-/// As [`boot`], with the code at `address`.
-///
-/// # Panics
-///
-/// As [`boot`].
-pub fn boot_at(vcpu: &Vcpu, ram: &RamBlock, address: u64, code: &[u8], arguments: &[u64]) {
-    boot_descriptor(vcpu.fd(), ram, address, code, arguments);
-}
-
-/// As [`boot_at`], for a vCPU that is not of this project's making.
-///
-/// # Panics
-///
-/// As [`boot`].
 pub fn boot_descriptor(
     vcpu: &VcpuFd,
     ram: &RamBlock,

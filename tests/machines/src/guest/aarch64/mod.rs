@@ -8,7 +8,7 @@ pub mod asm;
 mod boot;
 pub mod programs;
 
-pub use boot::{TABLE_PAGES, boot, boot_at, boot_descriptor, initialize};
+pub use boot::{TABLE_PAGES, boot_descriptor, initialize};
 
 /// Where the ports are: there is a window of memory for them.
 const PORTS: u64 = 0x70_0000_0000;

@@ -1,11 +1,8 @@
 //! From a fresh vCPU to the first instruction of a program.
 
-use kvm_accel::Vcpu;
 use kvm_accel::kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
 use kvm_accel::kvm_ioctls::VcpuFd;
 use ram_block::RamBlock;
-
-use crate::guest::CODE;
 
 const PAGE_MAP: u64 = 0x1000;
 const DIRECTORY_POINTERS: u64 = 0x2000;
@@ -23,31 +20,13 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 
-/// Puts `code` into `ram` (at guest address 0) and makes `vcpu` begin it in ring 3 of
-/// long mode, all of the first 4 GiB mapped one to one, with `arguments` in rdi, rsi,
-/// rdx, rcx, r8 and r9.
+/// Puts `code` into `ram` (at guest address 0), at `address`, and makes `vcpu` begin it in ring 3
+/// of long mode, all of the first 4 GiB mapped one to one, with `arguments` in rdi, rsi, rdx, rcx,
+/// r8 and r9.
 ///
 /// # Panics
 ///
 /// If KVM refuses the registers, or RAM is smaller than 1 MiB.
-pub fn boot(vcpu: &Vcpu, ram: &RamBlock, code: &[u8], arguments: &[u64]) {
-    boot_at(vcpu, ram, CODE, code, arguments);
-}
-
-/// As [`boot`], with the code at `address`.
-///
-/// # Panics
-///
-/// As [`boot`].
-pub fn boot_at(vcpu: &Vcpu, ram: &RamBlock, address: u64, code: &[u8], arguments: &[u64]) {
-    boot_descriptor(vcpu.fd(), ram, address, code, arguments);
-}
-
-/// As [`boot_at`], for a vCPU that is not of this project's making.
-///
-/// # Panics
-///
-/// As [`boot`].
 pub fn boot_descriptor(
     vcpu: &VcpuFd,
     ram: &RamBlock,

@@ -13,7 +13,7 @@ pub mod programs;
 pub mod scene;
 pub mod script;
 
-pub use boot::{TABLE_PAGES, boot, boot_at, boot_descriptor};
+pub use boot::{TABLE_PAGES, boot_descriptor};
 
 /// The place that programs are told of the I/O port with a number.
 pub const fn port(number: u16) -> u64 {
